@@ -1,0 +1,73 @@
+"""Checkpoints that are never half written, and never execute anything when read."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlcore._version import __version__
+
+SCHEMA = 1
+"""Raised when the layout of a checkpoint changes so that older code could not read it."""
+
+_KEYS = ("config", "spec", "agent", "progress", "env", "recording", "rng")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is one line that names the file and what to do."""
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+    """Write ``content`` (tensors and plain values) so that a crash leaves the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"schema": SCHEMA, "rlcore": __version__, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain values are accepted.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, not a checkpoint of this library, of another schema, or holds
+            code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint '{path}' does not exist; check the path")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "Weights only load failed" in str(error):
+            raise CheckpointError(
+                f"checkpoint '{path}' holds objects other than tensors and plain values, or is damaged; nothing of it "
+                "was run; use a checkpoint that rlcore wrote"
+            ) from None
+        raise CheckpointError(f"checkpoint '{path}' is damaged; use an earlier one from its folder") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"checkpoint '{path}' is damaged or cut short ({reason}); use an earlier one from its folder"
+        ) from None
+    if not isinstance(content, dict) or "schema" not in content:
+        raise CheckpointError(f"'{path}' is not an rlcore checkpoint; use a file that rlcore wrote")
+    if content["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"checkpoint '{path}' has schema {content['schema']} (written by rlcore {content.get('rlcore')}) and this "
+            f"is rlcore {__version__}, which reads schema {SCHEMA}; install the version that wrote it"
+        )
+    missing = [key for key in _KEYS if key not in content]
+    if missing:
+        raise CheckpointError(f"checkpoint '{path}' lacks {', '.join(missing)}; use an earlier one from its folder")
+    return content

@@ -1,0 +1,159 @@
+"""Strict configuration: frozen dataclasses filled from YAML, with errors that name the key and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import dacite
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line that names the key and what to do."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return a hint that names the closest valid name, or all of them when none is close."""
+    valid = sorted(valid)
+    folded = {v.lower(): v for v in valid}
+    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
+    return f"did you mean '{folded[close[0]]}'?" if close else f"valid: {', '.join(valid)}"
+
+
+def check(condition: bool, key: str, value: object, remedy: str) -> None:
+    """Refuse an impossible value.
+
+    Raises:
+        ConfigError: ``condition`` is false.
+    """
+    if not condition:
+        raise ConfigError(f"{key}: {value!r} is not possible; {remedy}")
+
+
+def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuration") -> T:
+    """Build a configuration dataclass from plain values.
+
+    Numbers are converted by the field's type, because YAML 1.1 reads ``3e-4`` as a string.
+
+    Args:
+        cls: a dataclass, possibly nested.
+        data: values by field name.
+        source: the file or place that ``data`` came from, for messages.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or an impossible value.
+    """
+    _refuse_unknown(cls, data, source, "")
+    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float, int: _to_int, bool: _to_bool})
+    try:
+        return dacite.from_dict(cls, dict(data), settings)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except dacite.MissingValueError as error:
+        raise ConfigError(f"{source}: '{error.field_path}' is missing; set it") from None
+    except (dacite.WrongTypeError, dacite.UnionMatchError) as error:
+        expected = _type_name(error.field_type)
+        raise ConfigError(f"{source}: {error.field_path}: {error.value!r} is not {expected}; correct it") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {error}") from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a dataclass as plain values that YAML and checkpoints can hold."""
+    plain = _plain(dataclasses.asdict(config))
+    assert isinstance(plain, dict)
+    return plain
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; nothing in the file is executed.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not hold a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"configuration file '{path}' does not exist; check the path")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"configuration file '{path}' is not valid YAML: {reason}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"configuration file '{path}' must hold 'key: value' lines, not {type(data).__name__}")
+    return data
+
+
+def save_yaml(path: str | Path, config: Any) -> None:
+    """Write a configuration dataclass so that ``from_dict(cls, load_yaml(path))`` gives it back."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def _refuse_unknown(cls: Any, data: Any, source: str, prefix: str) -> None:
+    """Walk nested dataclasses, so that the message can name the nearest field at the right level."""
+    if not isinstance(data, Mapping):
+        key = prefix.rstrip(".") or cls.__name__
+        raise ConfigError(f"{source}: {key}: {data!r} is not a group of settings; write 'key: value' lines under it")
+    hints = typing.get_type_hints(cls)
+    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    for key, value in data.items():
+        if key not in names:
+            raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {nearest(str(key), names)}")
+        if dataclasses.is_dataclass(hints[key]):
+            _refuse_unknown(hints[key], value, source, f"{prefix}{key}.")
+
+
+def _to_float(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ConfigError(f"{value!r} is not a number; write a number such as 0.5")
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value  # left for the type check, which knows the field's name
+    return float(value) if isinstance(value, int) else value
+
+
+def _to_int(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ConfigError(f"{value!r} is not a whole number; write a number such as 5")
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return int(value)  # 1e6 in YAML is a float
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return value
+        return int(number) if math.isfinite(number) and number == int(number) else value
+    return value
+
+
+def _to_bool(value: Any) -> Any:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{value!r} is neither true nor false; write one of them")
+    return value
+
+
+def _type_name(expected: Any) -> str:
+    if typing.get_origin(expected) is typing.Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(expected))
+    text = getattr(expected, "__name__", None) if isinstance(expected, type) else str(expected)
+    return f"of type {text}".replace("typing.", "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

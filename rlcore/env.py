@@ -1,0 +1,112 @@
+"""The contract between rlcore and a batch of simulated robots."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from rlcore.types import Obs, Step
+
+
+@runtime_checkable
+class VecEnv(Protocol):
+    """N copies of one task on one device, stepped together. Adapters need not inherit from it.
+
+    An env may also have, and the library uses where present:
+
+    - ``task``: its name, and ``deployment``: a dict for the exported file (see ``EnvSpec``);
+    - ``state_dict() -> dict`` and ``load_state_dict(dict)``: everything that its future depends on, random
+      generator included, as tensors and plain values. With them a resumed run repeats bit for bit;
+    - ``render() -> uint8 array [H, W, 3]``: a picture of env 0.
+
+    ``Step.log`` may carry ``success`` ``[N]`` in 0..1, and ``num_goals`` ``[N]``, the number of goals of the
+    episode that ``success`` is a fraction of. Both are read where the episode ended.
+    """
+
+    num_envs: int
+    device: torch.device
+    observation_spaces: Mapping[str, gymnasium.spaces.Box]
+    """Space of each observation group of one env, shape ``[O]``."""
+    action_space: gymnasium.Space[Any]
+    """``Box`` of shape ``[A]`` or ``Discrete``, of one env."""
+    max_episode_length: int
+    """Steps after which an episode is cut."""
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start a new episode in every env; a seed makes everything that follows repeatable."""
+        ...
+
+    def step(self, action: Tensor) -> Step:
+        """Advance every env by one control step, and reset those that ended (same-step auto-reset)."""
+        ...
+
+    def close(self) -> None:
+        """Release the simulator."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSpec:
+    """What a policy has to know about an env, small enough to live in a checkpoint.
+
+    With it a policy is rebuilt, exported and checked where the simulator is not installed.
+    """
+
+    task: str
+    observation_sizes: dict[str, int]
+    """Size of each observation group."""
+    discrete: bool
+    """Whether actions are indices rather than vectors."""
+    action_size: int
+    """A, or the number of choices when discrete."""
+    action_low: list[float] = field(default_factory=list)
+    action_high: list[float] = field(default_factory=list)
+    """Bounds per action dimension, infinite where there is none; empty when discrete."""
+    deployment: dict[str, Any] = field(default_factory=dict)
+    """For the exported file: ``control_dt`` in seconds, ``observation_terms`` (group to list of ``{name, size}``),
+    ``action_terms`` (list of ``{name, size, scale, offset}``), ``joint_names``; whatever the env knows of these."""
+
+
+def spec_of(env: VecEnv) -> EnvSpec:
+    """Describe an env.
+
+    Raises:
+        ValueError: an observation group is not a flat ``Box``, or the action space is neither a flat ``Box`` nor
+            ``Discrete``; the message names the space and what to do.
+    """
+    sizes: dict[str, int] = {}
+    for group, space in env.observation_spaces.items():
+        if len(space.shape) != 1:
+            raise ValueError(
+                f"observation group '{group}' has shape {tuple(space.shape)}; rlcore trains on flat groups: "
+                "flatten it in the env or leave it out of the groups"
+            )
+        sizes[group] = int(space.shape[0])
+    task = str(getattr(env, "task", type(env).__name__))
+    deployment = dict(getattr(env, "deployment", {}))
+    action = env.action_space
+    if isinstance(action, gymnasium.spaces.Discrete):
+        if action.start != 0:
+            raise ValueError(f"{task}: Discrete actions start at {action.start}; wrap the env so that they start at 0")
+        return EnvSpec(
+            task=task, observation_sizes=sizes, discrete=True, action_size=int(action.n), deployment=deployment
+        )
+    if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1:
+        raise ValueError(f"{task}: action space {action} is not supported; use a flat Box or Discrete")
+    low = [float(x) if math.isfinite(x) else -math.inf for x in action.low]
+    high = [float(x) if math.isfinite(x) else math.inf for x in action.high]
+    return EnvSpec(
+        task=task,
+        observation_sizes=sizes,
+        discrete=False,
+        action_size=int(action.shape[0]),
+        action_low=low,
+        action_high=high,
+        deployment=deployment,
+    )

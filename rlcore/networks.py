@@ -1,0 +1,99 @@
+"""Multi-layer perceptrons, and the choice of observation groups that feed them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.config import ConfigError, check, nearest
+from rlcore.types import Obs
+
+Activation = Literal["elu", "relu", "tanh", "silu", "gelu", "leaky_relu", "selu"]
+
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "leaky_relu": nn.LeakyReLU,
+    "selu": nn.SELU,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """A multi-layer perceptron."""
+
+    hidden_dims: tuple[int, ...] = (256, 128, 64)
+    """Width of each hidden layer."""
+    activation: Activation = "elu"
+    """Nonlinearity after each hidden layer."""
+    init: Literal["orthogonal", "default"] = "orthogonal"
+    """Initial weights: orthogonal (gain sqrt 2, outputs 0.01 for actions and 1 for values), or PyTorch's default."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        check(all(d > 0 for d in self.hidden_dims), "hidden_dims", self.hidden_dims, "widths are at least 1")
+
+
+def mlp(size: int, config: NetworkConfig) -> nn.Sequential:
+    """Hidden layers from ``size`` inputs to ``feature_size(size, config)`` features."""
+    layers: list[nn.Module] = []
+    for width in config.hidden_dims:
+        layers += [nn.Linear(size, width), _ACTIVATIONS[config.activation]()]
+        size = width
+    module = nn.Sequential(*layers)
+    if config.init == "orthogonal":
+        orthogonal_(module, math.sqrt(2))
+    return module
+
+
+def feature_size(size: int, config: NetworkConfig) -> int:
+    """Width of what ``mlp`` returns for ``size`` inputs."""
+    return config.hidden_dims[-1] if config.hidden_dims else size
+
+
+def orthogonal_(module: nn.Module, gain: float) -> None:
+    """Set every linear layer in ``module`` to orthogonal weights and zero bias (Saxe et al. 2014, arXiv:1312.6120)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.orthogonal_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+
+
+def concatenate(obs: Obs, groups: Sequence[str]) -> Tensor:
+    """Join observation groups in the given order, ``[..., O]``."""
+    return obs[groups[0]] if len(groups) == 1 else torch.cat([obs[group] for group in groups], dim=-1)
+
+
+def choose_groups(
+    sizes: Mapping[str, int], actor: Sequence[str] | None, critic: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Settle which observation groups feed the actor and which the critic.
+
+    Unless configured, the actor reads ``policy``, else ``actor``, else the only group there is; the critic reads
+    ``critic``, else what the actor reads.
+
+    Raises:
+        ConfigError: a configured group does not exist, or there is no default for the actor.
+    """
+    for key, groups in (("actor_obs", actor), ("critic_obs", critic)):
+        for group in groups or ():
+            if group not in sizes:
+                raise ConfigError(f"{key}: the env has no observation group '{group}'; {nearest(group, sizes)}")
+    if actor is None:
+        default = next((group for group in ("policy", "actor") if group in sizes), None)
+        if default is None and len(sizes) == 1:
+            default = next(iter(sizes))
+        if default is None:
+            raise ConfigError(f"actor_obs: the env has no group 'policy' or 'actor'; choose from {', '.join(sizes)}")
+        actor = (default,)
+    if critic is None:
+        critic = ("critic",) if "critic" in sizes else actor
+    return tuple(actor), tuple(critic)

@@ -1,0 +1,66 @@
+"""Running mean and variance, kept on the device and updated without looking at them from the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningNormalizer(nn.Module):
+    """Shift and scale each feature to zero mean and unit deviation over everything seen so far.
+
+    Statistics change only in ``update``, never in ``forward``: evaluation and export see them frozen.
+
+    Args:
+        size: number of features.
+        epsilon: added to the deviation, so that a constant feature becomes 0 and not NaN.
+        clip: largest magnitude of a normalized value; None for no limit.
+    """
+
+    mean: Tensor  # [size]
+    var: Tensor  # [size]
+    count: Tensor  # []
+
+    def __init__(self, size: int, epsilon: float = 1e-2, clip: float | None = None) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("var", torch.ones(size))
+        # float64: at 2^24 samples a float32 counter stops moving for single envs.
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take a batch ``[B, size]`` into the statistics.
+
+        The pairwise form of Welford's method: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
+        computing sample variances" (1979), equations 2.1.
+        """
+        batch_var, batch_mean = torch.var_mean(x, dim=0, correction=0)  # [size] each
+        self.count += x.shape[0]
+        share = (x.shape[0] / self.count).float()
+        delta = batch_mean - self.mean
+        self.mean += share * delta
+        # On the first batch share is 1, which replaces the initial unit variance.
+        self.var += share * (batch_var - self.var + (1 - share) * delta * delta)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``[..., size]``."""
+        y = (x - self.mean) / (self.var.sqrt() + self.epsilon)
+        return y if self.clip is None else y.clamp(-self.clip, self.clip)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Undo ``forward`` (but for what the clip cut off)."""
+        return y * (self.var.sqrt() + self.epsilon) + self.mean
+
+
+class NoNormalizer(nn.Module):
+    """Stands where a normalizer is switched off."""
+
+    def update(self, x: Tensor) -> None:
+        """Learn nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the input."""
+        return x

@@ -1,0 +1,41 @@
+"""Fixed storage for one rollout, written in place a row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Rollout:
+    """Named tensors ``[T, N, ...]``.
+
+    The row to write is a device tensor, so that writing looks the same to the host at every step.
+
+    Args:
+        num_steps: T.
+        num_envs: N.
+        device: where the tensors live.
+    """
+
+    def __init__(self, num_steps: int, num_envs: int, device: torch.device) -> None:
+        self.num_steps = num_steps
+        self.num_envs = num_envs
+        self.data: dict[str, Tensor] = {}
+        self.row = torch.zeros(1, dtype=torch.int64, device=device)
+
+    def write(self, rows: Mapping[str, Tensor]) -> None:
+        """Copy ``[N, ...]`` tensors into the present row; a name's first row settles its shape and type."""
+        for name, value in rows.items():
+            if name not in self.data:
+                self.data[name] = value.new_zeros((self.num_steps, *value.shape))
+            self.data[name].index_copy_(0, self.row, value.unsqueeze(0))
+
+    def advance(self) -> None:
+        """Go on to the next row, and back to the first after the last."""
+        self.row.add_(1).remainder_(self.num_steps)
+
+    def samples(self, index: Tensor) -> dict[str, Tensor]:
+        """Gather time-flattened samples ``[B, ...]`` by their index ``t * N + n``."""
+        return {name: value.flatten(0, 1).index_select(0, index) for name, value in self.data.items()}

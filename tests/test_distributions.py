@@ -1,0 +1,91 @@
+"""Log-probabilities, entropies and KL against torch.distributions, closed forms and sampling."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical as TorchCategorical
+from torch.distributions import Independent, Normal, kl_divergence
+
+from rlcore.distributions import Categorical, CategoricalHead, Gaussian, GaussianHead
+
+
+def gaussians() -> tuple[Gaussian, Gaussian]:
+    g = torch.Generator().manual_seed(0)
+    mean, std = torch.randn(2, 50, 6, generator=g, dtype=torch.float64), torch.rand(2, 50, 6, generator=g) * 2 + 0.05
+    return Gaussian(mean[0], std[0].double()), Gaussian(mean[1], std[1].double())
+
+
+def test_gaussian_agrees_with_torch_distributions() -> None:
+    p, q = gaussians()
+    reference_p, reference_q = Independent(Normal(*p), 1), Independent(Normal(*q), 1)
+    action = torch.randn(50, 6, dtype=torch.float64)
+    torch.testing.assert_close(p.log_prob(action), reference_p.log_prob(action))
+    torch.testing.assert_close(p.entropy(), reference_p.entropy())
+    torch.testing.assert_close(p.kl(q), kl_divergence(reference_p, reference_q))
+
+
+def test_gaussian_kl_is_zero_on_itself_and_known_for_a_shift() -> None:
+    p, _ = gaussians()
+    assert p.kl(p).abs().max() < 1e-12
+    shifted = Gaussian(p.mean + p.std, p.std)  # one deviation in each of 6 dimensions: 6 * 1/2 nat
+    torch.testing.assert_close(p.kl(shifted), torch.full((50,), 3.0, dtype=torch.float64))
+
+
+def test_gaussian_samples_have_the_stated_moments() -> None:
+    torch.manual_seed(0)
+    p = Gaussian(torch.tensor([1.0, -2.0]).expand(200_000, 2), torch.tensor([0.5, 3.0]).expand(200_000, 2))
+    x = p.sample()
+    torch.testing.assert_close(x.mean(0), torch.tensor([1.0, -2.0]), rtol=0, atol=0.03)
+    torch.testing.assert_close(x.std(0), torch.tensor([0.5, 3.0]), rtol=0.01, atol=0)
+
+
+def test_categorical_agrees_with_torch_distributions() -> None:
+    logits = torch.randn(2, 50, 5, dtype=torch.float64)
+    p, q = (Categorical(x.log_softmax(-1)) for x in logits)
+    reference_p, reference_q = (TorchCategorical(logits=x) for x in logits)
+    action = torch.randint(0, 5, (50,))
+    torch.testing.assert_close(p.log_prob(action), reference_p.log_prob(action))
+    torch.testing.assert_close(p.entropy(), reference_p.entropy())
+    torch.testing.assert_close(p.kl(q), kl_divergence(reference_p, reference_q))
+    assert torch.equal(p.mode, logits[0].argmax(-1))
+
+
+def test_categorical_samples_have_the_stated_frequencies() -> None:
+    torch.manual_seed(0)
+    probabilities = torch.tensor([0.7, 0.2, 0.1, 0.0])
+    p = Categorical((probabilities + 1e-12).log().log_softmax(-1).expand(200_000, 4))
+    frequency = torch.bincount(p.sample(), minlength=4) / 200_000
+    torch.testing.assert_close(frequency, probabilities, rtol=0, atol=0.004)
+
+
+@pytest.mark.parametrize("state_dependent", [False, True])
+@pytest.mark.parametrize("init_std", [0.02, 0.3, 1.0, 50.0])
+def test_head_starts_at_the_configured_deviation(init_std: float, state_dependent: bool) -> None:
+    head = GaussianHead(8, 3, init_std, 0.01, 100.0, state_dependent)
+    std = head(torch.randn(16, 8)).std
+    torch.testing.assert_close(std, torch.full((16, 3), init_std), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("raw", [-1e6, -100.0, 0.0, 100.0, 1e6])
+def test_deviation_stays_positive_and_finite_whatever_the_parameter(raw: float) -> None:
+    head = GaussianHead(8, 3, 1.0, 0.01, 100.0, False)
+    head.raw_std.data.fill_(raw)  # type: ignore[union-attr]
+    std = head(torch.randn(4, 8)).std
+    assert (std >= 0.01).all() and (std <= 100.0).all()
+
+
+def test_state_dependent_deviation_depends_on_the_state_once_trained() -> None:
+    head = GaussianHead(8, 3, 1.0, 0.01, 100.0, True)
+    torch.nn.init.normal_(head.raw_std.weight)  # type: ignore[union-attr]
+    std = head(torch.randn(16, 8)).std
+    assert std.std(0).min() > 0.1
+
+
+def test_uniform_categorical_head_entropy_is_log_k() -> None:
+    head = CategoricalHead(8, 4)
+    torch.nn.init.zeros_(head.mean.weight)
+    torch.nn.init.zeros_(head.mean.bias)
+    torch.testing.assert_close(head(torch.randn(3, 8)).entropy(), torch.full((3,), math.log(4)))

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+
+from rlcore.env import VecEnv, spec_of
+from rlcore.envs import make_env
+from rlcore.envs.gymnasium import NO_TIME_LIMIT, GymnasiumEnv
+
+
+class Counter(gymnasium.Env[Any, Any]):
+    """Counts its steps and episodes in its observation; truncated or terminated after ``length`` steps."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 30}
+
+    def __init__(
+        self,
+        length: int = 3,
+        terminates: bool = False,
+        layout: str = "dict",
+        reuse: bool = False,
+        action: str = "discrete",
+        render_mode: str | None = None,
+    ) -> None:
+        box = spaces.Box(-np.inf, np.inf, (2,), dtype=np.float64)
+        critic = spaces.Box(-1, 100, (3,), dtype=np.int64)
+        layouts: dict[str, spaces.Space[Any]] = {
+            "dict": spaces.Dict({"policy": box, "critic": critic}),
+            "box": box,
+            "matrix": spaces.Box(-np.inf, np.inf, (2, 2), dtype=np.float32),
+            "nested": spaces.Dict({"policy": spaces.Dict({"inner": box})}),
+            "index": spaces.Discrete(4),
+        }
+        actions: dict[str, spaces.Space[Any]] = {
+            "discrete": spaces.Discrete(3, start=1),
+            "box": spaces.Box(-1, 1, (2,), dtype=np.float64),
+            "matrix": spaces.Box(-1, 1, (2, 3), dtype=np.float32),
+            "multi": spaces.MultiDiscrete([2, 2]),
+        }
+        self.observation_space, self.action_space = layouts[layout], actions[action]
+        self.length, self.terminates, self.layout, self.reuse = length, terminates, layout, reuse
+        self.render_mode = render_mode
+        self.t, self.episode = 0, -1
+        self.buffer = np.zeros(2)
+        self.actions: list[Any] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t, self.episode = 0, self.episode + 1
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        self.actions.append(action)
+        over = self.t >= self.length
+        return self._observe(), self.t / 3, over and self.terminates, over and not self.terminates, {"t": self.t}
+
+    def render(self) -> Any:
+        return np.full((4, 5, 3), self.t, dtype=np.uint8)
+
+    def _observe(self) -> Any:
+        vector = self.buffer if self.reuse else np.zeros(2)
+        vector[:] = self.t, self.episode
+        if self.layout == "matrix":
+            return np.array([[self.t, self.episode], [0, 1]], dtype=np.float32)
+        return {"policy": vector, "critic": np.full(3, self.t)} if self.layout == "dict" else vector
+
+
+@pytest.fixture(autouse=True)
+def counter_id() -> Iterator[None]:
+    gymnasium.register("RlcoreCounter-v0", entry_point=Counter)
+    yield
+    del gymnasium.registry["RlcoreCounter-v0"]
+
+
+def sync(num_envs: int = 2, mode: AutoresetMode = AutoresetMode.SAME_STEP, **options: Any) -> VectorEnv[Any, Any, Any]:
+    return SyncVectorEnv([lambda: Counter(**options) for _ in range(num_envs)], autoreset_mode=mode)
+
+
+def actions_for(env: VecEnv, generator: torch.Generator) -> torch.Tensor:
+    if isinstance(env.action_space, spaces.Discrete):
+        return torch.randint(int(env.action_space.n), (env.num_envs,), generator=generator)
+    return torch.rand(env.num_envs, *(env.action_space.shape or ()), generator=generator)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+@pytest.mark.parametrize(("env_id", "limit"), [("CartPole-v1", None), ("CartPole-v1", 12), ("Pendulum-v1", 7)])
+def test_every_value_equals_single_envs_stepped_by_hand(env_id: str, limit: int | None, vectorization: str) -> None:
+    options: dict[str, Any] = {} if limit is None else {"max_episode_steps": limit}
+    env = make_env(f"gym:{env_id}", 3, vectorization=vectorization, **options)
+    singles = [gymnasium.make(env_id, **options) for _ in range(3)]
+    obs = env.reset(seed=5)["policy"]
+    for i, single in enumerate(singles):
+        np.testing.assert_array_equal(obs[i].numpy(), single.reset(seed=5 + i)[0])
+    generator = torch.Generator().manual_seed(0)
+    ends = {"terminated": 0, "truncated": 0}
+    for _ in range(60):
+        action = actions_for(env, generator)
+        step = env.step(action)
+        assert step.final_obs is not None
+        for i, single in enumerate(singles):
+            want_obs, want_reward, terminated, truncated, _ = single.step(action[i].numpy())
+            assert bool(step.terminated[i]) == terminated
+            assert bool(step.truncated[i]) == truncated
+            assert step.reward[i].item() == np.float32(want_reward)
+            np.testing.assert_array_equal(step.final_obs["policy"][i].numpy(), want_obs)
+            ends["terminated"] += terminated
+            ends["truncated"] += truncated
+            if terminated or truncated:
+                want_obs, _ = single.reset()
+                assert not torch.equal(step.obs["policy"][i], step.final_obs["policy"][i])
+            np.testing.assert_array_equal(step.obs["policy"][i].numpy(), want_obs)
+    env.close()
+    assert ends["terminated"] > 0 if env_id == "CartPole-v1" else ends["terminated"] == 0
+    assert ends["truncated"] > 0 if limit is not None else ends["truncated"] == 0
+
+
+def test_what_gymnasium_knows_of_the_env_is_told() -> None:
+    pendulum = make_env("gym:Pendulum-v1", 2, max_episode_steps=50)
+    assert isinstance(pendulum, VecEnv)
+    spec = spec_of(pendulum)
+    assert spec.task == "gym:Pendulum-v1"
+    assert spec.observation_sizes == {"policy": 3}
+    assert (spec.action_low, spec.action_high) == ([-2.0], [2.0])
+    assert spec.deployment == {"control_dt": 0.05}
+    assert pendulum.max_episode_length == 50
+    assert make_env("gym:CartPole-v1", 2).max_episode_length == 500
+
+
+def test_dict_keys_become_groups_as_float32_with_true_final_obs() -> None:
+    env = make_env("gym:RlcoreCounter-v0", 2, length=3)
+    assert {group: space.shape for group, space in env.observation_spaces.items()} == {"policy": (2,), "critic": (3,)}
+    env.reset(seed=0)
+    for t in (1, 2):
+        step = env.step(torch.tensor([0, 1]))
+        assert step.obs["critic"].tolist() == [[t] * 3] * 2
+    step = env.step(torch.tensor([0, 1]))
+    assert step.truncated.tolist() == [True, True]
+    assert step.final_obs is not None
+    assert step.final_obs["policy"].tolist() == [[3.0, 0.0]] * 2
+    assert step.final_obs["critic"].tolist() == [[3.0] * 3] * 2
+    assert step.obs["policy"].tolist() == [[0.0, 1.0]] * 2
+    assert step.obs["critic"].tolist() == [[0.0] * 3] * 2
+    for values in (*step.obs.values(), *step.final_obs.values(), step.reward):
+        assert values.dtype == torch.float32
+    assert step.terminated.dtype == step.truncated.dtype == torch.bool
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+def test_time_limits_truncate_and_ends_terminate(terminates: bool) -> None:
+    env = make_env("gym:RlcoreCounter-v0", 1, length=2, terminates=terminates)
+    env.reset()
+    env.step(torch.tensor([0]))
+    step = env.step(torch.tensor([0]))
+    assert (step.terminated.item(), step.truncated.item()) == (terminates, not terminates)
+
+
+@pytest.mark.filterwarnings("ignore:.*share an object")  # gymnasium sees it too, but only warns
+def test_final_obs_survives_an_env_that_reuses_its_observation() -> None:
+    env = make_env("gym:RlcoreCounter-v0", 2, length=2, layout="box", reuse=True)
+    env.reset()
+    env.step(torch.tensor([0, 0]))
+    step = env.step(torch.tensor([0, 0]))
+    assert step.final_obs is not None
+    assert step.final_obs["policy"].tolist() == [[2.0, 0.0]] * 2
+    assert step.obs["policy"].tolist() == [[0.0, 1.0]] * 2
+
+
+def test_a_stored_step_is_not_changed_by_the_next() -> None:
+    vector = SyncVectorEnv([lambda: Counter(layout="box")], copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    env = GymnasiumEnv(vector)
+    first_obs = env.reset()["policy"]
+    step = env.step(torch.tensor([0]))
+    env.step(torch.tensor([0]))
+    assert first_obs.tolist() == [[0.0, 0.0]]
+    assert step.obs["policy"].tolist() == [[1.0, 0.0]]
+    assert step.final_obs is not None
+    assert step.final_obs["policy"].tolist() == [[1.0, 0.0]]
+    assert step.reward.item() == np.float32(1 / 3)
+
+
+def test_discrete_actions_start_at_zero_here_whatever_the_env_counts_from() -> None:
+    vector = sync(3)
+    env = GymnasiumEnv(vector)
+    assert env.action_space == spaces.Discrete(3)
+    env.reset()
+    env.step(torch.tensor([0, 1, 2]))
+    assert [sub.actions for sub in vector.envs] == [[1], [2], [3]]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("kind", "shape", "dtype"), [("box", (2,), np.float64), ("matrix", (2, 3), np.float32)])
+def test_box_actions_arrive_whole_unclipped_and_detached(kind: str, shape: tuple[int, ...], dtype: Any) -> None:
+    vector = sync(2, action=kind)
+    env = GymnasiumEnv(vector)
+    size = int(np.prod(shape))
+    assert env.action_space.shape == (size,)
+    assert env.action_space.dtype == np.float32
+    env.reset()
+    action = torch.arange(2.0 * size).reshape(2, size).requires_grad_()
+    step = env.step(action)
+    given = vector.envs[1].actions[0]  # type: ignore[attr-defined]
+    assert given.dtype == dtype
+    np.testing.assert_array_equal(given, np.arange(size, 2 * size).reshape(shape))
+    assert not step.reward.requires_grad
+    with torch.no_grad():
+        action.zero_()
+    assert given.any()  # a copy, not the agent's memory
+
+
+@pytest.mark.parametrize("action", [torch.zeros(2, 2), torch.zeros(2), torch.zeros(3, dtype=torch.int64)])
+def test_a_wrong_action_is_refused(action: torch.Tensor) -> None:
+    env = GymnasiumEnv(sync())
+    env.reset()
+    with pytest.raises(ValueError, match=r"expected torch.int64 of shape \(2,\)"):
+        env.step(action)
+
+
+def test_a_matrix_observation_is_flattened_with_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"'policy' of shape \(2, 2\) is flattened to 4 numbers"):
+        env = GymnasiumEnv(sync(layout="matrix", length=1))
+    assert env.observation_spaces["policy"].shape == (4,)
+    assert env.reset()["policy"].tolist() == [[0.0, 0.0, 0.0, 1.0]] * 2
+    step = env.step(torch.tensor([0, 0]))
+    assert step.final_obs is not None
+    assert step.final_obs["policy"].tolist() == [[1.0, 0.0, 0.0, 1.0]] * 2
+
+
+def test_wrappers_make_other_observations_fit() -> None:
+    env = make_env("gym:FrozenLake-v1", 2, wrappers=[gymnasium.wrappers.FlattenObservation], is_slippery=False)
+    assert env.reset(seed=0)["policy"].tolist() == [[1.0] + [0.0] * 15] * 2
+    assert env.step(torch.tensor([1, 2])).obs["policy"].argmax(1).tolist() == [4, 1]  # down, right
+
+
+def test_bounds_beyond_float32_become_infinite() -> None:
+    class Wide(Counter):
+        def __init__(self) -> None:
+            super().__init__(layout="box")
+            largest = np.finfo(np.float64).max
+            self.observation_space = spaces.Box(-largest, largest, (2,), dtype=np.float64)
+
+    env = GymnasiumEnv(SyncVectorEnv([Wide], autoreset_mode=AutoresetMode.SAME_STEP))
+    assert np.isinf(env.observation_spaces["policy"].high).all()
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: sync(mode=AutoresetMode.NEXT_STEP), "autoreset mode is NEXT_STEP.*SAME_STEP"),
+        (lambda: sync(mode=AutoresetMode.DISABLED), "autoreset mode is DISABLED.*SAME_STEP"),
+        (lambda: Counter(), "takes a gymnasium VectorEnv, got Counter"),
+        (lambda: sync(layout="nested"), "observation 'policy' is Dict.*FlattenObservation"),
+        (lambda: sync(layout="index"), "observation 'policy' is Discrete.*FlattenObservation"),
+        (lambda: sync(action="multi"), "MultiDiscrete.*not supported"),
+    ],
+)
+def test_a_vector_env_that_cannot_work_is_refused_with_the_remedy(build: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        GymnasiumEnv(build())
+    assert "\n" not in str(error.value)
+
+
+def test_an_unstated_autoreset_mode_is_refused() -> None:
+    vector = sync()
+    del vector.metadata["autoreset_mode"]
+    with pytest.raises(ValueError, match="autoreset mode is None"):
+        GymnasiumEnv(vector)
+
+
+def test_a_vector_env_that_drops_final_obs_is_refused_at_the_first_end() -> None:
+    class Dropping(gymnasium.vector.VectorWrapper):
+        def step(self, actions: Any) -> Any:
+            *values, _ = self.env.step(actions)
+            return (*values, {})
+
+    env = GymnasiumEnv(Dropping(sync(length=2)))
+    env.reset()
+    env.step(torch.tensor([0, 0]))
+    with pytest.raises(ValueError, match="without infos\\['final_obs'\\]"):
+        env.step(torch.tensor([0, 0]))
+
+
+@pytest.mark.parametrize("layout", ["box", "dict"])
+def test_final_obs_given_as_one_batch_is_read_too(layout: str) -> None:
+    class Batching(gymnasium.vector.VectorWrapper):
+        def step(self, actions: Any) -> Any:
+            *values, infos = self.env.step(actions)
+            if "final_obs" in infos:
+                rows = infos["final_obs"]
+                keys = rows[0].keys() if layout == "dict" else ()
+                batch = {key: np.stack([row[key] for row in rows]) for key in keys}
+                infos = {"final_obs": batch or np.stack(list(rows))}
+            return (*values, infos)
+
+    env = GymnasiumEnv(Batching(sync(length=1, layout=layout)))
+    env.reset()
+    step = env.step(torch.tensor([0, 0]))
+    assert step.final_obs is not None
+    assert step.final_obs["policy"].tolist() == [[1.0, 0.0]] * 2
+    assert step.obs["policy"].tolist() == [[0.0, 1.0]] * 2
+
+
+def test_a_user_made_vector_env_works_under_its_own_name() -> None:
+    env = GymnasiumEnv(sync(length=2))
+    assert (env.task, env.max_episode_length, env.num_envs) == ("SyncVectorEnv", NO_TIME_LIMIT, 2)
+    assert GymnasiumEnv(sync(), task="Mine", max_episode_length=3).max_episode_length == 3
+    made = gymnasium.make_vec(
+        "Pendulum-v1", 2, vectorization_mode="async", vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP}
+    )
+    assert isinstance(made, AsyncVectorEnv)
+    env = GymnasiumEnv(made)
+    assert (env.task, env.max_episode_length) == ("gym:Pendulum-v1", 200)
+    env.close()
+
+
+def test_a_seed_repeats_the_rollout_and_counts_once() -> None:
+    env, seeded = make_env("gym:CartPole-v1", 2), make_env("gym:CartPole-v1", 2, seed=3)
+    first = env.reset(seed=3)["policy"]
+    assert torch.equal(first, seeded.reset()["policy"])
+    assert not torch.equal(first, seeded.reset()["policy"])
+    runs = []
+    for _ in range(2):
+        env.reset(seed=11)
+        runs.append(torch.stack([env.step(torch.tensor([0, 1])).obs["policy"] for _ in range(60)]))
+    assert torch.equal(runs[0], runs[1])
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_render_shows_env_0(vectorization: str) -> None:
+    options: dict[str, Any] = {"vectorization": vectorization, "render_mode": "rgb_array"}
+    env: Any = make_env("gym:RlcoreCounter-v0", 2, **options)
+    env.reset()
+    env.step(torch.tensor([0, 0]))
+    picture = env.render()
+    assert picture.shape == (4, 5, 3)
+    assert picture.dtype == np.uint8
+    assert (picture == 1).all()
+    env.close()
+
+
+def test_render_without_a_render_mode_says_how() -> None:
+    env: Any = make_env("gym:RlcoreCounter-v0", 2)
+    with pytest.raises(ValueError, match="make the env with render_mode='rgb_array'"):
+        env.render()
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("gym:CartPol-v1", {}, "CartPol.*Did you mean: `CartPole`.*rlcore tasks"),
+        ("gym:CartPole-v99", {}, "v99.*`v1`"),
+        ("gym:no_such_module:Foo-v0", {}, "no_such_module"),
+        ("gym:Nowhere/Foo-v0", {}, "Namespace Nowhere not found"),
+        ("gym:CartPole-v1", {"sutton": True}, "unknown option 'sutton'.*sutton_barto_reward.*max_episode_steps"),
+        ("gym:CartPole-v1", {"vector_kwargs": {}}, "unknown option 'vector_kwargs'"),
+        ("gym:CartPole-v1", {"vectorization_mode": "sync"}, "'vectorization_mode': did you mean vectorization"),
+        ("gym:CartPole-v1", {"vectorization": "threads"}, "vectorization is 'threads'; use 'sync'"),
+        ("gym:CartPole-v1", {"vectorization": "vector_entry_point"}, "NEXT_STEP"),
+        ("gym:FrozenLake-v1", {}, "FlattenObservation"),
+    ],
+)
+def test_a_gymnasium_id_that_cannot_be_made_gives_one_line(task: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        make_env(task, 2, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_simulator_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> None:
+        raise gymnasium.error.DependencyNotInstalled('MuJoCo is not installed, run `pip install "gymnasium[mujoco]"`')
+
+    monkeypatch.setattr(gymnasium, "make_vec", missing)
+    with pytest.raises(ValueError, match=r"pip install 'rlcore\[mujoco\]'"):
+        make_env("gym:HalfCheetah-v5", 2)
+
+
+@pytest.mark.gpu
+def test_values_move_to_the_device() -> None:
+    env = make_env("gym:CartPole-v1", 2, device="cuda")
+    assert env.device == env.reset(seed=0)["policy"].device
+    step = env.step(torch.tensor([0, 1], device="cuda"))
+    assert step.final_obs is not None
+    for values in (step.obs["policy"], step.reward, step.terminated, step.truncated, step.final_obs["policy"]):
+        assert values.device == env.device
