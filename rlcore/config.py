@@ -52,7 +52,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuratio
         ConfigError: an unknown key, a wrong type or an impossible value.
     """
     _refuse_unknown(cls, data, source, "")
-    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float, int: _to_int, bool: _to_bool})
+    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float, int: _to_int})
     try:
         return dacite.from_dict(cls, dict(data), settings)
     except ConfigError as error:
@@ -115,7 +115,7 @@ def _refuse_unknown(cls: Any, data: Any, source: str, prefix: str) -> None:
 
 def _to_float(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ConfigError(f"{value!r} is not a number; write a number such as 0.5")
+        return str(value)  # to Python a bool is a number, so as itself it would pass the type check
     if isinstance(value, str):
         try:
             return float(value)
@@ -126,7 +126,7 @@ def _to_float(value: Any) -> Any:
 
 def _to_int(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ConfigError(f"{value!r} is not a whole number; write a number such as 5")
+        return str(value)
     if isinstance(value, float) and math.isfinite(value) and value == int(value):
         return int(value)  # 1e6 in YAML is a float
     if isinstance(value, str):
@@ -135,12 +135,6 @@ def _to_int(value: Any) -> Any:
         except ValueError:
             return value
         return int(number) if math.isfinite(number) and number == int(number) else value
-    return value
-
-
-def _to_bool(value: Any) -> Any:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{value!r} is neither true nor false; write one of them")
     return value
 
 

@@ -1,0 +1,133 @@
+"""Checkpoints: safe to read, never half written, and exact."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlcore import PPO, NetworkConfig, PPOConfig, spec_of
+from rlcore.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from rlcore.config import to_dict
+from rlcore.envs import make_env
+from rlcore.learn import learn, resume, snapshot
+
+SMALL = NetworkConfig(hidden_dims=(16,))
+CONFIG = PPOConfig(num_steps=8, num_epochs=2, actor=SMALL, critic=SMALL, normalize_value=True)
+
+
+def agent_on(task: str, seed: int | None = 3, num_iterations: int = 20) -> PPO:
+    return PPO(make_env(task, 16, seed=seed), CONFIG, seed=seed, num_iterations=num_iterations)
+
+
+def save(path: Path, agent: PPO, progress: Any) -> None:
+    content = snapshot(agent.env, agent, progress)
+    save_checkpoint(path, {"config": to_dict(CONFIG), "spec": asdict(spec_of(agent.env)), **content})
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in leaves(item)]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
+
+
+@pytest.mark.parametrize("task", ["CartPole", "Pendulum", "Reach-UR5e-JointPos"])
+def test_twenty_iterations_equal_ten_and_resume_and_ten_bitwise(tmp_path: Path, task: str) -> None:
+    whole = agent_on(task)
+    straight = whole.learn(20)
+    first = agent_on(task)
+    save(tmp_path / "10.pt", first, first.learn(10))
+
+    second = agent_on(task, seed=None)
+    torch.manual_seed(999)  # the checkpoint's generators count, not what happens to be set
+    progress, exact = resume(second.env, second, load_checkpoint(tmp_path / "10.pt"))
+    assert exact
+    halves = learn(second.env, second, 20, progress=progress)
+
+    assert (halves.iteration, halves.env_steps) == (straight.iteration, straight.env_steps) == (20, 20 * 8 * 16)
+    one, two = leaves(whole.state_dict()), leaves(second.state_dict())
+    assert len(one) == len(two) > 20
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    assert torch.equal(straight.episodes.returns, halves.episodes.returns)
+
+
+def test_env_without_state_starts_its_episodes_anew(tmp_path: Path) -> None:
+    agent = agent_on("gym:CartPole-v1")
+    save(tmp_path / "c.pt", agent, agent.learn(2))
+    other = agent_on("gym:CartPole-v1")
+    progress, exact = resume(other.env, other, load_checkpoint(tmp_path / "c.pt"))
+    assert not exact
+    assert progress.iteration == 2
+    assert progress.episodes.lengths.sum() == 0
+    learn(other.env, other, 3, progress=progress)
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    agent = agent_on("CartPole")
+    save(tmp_path / "good.pt", agent, agent.learn(1))
+    return tmp_path / "good.pt"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_a_checkpoint_cut_short_is_refused(good: Path, share: float) -> None:
+    data = good.read_bytes()
+    good.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"good\.pt.*(damaged|cut short)"):
+        load_checkpoint(good)
+
+
+def test_other_versions_and_other_files_are_refused(good: Path, tmp_path: Path) -> None:
+    content = torch.load(good, weights_only=True)
+    torch.save({**content, "schema": 99}, good)
+    with pytest.raises(CheckpointError, match="schema 99"):
+        load_checkpoint(good)
+    torch.save({"weights": torch.zeros(3)}, good)
+    with pytest.raises(CheckpointError, match="not an rlcore checkpoint"):
+        load_checkpoint(good)
+    torch.save({"schema": 1, "agent": {}}, good)
+    with pytest.raises(CheckpointError, match="lacks config"):
+        load_checkpoint(good)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"notes\.txt"):
+        load_checkpoint(tmp_path / "notes.txt")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        load_checkpoint(tmp_path / "none.pt")
+
+
+class Payload:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+def test_a_pickle_with_a_payload_is_refused_and_not_run(tmp_path: Path, kind: str) -> None:
+    path, target = tmp_path / "evil.pt", tmp_path / "was-run"
+    if kind == "torch":
+        torch.save({"schema": 1, "agent": Payload(target)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"schema": 1, "agent": Payload(target)}))
+    with pytest.raises(CheckpointError, match=r"evil\.pt.*nothing of it was run"):
+        load_checkpoint(path)
+    assert not target.exists()
+
+
+def test_a_failed_write_leaves_the_previous_checkpoint(good: Path) -> None:
+    before = good.read_bytes()
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(good, {"agent": lambda: None})
+    assert good.read_bytes() == before
+    assert [p.name for p in good.parent.iterdir()] == ["good.pt"]
+    assert zipfile.is_zipfile(good)

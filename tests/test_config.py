@@ -1,0 +1,78 @@
+"""Strict configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlcore import ConfigError, PPOConfig
+from rlcore.config import from_dict, load_yaml, save_yaml, to_dict
+
+
+def test_round_trip_through_yaml(tmp_path: Path) -> None:
+    config = from_dict(PPOConfig, {"learning_rate": "3e-4", "actor": {"hidden_dims": [512, 256]}, "target_kl": None})
+    assert config.learning_rate == 3e-4
+    assert config.actor.hidden_dims == (512, 256)
+    save_yaml(tmp_path / "config.yaml", config)
+    assert from_dict(PPOConfig, load_yaml(tmp_path / "config.yaml")) == config
+
+
+def test_yaml_reads_exponents_without_a_point_as_text_and_the_field_type_decides(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("learning_rate: 3e-4\nnum_steps: 1e2\n")
+    data = load_yaml(tmp_path / "c.yaml")
+    assert data["learning_rate"] == "3e-4"  # what PyYAML makes of it
+    config = from_dict(PPOConfig, data)
+    assert (config.learning_rate, config.num_steps) == (3e-4, 100)
+
+
+def test_to_dict_holds_plain_values() -> None:
+    plain = to_dict(PPOConfig())
+    assert plain["kl_band"] == [0.5, 2.0]
+    assert plain["actor"]["hidden_dims"] == [256, 128, 64]
+
+
+@pytest.mark.parametrize(
+    ("data", "parts"),
+    [
+        ({"lerning_rate": 1e-3}, ["lerning_rate", "did you mean 'learning_rate'"]),
+        ({"Gamma": 0.9}, ["Gamma", "did you mean 'gamma'"]),
+        ({"zzz": 1}, ["zzz", "valid:"]),
+        ({"actor": {"hiden_dims": [3]}}, ["actor.hiden_dims", "did you mean 'hidden_dims'"]),
+        ({"actor": 3}, ["actor", "3"]),
+        ({"gamma": "high"}, ["gamma", "'high'"]),
+        ({"num_steps": 2.5}, ["num_steps", "2.5"]),
+        ({"num_steps": True}, ["num_steps", "True"]),
+        ({"gamma": True}, ["gamma", "True"]),
+        ({"normalize_obs": 1}, ["normalize_obs", "1"]),
+        ({"lr_schedule": "cosine"}, ["lr_schedule", "'cosine'", "'adaptive'"]),
+        ({"actor": {"activation": "swish"}}, ["actor.activation", "'swish'", "'silu'"]),
+        ({"actor": {"hidden_dims": [0]}}, ["hidden_dims", "at least 1"]),
+        ({"num_steps": -1}, ["num_steps", "-1"]),
+        ({"kl_band": [2.0]}, ["kl_band"]),
+        ({"target_kl": -1}, ["target_kl", "-1"]),
+        ({"gamma": None}, ["gamma", "None"]),
+    ],
+)
+def test_wrong_settings_are_named_in_one_line(data: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(PPOConfig, data, "my.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in ["my.yaml", *parts]:
+        assert part in message
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2", "3", "1: 2", "a: !!python/object/apply:os.system ['false']"])
+def test_yaml_that_is_not_a_plain_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"broken\.yaml") as caught:
+        load_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml.*does not exist"):
+        load_yaml(tmp_path / "nowhere.yaml")
