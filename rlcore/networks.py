@@ -42,21 +42,34 @@ class NetworkConfig:
         check(all(d > 0 for d in self.hidden_dims), "hidden_dims", self.hidden_dims, "widths are at least 1")
 
 
-def mlp(size: int, config: NetworkConfig) -> nn.Sequential:
-    """Hidden layers from ``size`` inputs to ``feature_size(size, config)`` features."""
-    layers: list[nn.Module] = []
-    for width in config.hidden_dims:
-        layers += [nn.Linear(size, width), _ACTIVATIONS[config.activation]()]
-        size = width
-    module = nn.Sequential(*layers)
-    if config.init == "orthogonal":
-        orthogonal_(module, math.sqrt(2))
-    return module
+class MLP(nn.Module):
+    """Hidden layers.
 
+    Args:
+        inputs: size of the input.
+        config: widths, activation, initial weights.
+    """
 
-def feature_size(size: int, config: NetworkConfig) -> int:
-    """Width of what ``mlp`` returns for ``size`` inputs."""
-    return config.hidden_dims[-1] if config.hidden_dims else size
+    def __init__(self, inputs: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.size = config.hidden_dims[-1] if config.hidden_dims else inputs
+        """Size of the output."""
+        self.bf16 = False
+        """Multiply in bfloat16 on CUDA; inputs, outputs and weights stay float32."""
+        self.layers = nn.Sequential()
+        for width in config.hidden_dims:
+            self.layers.append(nn.Linear(inputs, width))
+            self.layers.append(_ACTIVATIONS[config.activation]())
+            inputs = width
+        if config.init == "orthogonal":
+            orthogonal_(self, math.sqrt(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[..., inputs]`` to ``[..., size]``."""
+        if self.bf16 and x.is_cuda:
+            with torch.autocast("cuda", torch.bfloat16):
+                return self.layers(x).float()  # type: ignore[no-any-return]
+        return self.layers(x)  # type: ignore[no-any-return]
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:

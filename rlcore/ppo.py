@@ -13,19 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
+from rlcore.capture import Captured, Mode, compiled, matmul_precision
 from rlcore.config import ConfigError, check
-from rlcore.distributions import CategoricalHead, Distribution, GaussianHead
-from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.env import VecEnv, spec_of
 from rlcore.learn import Progress, learn
-from rlcore.networks import NetworkConfig, choose_groups, concatenate, feature_size, mlp, orthogonal_
-from rlcore.normalization import NoNormalizer, RunningNormalizer
+from rlcore.networks import concatenate
+from rlcore.normalization import RunningNormalizer
 from rlcore.returns import gae, next_values
 from rlcore.rollout import Rollout
-from rlcore.types import Metrics, Obs, Policy, State, Step
+from rlcore.types import Metrics, Obs, State, Step
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
+class PPOConfig(ActorCriticConfig):
     """Settings of PPO; the defaults suit thousands of simulated robots."""
 
     num_steps: int = 24
@@ -79,40 +80,21 @@ class PPOConfig:
     """Rewards are multiplied by this before learning; logs show them unscaled."""
     reward_clip: float | None = None
     """Scaled rewards are limited to +- this; none for no limit."""
-    normalize_obs: bool = True
-    """Bring observations to zero mean and unit deviation, by running statistics inside the policy."""
-    clip_obs: float | None = 10.0
-    """Largest magnitude of a normalized observation; none for no limit."""
     normalize_value: bool = False
     """Let the critic predict returns brought to zero mean and unit deviation."""
-    actor: NetworkConfig = NetworkConfig()
-    """Hidden layers of the actor."""
-    critic: NetworkConfig = NetworkConfig()
-    """Hidden layers of the critic; unused if the trunk is shared."""
-    share_trunk: bool = False
-    """Actor and critic share the actor's hidden layers."""
-    actor_obs: tuple[str, ...] | None = None
-    """Observation groups of the actor; none: 'policy', else 'actor'."""
-    critic_obs: tuple[str, ...] | None = None
-    """Observation groups of the critic; none: 'critic', else the actor's."""
-    init_std: float = 1.0
-    """Standard deviation of actions at the start."""
-    min_std: float = 0.01
-    """Floor of the standard deviation."""
-    max_std: float = 100.0
-    """Ceiling of the standard deviation."""
-    state_dependent_std: bool = False
-    """Learn a standard deviation per state, not one for all."""
-    clip_actions: float | None = None
-    """Limit actions to +- this, inside the policy; finite bounds of the env's action space always hold."""
+    mode: Mode = "graph"
+    """How rollout and update run on CUDA: recorded as graphs, fused by torch.compile, both, or as written (eager)."""
+    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
+    """Matrix products on CUDA; bf16 concerns hidden layers alone: heads, loss and optimizer stay in fp32."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
+        super().__post_init__()
         for key in ("num_steps", "num_epochs", "num_minibatches"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
-        for key in ("learning_rate", "desired_kl", "lr_min", "max_grad_norm", "min_std", "reward_scale", "clip_range"):
+        for key in ("learning_rate", "desired_kl", "lr_min", "max_grad_norm", "reward_scale", "clip_range"):
             check(getattr(self, key) > 0, key, getattr(self, key), "set a positive number")
-        for key in ("target_kl", "reward_clip", "clip_obs", "clip_actions"):
+        for key in ("target_kl", "reward_clip"):
             value = getattr(self, key)
             check(value is None or value > 0, key, value, "set a positive number or none")
         for key in ("value_coef", "entropy_coef", "bounds_loss_coef", "bounds_loss_limit"):
@@ -122,80 +104,6 @@ class PPOConfig:
         check(self.lr_min <= self.lr_max, "lr_max", self.lr_max, f"set at least lr_min ({self.lr_min})")
         check(self.kl_factor > 1, "kl_factor", self.kl_factor, "set more than 1")
         check(0 <= self.kl_band[0] < self.kl_band[1], "kl_band", self.kl_band, "set two rising multiples")
-        check(self.min_std < self.init_std, "init_std", self.init_std, f"set more than min_std ({self.min_std})")
-        check(self.init_std <= self.max_std, "max_std", self.max_std, f"set at least init_std ({self.init_std})")
-
-
-class PPOPolicy(Policy):
-    """The actor: normalizer, hidden layers, distribution head, action limits."""
-
-    low: Tensor  # [A], where actions are continuous
-    high: Tensor  # [A]
-
-    def __init__(self, spec: EnvSpec, config: PPOConfig) -> None:
-        super().__init__()
-        self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
-        self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
-        size = sum(self.observation_sizes.values())
-        self.normalizer = _normalizer(size, config)
-        self.trunk = mlp(size, config.actor)
-        features = feature_size(size, config.actor)
-        self.head: GaussianHead | CategoricalHead
-        if spec.discrete:
-            self.head = CategoricalHead(features, spec.action_size)
-        else:
-            self.head = GaussianHead(
-                features, spec.action_size, config.init_std, config.min_std, config.max_std, config.state_dependent_std
-            )
-            limit = config.clip_actions if config.clip_actions is not None else torch.inf
-            # Not in the state: they follow from the configuration and the env.
-            self.register_buffer("low", torch.tensor(spec.action_low).clamp(min=-limit), persistent=False)
-            self.register_buffer("high", torch.tensor(spec.action_high).clamp(max=limit), persistent=False)
-        self.limited = not spec.discrete and bool((self.low > -torch.inf).any() or (self.high < torch.inf).any())
-        if config.actor.init == "orthogonal":
-            orthogonal_(self.head.mean, 0.01)
-
-    def distribution(self, normalized: Tensor) -> Distribution:
-        """Map normalized observations ``[B, O]`` to the action distribution."""
-        return self.head(self.trunk(normalized))  # type: ignore[no-any-return]
-
-    def limit(self, action: Tensor) -> Tensor:
-        """Bring actions within their bounds, ``[N, A]``."""
-        return torch.clamp(action, self.low, self.high) if self.limited else action
-
-    def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
-        """Return the most likely action within its bounds, and the state unchanged."""
-        normalized = self.normalizer(concatenate(obs, self.groups))
-        return self.limit(self.distribution(normalized).mode), state
-
-
-class Critic(nn.Module):
-    """State values from its own observation groups, or from the actor's features."""
-
-    def __init__(self, spec: EnvSpec, config: PPOConfig, policy: PPOPolicy) -> None:
-        super().__init__()
-        _, self.groups = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
-        same = self.groups == policy.groups
-        if config.share_trunk and not same:
-            raise ConfigError(
-                f"share_trunk: the actor reads {policy.groups} and the critic {self.groups}; a shared trunk needs the "
-                "same groups, set critic_obs to the actor's or share_trunk to false"
-            )
-        size = sum(spec.observation_sizes[group] for group in self.groups)
-        self.normalizer = policy.normalizer if same else _normalizer(size, config)
-        self.trunk = policy.trunk if config.share_trunk else mlp(size, config.critic)
-        self.value = nn.Linear(feature_size(size, config.actor if config.share_trunk else config.critic), 1)
-        if config.critic.init == "orthogonal":
-            orthogonal_(self.value, 1.0)
-
-    def forward(self, normalized: Tensor) -> Tensor:
-        """Map normalized observations ``[..., O]`` to values ``[...]``."""
-        return self.value(self.trunk(normalized)).squeeze(-1)  # type: ignore[no-any-return]
-
-
-def build_policy(spec: EnvSpec, config: PPOConfig) -> PPOPolicy:
-    """Build an untrained policy; the one in a checkpoint loads into it without an env."""
-    return PPOPolicy(spec, config)
 
 
 class PPO:
@@ -232,6 +140,7 @@ class PPO:
         spec = spec_of(env)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
+        self.policy.trunk.bf16 = self.critic.trunk.bf16 = config.precision == "bf16"
         self.value_normalizer = RunningNormalizer(1).to(device) if config.normalize_value else None
         # dict.fromkeys: with a shared trunk both modules list its parameters.
         parameters = list(dict.fromkeys([*self.policy.parameters(), *self.critic.parameters()]))
@@ -244,6 +153,11 @@ class PPO:
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.trace = Rollout(config.num_steps, min(env.num_envs, 8), device)  # raw, of a few envs
         self.timeout_bootstrap = config.timeout_bootstrap
+        self.mode = config.mode
+        self._act = Captured(self._choose, config.mode, device)
+        self._record = Captured(self._store, config.mode, device)
+        self._update = Captured(self._improve, config.mode, device)
+        self._loss = compiled(self._evaluate, config.mode, device)
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``."""
@@ -254,9 +168,12 @@ class PPO:
         """Feed-forward: there is none."""
         return ()
 
-    @torch.no_grad()
     def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:
-        """Sample an action, learn the observation's statistics, and write both into the rollout's present row."""
+        """Sample actions ``[N, A]``, overwritten by the next call, and write them into the rollout's present row."""
+        return self._act(obs), None, state
+
+    @torch.no_grad()
+    def _choose(self, obs: Obs) -> Tensor:
         actor_obs = concatenate(obs, self.policy.groups)
         critic_obs = concatenate(obs, self.critic.groups)
         self.policy.normalizer.update(actor_obs)
@@ -266,52 +183,59 @@ class PPO:
         row = {"actor_obs": self.policy.normalizer(actor_obs)}
         if self.critic.groups != self.policy.groups:
             row["critic_obs"] = self.critic.normalizer(critic_obs)
-        distribution = self.policy.distribution(row["actor_obs"])
+        with matmul_precision(self.config.precision):
+            distribution = self.policy.distribution(row["actor_obs"])
         action = distribution.sample()
         row |= {"action": action, "log_prob": distribution.log_prob(action)}
         row |= {f"old_{name}": value for name, value in distribution._asdict().items()}
         self.rollout.write(row)
         self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
-        return self.policy.limit(action), None, state
+        return self.policy.limit(action)
 
-    @torch.no_grad()
     def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
-        reward = step.reward * self.config.reward_scale
-        if self.config.reward_clip is not None:
-            reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip)
-        row = {"reward": reward, "terminated": step.terminated, "truncated": step.truncated}
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
-        if self.timeout_bootstrap == "final_obs":
-            assert step.final_obs is not None
-            row["final_obs"] = self.critic.normalizer(concatenate(step.final_obs, self.critic.groups))
-        self.rollout.write(row)
-        self.trace.write({"done": (step.terminated | step.truncated)[: self.trace.num_envs]})
-        self.rollout.advance()
-        self.trace.advance()
+        final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
+        self._record(step.reward, step.terminated, step.truncated, final_obs)
         self.next_obs = concatenate(step.obs, self.critic.groups)  # [N, O]
 
+    @torch.no_grad()
+    def _store(self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None) -> None:
+        reward = reward * self.config.reward_scale
+        if self.config.reward_clip is not None:
+            reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip)
+        row = {"reward": reward, "terminated": terminated, "truncated": truncated}
+        if final_obs is not None:
+            row["final_obs"] = self.critic.normalizer(concatenate(final_obs, self.critic.groups))
+        self.rollout.write(row)
+        self.trace.write({"done": (terminated | truncated)[: self.trace.num_envs]})
+        self.rollout.advance()
+        self.trace.advance()
+
     def update(self) -> Metrics:
-        """Learn from a full rollout."""
+        """Learn from a full rollout; the metrics are overwritten by the next call."""
         if self.config.lr_schedule == "linear":
             if self.num_iterations is None:
                 raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
             remaining = max(0.0, 1 - self.iteration / self.num_iterations)
             self.learning_rate.fill_(self.config.learning_rate * remaining)
         self.iteration += 1
-        return self._update(self.next_obs)
+        return self._update(self.next_obs)  # type: ignore[no-any-return]
 
-    def _update(self, next_obs: Tensor) -> Metrics:
-        batch, metrics = self._targets(next_obs)
-        total: Metrics = {}
-        self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
-        for _ in range(self.config.num_epochs):
-            order = torch.randperm(self.batch_size, device=next_obs.device)
-            for index in order.chunk(self.config.num_minibatches):
-                sample = {name: value.index_select(0, index) for name, value in batch.items()}
-                for name, value in self._minibatch(sample).items():
-                    total[name] = total[name] + value if name in total else value
+    def _improve(self, next_obs: Tensor) -> Metrics:
+        with matmul_precision(self.config.precision):
+            batch, metrics = self._targets(next_obs)
+            total: Metrics = {}
+            self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
+            for _ in range(self.config.num_epochs):
+                order = torch.randperm(self.batch_size, device=next_obs.device)
+                # Shuffled once an epoch, so that minibatches are views.
+                shuffled = {name: value.index_select(0, order) for name, value in batch.items()}
+                parts = {name: value.chunk(self.config.num_minibatches) for name, value in shuffled.items()}
+                for i in range(self.config.num_minibatches):
+                    for name, value in self._minibatch({name: part[i] for name, part in parts.items()}).items():
+                        total[name] = total[name] + value if name in total else value
         applied = total.pop("applied")
         metrics |= {name: value / applied.clamp(min=1) for name, value in total.items()}
         metrics["policy/skipped_minibatches"] = self.config.num_epochs * self.config.num_minibatches - applied
@@ -350,6 +274,29 @@ class PPO:
     def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
         """Take one optimizer step on samples ``[B, ...]``, unless it is to be skipped."""
         config = self.config
+        self.optimizer.zero_grad()
+        loss, metrics = self._loss(sample)
+        loss.backward()
+        with torch.no_grad():
+            norms = [nn.utils.clip_grad_norm_(group, config.max_grad_norm) for group in self.clip_groups]
+            if config.lr_schedule == "adaptive":
+                self._adapt_learning_rate(metrics["policy/kl"])
+            if config.target_kl is not None:
+                self.stopped = self.stopped | (metrics["policy/kl"] > config.target_kl)
+            finite = torch.isfinite(loss) & torch.stack(norms).isfinite().all()
+            applied = finite & ~self.stopped
+            # Adam's own switch: with found_inf set, it leaves parameters, moments and step count alone.
+            self.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            metrics["policy/gradient_norm"] = torch.stack(norms).norm()
+            zero = torch.zeros_like(loss)
+            metrics = {name: torch.where(applied, value, zero) for name, value in metrics.items()}
+            metrics["applied"] = applied.float()
+        return metrics
+
+    def _evaluate(self, sample: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+        """The loss on samples ``[B, ...]``, and what to log of it."""
+        config = self.config
         distribution = self.policy.distribution(sample["actor_obs"])
         old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
         value = self.critic(sample["critic_obs"])  # [B]
@@ -372,32 +319,11 @@ class PPO:
             beyond = (distribution.mode.abs() - config.bounds_loss_limit).clamp(min=0)
             metrics["loss/bounds"] = beyond.square().sum(-1).mean()
             loss = loss + config.bounds_loss_coef * metrics["loss/bounds"]
-
-        self.optimizer.zero_grad()
-        loss.backward()
-        with torch.no_grad():
-            norms = [nn.utils.clip_grad_norm_(group, config.max_grad_norm) for group in self.clip_groups]
-            kl = old.kl(distribution).mean()  # type: ignore[arg-type]
-            if config.lr_schedule == "adaptive":
-                self._adapt_learning_rate(kl)
-            if config.target_kl is not None:
-                self.stopped = self.stopped | (kl > config.target_kl)
-            finite = torch.isfinite(loss) & torch.stack(norms).isfinite().all()
-            applied = finite & ~self.stopped
-            # Adam's own switch: with found_inf set, it leaves parameters, moments and step count alone.
-            self.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-            metrics |= {
-                "policy/kl": kl,
-                "policy/clip_fraction": ((ratio - 1).abs() > config.clip_range).float().mean(),
-                "policy/gradient_norm": torch.stack(norms).norm(),
-            }
-            if "old_std" in sample:
-                metrics["policy/std"] = sample["old_std"].mean()
-            zero = torch.zeros_like(loss)
-            metrics = {name: torch.where(applied, value.detach(), zero) for name, value in metrics.items()}
-            metrics["applied"] = applied.float()
-        return metrics
+        metrics["policy/kl"] = old.kl(distribution).mean()  # type: ignore[arg-type]
+        metrics["policy/clip_fraction"] = ((ratio - 1).abs() > config.clip_range).float().mean()
+        if "old_std" in sample:
+            metrics["policy/std"] = sample["old_std"].mean()
+        return loss, {name: value.detach() for name, value in metrics.items()}
 
     def _adapt_learning_rate(self, kl: Tensor) -> None:
         """Slow down when the policy moved too far and speed up when too little, before this minibatch's step."""
@@ -441,13 +367,10 @@ class PPO:
             group["lr"] = self.learning_rate  # loading put a copy there, which the schedule would not move
         self.iteration = state["iteration"]
         self.timeout_bootstrap = state["timeout_bootstrap"]
+        self._update.reset()  # the optimizer's moments are other tensors now
 
 
 _ROLLOUT_ONLY = {"reward", "terminated", "truncated", "final_obs"}
-
-
-def _normalizer(size: int, config: PPOConfig) -> RunningNormalizer | NoNormalizer:
-    return RunningNormalizer(size, clip=config.clip_obs) if config.normalize_obs else NoNormalizer()
 
 
 def _standardize(x: Tensor) -> Tensor:

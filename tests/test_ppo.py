@@ -243,7 +243,9 @@ def test_gradients_are_clipped_together_or_apart() -> None:
         agent = PPO(Scripted(), config(grad_clip=mode, max_grad_norm=0.01, num_epochs=1, num_minibatches=1), seed=0)
         collect(agent)
         agent.update()
-        norms = [torch.stack([p.grad.norm() for p in group if p.grad is not None]).norm() for group in agent.clip_groups]
+        norms = [
+            torch.stack([p.grad.norm() for p in group if p.grad is not None]).norm() for group in agent.clip_groups
+        ]
         assert len(norms) == groups
         torch.testing.assert_close(torch.stack(norms), torch.full((groups,), 0.01), rtol=1e-3, atol=0)
 
@@ -270,7 +272,9 @@ def test_observation_statistics_count_each_env_step_once_and_freeze_outside_trai
 
 
 def test_reward_scale_scales_returns_and_clip_limits_rewards() -> None:
-    plain, scaled = (PPO(Scripted(), config(reward_scale=s, reward_clip=c), seed=0) for s, c in ((1.0, None), (3.0, 1.5)))
+    plain, scaled = (
+        PPO(Scripted(), config(reward_scale=s, reward_clip=c), seed=0) for s, c in ((1.0, None), (3.0, 1.5))
+    )
     steps = collect(plain)
     collect(scaled)
     reward = torch.stack([s.reward for s in steps])

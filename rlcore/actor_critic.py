@@ -1,0 +1,130 @@
+"""Actor and critic for on-policy learning, from observation groups to actions and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.config import ConfigError, check
+from rlcore.distributions import CategoricalHead, Distribution, GaussianHead
+from rlcore.env import EnvSpec
+from rlcore.networks import MLP, NetworkConfig, choose_groups, concatenate, orthogonal_
+from rlcore.normalization import NoNormalizer, RunningNormalizer
+from rlcore.types import Obs, Policy, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorCriticConfig:
+    """What actor and critic read, and how they are built."""
+
+    normalize_obs: bool = True
+    """Bring observations to zero mean and unit deviation, by running statistics inside the policy."""
+    clip_obs: float | None = 10.0
+    """Largest magnitude of a normalized observation; none for no limit."""
+    actor: NetworkConfig = field(default_factory=NetworkConfig)
+    """Hidden layers of the actor."""
+    critic: NetworkConfig = field(default_factory=NetworkConfig)
+    """Hidden layers of the critic; unused if the trunk is shared."""
+    share_trunk: bool = False
+    """Actor and critic share the actor's hidden layers."""
+    actor_obs: tuple[str, ...] | None = None
+    """Observation groups of the actor; none: 'policy', else 'actor'."""
+    critic_obs: tuple[str, ...] | None = None
+    """Observation groups of the critic; none: 'critic', else the actor's."""
+    init_std: float = 1.0
+    """Standard deviation of actions at the start."""
+    min_std: float = 0.01
+    """Floor of the standard deviation."""
+    max_std: float = 100.0
+    """Ceiling of the standard deviation."""
+    state_dependent_std: bool = False
+    """Learn a standard deviation per state, not one for all."""
+    clip_actions: float | None = None
+    """Limit actions to +- this, inside the policy; finite bounds of the env's action space always hold."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for key in ("clip_obs", "clip_actions"):
+            value = getattr(self, key)
+            check(value is None or value > 0, key, value, "set a positive number or none")
+        check(self.min_std > 0, "min_std", self.min_std, "set a positive number")
+        check(self.min_std < self.init_std, "init_std", self.init_std, f"set more than min_std ({self.min_std})")
+        check(self.init_std <= self.max_std, "max_std", self.max_std, f"set at least init_std ({self.init_std})")
+
+
+class ActorPolicy(Policy):
+    """The actor: normalizer, hidden layers, distribution head, action limits."""
+
+    low: Tensor  # [A], where actions are continuous
+    high: Tensor  # [A]
+
+    def __init__(self, spec: EnvSpec, config: ActorCriticConfig) -> None:
+        super().__init__()
+        self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
+        self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
+        size = sum(self.observation_sizes.values())
+        self.normalizer = _normalizer(size, config)
+        self.trunk = MLP(size, config.actor)
+        features = self.trunk.size
+        self.head: GaussianHead | CategoricalHead
+        if spec.discrete:
+            self.head = CategoricalHead(features, spec.action_size)
+        else:
+            self.head = GaussianHead(
+                features, spec.action_size, config.init_std, config.min_std, config.max_std, config.state_dependent_std
+            )
+            limit = config.clip_actions if config.clip_actions is not None else torch.inf
+            # Not in the state: they follow from the configuration and the env.
+            self.register_buffer("low", torch.tensor(spec.action_low).clamp(min=-limit), persistent=False)
+            self.register_buffer("high", torch.tensor(spec.action_high).clamp(max=limit), persistent=False)
+        self.limited = not spec.discrete and bool((self.low > -torch.inf).any() or (self.high < torch.inf).any())
+        if config.actor.init == "orthogonal":
+            orthogonal_(self.head.mean, 0.01)
+
+    def distribution(self, normalized: Tensor) -> Distribution:
+        """Map normalized observations ``[B, O]`` to the action distribution."""
+        return self.head(self.trunk(normalized))  # type: ignore[no-any-return]
+
+    def limit(self, action: Tensor) -> Tensor:
+        """Bring actions within their bounds, ``[N, A]``."""
+        return torch.clamp(action, self.low, self.high) if self.limited else action
+
+    def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
+        """Return the most likely action within its bounds, and the state unchanged."""
+        normalized = self.normalizer(concatenate(obs, self.groups))
+        return self.limit(self.distribution(normalized).mode), state
+
+
+class Critic(nn.Module):
+    """State values from its own observation groups, or from the actor's features."""
+
+    def __init__(self, spec: EnvSpec, config: ActorCriticConfig, policy: ActorPolicy) -> None:
+        super().__init__()
+        _, self.groups = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
+        same = self.groups == policy.groups
+        if config.share_trunk and not same:
+            raise ConfigError(
+                f"share_trunk: the actor reads {policy.groups} and the critic {self.groups}; a shared trunk needs the "
+                "same groups, set critic_obs to the actor's or share_trunk to false"
+            )
+        size = sum(spec.observation_sizes[group] for group in self.groups)
+        self.normalizer = policy.normalizer if same else _normalizer(size, config)
+        self.trunk = policy.trunk if config.share_trunk else MLP(size, config.critic)
+        self.value = nn.Linear(self.trunk.size, 1)
+        if config.critic.init == "orthogonal":
+            orthogonal_(self.value, 1.0)
+
+    def forward(self, normalized: Tensor) -> Tensor:
+        """Map normalized observations ``[..., O]`` to values ``[...]``."""
+        return self.value(self.trunk(normalized)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:
+    """Build an untrained policy; the one in a checkpoint loads into it without an env."""
+    return ActorPolicy(spec, config)
+
+
+def _normalizer(size: int, config: ActorCriticConfig) -> RunningNormalizer | NoNormalizer:
+    return RunningNormalizer(size, clip=config.clip_obs) if config.normalize_obs else NoNormalizer()

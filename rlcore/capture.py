@@ -1,0 +1,161 @@
+"""Captured execution: the one file that knows of CUDA graphs and ``torch.compile``.
+
+A PPO iteration is thousands of small kernels. Launched one by one from Python they leave the GPU idle most of the
+time; recorded once as a CUDA graph they are launched together. A function can be captured if it takes and returns
+tensors of fixed shapes, reads no tensor on the host, and keeps its state in tensors that are changed in place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Mode = Literal["graph", "graph+compile", "compile", "eager"]
+"""How captured functions run on CUDA. ``compile`` concerns functions marked by ``compiled`` alone; ``graph`` records
+what ``capture`` wraps. On the CPU everything runs as written."""
+
+_log = logging.getLogger(__name__)
+
+_nested = 0  # depth of captured functions that are warming up
+
+_WARMUP = 2  # calls; libraries create handles and autotune in the first, the second runs as later ones will
+
+
+def compiled(fn: Callable[..., Any], mode: Mode, device: torch.device) -> Callable[..., Any]:
+    """Fuse a pure tensor function with ``torch.compile``, if the mode asks for it and the device is a GPU."""
+    if device.type != "cuda" or "compile" not in mode:
+        return fn
+    return torch.compile(fn, dynamic=False)
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """Choose how CUDA multiplies float32 matrices: ``fp32`` exactly, else with TF32 inputs (10 bits of mantissa)."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class Captured:
+    """A function that is recorded as a CUDA graph in its third call and replayed from then on.
+
+    The first calls run as written, on a side stream. They are warm-up and real work at once, so warming up changes
+    nothing: parameters, optimizer and random numbers are those of a run without graphs.
+
+    What a call returns is overwritten by the next one. A call inside another capture becomes a part of that one.
+
+    Args:
+        fn: takes and returns tensors, or dicts and tuples of them.
+        mode: how to run.
+        device: where the tensors live.
+        generators: random generators that ``fn`` draws from, beside the device's default one.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], mode: Mode, device: torch.device, generators: Iterable[torch.Generator] = ()
+    ) -> None:
+        self.fn = fn
+        self.name = getattr(fn, "__qualname__", repr(fn))
+        self.enabled = device.type == "cuda" and "graph" in mode
+        self.device = device
+        self.generators = list(generators)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the recording; needed when tensors that ``fn`` uses have been replaced by others."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.calls = 0
+        self.inputs: list[Tensor] = []
+        self.outputs: Any = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the function.
+
+        Raises:
+            ValueError: a tensor differs in shape, type or device from that of the recording.
+        """
+        if not self.enabled or _nested or torch.cuda.is_current_stream_capturing():
+            return self.fn(*args)
+        if self.graph is None:
+            if self.calls < _WARMUP:
+                self.calls += 1
+                return self._warm_up(args)
+            return self._record(args)
+        given = list(_tensors(args))
+        self._check(given)
+        if given:
+            torch._foreach_copy_(self.inputs, given)
+        self.graph.replay()
+        return self.outputs
+
+    def _warm_up(self, args: tuple[Any, ...]) -> Any:
+        # Autograd remembers the stream that it first ran on, and recording is not allowed on the default one.
+        global _nested
+        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side.wait_stream(torch.cuda.current_stream(self.device))
+        _nested += 1
+        try:
+            with torch.cuda.stream(side):
+                result = self.fn(*args)
+        finally:
+            _nested -= 1
+        torch.cuda.current_stream(self.device).wait_stream(side)
+        return result
+
+    def _record(self, args: tuple[Any, ...]) -> Any:
+        static = _rebuilt(args, lambda tensor: tensor.detach().clone())
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        try:
+            with torch.cuda.graph(graph):
+                outputs = self.fn(*static)
+        except RuntimeError as error:
+            self.enabled = False
+            reason = str(error).splitlines()[0]
+            _log.warning("%s cannot run as a CUDA graph and runs slower, as written: %s", self.name, reason)
+            return self.fn(*args)
+        self.graph, self.outputs, self.inputs = graph, outputs, list(_tensors(static))
+        graph.replay()  # recording computes nothing
+        return self.outputs
+
+    def _check(self, given: list[Tensor]) -> None:
+        if len(given) != len(self.inputs):
+            raise ValueError(f"{self.name} was recorded with {len(self.inputs)} tensors and is given {len(given)}")
+        for number, (new, old) in enumerate(zip(given, self.inputs, strict=True)):
+            if new.shape != old.shape or new.dtype != old.dtype or new.device != old.device:
+                raise ValueError(
+                    f"{self.name} was recorded with tensor {number} as {old.dtype} {tuple(old.shape)} on {old.device} "
+                    f"and is given {new.dtype} {tuple(new.shape)} on {new.device}; "
+                    "shapes cannot change during a run: build the agent anew for another number of envs"
+                )
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _rebuilt(item, change) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [_rebuilt(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
