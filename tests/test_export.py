@@ -382,6 +382,8 @@ def test_verify_alone_tells_a_matching_file_from_another(tmp_path: Path) -> None
     assert not report.passed
     assert report.error > 1e-3
     assert report.worst_output.startswith("actions[")
+    with pytest.raises(ExportError, match="not the file of this policy"):
+        verify(tmp_path / "policy.onnx", Recurrent("lstm"), recording)
 
 
 def test_export_leaves_the_policy_and_the_random_generator_alone(tmp_path: Path) -> None:
@@ -418,7 +420,7 @@ def test_exporting_twice_gives_the_same_file_but_for_the_time(tmp_path: Path) ->
     assert models[0] == models[1]
 
 
-def test_operation_that_opset_11_lacks_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_operation_that_opset_11_lacks_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"opset 11.*matrix_exp"):
         export_onnx(MissingOperation(), make_spec(), tmp_path / "policy.onnx", recording=None)
     assert list(tmp_path.iterdir()) == []
@@ -437,6 +439,7 @@ def test_policy_that_is_not_finite_is_refused(tmp_path: Path) -> None:
         (lambda s: s.observation_sizes.update(goal=4), "group 'goal' of size 3"),
         (lambda s: s.deployment["observation_terms"].update(goal=[{"name": "x", "size": 2}]), "'goal' has size 3.*x 2"),
         (lambda s: s.deployment.update(action_terms=[{"name": "arm", "size": 6}]), "action has size 4.*arm 6"),
+        (lambda s: s.deployment.update(action_terms=[{"name": "arm"}]), "each needs a 'name' and a 'size'"),
         (lambda s: s.deployment.update(model=nn.Linear), "metadata 'model' cannot be written"),
     ],
 )
@@ -481,8 +484,9 @@ def test_wrong_observation_is_refused_with_the_expected_terms(tmp_path: Path) ->
     expected = r"expects \[10\] or \[N, 10\]: policy/joint_pos\[0:4\], policy/last_action\[4:7\], goal/position\[7:10\]"
     with pytest.raises(ValueError, match=r"shape \(9,\); the file " + expected):
         runner(np.zeros(9))
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 10\)"):
-        runner(np.zeros((2, 3, 10)))
+    for shape in ((2, 3, 10), (0, 10), ()):
+        with pytest.raises(ValueError, match=r"observation has shape"):
+            runner(np.zeros(shape))
     with pytest.raises(ValueError, match=r"lack \['goal'\]; the file " + expected):
         runner({"policy": np.zeros(7)})
 

@@ -34,6 +34,7 @@ class Counter(gymnasium.Env[Any, Any]):
         layouts: dict[str, spaces.Space[Any]] = {
             "dict": spaces.Dict({"policy": box, "critic": critic}),
             "box": box,
+            "float32": spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32),
             "matrix": spaces.Box(-np.inf, np.inf, (2, 2), dtype=np.float32),
             "nested": spaces.Dict({"policy": spaces.Dict({"inner": box})}),
             "index": spaces.Discrete(4),
@@ -66,7 +67,7 @@ class Counter(gymnasium.Env[Any, Any]):
         return np.full((4, 5, 3), self.t, dtype=np.uint8)
 
     def _observe(self) -> Any:
-        vector = self.buffer if self.reuse else np.zeros(2)
+        vector = self.buffer if self.reuse else np.zeros(2, dtype=self.observation_space.dtype)
         vector[:] = self.t, self.episode
         if self.layout == "matrix":
             return np.array([[self.t, self.episode], [0, 1]], dtype=np.float32)
@@ -174,11 +175,13 @@ def test_final_obs_survives_an_env_that_reuses_its_observation() -> None:
 
 
 def test_a_stored_step_is_not_changed_by_the_next() -> None:
-    vector = SyncVectorEnv([lambda: Counter(layout="box")], copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    vector = SyncVectorEnv([lambda: Counter(layout="float32")], copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
     env = GymnasiumEnv(vector)
     first_obs = env.reset()["policy"]
     step = env.step(torch.tensor([0]))
     env.step(torch.tensor([0]))
+    env.step(torch.tensor([0]))  # ends the episode
+    assert vector._observations.tolist() == [[0.0, 1.0]]  # the vector env's own memory is left alone
     assert first_obs.tolist() == [[0.0, 0.0]]
     assert step.obs["policy"].tolist() == [[1.0, 0.0]]
     assert step.final_obs is not None

@@ -1,0 +1,108 @@
+"""Environments: tasks that run on torch alone, and adapters to simulators."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+import torch
+
+# By name: once rlcore.envs.gymnasium is loaded, a bare `gymnasium` in this file would mean that adapter.
+from gymnasium.envs.registration import registry
+
+from rlcore.env import VecEnv
+
+GYM_PREFIX = "gym:"
+
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Reach-UR5e-JointPos": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "JointPos"}),
+    "Reach-UR5e-JointVel": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "JointVel"}),
+    "Reach-UR5e-IK": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "IK"}),
+    "Reach-UR5e-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "Torque"}),
+    "Reach-UR10-JointPos": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "JointPos"}),
+    "Reach-UR10-JointVel": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "JointVel"}),
+    "Reach-UR10-IK": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "IK"}),
+    "Reach-UR10-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "Torque"}),
+    "CartPole": ("rlcore.envs.classic:CartPole", {}),
+    "Pendulum": ("rlcore.envs.classic:Pendulum", {}),
+    "Null": ("rlcore.envs.null:Null", {}),
+}
+"""Built-in tasks: where the env's class is, and the arguments that make it this task."""
+
+
+def make_env(
+    task: str, num_envs: int, device: str | torch.device = "cpu", seed: int | None = None, **options: Any
+) -> VecEnv:
+    """Build ``num_envs`` copies of a task; the caller resets them.
+
+    Args:
+        task: a name of ``TASKS``, or ``gym:<id>`` for any id that ``gymnasium.make`` knows.
+        num_envs: number of copies N.
+        device: where the tensors of the env live.
+        seed: of the first ``reset()`` that is called without one; ``None`` draws a fresh one.
+        **options: keyword arguments of the task, such as ``max_episode_length`` or, for gymnasium ids, the
+            arguments of ``gymnasium.make`` and ``vectorization``.
+
+    Raises:
+        ValueError: unknown task or option, ``num_envs`` below 1, a device that is not there, or a simulator that is
+            not installed; the message is one line with the nearest valid name or the remedy.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1")
+    device = _checked_device(device)
+    if task.startswith(GYM_PREFIX):
+        from rlcore.envs.gymnasium import make_gymnasium
+
+        return make_gymnasium(task.removeprefix(GYM_PREFIX), num_envs, device, seed, **options)
+    if task not in TASKS:
+        raise ValueError(_unknown_task(task))
+    place, fixed = TASKS[task]
+    module, _, name = place.partition(":")
+    constructor = getattr(importlib.import_module(module), name)
+    _check_options(task, constructor, options, reserved={"num_envs", "device", "seed", *fixed})
+    env: VecEnv = constructor(num_envs=num_envs, device=device, seed=seed, **fixed, **options)
+    return env
+
+
+def _checked_device(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not a torch device; use 'cpu', 'cuda' or 'cuda:0'") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device '{device}' is not available: torch sees {torch.cuda.device_count()} CUDA devices")
+    # With its index, so that it equals the device of the tensors made on it.
+    return torch.empty(0, device=device).device
+
+
+def _unknown_task(task: str) -> str:
+    nearest = nearest_names(task, TASKS)
+    if task in registry:
+        nearest = [GYM_PREFIX + task, *nearest]
+    hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
+    return f"unknown task '{task}': {hint}`rlcore tasks` lists them, and {GYM_PREFIX}<id> takes any gymnasium id"
+
+
+def nearest_names(name: str, valid: Any, count: int = 3) -> list[str]:
+    """Valid names most like ``name`` whatever their case, best first; empty when none is near."""
+    by_lower = {str(v).lower(): str(v) for v in valid}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), list(by_lower), n=count, cutoff=0.5)]
+
+
+def unknown_option(task: str, option: str, valid: list[str]) -> str:
+    """The one line that says which options a task takes instead."""
+    nearest = nearest_names(option, valid, count=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return f"{task}: unknown option '{option}': {hint}valid options are {', '.join(valid) or 'none'}"
+
+
+def _check_options(task: str, constructor: Any, options: dict[str, Any], reserved: set[str]) -> None:
+    parameters = inspect.signature(constructor).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return  # the env checks them itself
+    valid = [name for name in parameters if name not in reserved]
+    for option in options:
+        if option not in valid:
+            raise ValueError(unknown_option(task, option, valid))

@@ -1,0 +1,310 @@
+"""Any gymnasium vector environment as a ``VecEnv``."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlcore.env import VecEnv
+from rlcore.envs import unknown_option
+from rlcore.types import Obs, Step
+
+NO_TIME_LIMIT = 1_000_000
+"""``max_episode_length`` of an env that sets no time limit."""
+
+_Arrays = dict[str, NDArray[Any]]  # observation groups, [N, ...] each
+
+
+class GymnasiumEnv:
+    """A gymnasium ``VectorEnv`` with SAME_STEP autoreset, as torch tensors on any device.
+
+    A ``Box`` observation becomes the group ``policy``, the keys of a flat ``Dict`` of boxes become groups; all are
+    float32. ``Box`` and ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own
+    action limits, and an env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
+    Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
+    ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        device: str | torch.device = "cpu",
+        seed: int | None = None,
+        *,
+        task: str | None = None,
+        max_episode_length: int | None = None,
+    ) -> None:
+        """Wrap a vector env, which is then owned: ``close()`` closes it.
+
+        Args:
+            env: made with ``autoreset_mode=AutoresetMode.SAME_STEP``.
+            device: where observations and rewards go.
+            seed: of the first ``reset()`` that is called without one.
+            task: name for run folders and exported files; by default ``gym:<id>`` where the id is known.
+            max_episode_length: the time limit in steps, where no spec tells it (a hand-made ``AsyncVectorEnv``);
+                ``NO_TIME_LIMIT`` where nothing does.
+
+        Raises:
+            ValueError: not a vector env, another autoreset mode, or a space that rlcore cannot train on.
+        """
+        if not isinstance(env, VectorEnv):
+            raise ValueError(
+                f"GymnasiumEnv takes a gymnasium VectorEnv, got {type(env).__name__}; "
+                "for a single env use make_env('gym:<id>', num_envs) or gymnasium.vector.SyncVectorEnv"
+            )
+        _check_autoreset(env)
+        sub_env = _first_sub_env(env)
+        spec = sub_env.spec if sub_env is not None else env.spec
+        name = spec.id if spec is not None else None
+        self.env = env
+        self.task = task or (f"gym:{name}" if name else type(env.unwrapped).__name__)
+        self.num_envs = env.num_envs
+        self.device = torch.empty(0, device=device).device
+        # make_vec leaves a changed time limit in the arguments of the spec.
+        limit = spec.kwargs.get("max_episode_steps", spec.max_episode_steps) if spec is not None else None
+        self.max_episode_length = int(max_episode_length or limit or NO_TIME_LIMIT)
+        self.observation_spaces: Mapping[str, spaces.Box] = _group_spaces(self.task, env.single_observation_space)
+        self.action_space: spaces.Space[Any] = _flat_action_space(self.task, env.single_action_space)
+        self.deployment: dict[str, Any] = {}
+        control_dt = getattr(sub_env.unwrapped, "dt", None) if sub_env is not None else None
+        if isinstance(control_dt, float):
+            self.deployment["control_dt"] = control_dt
+        self._seed = seed
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start a new episode in every env; env i is seeded with ``seed + i``."""
+        seed = self._seed if seed is None else seed
+        self._seed = None
+        observation, _ = self.env.reset(seed=None if seed is None else int(seed))
+        return self._to_torch(self._groups(observation))
+
+    def step(self, action: Tensor) -> Step:
+        """Step every env; see ``VecEnv.step``.
+
+        Args:
+            action: ``[N, A]`` float, or ``[N]`` int64 when discrete.
+
+        Raises:
+            ValueError: the action has the wrong shape, or an episode ended and the vector env left out its last
+                observation.
+        """
+        observation, reward, terminated, truncated, infos = self.env.step(self._to_numpy(action))
+        groups = self._groups(observation)
+        obs = final_obs = self._to_torch(groups)
+        done = np.logical_or(terminated, truncated)
+        if done.any():
+            final_obs = self._to_torch(self._final(groups, done, infos))
+        return Step(
+            obs,
+            torch.tensor(reward, dtype=torch.float32, device=self.device),
+            torch.tensor(terminated, dtype=torch.bool, device=self.device),
+            torch.tensor(truncated, dtype=torch.bool, device=self.device),
+            final_obs,
+            {},
+        )
+
+    def render(self) -> NDArray[np.uint8]:
+        """Picture of env 0, ``[H, W, 3]``.
+
+        Raises:
+            ValueError: the env was not made with ``render_mode="rgb_array"``.
+        """
+        if self.env.render_mode != "rgb_array":
+            raise ValueError(
+                f"{self.task}: render_mode is {self.env.render_mode!r}; make the env with render_mode='rgb_array'"
+            )
+        sub_env = _first_sub_env(self.env)
+        if sub_env is not None:  # drawing one env is cheaper than drawing all
+            return np.array(sub_env.render(), dtype=np.uint8)
+        call = getattr(self.env.unwrapped, "call", None)  # of AsyncVectorEnv
+        frames: Any = call("render") if call else self.env.render()
+        return np.array(frames[0], dtype=np.uint8)
+
+    def close(self) -> None:
+        """Close the vector env."""
+        self.env.close()
+
+    def _to_numpy(self, action: Tensor) -> NDArray[Any]:
+        single = self.env.single_action_space
+        discrete = isinstance(single, spaces.Discrete)
+        shape = (self.num_envs,) if discrete else (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
+        if action.shape != shape or action.dtype.is_floating_point == discrete:
+            raise ValueError(
+                f"{self.task}: action is {action.dtype} of shape {tuple(action.shape)}; "
+                f"expected {'torch.int64' if discrete else 'torch.float32'} of shape {shape}"
+            )
+        array = action.detach().cpu().numpy()
+        if isinstance(single, spaces.Discrete):
+            return np.asarray(array + single.start, dtype=single.dtype)
+        return np.array(array, dtype=single.dtype).reshape(self.num_envs, *single.shape)  # type: ignore[misc]
+
+    def _groups(self, observation: Any) -> _Arrays:
+        return dict(observation) if isinstance(observation, Mapping) else {"policy": observation}
+
+    def _final(self, groups: _Arrays, done: NDArray[np.bool_], infos: Mapping[str, Any]) -> _Arrays:
+        """Observations before the reset; rows of episodes that go on hold the current observation."""
+        given = infos.get("final_obs")
+        present = np.asarray(infos.get("_final_obs", np.full(self.num_envs, given is not None)))
+        if given is None or not present[done].all():
+            raise ValueError(
+                f"{self.task}: an episode ended without infos['final_obs']; SAME_STEP autoreset promises it, "
+                "so remove the vector wrapper that drops it or fix the vector env"
+            )
+        final = {group: np.array(values) for group, values in groups.items()}
+        batched = self._groups(given) if not _is_object_array(given) else None
+        for i in np.flatnonzero(done):
+            last = {group: values[i] for group, values in batched.items()} if batched else self._groups(given[i])
+            for group, values in final.items():
+                values[i] = last[group]
+        return final
+
+    def _to_torch(self, groups: _Arrays) -> Obs:
+        # torch.tensor copies: vector envs may write their next observations into the same arrays.
+        return {
+            group: torch.tensor(groups[group], dtype=torch.float32, device=self.device).reshape(self.num_envs, -1)
+            for group in self.observation_spaces
+        }
+
+
+class _CopyObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Keeps the last observation of an episode from being overwritten by the reset that follows at once."""
+
+    def observation(self, observation: Any) -> Any:
+        return copy.deepcopy(observation)
+
+
+def make_gymnasium(
+    env_id: str,
+    num_envs: int,
+    device: str | torch.device = "cpu",
+    seed: int | None = None,
+    *,
+    vectorization: str = "sync",
+    wrappers: Sequence[Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
+    **options: Any,
+) -> VecEnv:
+    """Build a vector env from a gymnasium id.
+
+    Args:
+        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first.
+        num_envs: N.
+        device: where observations and rewards go.
+        seed: of the first ``reset()`` that is called without one.
+        vectorization: ``sync`` (one process), ``async`` (a process per env), or ``vector_entry_point`` for ids that
+            bring their own vector env with SAME_STEP autoreset.
+        wrappers: put around every sub-env, the first one innermost; not with ``vector_entry_point``.
+        **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
+
+    Raises:
+        ValueError: unknown id or option, a dependency that is not installed, or what ``GymnasiumEnv`` refuses.
+    """
+    if vectorization not in ("sync", "async", "vector_entry_point"):
+        raise ValueError(
+            f"gym:{env_id}: vectorization is {vectorization!r}; use 'sync', 'async' or 'vector_entry_point'"
+        )
+    arguments: dict[str, Any] = {"wrappers": wrappers}
+    if vectorization != "vector_entry_point":
+        arguments = {
+            "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
+            "wrappers": (*wrappers, _CopyObservation),
+        }
+    try:
+        env = gymnasium.make_vec(env_id, num_envs, vectorization, **arguments, **options)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise ValueError(_cannot_make(env_id, error)) from error
+    except TypeError as error:
+        refused = re.search(r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'", str(error))
+        if refused is None or refused[1] not in options:
+            raise
+        valid = [name for name in _options_of(env_id) if name != refused[1]]
+        raise ValueError(unknown_option(f"gym:{env_id}", refused[1], valid)) from error
+    try:
+        return GymnasiumEnv(env, device, seed, task=f"gym:{env_id}")
+    except ValueError:
+        env.close()
+        raise
+
+
+def _cannot_make(env_id: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    if "mujoco" in reason.lower() and isinstance(error, gymnasium.error.DependencyNotInstalled):
+        return f"gym:{env_id}: MuJoCo is not installed; run: pip install 'rlcore[mujoco]'"
+    return f"gym:{env_id}: {reason} (`rlcore tasks` lists the built-in tasks)"
+
+
+def _options_of(env_id: str) -> list[str]:
+    """Keyword arguments that an id takes, as far as signatures tell."""
+    entry_point: Any = gymnasium.spec(env_id.rpartition(":")[2]).entry_point
+    creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    own = [name for name, p in inspect.signature(creator).parameters.items() if p.kind in kinds]
+    common = ["render_mode", "max_episode_steps", "disable_env_checker", "vectorization", "wrappers"]
+    return list(dict.fromkeys([*own, *common]))
+
+
+def _check_autoreset(env: VectorEnv[Any, Any, Any]) -> None:
+    mode = env.metadata.get("autoreset_mode")
+    if mode in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
+        return
+    found = mode.name if isinstance(mode, AutoresetMode) else repr(mode)
+    raise ValueError(
+        f"{type(env.unwrapped).__name__}: autoreset mode is {found}; rlcore needs SAME_STEP, to see the last "
+        "observation of an episode: make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP "
+        "(in make_vec: vector_kwargs={'autoreset_mode': ...})"
+    )
+
+
+def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | None:
+    """Sub-env 0 of a SyncVectorEnv; None where sub-envs live in other processes or do not exist."""
+    sub_envs = getattr(env.unwrapped, "envs", None)
+    return sub_envs[0] if sub_envs else None
+
+
+def _group_spaces(task: str, space: spaces.Space[Any]) -> dict[str, spaces.Box]:
+    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
+    groups: dict[str, spaces.Box] = {}
+    for group, part in parts.items():
+        if not isinstance(part, spaces.Box):
+            raise ValueError(
+                f"{task}: observation '{group}' is {part}; rlcore takes a Box or a flat Dict of boxes: "
+                "wrap the env, as with make_env(..., wrappers=[gymnasium.wrappers.FlattenObservation])"
+            )
+        if len(part.shape) != 1:
+            size = int(np.prod(part.shape))
+            warnings.warn(
+                f"{task}: observation '{group}' of shape {part.shape} is flattened to {size} numbers", stacklevel=3
+            )
+        groups[group] = _flat_box(part)
+    return groups
+
+
+def _flat_action_space(task: str, space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return _flat_box(space)
+    raise ValueError(f"{task}: action space {space} is not supported; rlcore takes a float Box or Discrete")
+
+
+def _flat_box(box: spaces.Box) -> spaces.Box:
+    """The same bounds, flat and float32; bounds beyond float32 become infinite."""
+    with np.errstate(over="ignore"):
+        low, high = (np.asarray(bound, dtype=np.float32).reshape(-1) for bound in (box.low, box.high))
+    return spaces.Box(low, high, dtype=np.float32)
+
+
+def _is_object_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype == object

@@ -1,0 +1,399 @@
+"""Reach: a six-joint arm follows end-effector poses that change every few seconds; any torch device, no simulator.
+
+The task is the end-effector pose tracking of Isaac Lab's reach environments, in the ``base_link`` frame of
+``rlcore.envs.arm``. Joints are independent second-order systems with PD drives. There is no gravity and no coupling
+between joints: Isaac Lab switches gravity off for its reach arms too.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore.envs.arm import (
+    JOINT_NAMES,
+    UR5E,
+    UR10,
+    ArmPicture,
+    damped_least_squares,
+    end_effector_pose,
+    jacobian,
+    rotation_angle,
+    unique_quaternion,
+)
+from rlcore.types import Obs, Step
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ARMS = {"UR5e": UR5E, "UR10": UR10}
+CONTROLS = {
+    "JointPos": ("joint_position", 0.5),
+    "JointVel": ("joint_velocity", 1.0),
+    "IK": ("relative_pose", 0.5),
+    "Torque": ("joint_effort", 1.0),
+}
+"""Name of the action term and default scale of each control mode."""
+OBSERVATION_TERMS = (
+    ("joint_pos_rel", 6),
+    ("ee_position", 3),
+    ("ee_orientation", 4),
+    ("pose_command", 7),
+    ("joint_vel_rel", 6),
+    ("last_action", 6),
+)
+
+PHYSICS_DT = 1 / 60
+DECIMATION = 2
+CONTROL_DT = PHYSICS_DT * DECIMATION
+EPISODE_STEPS = 360  # 12 s
+SUCCESS_POSITION, SUCCESS_ANGLE = 0.05, 0.2
+"""A command is met when the errors at the end of its interval are below these, m and rad."""
+
+_COMMAND_LOW = (0.3, -0.3, 0.25)
+_COMMAND_SPAN = (0.2, 0.6, 0.15)
+_INTERVAL_STEPS = (60, 120)  # 2 s to 4 s
+_FINE_SCALE = 0.1  # m
+_STIFFNESS, _DAMPING, _TORQUE_FRICTION = 800.0, 40.0, 1.0  # N m / rad, N m s / rad, N m s / rad
+_DRAWS = 23  # per env and step: 12 of noise, 6 of the joints at reset, 5 of a command
+# In the quaternion of a downward tool w is 0: the usual "w >= 0" would leave its sign to rounding noise, in every
+# command and in every pose near one. x is cos(yaw / 2) there, so "x >= 0" is continuous in yaw but for one cut at
+# yaw = pi. The end effector follows the same rule, so that it equals the command when it has arrived.
+_SIGN = 1
+
+_BUFFERS = (
+    "joint_position", "joint_velocity", "applied_effort", "last_action", "command", "command_left", "episode_steps",
+    "tally", "stiffness", "damping", "inertia", "effort_limit", "velocity_limit",
+)  # fmt: skip
+
+
+class Reach:
+    """N arms that track poses; implements ``rlcore.env.VecEnv``.
+
+    Actions ``[N, 6]``, by ``control``:
+
+    - ``JointPos``: joint targets are home + scale * action, rad;
+    - ``JointVel``: joint velocity targets are scale * action, rad/s; the drives have no stiffness;
+    - ``IK``: scale * action is a step (dx, dy, dz in m, rotation vector in rad, in ``base_link``) from the present
+      pose, turned into joint targets by damped least squares;
+    - ``Torque``: joint efforts are scale * action of the effort limits, actions clipped to -1..1; ``damping`` is then
+      the viscous friction of the joints.
+
+    Observation group ``policy`` ``[N, 32]``: joint positions minus home, end-effector position and quaternion, command
+    position and quaternion, joint velocities, last action. Quaternions are (w, x, y, z) with x >= 0.
+
+    A command lasts 2 to 4 s; the position is uniform in x 0.3..0.5, y -0.3..0.3, z 0.25..0.4 m, the tool points down
+    (roll -pi, pitch 0), yaw is uniform over the circle. Episodes last 12 s and only ever end by time-out.
+
+    ``Step.log``, ``[N]`` each: ``num_goals`` commands that ended in the episode, ``success`` the fraction of them that
+    were met, ``position_error`` (m) and ``orientation_error`` (rad), their mean errors at their ends. The command that
+    the time-out cuts does not count.
+
+    Physical constants ``stiffness damping inertia effort_limit velocity_limit`` are ``[N, 6]``, may be changed at any
+    time, and travel with ``state_dict``. ``joint_position``, ``joint_velocity`` and ``applied_effort`` (N m, of the
+    last physics step) are ``[N, 6]``. All state is updated in place, so that a CUDA graph may capture ``step``.
+    """
+
+    def __init__(
+        self,
+        arm: str = "UR5e",
+        control: str = "JointPos",
+        num_envs: int = 1,
+        device: str | torch.device = "cpu",
+        seed: int | None = None,
+        *,
+        action_scale: float | None = None,
+        noise: float = 0.01,
+        reset_range: tuple[float, float] = (0.75, 1.25),
+        ik_damping: float = 0.05,
+        position_weight: float = -6.0,
+        orientation_weight: float = -4.0,
+        velocity_weight: float = -0.0001,
+        fine_weight: float = 3.0,
+    ) -> None:
+        """Build the arms; call ``reset`` before ``step``.
+
+        Args:
+            arm: ``UR5e`` or ``UR10``.
+            control: ``JointPos``, ``JointVel``, ``IK`` or ``Torque``.
+            num_envs: N.
+            device: where everything lives.
+            seed: of the random generator; random when not given.
+            action_scale: see the class; 0.5, 1.0, 0.5, 1.0 by control mode when not given.
+            noise: joint position (rad) and velocity (rad/s) readings are off by up to this, uniformly; 0 for none.
+            reset_range: episodes start at the home joints times a factor uniform in this range, at rest.
+            ik_damping: damping of the least squares.
+            position_weight: reward per second and m of position error.
+            orientation_weight: reward per second and rad of orientation error.
+            velocity_weight: reward per second and (rad/s)^2 of joint velocity.
+            fine_weight: reward per second of 1 - tanh(position error / 0.1 m); 3 keeps Isaac Lab's 1 to 2 proportion
+                to the position term.
+
+        Raises:
+            ValueError: an unknown arm or control mode, or a number out of range.
+        """
+        if arm not in ARMS:
+            raise ValueError(f"Reach: unknown arm '{arm}'; use one of {', '.join(ARMS)}")
+        if control not in CONTROLS:
+            raise ValueError(f"Reach: unknown control mode '{control}'; use one of {', '.join(CONTROLS)}")
+        term, default_scale = CONTROLS[control]
+        self.action_scale = default_scale if action_scale is None else action_scale
+        for name, value, good in (
+            ("num_envs", num_envs, num_envs >= 1),
+            ("action_scale", self.action_scale, self.action_scale > 0),
+            ("ik_damping", ik_damping, ik_damping > 0),
+            ("noise", noise, noise >= 0),
+        ):
+            if not good:
+                raise ValueError(f"Reach: {name} is {value}; use {'0 or more' if name == 'noise' else 'more than 0'}")
+        if not reset_range[0] <= reset_range[1]:
+            raise ValueError(f"Reach: reset_range {tuple(reset_range)} is empty; give (low, high) with low <= high")
+
+        self.task = f"Reach-{arm}-{control}"
+        self.control = control
+        self.model = ARMS[arm]
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.max_episode_length = EPISODE_STEPS
+        self.noise = noise
+        self.reset_range = reset_range
+        self.ik_damping = ik_damping
+        self.position_weight, self.orientation_weight = position_weight, orientation_weight
+        self.velocity_weight, self.fine_weight = velocity_weight, fine_weight
+        bound = 1.0 if control == "Torque" else math.inf
+        size = sum(size for _, size in OBSERVATION_TERMS)
+        self.observation_spaces = {"policy": gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)}
+        self.action_space: gymnasium.Space[Any] = gymnasium.spaces.Box(-bound, bound, (6,), np.float32)
+        scale = [self.action_scale * x for x in (self.model.effort_limit if control == "Torque" else (1.0,) * 6)]
+        offset = list(self.model.home) if control == "JointPos" else [0.0] * 6
+        self.deployment: dict[str, Any] = {
+            "control_dt": CONTROL_DT,
+            "observation_terms": {"policy": [{"name": name, "size": size} for name, size in OBSERVATION_TERMS]},
+            "action_terms": [{"name": term, "size": 6, "scale": scale, "offset": offset}],
+            "joint_names": list(JOINT_NAMES),
+            "frame": "base_link",
+            "quaternions": "w, x, y, z with x >= 0",
+        }
+
+        self.generator = torch.Generator(self.device)
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed)
+        self._home = torch.tensor(self.model.home, device=self.device)  # [6]
+        self._position_limit = torch.tensor(self.model.position_limit, device=self.device)  # [6]
+        self._command_low = torch.tensor(_COMMAND_LOW, device=self.device)  # [3]
+        self._command_span = torch.tensor(_COMMAND_SPAN, device=self.device)  # [3]
+        self.stiffness = self._per_joint(_STIFFNESS if control in ("JointPos", "IK") else 0.0)
+        self.damping = self._per_joint(_TORQUE_FRICTION if control == "Torque" else _DAMPING)
+        self.inertia = self._per_joint(self.model.inertia)
+        self.effort_limit = self._per_joint(self.model.effort_limit)
+        self.velocity_limit = self._per_joint(self.model.velocity_limit)
+        self.joint_position = self._per_joint(self.model.home)
+        self.joint_velocity = self._per_joint(0.0)
+        self.applied_effort = self._per_joint(0.0)
+        self.last_action = self._per_joint(0.0)
+        self.command = torch.zeros(7, num_envs, device=self.device).t()  # [N, 7] position and quaternion
+        self.command_left = torch.zeros(num_envs, device=self.device)  # [N] control steps
+        self.episode_steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)  # [N]
+        # Of the commands that ended in this episode: count, met, sums of position and orientation errors.
+        self.tally = torch.zeros(4, num_envs, device=self.device).t()  # [N, 4]
+        self._started = False
+        self._picture: ArmPicture | None = None
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start a new episode in every env; a seed makes everything that follows repeatable."""
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        draws = self._draw()
+        self.joint_position.copy_(self._start(draws))
+        for buffer in (self.joint_velocity, self.applied_effort, self.last_action, self.episode_steps, self.tally):
+            buffer.zero_()
+        command, left = self._new_command(draws)
+        self.command.copy_(command)
+        self.command_left.copy_(left)
+        self._started = True
+        return self._observe(*self._pose(self.joint_position), draws)
+
+    @torch.no_grad()
+    def step(self, action: Tensor) -> Step:
+        """Advance every env by 1/30 s; envs that reach 360 steps are reset.
+
+        Args:
+            action: ``[N, 6]``.
+
+        Raises:
+            ValueError: the action has another shape.
+            RuntimeError: ``reset`` has not been called.
+        """
+        if action.shape != (self.num_envs, 6):
+            raise ValueError(f"{self.task}: action has shape {tuple(action.shape)}; it must be ({self.num_envs}, 6)")
+        if not self._started:
+            raise RuntimeError(f"{self.task}: call reset() before step()")
+        self.last_action.copy_(action)
+        self._simulate()
+        draws = self._draw()
+        start = self._start(draws)
+        # One pass over the poses reached and the poses of a new episode: small operations cost by their number.
+        positions, quaternions = self._pose(torch.cat((self.joint_position.t(), start.t()), dim=1).t())
+        position, start_position = positions.chunk(2)
+        quaternion, start_quaternion = quaternions.chunk(2)
+
+        distance = (position - self.command[:, :3]).square().sum(1).sqrt()
+        angle = rotation_angle(quaternion, self.command[:, 3:])
+        reward = CONTROL_DT * (
+            self.position_weight * distance
+            + self.orientation_weight * angle
+            + self.velocity_weight * self.joint_velocity.square().sum(1)
+            + self.fine_weight * (1 - torch.tanh(distance / _FINE_SCALE))
+        )
+
+        self.command_left.sub_(1)
+        ended = self.command_left <= 0
+        met = (distance < SUCCESS_POSITION) & (angle < SUCCESS_ANGLE)
+        counts = torch.stack((torch.ones_like(distance), met.float(), distance, angle)).t()  # [N, 4]
+        self.tally.add_(counts.masked_fill(~ended[:, None], 0.0))
+        goals = self.tally[:, 0].clone()
+        success, mean_distance, mean_angle = (self.tally[:, 1:] / goals.clamp(min=1)[:, None]).unbind(1)
+        command, left = self._new_command(draws)
+        _replace(self.command, ended[:, None], command)
+
+        self.episode_steps.add_(1)
+        truncated = self.episode_steps >= self.max_episode_length
+        final_obs = self._observe(position, quaternion, draws)
+        over = truncated[:, None]
+        _replace(self.command, over, command)
+        _replace(self.command_left, ended | truncated, left)
+        _replace(self.joint_position, over, start)
+        for buffer in (self.joint_velocity, self.last_action, self.tally):
+            buffer.masked_fill_(over, 0.0)
+        self.episode_steps.masked_fill_(truncated, 0)
+        obs = self._observe(
+            torch.where(over, start_position, position), torch.where(over, start_quaternion, quaternion), draws
+        )
+        log: dict[str, Tensor | float] = {
+            "success": success,
+            "num_goals": goals,
+            "position_error": mean_distance,
+            "orientation_error": mean_angle,
+        }
+        return Step(obs, reward, torch.zeros_like(truncated), truncated, final_obs, log)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the future depends on, random generator included."""
+        state: dict[str, Any] = {name: getattr(self, name).clone() for name in _BUFFERS}
+        state["generator"] = self.generator.get_state()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what ``state_dict`` returned.
+
+        Raises:
+            ValueError: an entry is missing or was made with another number of envs.
+        """
+        for name in (*_BUFFERS, "generator"):
+            if name not in state:
+                raise ValueError(f"{self.task}: the saved state has no '{name}'; it belongs to another task")
+            if name in _BUFFERS and state[name].shape != getattr(self, name).shape:
+                raise ValueError(
+                    f"{self.task}: saved '{name}' has shape {tuple(state[name].shape)}, this env needs "
+                    f"{tuple(getattr(self, name).shape)}; use the same num_envs as the saved run"
+                )
+        for name in _BUFFERS:
+            getattr(self, name).copy_(state[name])
+        self.generator.set_state(state["generator"].cpu())
+        self._started = True
+
+    def render(self) -> NDArray[np.uint8]:
+        """Picture of env 0, uint8 ``[H, W, 3]``: the arm, its end-effector frame (solid), the command (dotted)."""
+        if self._picture is None:
+            self._picture = ArmPicture(self.model)
+        text = f"{self.task}  {int(self.episode_steps[0]) * CONTROL_DT:5.2f} s"
+        return self._picture.draw(self.joint_position[0], self.command[0], text)
+
+    def close(self) -> None:
+        """Drop the picture; there is nothing else to release."""
+        self._picture = None
+
+    def _per_joint(self, values: float | tuple[float, ...]) -> Tensor:
+        # Stored joint by joint: the kinematics read one joint of all envs at a time.
+        column = torch.tensor(values, dtype=torch.float32, device=self.device).expand(6)[:, None]
+        return column.repeat(1, self.num_envs).t()  # [N, 6]
+
+    def _draw(self) -> Tensor:
+        """All random numbers of one step ``[23, N]``: rows of noise, ready to add, then uniform ones in 0..1."""
+        draws = torch.rand(_DRAWS, self.num_envs, generator=self.generator, device=self.device)
+        draws[:12].sub_(0.5).mul_(2 * self.noise)
+        return draws
+
+    def _start(self, draws: Tensor) -> Tensor:
+        low, high = self.reset_range
+        q = self._home * (low + (high - low) * draws[12:18].t())
+        return q.clamp(-self._position_limit, self._position_limit)  # [N, 6]
+
+    def _new_command(self, draws: Tensor) -> tuple[Tensor, Tensor]:
+        """Pose ``[N, 7]`` and duration in steps ``[N]``."""
+        pose = torch.zeros(7, self.num_envs, device=self.device).t()
+        pose[:, :3] = self._command_low + self._command_span * draws[18:21].t()
+        # A roll of -pi, then a yaw in -pi..pi: (0, -cos, -sin, 0) of half the yaw, or its negative, which has x >= 0.
+        half_yaw = math.pi * (draws[21] - 0.5)
+        pose[:, 4] = half_yaw.cos().abs()  # pi / 2 is rounded: its cosine may be -4e-8
+        pose[:, 5] = half_yaw.sin()
+        low, high = _INTERVAL_STEPS
+        return pose, low + (high - low) * draws[22]
+
+    def _pose(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        position, quaternion = end_effector_pose(self.model, q)
+        return position, unique_quaternion(quaternion, _SIGN)
+
+    def _observe(self, position: Tensor, quaternion: Tensor, draws: Tensor) -> Obs:
+        q = (self.joint_position - self._home).t() + draws[:6]
+        v = self.joint_velocity.t() + draws[6:12]
+        rows = torch.cat((q, position.t(), quaternion.t(), self.command.t(), v, self.last_action.t()))
+        return {"policy": rows.t().contiguous()}  # [N, 32]
+
+    def _simulate(self) -> None:
+        """Two physics steps with the last action.
+
+        The drives are implicit in the new velocity, as PhysX's are, so that stiff drives stay stable: the effort is
+        what ``stiffness (target - q') + damping (v_target - v')`` is at the end of the step, q' and v' included.
+        """
+        command = self.action_scale * self.last_action
+        q, v = self.joint_position, self.joint_velocity
+        dt, limit, fastest, farthest = PHYSICS_DT, self.effort_limit, self.velocity_limit, self._position_limit
+        gain = dt / self.inertia
+        brake = torch.add(self.damping, self.stiffness, alpha=dt)
+        give = 1 / (1 + gain * brake)
+        if self.control == "JointPos":
+            target = self._home + command
+        elif self.control == "IK":
+            target = q + damped_least_squares(jacobian(self.model, q), command, self.ik_damping)
+        elif self.control == "JointVel":
+            drive = self.damping * command
+        else:
+            effort = torch.clamp(self.last_action.clamp(-1, 1) * self.action_scale * limit, -limit, limit)
+        for _ in range(DECIMATION):
+            if self.control == "Torque":
+                v = torch.addcmul(v, gain, effort) * give
+            else:
+                if self.control != "JointVel":
+                    drive = self.stiffness * (target - q)
+                effort = torch.clamp(give * torch.addcmul(drive, brake, v, value=-1), -limit, limit)
+                v = torch.addcmul(v, gain, effort)
+            v = torch.clamp(v, -fastest, fastest)
+            free = torch.add(q, v, alpha=dt)
+            q = torch.clamp(free, -farthest, farthest)
+            v = torch.where(free == q, v, 0.0)
+        self.joint_position.copy_(q)
+        self.joint_velocity.copy_(v)
+        self.applied_effort.copy_(effort)
+
+
+def _replace(buffer: Tensor, mask: Tensor, value: Tensor) -> None:
+    """Overwrite a buffer in place where a mask says so."""
+    torch.where(mask, value, buffer, out=buffer)

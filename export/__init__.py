@@ -1,0 +1,22 @@
+"""One self-contained ONNX file per policy: writer, parity check, metadata and a reference runner.
+
+``onnx`` and ``onnxruntime`` are imported on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from rlcore.export.metadata import ExportError, config_hash, read_metadata
+from rlcore.export.onnx import ExportReport, export_onnx
+from rlcore.export.parity import ParityReport, verify
+from rlcore.export.runner import OnnxPolicy
+
+__all__ = [
+    "ExportError",
+    "ExportReport",
+    "OnnxPolicy",
+    "ParityReport",
+    "config_hash",
+    "export_onnx",
+    "read_metadata",
+    "verify",
+]

@@ -1,0 +1,155 @@
+"""What an exported file says about itself, as the text properties that ONNX keeps beside the graph.
+
+Texts stand as they are; numbers, lists and tables as JSON. A fact that is not known is left out, never guessed.
+
+| property | meaning |
+|---|---|
+| ``task``, ``algorithm``, ``iteration``, ``env_steps``, ``config_hash`` | where the policy comes from |
+| ``rlcore_version``, ``torch_version``, ``created`` (UTC), ``opset`` | how the file was made |
+| ``observation_size``, ``observation_groups`` | length of ``obs``; groups in order: name, size, slice of ``obs`` |
+| ``observation_terms`` | terms in order: group, name, size, slice of ``obs``, and what else the env tells |
+| ``action_kind``, ``action_size``, ``action_low``, ``action_high`` | ``continuous`` or ``discrete``; null: no bound |
+| ``action_terms`` | terms in order: name, size, slice of ``actions``, scale, offset as the env tells |
+| ``joint_names``, ``control_dt`` (s) | as the env tells |
+| ``normalizer_inside`` | true: feed raw observations |
+| ``inputs``, ``outputs`` | shape by name |
+| ``parity_max_abs_error``, ``parity_samples``, … | how closely the file follows the policy: see ``parity.py`` |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+
+from rlcore._version import __version__
+from rlcore.env import EnvSpec
+from rlcore.export.runner import decode_metadata
+
+
+class ExportError(ValueError):
+    """A policy cannot be exported, or the file would not do what the policy does."""
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Fingerprint of a configuration: SHA-256 of its JSON with sorted keys, first 16 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what an exported file says about itself, with ``onnx`` or else ``onnxruntime``.
+
+    Numbers, lists and tables are decoded; a single number under a name that is not in this file's table stays text.
+
+    Raises:
+        ValueError: there is no such file, or it is not ONNX.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
+    try:
+        import onnx
+    except ImportError:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+        return decode_metadata(session.get_modelmeta().custom_metadata_map)
+    try:
+        model = onnx.load(os.fspath(path), load_external_data=False)
+    except Exception as error:  # protobuf's DecodeError; protobuf itself is no dependency of ours
+        raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {error}") from error
+    return decode_metadata({p.key: p.value for p in model.metadata_props})
+
+
+def build_metadata(
+    spec: EnvSpec, observation_sizes: Mapping[str, int], extra: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Gather what is known about a policy before it is traced.
+
+    Args:
+        spec: the env it was trained on.
+        observation_sizes: the groups it reads, in order.
+        extra: further facts, such as ``algorithm``, ``iteration``, ``env_steps`` and ``config_hash``.
+
+    Raises:
+        ExportError: terms do not add up to the size of their group or of the action, or ``extra`` names a property
+            that the exporter writes itself.
+    """
+    deployment = dict(spec.deployment)
+    terms = deployment.pop("observation_terms", {})
+    groups: list[dict[str, Any]] = []
+    flat_terms: list[dict[str, Any]] = []
+    start = 0
+    for group, size in observation_sizes.items():
+        groups.append({"name": group, "size": size, "slice": [start, start + size]})
+        named = terms.get(group) or [{"name": group, "size": size}]
+        flat_terms += [{"group": group, **t} for t in _sliced(named, start, size, f"observation group '{group}'")]
+        start += size
+    action_size = 1 if spec.discrete else spec.action_size
+    action_terms = deployment.pop("action_terms", None) or [{"name": "action", "size": action_size}]
+    facts: dict[str, Any] = {
+        **deployment,  # first, so that it cannot replace what follows
+        "rlcore_version": __version__,
+        "torch_version": torch.__version__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "task": spec.task,
+        "observation_size": start,
+        "observation_groups": groups,
+        "observation_terms": flat_terms,
+        "action_kind": "discrete" if spec.discrete else "continuous",
+        "action_size": spec.action_size,
+        "action_low": spec.action_low,
+        "action_high": spec.action_high,
+        "action_terms": _sliced(action_terms, 0, action_size, "the action"),
+        "normalizer_inside": True,
+    }
+    for key, value in (extra or {}).items():
+        if key in facts or key in ("opset", "inputs", "outputs") or key.startswith("parity_"):
+            raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
+        facts[key] = value
+    return {key: value for key, value in facts.items() if value is not None}
+
+
+def encode_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Write facts as the text properties that ``read_metadata`` reads back.
+
+    Raises:
+        ExportError: a value is no text, number, list or table.
+    """
+    properties: dict[str, str] = {}
+    for key, value in facts.items():
+        try:
+            properties[key] = value if isinstance(value, str) else json.dumps(_plain(value), allow_nan=False)
+        except TypeError as error:
+            raise ExportError(f"metadata '{key}' cannot be written: {error}; give text, numbers or lists") from error
+    return properties
+
+
+def _sliced(terms: Sequence[Mapping[str, Any]], start: int, size: int, owner: str) -> list[dict[str, Any]]:
+    end = start
+    result = []
+    for term in terms:
+        if "name" not in term or "size" not in term:
+            raise ExportError(f"a term of {owner} is {dict(term)}; each needs a 'name' and a 'size'")
+        first, end = end, end + int(term["size"])
+        result.append({**term, "slice": [first, end]})
+    if end != start + size:
+        listed = ", ".join(f"{term['name']} {term['size']}" for term in terms)
+        raise ExportError(f"{owner} has size {size}, but its terms add up to {end - start}: {listed}; fix the env")
+    return result
+
+
+def _plain(value: Any) -> Any:
+    """Reduce tensors, arrays and tuples to lists and numbers; infinite and NaN to null, for JSON has neither."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

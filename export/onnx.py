@@ -1,0 +1,198 @@
+"""Write a policy as one self-contained ONNX file, and refuse to if the file would not do what the policy does."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.env import EnvSpec
+from rlcore.export.metadata import ExportError, build_metadata, encode_metadata
+from rlcore.export.parity import ParityReport, cpu_copy, verify
+from rlcore.types import Policy
+
+OPSET = 11
+STATE_NAMES = ("h", "c")
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written."""
+
+    path: Path
+    parity: ParityReport
+    metadata: dict[str, Any]
+    """The file's properties before they became text."""
+    size_bytes: int
+
+
+class FlatPolicy(nn.Module):
+    """A policy with its groups joined into one tensor and its state as separate tensors: what is traced."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, obs: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """Map ``obs [N, O]`` and the state to the action and the next state."""
+        sizes = self.policy.observation_sizes
+        parts = [obs] if len(sizes) == 1 else torch.split(obs, list(sizes.values()), dim=-1)
+        action, state = self.policy(dict(zip(sizes, parts, strict=True)), state)
+        return (action, *state)
+
+
+def export_onnx(
+    policy: Policy,
+    spec: EnvSpec,
+    path: str | os.PathLike[str],
+    *,
+    recording: Mapping[str, Tensor] | None,
+    dynamic_batch: bool = False,
+    tolerance: float = 1e-5,
+    extra_metadata: Mapping[str, Any] | None = None,
+) -> ExportReport:
+    """Write a policy to one opset-11 ONNX file and check it against the policy.
+
+    Input ``obs [1, O]``: the groups of ``policy.observation_sizes`` side by side, raw. Output ``actions``: ``[1, A]``
+    float32, or ``[1]`` int64 when discrete. A recurrent policy adds ``h_in``, ``c_in``, ``h_out``, ``c_out``, each
+    ``[layers, 1, hidden]``, zero at the start of an episode. The policy itself is left as it is, and a file that was
+    there before stays until the new one has passed every check.
+
+    Args:
+        policy: what to export, on any device.
+        spec: the env it was trained on.
+        path: the file to write; its folder is made where missing.
+        recording: observations to replay, as ``Agent.recording`` returns them; None replays random ones only, and
+            the metadata says so.
+        dynamic_batch: let the file take N rows at once.
+        tolerance: largest difference between file and policy (``parity.py`` says how it is judged).
+        extra_metadata: further facts, such as ``algorithm``, ``iteration``, ``env_steps`` and ``config_hash``.
+
+    Raises:
+        ExportError: policy and spec do not fit, the policy uses an operation that opset 11 lacks, or the file fails
+            a check; the message names the figure, the tolerance and the worst output.
+    """
+    import onnx
+
+    path = Path(path)
+    if path.is_dir():
+        raise ExportError(f"'{path}' is a folder; name a file in it, such as '{path / 'policy.onnx'}'")
+    facts = build_metadata(spec, policy.observation_sizes, extra_metadata)
+    module, example = _prepare(policy, spec, batch=2 if dynamic_batch else 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, so that the last step is a rename within one file system.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        draft = Path(folder) / path.name
+        _trace(module, example, draft, dynamic_batch)
+        written = sorted(os.listdir(folder))
+        if written != [path.name]:
+            raise ExportError(f"the exporter wrote {written}, not one file; is the network over 2 GB?")
+        model = onnx.load(str(draft))
+        _check_graph(model)
+        facts |= {"opset": OPSET, "inputs": _shapes(model.graph.input), "outputs": _shapes(model.graph.output)}
+        _save(model, facts, draft)
+        parity = verify(draft, policy, recording, tolerance=tolerance)
+        if not parity.passed:
+            raise ExportError(f"'{path}' was not written: {parity}")
+        facts |= parity.metadata()
+        _save(model, facts, draft)
+        try:
+            onnx.checker.check_model(str(draft), full_check=True)
+        except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+            raise ExportError(f"'{path}' was not written: the ONNX checker says: {error}") from error
+        size_bytes = draft.stat().st_size
+        os.replace(draft, path)
+    return ExportReport(path=path, parity=parity, metadata=facts, size_bytes=size_bytes)
+
+
+def _prepare(policy: Policy, spec: EnvSpec, batch: int) -> tuple[FlatPolicy, tuple[Tensor, ...]]:
+    """Copy the policy to float32 on the CPU, and make example inputs; refuse what does not fit the spec."""
+    sizes = policy.observation_sizes
+    for group, size in sizes.items():
+        if spec.observation_sizes.get(group) != size:
+            raise ExportError(
+                f"the policy reads observation group '{group}' of size {size}; the env has {spec.observation_sizes}"
+            )
+    module = FlatPolicy(cpu_copy(policy).float()).eval()
+    generator = torch.Generator().manual_seed(0)
+    obs = torch.randn(batch, sum(sizes.values()), generator=generator)  # [N, O]
+    state = tuple(s.to("cpu", torch.float32) for s in module.policy.initial_state(batch))
+    if len(state) > len(STATE_NAMES):
+        raise ExportError(f"the policy has {len(state)} state tensors; at most two (h, c) can be exported")
+    with torch.no_grad():
+        action = module(obs, *state)[0]
+    shape, dtype = ((batch,), torch.int64) if spec.discrete else ((batch, spec.action_size), torch.float32)
+    if tuple(action.shape) != shape or action.dtype != dtype:
+        raise ExportError(
+            f"the policy returns actions {list(action.shape)} {action.dtype} for {batch} observations; "
+            f"the env needs {list(shape)} {dtype}"
+        )
+    return module, (obs, *state)
+
+
+def _trace(module: FlatPolicy, example: tuple[Tensor, ...], path: Path, dynamic_batch: bool) -> None:
+    states = STATE_NAMES[: len(example) - 1]
+    inputs = ["obs", *(f"{name}_in" for name in states)]
+    outputs = ["actions", *(f"{name}_out" for name in states)]
+    axes = {name: {0 if name in ("obs", "actions") else 1: "batch"} for name in inputs + outputs}
+    try:
+        with torch.no_grad(), _quiet():
+            # dynamo=True, the default since torch 2.9, writes opset 18 whatever is asked, and weights in a second file.
+            torch.onnx.export(
+                module,
+                example,
+                str(path),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=inputs,
+                output_names=outputs,
+                dynamic_axes=axes if dynamic_batch else None,
+                do_constant_folding=True,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(f"the policy cannot be written in opset {OPSET}: {reason}; use another operation") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about itself; what it says about the policy is let through."""
+    with warnings.catch_warnings():
+        for message in ("You are using the legacy TorchScript-based ONNX export", "The feature will be removed"):
+            warnings.filterwarnings("ignore", message, DeprecationWarning)
+        # torch's own recurrent layers check shapes while traced; the states are inputs, as the second message asks.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1")
+        yield
+
+
+def _check_graph(model: Any) -> None:
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": OPSET}:
+        raise ExportError(f"the exporter wrote opsets {opsets}; only the standard opset {OPSET} is allowed")
+    external = [tensor.name for tensor in model.graph.initializer if tensor.data_location == tensor.EXTERNAL]
+    if external:
+        raise ExportError(f"the exporter put weights {external} into another file")
+
+
+def _shapes(values: Any) -> dict[str, list[int | str]]:
+    return {v.name: [d.dim_param or int(d.dim_value) for d in v.type.tensor_type.shape.dim] for v in values}
+
+
+def _save(model: Any, facts: Mapping[str, Any], path: Path) -> None:
+    import onnx
+
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, encode_metadata(facts))
+    with open(path, "wb") as file:
+        file.write(model.SerializeToString())
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,247 @@
+"""Does the exported file do what the policy does? Both are driven with the same observations and compared.
+
+Three kinds of observation are replayed, each with recurrent state reset where an episode ended:
+
+- recorded: what the policy met in training or evaluation;
+- random: normal, with the recording's mean and deviation per feature (0 and 1 without a recording);
+- outliers: the same ten times as far out, as a bad sensor would send.
+
+The absolute difference is held against the tolerance as it is where an output stays within -1..1. Where it goes further
+the difference is divided by the output's largest magnitude, because float32 carries 7 digits and a torque of up to 100
+cannot be repeated to 1e-5; and for outliers by ten times that, because rounding grows with the input.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlcore.export.metadata import ExportError
+from rlcore.export.runner import OnnxPolicy
+from rlcore.types import Obs, Policy, State
+
+RANDOM_SHAPE = (32, 32)  # steps, envs
+OUTLIER = 10.0  # how many times further out than random observations
+
+
+@dataclass
+class ParityReport:
+    """How closely a file follows a policy."""
+
+    tolerance: float
+    discrete: bool = False
+    recorded_samples: int = 0
+    """Observations replayed from the recording."""
+    samples: int = 0
+    """All observations replayed: recorded, random and outliers."""
+    error: float = 0.0
+    """Largest difference as judged (see the module's text); what is held against the tolerance."""
+    worst_output: str = ""
+    """Where: an output and its last index."""
+    max_abs_error: float = 0.0
+    """Largest absolute difference of any output on recorded and random observations."""
+    outlier_max_abs_error: float = 0.0
+    """The same on outliers."""
+    mismatches: int = 0
+    """Discrete: observations for which the file chooses another index."""
+    ties: int = 0
+    """Discrete: other indices that are not held against the file, because the policy itself chooses the file's index
+    for an observation that differs by no more than the tolerance (relative)."""
+    source: str = "random observations only"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file does what the policy does."""
+        return self.mismatches == 0 and self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        """One line for people."""
+        size = f"{self.samples} observations ({self.recorded_samples} recorded)"
+        if self.mismatches:
+            return f"{self.mismatches} of {size} lead to another discrete action than the policy's (output 'actions')"
+        ties = f", {self.ties} ties" if self.ties else ""
+        if not self.error:
+            return f"no difference over {size}{ties}"
+        verdict = "within" if self.passed else "above"
+        figure = f"largest difference {self.error:.3g} in output '{self.worst_output}'"
+        return f"{figure}, {verdict} the tolerance {self.tolerance:g}, over {size}{ties}"
+
+    def metadata(self) -> dict[str, Any]:
+        """The figures as the file's ``parity_…`` properties."""
+        facts: dict[str, Any] = {
+            "parity_error": self.error,
+            "parity_max_abs_error": self.max_abs_error,
+            "parity_outlier_max_abs_error": self.outlier_max_abs_error,
+            "parity_samples": self.samples,
+            "parity_source": self.source,
+            "parity_tolerance": self.tolerance,
+        }
+        return {**facts, "parity_mismatches": self.mismatches, "parity_ties": self.ties} if self.discrete else facts
+
+
+def verify(
+    path: str | os.PathLike[str],
+    policy: Policy,
+    recording: Mapping[str, Tensor] | None = None,
+    *,
+    tolerance: float = 1e-5,
+) -> ParityReport:
+    """Compare an exported file, run by ``OnnxPolicy``, with the policy.
+
+    The policy is run as a copy on the CPU, in evaluation mode: a GPU may multiply in TF32, with 3 digits, which would
+    say nothing about the file. The policy itself is left as it is.
+
+    Args:
+        path: the ONNX file.
+        policy: what it should do.
+        recording: observation groups ``[T, M, O]`` and ``done [T, M]`` (the episode ended after that step), as
+            ``Agent.recording`` returns them. Without it only random observations are replayed.
+        tolerance: largest difference allowed; the report tells whether it was kept, and nothing is raised for it.
+
+    Raises:
+        ExportError: recording or file do not fit the policy, or the policy's own output is not finite.
+        ValueError: the file cannot be loaded, or reads observations of another size.
+    """
+    runner = OnnxPolicy(path)
+    reference = cpu_copy(policy)
+    report = ParityReport(tolerance=tolerance)
+    generator = np.random.default_rng(0)
+    sizes = policy.observation_sizes
+    mean, std = {group: np.zeros(size) for group, size in sizes.items()}, {g: np.ones(s) for g, s in sizes.items()}
+    replays: list[tuple[Obs, NDArray[np.bool_], float]] = []
+    if recording is not None:
+        obs, done = _check_recording(recording, sizes)
+        for group, values in obs.items():
+            flat = values.double().reshape(-1, sizes[group]).numpy()  # [T * M, O]
+            mean[group], std[group] = flat.mean(axis=0), flat.std(axis=0)
+        replays.append((obs, done, 1.0))
+        report.recorded_samples = done.size
+        report.source = "recorded and random observations"
+    for far in (1.0, OUTLIER):
+        obs = {}
+        for group, size in sizes.items():
+            normal = generator.standard_normal((*RANDOM_SHAPE, size))
+            obs[group] = torch.from_numpy(mean[group] + far * std[group] * normal).float()  # [T, M, O]
+        replays.append((obs, generator.random(RANDOM_SHAPE) < 0.1, far))
+    for obs, done, far in replays:
+        _replay(runner, reference, obs, done, far, std, report)
+        if runner.dynamic:  # one row is what a robot will send
+            _replay(runner, reference, {g: x[:, :1] for g, x in obs.items()}, done[:, :1], far, std, report)
+    return report
+
+
+def cpu_copy(policy: Policy) -> Policy:
+    """Copy a policy to the CPU in evaluation mode, leaving the original's device, mode and gradients alone."""
+    return copy.deepcopy(policy).to("cpu").eval().requires_grad_(False)
+
+
+def _check_recording(recording: Mapping[str, Tensor], sizes: Mapping[str, int]) -> tuple[Obs, NDArray[np.bool_]]:
+    obs: Obs = {}
+    shape: tuple[int, ...] | None = None
+    for group, size in sizes.items():
+        if group not in recording:
+            raise ExportError(f"the recording lacks observation group '{group}'; it has {', '.join(recording)}")
+        x = recording[group].detach().to("cpu", torch.float32)  # [T, M, O]
+        shape = shape or tuple(x.shape[:2])
+        if x.ndim != 3 or x.shape[2] != size or tuple(x.shape[:2]) != shape or x.numel() == 0:
+            raise ExportError(
+                f"the recording's group '{group}' has shape {tuple(x.shape)}; the policy needs [T, M, {size}], "
+                "T and M at least 1 and the same in all groups"
+            )
+        if not torch.isfinite(x).all():
+            raise ExportError(f"the recording's group '{group}' holds NaN or infinite observations; record anew")
+        obs[group] = x
+    if shape is None:
+        raise ExportError("the policy reads no observation group; nothing can be exported")
+    done = recording["done"].detach().cpu().bool() if "done" in recording else torch.zeros(shape, dtype=torch.bool)
+    if tuple(done.shape) != shape:
+        raise ExportError(f"the recording's 'done' has shape {tuple(done.shape)}; its observations need {list(shape)}")
+    return obs, done.numpy()
+
+
+@torch.no_grad()
+def _replay(
+    runner: OnnxPolicy,
+    reference: Policy,
+    obs: Obs,
+    done: NDArray[np.bool_],
+    far: float,
+    std: Mapping[str, NDArray[Any]],
+    report: ParityReport,
+) -> None:
+    """Drive file and policy through ``[T, M]`` observations and enter the differences into the report."""
+    num_steps, num_rows = done.shape
+    state: State = tuple(s.cpu() for s in reference.initial_state(num_rows))
+    runner.reset()
+    pairs: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {}
+    for t in range(num_steps):
+        now = {group: x[t] for group, x in obs.items()}
+        before = state
+        action, state = reference(now, before)
+        got = runner(np.concatenate([x.numpy() for x in now.values()], axis=-1))
+        if got.shape != tuple(action.shape) or len(runner.state) != len(state):
+            raise ExportError(
+                f"the file gives actions {got.shape} and {len(runner.state)} state outputs, "
+                f"the policy {tuple(action.shape)} and {len(state)}; it is not the file of this policy"
+            )
+        if action.is_floating_point():
+            pairs.setdefault("actions", []).append((action.numpy(), got))
+        else:
+            report.discrete = True
+            _compare_choices(reference, now, before, action, got, std, report)
+        for name, expected, actual in zip(("h_out", "c_out"), state, runner.state, strict=False):
+            pairs.setdefault(name, []).append((expected.numpy(), actual))
+        keep = torch.from_numpy(~done[t])  # [M]
+        state = tuple(s * keep[None, :, None] for s in state)
+        runner.reset(done[t])
+    report.samples += num_steps * num_rows
+    for name, steps in pairs.items():
+        _compare(name, np.stack([pair[0] for pair in steps]), np.stack([pair[1] for pair in steps]), far, report)
+
+
+def _compare(name: str, expected: NDArray[Any], actual: NDArray[Any], far: float, report: ParityReport) -> None:
+    if not np.isfinite(expected).all():
+        raise ExportError(f"the policy's own output '{name}' is not finite; train anew or export an earlier checkpoint")
+    size = expected.shape[-1]
+    difference = np.abs(actual.astype(np.float64) - expected).reshape(-1, size)
+    largest = np.where(np.isfinite(difference), difference, np.inf).max(axis=0)  # [size]
+    judged = largest / (far * np.maximum(1.0, np.abs(expected).reshape(-1, size).max(axis=0)))  # [size]
+    if far == 1.0:
+        report.max_abs_error = max(report.max_abs_error, float(largest.max()))
+    else:
+        report.outlier_max_abs_error = max(report.outlier_max_abs_error, float(largest.max()))
+    worst = int(judged.argmax())
+    if judged[worst] > report.error:
+        report.error = float(judged[worst])
+        report.worst_output = f"{name}[{worst}]"
+
+
+def _compare_choices(
+    reference: Policy,
+    obs: Obs,
+    state: State,
+    action: Tensor,
+    got: NDArray[Any],
+    std: Mapping[str, NDArray[Any]],
+    report: ParityReport,
+) -> None:
+    """Count rows with another index; a row is a tie if nudging its observation makes the policy choose that index."""
+    generator = torch.Generator().manual_seed(0)
+    for row in np.flatnonzero(got != action.numpy()):
+        nudged = {}
+        for group, x in obs.items():
+            reach = report.tolerance * torch.maximum(x[row].abs(), torch.from_numpy(std[group]).float())  # [O]
+            nudged[group] = x[row] + reach * (2 * torch.rand(256, len(reach), generator=generator) - 1)  # [256, O]
+        choices, _ = reference(nudged, tuple(s[:, row : row + 1].expand(-1, 256, -1).contiguous() for s in state))
+        if bool((choices == int(got[row])).any()):
+            report.ties += 1
+        else:
+            report.mismatches += 1
