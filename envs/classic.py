@@ -27,6 +27,7 @@ class _Classic:
     task: str
     deployment: ClassVar[dict[str, Any]]
     action_space: spaces.Space[Any]
+    capturable = True
     _start_range: tuple[float, ...]  # half-width of the uniform start state, centered on zero
 
     def __init__(

@@ -99,6 +99,8 @@ class Reach:
     last physics step) are ``[N, 6]``. All state is updated in place, so that a CUDA graph may capture ``step``.
     """
 
+    capturable = True
+
     def __init__(
         self,
         arm: str = "UR5e",

@@ -23,6 +23,8 @@ class VecEnv(Protocol):
     - ``task``: its name, and ``deployment``: a dict for the exported file (see ``EnvSpec``);
     - ``state_dict() -> dict`` and ``load_state_dict(dict)``: everything that its future depends on, random
       generator included, as tensors and plain values. With them a resumed run repeats bit for bit;
+    - ``capturable``: whether ``step`` may be recorded as a CUDA graph, all its state being tensors that change in place
+      and all its random numbers from ``generator``;
     - ``render() -> uint8 array [H, W, 3]``: a picture of env 0.
 
     ``Step.log`` may carry ``success`` ``[N]`` in 0..1, and ``num_goals`` ``[N]``, the number of goals of the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcore.capture import Captured, Mode
 from rlcore.env import VecEnv
 from rlcore.types import Agent, Metrics, Obs, State, Step
 
@@ -19,50 +21,67 @@ class EpisodeStatistics:
 
     All episodes that end count once, so the mean favors short ones less than a window of the latest would; an
     unbiased estimate is the business of an evaluation.
+
+    Args:
+        num_envs: N.
+        device: where rewards arrive.
+        mode: how the counting runs on CUDA.
     """
 
-    def __init__(self, num_envs: int, device: torch.device) -> None:
+    def __init__(self, num_envs: int, device: torch.device, mode: Mode = "eager") -> None:
         self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
         self.lengths = torch.zeros(num_envs, device=device)  # [N]
-        self.sums: dict[str, Tensor] = {}
-        self.weights: dict[str, Tensor] = {}
+        self.totals = torch.zeros(5, device=device)  # reward, steps; return, length, number of ended episodes
+        self.log_sums: dict[str, Tensor] = {}
+        self.log_weights: dict[str, Tensor] = {}
+        self._count = Captured(self._count_step, mode, device)
 
     def record(self, step: Step) -> None:
         """Take in one vector step."""
-        done = step.terminated | step.truncated  # [N]
+        self._count(step.reward, step.terminated, step.truncated)
+        if step.log:
+            self._record_log(step)
+
+    def _count_step(self, reward: Tensor, terminated: Tensor, truncated: Tensor) -> None:
+        done = terminated | truncated  # [N]
         ended = done.float()
-        self.returns += step.reward
+        self.returns += reward
         self.lengths += 1
-        self._add("rollout/reward", step.reward, torch.ones_like(step.reward))
-        self._add("rollout/episode_return", self.returns, ended)
-        self._add("rollout/episode_length", self.lengths, ended)
-        self._add("rollout/episodes", ended.sum(), None)
+        rows = [reward, torch.ones_like(reward), self.returns * ended, self.lengths * ended, ended]
+        self.totals += torch.stack(rows).sum(1)
+        self.returns.masked_fill_(done, 0.0)
+        self.lengths.masked_fill_(done, 0.0)
+
+    def _record_log(self, step: Step) -> None:
+        ended = (step.terminated | step.truncated).float()  # [N]
         goals = step.log.get("num_goals")
         for name, value in step.log.items():
-            value = torch.as_tensor(value, dtype=torch.float32, device=ended.device)
-            key = "rollout/success" if name == "success" else f"env/{name}"
             weight = ended * goals if name == "success" and isinstance(goals, Tensor) else ended
-            # A scalar stands for all episodes that ended in this step.
-            self._add(key, value, weight if value.dim() else weight.sum())
-        self.returns = torch.where(done, 0.0, self.returns)
-        self.lengths = torch.where(done, 0.0, self.lengths)
-
-    def _add(self, key: str, value: Tensor, weight: Tensor | None) -> None:
-        if key not in self.sums:
-            self.sums[key] = torch.zeros((), device=self.returns.device)
-            self.weights[key] = torch.zeros((), device=self.returns.device)
-        if weight is None:
-            self.sums[key] += value
-            self.weights[key].fill_(1.0)
-        else:
+            value = torch.as_tensor(value, dtype=torch.float32, device=ended.device)
+            if value.dim() == 0:
+                weight = weight.sum()  # a scalar stands for all episodes that ended in this step
+            key = "rollout/success" if name == "success" else f"env/{name}"
+            if key not in self.log_sums:
+                self.log_sums[key] = torch.zeros_like(self.totals[0])
+                self.log_weights[key] = torch.zeros_like(self.totals[0])
             # where: a value outside its episode's end may be anything, NaN included.
-            self.sums[key] += torch.where(weight > 0, value * weight, 0.0).sum()
-            self.weights[key] += weight.sum()
+            self.log_sums[key] += torch.where(weight > 0, value * weight, 0.0).sum()
+            self.log_weights[key] += weight.sum()
 
     def read(self) -> Metrics:
         """Return means as device scalars, NaN where nothing ended, and start anew."""
-        means = {key: self.sums[key] / self.weights[key] for key in self.sums}
-        self.sums, self.weights = {}, {}
+        reward, steps, returns, lengths, episodes = self.totals.clone().unbind()
+        means = {
+            "rollout/reward": reward / steps,
+            "rollout/episode_return": returns / episodes,
+            "rollout/episode_length": lengths / episodes,
+            "rollout/episodes": episodes,
+        }
+        self.totals.zero_()
+        if self.log_sums:
+            sums, weights = list(self.log_sums.values()), list(self.log_weights.values())
+            means |= zip(self.log_sums, (torch.stack(sums) / torch.stack(weights)).unbind(), strict=True)
+            torch._foreach_zero_(sums + weights)
         return means
 
 
@@ -104,7 +123,8 @@ class Report:
 def begin(env: VecEnv, agent: Agent, seed: int | None = None) -> Progress:
     """Reset the env and stand before the first iteration."""
     obs = env.reset(seed)
-    return Progress(0, 0, 0.0, obs, agent.initial_state(), EpisodeStatistics(env.num_envs, torch.device(env.device)))
+    episodes = EpisodeStatistics(env.num_envs, torch.device(env.device), agent.mode)
+    return Progress(0, 0, 0.0, obs, agent.initial_state(), episodes)
 
 
 def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress, bool]:
@@ -121,7 +141,8 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     if exact:
         env.load_state_dict(content["env"])  # type: ignore[attr-defined]
         progress.obs, progress.state = saved["obs"], tuple(saved["state"])
-        progress.episodes.returns, progress.episodes.lengths = saved["returns"], saved["lengths"]
+        progress.episodes.returns.copy_(saved["returns"])
+        progress.episodes.lengths.copy_(saved["lengths"])
     torch.set_rng_state(content["rng"]["cpu"].cpu())
     if "cuda" in content["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), torch.device(env.device))
@@ -149,9 +170,11 @@ def learn(
     num_iterations: int,
     *,
     progress: Progress | None = None,
-    on_iteration: Callable[[Report, Progress], None] | None = None,
+    on_report: Callable[[Report], None] | None = None,
+    on_iteration: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
     seed: int | None = None,
+    capture_env: bool | None = None,
 ) -> Progress:
     """Train an agent on an env.
 
@@ -160,54 +183,120 @@ def learn(
         agent: what learns.
         num_iterations: iterations in all, those of ``progress`` included.
         progress: where to go on; None begins anew.
-        on_iteration: called after each iteration, for logs, checkpoints and evaluations.
+        on_report: called with each iteration's metrics. On CUDA they arrive while the next iteration runs, so that
+            neither waits for the other.
+        on_iteration: called after each iteration, before its report, for checkpoints and evaluations.
         should_stop: asked after each iteration; True ends the run early.
         seed: for the env's first reset, if the run begins anew.
+        capture_env: record the whole rollout, env included, as one CUDA graph; None does so where the env allows it.
 
     Returns:
         Where the run stands, from which it can go on.
+
+    Raises:
+        ValueError: ``capture_env`` is asked for and the env does not allow it.
     """
+    device = torch.device(env.device)
     if progress is None:
         progress = begin(env, agent, seed)
+    collect = _collector(env, agent, progress.episodes, capture_env)
+    underway: _Mail | None = None
     while progress.iteration < num_iterations:
-        start = time.perf_counter()
-        for _ in range(agent.num_steps):
-            action, extras, next_state = agent.act(progress.obs, progress.state)
-            step = env.step(action)
-            agent.record(progress.obs, action, extras, progress.state, step)
-            progress.episodes.record(step)
-            progress.obs, progress.state = step.obs, _reset_state(next_state, step)
-        _synchronize(env.device)
-        middle = time.perf_counter()
+        watch = _Stopwatch(device)
+        progress.obs, progress.state = collect(progress.obs, progress.state)
+        watch.mark()
         metrics = progress.episodes.read() | agent.update()
-        values = _read(metrics)  # waits for the device
-        end = time.perf_counter()
+        watch.mark()
         progress.iteration += 1
         progress.env_steps += agent.num_steps * env.num_envs
-        progress.seconds += end - start
-        values["time/collect_s"] = middle - start
-        values["time/learn_s"] = end - middle
-        values["time/steps_per_s"] = agent.num_steps * env.num_envs / (end - start)
-        values["time/total_s"] = progress.seconds
+        mail, underway = underway, _Mail(progress, metrics, watch, agent.num_steps * env.num_envs)
+        if device.type != "cuda":
+            mail, underway = underway, None  # nothing runs on beside us
         if on_iteration is not None:
-            on_iteration(Report(progress.iteration, progress.env_steps, values), progress)
+            on_iteration(progress)
+        if mail is not None:
+            mail.deliver(progress, on_report)
         if should_stop is not None and should_stop():
             break
+    if underway is not None:
+        underway.deliver(progress, on_report)
     return progress
+
+
+def _collector(
+    env: VecEnv, agent: Agent, episodes: EpisodeStatistics, capture_env: bool | None
+) -> Callable[[Obs, State], tuple[Obs, State]]:
+    """The rollout between two updates: from observation and state to those after it."""
+
+    def collect(obs: Obs, state: State) -> tuple[Obs, State]:
+        for _ in range(agent.num_steps):
+            action, extras, next_state = agent.act(obs, state)
+            step = env.step(action)
+            agent.record(obs, action, extras, state, step)
+            episodes.record(step)
+            obs, state = step.obs, _reset_state(next_state, step)
+        return obs, state
+
+    possible = bool(getattr(env, "capturable", False))
+    if capture_env and not possible:
+        raise ValueError(f"capture_env: {type(env).__name__} cannot be recorded as a CUDA graph; leave capture_env out")
+    if not possible or capture_env is False:
+        return collect
+    return Captured(collect, agent.mode, torch.device(env.device), [env.generator])  # type: ignore[attr-defined]
+
+
+class _Stopwatch:
+    """Seconds between marks, in the device's own time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.marks: list[Any] = []
+        self.mark()
+
+    def mark(self) -> None:
+        if self.cuda:
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            event.record()
+            self.marks.append(event)
+        else:
+            self.marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Time between each mark and the next; the device must have passed them."""
+        spans = zip(self.marks, self.marks[1:], strict=False)
+        return [a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in spans]
+
+
+class _Mail:
+    """An iteration's metrics on their way to the host, in one transfer that nobody waits for."""
+
+    def __init__(self, progress: Progress, metrics: Metrics, watch: _Stopwatch, steps: int) -> None:
+        self.iteration, self.env_steps, self.steps = progress.iteration, progress.env_steps, steps
+        self.names = list(metrics)
+        self.watch = watch
+        self.values = torch.stack([value.detach().float() for value in metrics.values()])
+        if watch.cuda:
+            pinned = torch.empty(self.values.shape, pin_memory=True)
+            self.values = pinned.copy_(self.values, non_blocking=True)
+            self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self.arrived.record()
+
+    def deliver(self, progress: Progress, on_report: Callable[[Report], None] | None) -> None:
+        """Wait until the metrics have arrived, and report those that have a value."""
+        if self.watch.cuda:
+            self.arrived.synchronize()
+        collect, learn = self.watch.seconds()
+        progress.seconds += collect + learn
+        values = {name: x for name, x in zip(self.names, self.values.tolist(), strict=True) if not math.isnan(x)}
+        values |= {"time/collect_s": collect, "time/learn_s": learn}
+        values |= {"time/steps_per_s": self.steps / (collect + learn), "time/total_s": progress.seconds}
+        if on_report is not None:
+            on_report(Report(self.iteration, self.env_steps, values))
 
 
 def _reset_state(state: State, step: Step) -> State:
     """Zero the recurrent state of envs that began a new episode; states are ``[layers, N, hidden]``."""
+    if not state:
+        return state
     going = ~(step.terminated | step.truncated)
     return tuple(part * going[None, :, None] for part in state)
-
-
-def _read(metrics: Metrics) -> dict[str, float]:
-    """Bring all metrics to the host in one transfer, leaving out what has no value in this iteration."""
-    values = torch.stack([value.detach().float() for value in metrics.values()]).tolist()
-    return {name: value for name, value in zip(metrics, values, strict=True) if value == value}
-
-
-def _synchronize(device: torch.device) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)

@@ -153,7 +153,7 @@ class PPO:
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.trace = Rollout(config.num_steps, min(env.num_envs, 8), device)  # raw, of a few envs
         self.timeout_bootstrap = config.timeout_bootstrap
-        self.mode = config.mode
+        self.mode: Mode = config.mode
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)

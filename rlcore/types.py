@@ -5,7 +5,7 @@ Shapes are written with T steps, N envs, B samples of a batch, O numbers of obse
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -53,6 +53,9 @@ class Agent(Protocol):
 
     num_steps: int
     """Vector steps between two updates."""
+
+    mode: Literal["graph", "graph+compile", "compile", "eager"]
+    """How it runs on CUDA; see ``rlcore.capture``."""
 
     @property
     def policy(self) -> Policy:

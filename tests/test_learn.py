@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from rlcore import PPO, NetworkConfig, PPOConfig, Step
 from rlcore.envs.null import Null
-from rlcore.learn import EpisodeStatistics, Progress, Report
+from rlcore.learn import EpisodeStatistics, Report
 
 SMALL = NetworkConfig(hidden_dims=(8,))
 CONFIG = PPOConfig(num_steps=5, num_epochs=1, num_minibatches=1, actor=SMALL, critic=SMALL)
@@ -63,17 +65,20 @@ def test_success_is_weighted_by_the_number_of_goals() -> None:
 
 def test_loop_counts_reports_and_stops() -> None:
     reports: list[Report] = []
-
-    def on_iteration(report: Report, progress: Progress) -> None:
-        assert report.iteration == progress.iteration
-        reports.append(report)
-
+    iterations: list[int] = []
     agent = PPO(Null(4, obs_size=3, action_size=2, episode_length=7), CONFIG, seed=0)
-    progress = agent.learn(10, on_iteration=on_iteration, should_stop=lambda: len(reports) == 3)
-    assert [r.iteration for r in reports] == [1, 2, 3]
+    hooks: dict[str, Any] = {"on_report": reports.append, "on_iteration": lambda p: iterations.append(p.iteration)}
+    progress = agent.learn(10, **hooks, should_stop=lambda: len(iterations) == 3)
+    assert [r.iteration for r in reports] == iterations == [1, 2, 3]
     assert progress.env_steps == reports[-1].env_steps == 3 * 5 * 4
     assert "rollout/episode_return" not in reports[0].metrics  # no episode of 7 steps ends within 5
     assert reports[1].metrics["rollout/episode_length"] == 7
     assert reports[0].metrics["time/steps_per_s"] > 0
-    progress = agent.learn(5, progress=progress, on_iteration=on_iteration)
+    progress = agent.learn(5, progress=progress, **hooks)
     assert progress.iteration == 5
+
+
+def test_an_env_that_cannot_be_captured_is_refused() -> None:
+    agent = PPO(Null(4, obs_size=3, action_size=2), CONFIG, seed=0)
+    with pytest.raises(ValueError, match="capture_env: Null"):
+        agent.learn(1, capture_env=True)

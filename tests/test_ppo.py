@@ -205,7 +205,7 @@ def test_learning_rate_follows_the_rule_restated_in_python() -> None:
 def test_linear_schedule_ends_at_zero() -> None:
     agent = PPO(Scripted(), config(lr_schedule="linear", learning_rate=1.0), seed=0)
     rates: list[float] = []
-    agent.learn(4, on_iteration=lambda report, _: rates.append(report.metrics["policy/learning_rate"]))
+    agent.learn(4, on_report=lambda report: rates.append(report.metrics["policy/learning_rate"]))
     assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
 
 
