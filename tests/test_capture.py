@@ -1,0 +1,149 @@
+"""Captured execution gives what plain execution gives, and says so when it cannot."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlcore import PPO, NetworkConfig, PPOConfig
+from rlcore.capture import Captured, compiled
+from rlcore.envs import make_env
+from rlcore.learn import Report, resume, snapshot
+
+CPU = torch.device("cpu")
+NET = NetworkConfig(hidden_dims=(64, 32))
+CONFIG = PPOConfig(num_steps=8, num_epochs=2, num_minibatches=4, actor=NET, critic=NET, precision="fp32")
+
+
+def test_on_the_cpu_functions_run_as_they_are() -> None:
+    calls = []
+    fn = Captured(lambda x: calls.append(x) or x + 1, "graph", CPU)
+    for i in range(5):
+        assert fn(torch.tensor(i)) == i + 1
+    assert len(calls) == 5
+    assert compiled(math.sqrt, "graph+compile", CPU) is math.sqrt
+
+
+def agent_on(task: str, mode: str, num_envs: int = 64, **changes: Any) -> PPO:
+    env = make_env(task, num_envs, "cuda", seed=0)
+    return PPO(env, replace(CONFIG, mode=mode, **changes), seed=0)
+
+
+def parameters(agent: PPO) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in agent.optimizer.param_groups[0]["params"]])
+
+
+@pytest.mark.gpu
+def test_state_random_numbers_and_results_equal_those_of_plain_calls() -> None:
+    def run(mode: Any) -> tuple[Tensor, list[Tensor], Tensor]:
+        torch.manual_seed(3)
+        total = torch.zeros(4, device="cuda")
+
+        def step(x: dict[str, Tensor]) -> Tensor:
+            total.add_(x["a"] + torch.randn(4, device="cuda"))
+            return total * 2
+
+        fn = Captured(step, mode, torch.device("cuda"))
+        outputs = [fn({"a": torch.full((4,), float(i), device="cuda")}).clone() for i in range(8)]
+        return total, outputs, torch.randn(4, device="cuda")
+
+    for graph, eager in zip(_leaves(run("graph")), _leaves(run("eager")), strict=True):
+        assert torch.equal(graph, eager)
+
+
+def _leaves(value: Any) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else [leaf for item in value for leaf in _leaves(item)]
+
+
+@pytest.mark.gpu
+def test_another_shape_type_or_device_is_refused_by_name() -> None:
+    fn = Captured(lambda x: x + 1, "graph", torch.device("cuda"))
+    for _ in range(4):
+        fn(torch.zeros(3, device="cuda"))
+    for wrong in (torch.zeros(4, device="cuda"), torch.zeros(3, device="cuda", dtype=torch.int64), torch.zeros(3)):
+        with pytest.raises(ValueError, match=r"recorded with tensor 0 as torch\.float32"):
+            fn(wrong)
+
+
+@pytest.mark.gpu
+def test_a_function_that_cannot_be_captured_runs_plainly_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    fn = Captured(lambda x: x * x.sum().item(), "graph", torch.device("cuda"))
+    with caplog.at_level(logging.WARNING):
+        results = [fn(torch.ones(3, device="cuda")) for _ in range(5)]
+    assert all(torch.equal(r, torch.full((3,), 3.0, device="cuda")) for r in results)
+    assert "cannot run as a CUDA graph" in caplog.text
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ["Null", "Pendulum", "CartPole", "Reach-UR5e-JointPos"])
+def test_graph_equals_eager_after_a_hundred_updates(task: str) -> None:
+    rates: dict[str, list[float]] = {"graph": [], "eager": []}
+
+    def train(mode: str) -> PPO:
+        agent = agent_on(task, mode)
+        agent.learn(100, on_report=lambda report: rates[mode].append(report.metrics["policy/learning_rate"]))
+        return agent
+
+    graph, eager = train("graph"), train("eager")
+    assert torch.equal(parameters(graph), parameters(eager))  # bitwise
+    assert torch.equal(graph.policy.normalizer.mean, eager.policy.normalizer.mean)
+    assert rates["graph"] == rates["eager"]
+    assert len(set(rates["graph"])) > 1  # the schedule moved
+    obs = graph.env.reset(7)
+    torch.manual_seed(5)
+    first = graph.act(obs, ())[0].clone()
+    torch.manual_seed(5)
+    assert torch.equal(first, eager.act(obs, ())[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("capture_env", [None, False])
+def test_iterations_do_not_synchronize_with_the_host(capture_env: bool | None) -> None:
+    agent = agent_on("Reach-UR5e-JointPos", "graph")
+    progress = agent.learn(5, capture_env=capture_env)  # set-up may
+    reports: list[Report] = []
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        agent.learn(25, progress=progress, on_report=reports.append, capture_env=capture_env)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert [r.iteration for r in reports] == list(range(6, 26))
+
+
+@pytest.mark.gpu
+def test_resumed_on_the_gpu_a_run_goes_on_bitwise() -> None:
+    straight = agent_on("Reach-UR5e-JointPos", "graph")
+    straight.learn(12)
+    first = agent_on("Reach-UR5e-JointPos", "graph")
+    content = snapshot(first.env, first, first.learn(6))
+    second = agent_on("Reach-UR5e-JointPos", "graph")
+    second.learn(4)  # has recorded its graphs already when the checkpoint comes
+    progress, exact = resume(second.env, second, content)
+    second.learn(12, progress=progress)
+    assert exact
+    assert torch.equal(parameters(straight), parameters(second))
+
+
+@pytest.mark.gpu
+def test_memory_does_not_grow() -> None:
+    agent = agent_on("Pendulum", "graph")
+    progress = agent.learn(10)
+    before = torch.cuda.memory_allocated()
+    agent.learn(300, progress=progress)
+    assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_lower_precision_stays_near_full_precision(precision: str) -> None:
+    full, low = agent_on("Null", "graph"), agent_on("Null", "graph", precision=precision)
+    obs = {"policy": torch.randn(64, 48, device="cuda")}
+    exact, near = full.policy(obs)[0], low.policy(obs)[0]
+    error = float((near - exact).norm() / exact.norm())
+    assert error < (0.02 if precision == "bf16" else 2e-3)
