@@ -115,11 +115,17 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        drawn_from = [torch.cuda.default_generators[index], *self.generators]
+        before = [generator.clone_state() for generator in drawn_from]
         try:
             with torch.cuda.graph(graph):
                 outputs = self.fn(*static)
         except RuntimeError as error:
             self.enabled = False
+            # A recording that breaks off leaves the generators waiting for its end.
+            for generator, state in zip(drawn_from, before, strict=True):
+                generator.graphsafe_set_state(state)
             reason = str(error).splitlines()[0]
             _log.warning("%s cannot run as a CUDA graph and runs slower, as written: %s", self.name, reason)
             return self.fn(*args)

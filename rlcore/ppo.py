@@ -224,21 +224,24 @@ class PPO:
         return self._update(self.next_obs)  # type: ignore[no-any-return]
 
     def _improve(self, next_obs: Tensor) -> Metrics:
-        with matmul_precision(self.config.precision):
+        config = self.config
+        rows: list[Tensor] = []
+        with matmul_precision(config.precision):
             batch, metrics = self._targets(next_obs)
-            total: Metrics = {}
             self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
-            for _ in range(self.config.num_epochs):
+            for _ in range(config.num_epochs):
                 order = torch.randperm(self.batch_size, device=next_obs.device)
                 # Shuffled once an epoch, so that minibatches are views.
                 shuffled = {name: value.index_select(0, order) for name, value in batch.items()}
-                parts = {name: value.chunk(self.config.num_minibatches) for name, value in shuffled.items()}
-                for i in range(self.config.num_minibatches):
-                    for name, value in self._minibatch({name: part[i] for name, part in parts.items()}).items():
-                        total[name] = total[name] + value if name in total else value
-        applied = total.pop("applied")
-        metrics |= {name: value / applied.clamp(min=1) for name, value in total.items()}
-        metrics["policy/skipped_minibatches"] = self.config.num_epochs * self.config.num_minibatches - applied
+                parts = {name: value.chunk(config.num_minibatches) for name, value in shuffled.items()}
+                for i in range(config.num_minibatches):
+                    step = self._minibatch({name: part[i] for name, part in parts.items()})
+                    rows.append(torch.stack(list(step.values())))
+        table = torch.stack(rows)  # [minibatches, metrics], "applied" last
+        applied = table[:, -1:]
+        means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum().clamp(min=1)
+        metrics |= dict(zip(step, means[:-1].unbind(), strict=False))
+        metrics["policy/skipped_minibatches"] = len(rows) - applied.sum()
         metrics["policy/learning_rate"] = self.learning_rate.clone()
         return metrics
 
@@ -246,8 +249,8 @@ class PPO:
     def _targets(self, next_obs: Tensor) -> tuple[dict[str, Tensor], Metrics]:
         """Compute advantages and returns, and lay the rollout out as samples ``[T * N, ...]``."""
         data = self.rollout.data
-        data.setdefault("critic_obs", data["actor_obs"])
-        values = self.critic(torch.cat([data["critic_obs"], self.critic.normalizer(next_obs).unsqueeze(0)]))
+        critic_obs = data.get("critic_obs", data["actor_obs"])
+        values = self.critic(torch.cat([critic_obs, self.critic.normalizer(next_obs).unsqueeze(0)]))
         values = self._denormalize(values)  # [T + 1, N]
         timeout_values = torch.zeros_like(values[:-1])
         if self.timeout_bootstrap == "final_obs":
@@ -289,8 +292,6 @@ class PPO:
             self.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
             self.optimizer.step()
             metrics["policy/gradient_norm"] = torch.stack(norms).norm()
-            zero = torch.zeros_like(loss)
-            metrics = {name: torch.where(applied, value, zero) for name, value in metrics.items()}
             metrics["applied"] = applied.float()
         return metrics
 
@@ -299,7 +300,7 @@ class PPO:
         config = self.config
         distribution = self.policy.distribution(sample["actor_obs"])
         old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
-        value = self.critic(sample["critic_obs"])  # [B]
+        value = self.critic(sample.get("critic_obs", sample["actor_obs"]))  # [B]
         advantage = sample["advantage"]
         if config.normalize_advantage == "minibatch":
             advantage = _standardize(advantage)
