@@ -227,7 +227,7 @@ class PPO:
         config = self.config
         rows: list[Tensor] = []
         with matmul_precision(config.precision):
-            batch, metrics = self._targets(next_obs)
+            batch, explained = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
             for _ in range(config.num_epochs):
                 order = torch.randperm(self.batch_size, device=next_obs.device)
@@ -240,7 +240,7 @@ class PPO:
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last
         applied = table[:, -1:]
         means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum().clamp(min=1)
-        metrics |= dict(zip(step, means[:-1].unbind(), strict=False))
+        metrics: Metrics = dict(zip(step, means[:-1].unbind(), strict=False)) | explained
         metrics["policy/skipped_minibatches"] = len(rows) - applied.sum()
         metrics["policy/learning_rate"] = self.learning_rate.clone()
         return metrics
