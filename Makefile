@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
+TASK ?= Reach-UR5e-JointPos
 
 .PHONY: install test train bench format clean
 
@@ -21,13 +22,14 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-TASK := Reach-UR5e-JointPos
-
+# Trains, evaluates, exports and checks the file; then the file alone is given over 1,000 commands.
+# More settings: make train ARGS="--seed 2"
 train: install
-	$(BIN)/rlcore train --task $(TASK) --name make-train
+	$(BIN)/rlcore train --task $(TASK) --name make-train $(ARGS)
+	$(BIN)/rlcore eval --onnx $$(ls -d runs/$(TASK)/ppo/*-make-train* | tail -n 1)/export/policy.onnx --num-envs 320
 
 bench: install
-	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ Mode = Literal["graph", "graph+compile", "compile", "eager"]
 """How captured functions run on CUDA. ``compile`` concerns functions marked by ``compiled`` alone; ``graph`` records
 what ``capture`` wraps. On the CPU everything runs as written."""
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 _log = logging.getLogger(__name__)
 
 _nested = 0  # depth of captured functions that are warming up
@@ -26,11 +28,11 @@ _nested = 0  # depth of captured functions that are warming up
 _WARMUP = 2  # calls; libraries create handles and autotune in the first, the second runs as later ones will
 
 
-def compiled(fn: Callable[..., Any], mode: Mode, device: torch.device) -> Callable[..., Any]:
+def compiled(fn: F, mode: Mode, device: torch.device) -> F:
     """Fuse a pure tensor function with ``torch.compile``, if the mode asks for it and the device is a GPU."""
     if device.type != "cuda" or "compile" not in mode:
         return fn
-    return torch.compile(fn, dynamic=False)
+    return torch.compile(fn, dynamic=False)  # type: ignore[return-value]
 
 
 @contextmanager

@@ -240,7 +240,8 @@ class PPO:
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last
         applied = table[:, -1:]
         means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum().clamp(min=1)
-        metrics: Metrics = dict(zip(step, means[:-1].unbind(), strict=False)) | explained
+        metrics: Metrics = dict(zip(step, means[:-1].unbind(), strict=False))
+        metrics.update(explained)
         metrics["policy/skipped_minibatches"] = len(rows) - applied.sum()
         metrics["policy/learning_rate"] = self.learning_rate.clone()
         return metrics
@@ -279,7 +280,7 @@ class PPO:
         config = self.config
         self.optimizer.zero_grad()
         loss, metrics = self._loss(sample)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             norms = [nn.utils.clip_grad_norm_(group, config.max_grad_norm) for group in self.clip_groups]
             if config.lr_schedule == "adaptive":

@@ -174,9 +174,9 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str) -> None:
                 seen += 1
                 assert step.final_obs is not None
                 known = {"final_obs": values(step.final_obs["critic"][n]), "value": values(data["critic_obs"][t, n])}
-                future = float(known.get(mode, 0.0))
+                future = float(torch.as_tensor(known.get(mode, 0.0)).detach())
             else:
-                future = float(values(step.obs["critic"][n]))
+                future = float(values(step.obs["critic"][n]).detach())
             assert math.isclose(float(returns[t, n]), float(step.reward[n]) + 0.99 * future, abs_tol=1e-5)
     assert seen > 0
 

@@ -1,0 +1,223 @@
+"""Whatever is wrong with a command line, a file or a run: exit code 2 and one line that names it and the remedy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlcore
+from rlcore.train.cli import main
+
+TINY = [
+    "--task",
+    "CartPole",
+    "--num-envs",
+    "4",
+    "--num-iterations",
+    "2",
+    "--eval-envs",
+    "4",
+    "--agent.num-steps",
+    "8",
+    "--agent.num-minibatches",
+    "2",
+    "--agent.actor.hidden-dims",
+    "8",
+    "--agent.critic.hidden-dims",
+    "8",
+    "--env.max_episode_length",
+    "20",
+]
+
+COMMAND_LINES = {
+    "mistyped command": ("trian --task CartPole", ["trian", "did you mean 'train'"]),
+    "unknown command": ("fly", ["fly", "commands are train"]),
+    "no task": ("train", ["--task is missing", "rlcore tasks"]),
+    "near miss of a task": ("train --task CartPoel", ["CartPoel", "did you mean", "CartPole"]),
+    "task without its prefix": ("train --task CartPole-v1", ["CartPole-v1", "gym:CartPole-v1"]),
+    "unknown gymnasium id": ("train --task gym:CartPoles-v1", ["CartPoles", "CartPole"]),
+    "unknown flag": ("train --task CartPole --agent.gama 0.9", ["--agent.gama", "did you mean --agent.gamma?"]),
+    "unknown key": ("train --task CartPole agent.gama=0.9", ["--agent.gama", "did you mean --agent.gamma?"]),
+    "flag without its group": ("train --task CartPole --gamma 0.9", ["--gamma", "did you mean --agent.gamma?"]),
+    "unknown flag at the top": ("train --task CartPole --num-env 4", ["--num-env", "did you mean --num_envs?"]),
+    "group without a setting": ("train --task CartPole --agent 4", ["--agent", "--agent.NAME VALUE"]),
+    "stray word": ("train CartPole", ["CartPole", "--setting value"]),
+    "no value": ("train --task CartPole --seed", ["--seed", "needs a value"]),
+    "text for a float": ("train --task CartPole --agent.gamma high", ["--agent.gamma", "'high'", "FLOAT"]),
+    "text for an int": ("train --task CartPole --num-envs many", ["--num_envs", "'many'", "INT"]),
+    "fraction for an int": ("train --task CartPole --seed 1.5", ["--seed", "'1.5'", "INT"]),
+    "text for a yes or no": ("train --task CartPole --agent.normalize-obs maybe", ["normalize_obs", "maybe", "True"]),
+    "value for a negation": ("train --task CartPole --no-export=3", ["--no-export", "takes no value"]),
+    "text in a list": ("train --task CartPole --agent.actor.hidden-dims 64 x", ["hidden_dims", "'x'", "INT"]),
+    "unknown choice": ("train --task CartPole --agent.lr-schedule fast", ["lr_schedule", "'fast'", "'linear'"]),
+    "unknown algorithm": ("train --task CartPole --algo dqn", ["--algo", "'dqn'", "ppo"]),
+    "negative steps": ("train --task CartPole --agent.num-steps -3", ["num_steps", "-3", "at least 1"]),
+    "negative iterations": ("train --task CartPole --num-iterations -1", ["num_iterations", "-1", "1 or more"]),
+    "no envs": ("train --task CartPole --num-envs 0", ["num_envs", "0", "1 or more"]),
+    "no log interval": ("train --task CartPole --log-interval 0", ["log_interval", "0", "1 or more"]),
+    "gamma above one": ("train --task CartPole --agent.gamma 1.5", ["gamma", "1.5"]),
+    "negative learning rate": ("train --task CartPole --agent.learning-rate -1", ["learning_rate", "-1"]),
+    "minibatches that do not divide": (
+        "train --task CartPole --num-envs 4 --agent.num-steps 8 --agent.num-minibatches 7",
+        ["num_minibatches", "7", "divide"],
+    ),
+    "unknown observation group": ("train --task CartPole --agent.actor-obs camera", ["camera", "policy"]),
+    "unknown device": ("train --task CartPole --device tpu", ["device", "tpu", "cpu"]),
+    "device that is not there": ("train --task CartPole --device cuda:99", ["cuda:99", "--device cpu"]),
+    "unknown option of a task": ("train --task CartPole --env.lenght 3", ["lenght", "max_episode_length"]),
+    "task option without a name": ("train --task CartPole --env 3", ["--env", "--env.OPTION"]),
+    "impossible option of a task": ("train --task CartPole env.max_episode_length=0", ["max_episode_length", "0"]),
+    "name with a slash": ("train --task CartPole --name a/b", ["name", "a/b", "letters"]),
+    "missing configuration file": ("train --task CartPole --config none.yaml", ["none.yaml", "check the path"]),
+    "resume and config": ("train --config a.yaml --resume b", ["--config", "--resume", "leave one out"]),
+    "resume of nothing": ("train --resume nowhere", ["nowhere", "run folder"]),
+    "eval of nothing": ("eval", ["--run RUN", "--onnx FILE"]),
+    "eval of a missing run": ("eval --run nowhere", ["nowhere", "run folder"]),
+    "eval of two things": ("eval --run a --onnx b", ["--run RUN", "--onnx FILE"]),
+    "eval of no envs": ("eval --run a --num-envs 0", ["--num_envs", "0", "1 or more"]),
+    "missing ONNX file": ("eval --onnx none.onnx", ["none.onnx"]),
+    "export of nothing": ("export", ["--run", "missing"]),
+    "unknown flag of export": ("export --rnu x", ["--rnu", "did you mean --run?"]),
+    "play to a text file": ("play --run a --output a.txt", ["a.txt", ".gif"]),
+    "filter without a match": ("tasks Cartpool", ["Cartpool", "CartPole"]),
+    "two filters": ("tasks a b", ["'b'", "FILTER"]),
+}
+
+FILES = {
+    "unknown key": ("num_env: 4", ["num_env", "num_envs"]),
+    "unknown key in a group": ("agent: {gama: 0.9}", ["agent.gama", "gamma"]),
+    "unknown key in a group in a group": ("agent: {actor: {hidden: [8]}}", ["hidden", "hidden_dims"]),
+    "wrong type": ("num_envs: many", ["num_envs", "many"]),
+    "yes for a number": ("num_envs: true", ["num_envs", "True"]),
+    "number for a yes or no": ("agent: {normalize_obs: 3}", ["normalize_obs", "3"]),
+    "unknown choice": ("agent: {lr_schedule: fast}", ["lr_schedule", "fast", "linear"]),
+    "impossible value": ("agent: {num_steps: -3}", ["num_steps", "-3"]),
+    "value for a group": ("agent: 3", ["agent", "3"]),
+    "broken YAML": ("agent: {gamma: 0.9", ["YAML"]),
+    "a list": ("- 1\n- 2", ["key: value"]),
+    "code": ("task: !!python/object/apply:os.system ['true']", ["YAML"]),
+    "number for the task": ("task: 3", ["task", "3", "rlcore tasks"]),
+    "unknown option of a task": ("env: {lenght: 3}", ["lenght", "max_episode_length"]),
+}
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must be refused, and return its one line."""
+    code = main(words)
+    output = capsys.readouterr()
+    assert code == 2
+    lines = output.err.strip().splitlines()
+    assert len(lines) == 1, output.err
+    assert "Traceback" not in output.err
+    command = words[0] if words[0] in ("train", "eval", "export", "play", "tasks") else ""
+    assert lines[0].startswith(f"rlcore {command}".strip() + ": error: ")
+    return lines[0]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RLCORE_DEBUG", raising=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert main(["train", *TINY, "--no-export", "--runs-dir", str(runs)]) == 0
+    (path,) = runs.glob("CartPole/ppo/*")
+    return path
+
+
+@pytest.mark.parametrize("case", COMMAND_LINES)
+def test_a_wrong_command_line_is_refused_in_one_line(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words, parts = COMMAND_LINES[case]
+    line = refused(words.split(), capsys)
+    for part in parts:
+        assert part in line
+    assert not Path("runs").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_wrong_file_is_refused_in_one_line_that_names_it(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text, parts = FILES[case]
+    Path("my.yaml").write_text(text, encoding="utf-8")
+    task = [] if text.startswith("task") else ["--task", "CartPole"]
+    line = refused(["train", *task, "--config", "my.yaml"], capsys)
+    for part in parts if case.endswith("of a task") else ["my.yaml", *parts]:
+        assert part in line
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        ("agent.gamma=0.5", ["agent.gamma", "0.5", "leave it out"]),
+        ("--seed 9", ["seed", "9", "leave it out"]),
+        ("--num-envs 8", ["num_envs", "8", "leave it out"]),
+        ("--task Pendulum", ["task", "Pendulum", "leave it out"]),
+        ("--env.max_episode_length 9", ["env.max_episode_length", "9", "leave it out"]),
+        ("--num-iterations 1", ["num_iterations", "1", "--num-iterations 2"]),
+    ],
+)
+def test_a_resumed_run_refuses_what_would_change_it(
+    run: Path, flags: str, parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    line = refused(["train", "--resume", str(run), *flags.split()], capsys)
+    for part in parts:
+        assert part in line
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_missing_checkpoint_is_refused_with_those_there_are(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("eval", "export", "play"):
+        line = refused([command, "--run", str(run), "--checkpoint", "7"], capsys)
+        assert "'7'" in line
+        assert "best, 2" in line
+
+
+def test_a_damaged_checkpoint_is_refused_and_left_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damaged = run / "checkpoints" / "000001.pt"
+    damaged.write_bytes((run / "checkpoints" / "000002.pt").read_bytes()[:1000])
+    try:
+        for words in (["train", "--resume", str(damaged)], ["eval", "--run", str(run), "--checkpoint", "1"]):
+            line = refused(words, capsys)
+            assert "000001.pt" in line
+            assert "earlier" in line
+        assert len(damaged.read_bytes()) == 1000
+    finally:
+        damaged.unlink()
+
+
+def test_a_file_that_is_no_onnx_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("policy.onnx").write_bytes(b"nothing")
+    assert "policy.onnx" in refused(["eval", "--onnx", "policy.onnx"], capsys)
+
+
+def test_a_run_is_not_evaluated_on_another_task(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["eval", "--run", str(run), "--task", "Pendulum"], capsys)
+    assert "Pendulum" in line
+    assert "CartPole" in line
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RLCORE_DEBUG", "1")
+    assert main(["train", "--task", "CartPoel"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", ["train --task CartPoel", "export --run nowhere"])
+def test_the_process_exits_with_2_and_one_line(flags: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(rlcore.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-m", "rlcore", *flags.split()], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "error: " in done.stderr

@@ -1,0 +1,191 @@
+"""The estimate of what a policy achieves."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rlcore.train.evaluate import Evaluation, evaluate, t_interval, t_quantile, wilson_interval
+from rlcore.types import Obs, Policy, Step
+
+
+class Lengths:
+    """Env i fails after ``short`` steps in every second episode if i is even; all others last ``long`` steps.
+
+    Reward is 1 a step, success is 1 in a long episode.
+    """
+
+    observation_spaces = {"policy": gymnasium.spaces.Box(-1, 1, (2,))}  # noqa: RUF012
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+    device = torch.device("cpu")
+
+    def __init__(self, num_envs: int, short: int = 2, long: int = 50, with_success: bool = True) -> None:
+        self.num_envs, self.max_episode_length, self.short = num_envs, long, short
+        self.with_success = with_success
+        self.seeds: list[int | None] = []
+
+    def reset(self, seed: int | None = None) -> Obs:
+        self.seeds.append(seed)
+        self.age = torch.zeros(self.num_envs)
+        self.is_short = torch.arange(self.num_envs) % 2 == 0  # [N]
+        return {"policy": torch.zeros(self.num_envs, 2)}
+
+    def step(self, action: Tensor) -> Step:
+        assert action.shape == (self.num_envs, 1)
+        self.age += 1
+        terminated = self.is_short & (self.age >= self.short)
+        truncated = self.age >= self.max_episode_length
+        done = terminated | truncated
+        log: dict[str, Tensor | float] = {}
+        if self.with_success:
+            # Where nothing ended, the entries may be anything.
+            log = {"success": torch.where(done, truncated.float(), math.nan)}
+        self.age[done] = 0
+        obs = {"policy": torch.zeros(self.num_envs, 2)}
+        return Step(obs, torch.ones(self.num_envs), terminated, truncated, None, log)
+
+    def close(self) -> None:
+        pass
+
+
+class Still(Policy):
+    """Does nothing."""
+
+    observation_sizes = {"policy": 2}  # noqa: RUF012
+
+    def forward(self, obs: Obs, state: tuple[Tensor, ...] = ()) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return torch.zeros(len(obs["policy"]), 1), state
+
+
+def test_every_first_episode_counts_once_where_the_first_to_end_would_be_biased() -> None:
+    env = Lengths(100)
+    result = evaluate(env, Still(), seed=0)
+    assert result.episodes == 100
+    assert result.mean_return == pytest.approx((2 + 50) / 2)
+    assert result.success == pytest.approx(0.5)
+    assert sorted(set(result.lengths.tolist())) == [2, 50]
+
+    # The naive estimate on the same env: the first 100 episodes to end are all short.
+    env.reset(0)
+    finished: list[float] = []
+    while len(finished) < 100:
+        step = env.step(torch.zeros(100, 1))
+        finished += step.log["success"][step.terminated | step.truncated].tolist()  # type: ignore[index]
+    assert np.mean(finished[:100]) == 0.0
+
+
+def test_goals_weigh_the_success_of_an_episode() -> None:
+    class Goals(Lengths):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            goals = torch.where(torch.arange(self.num_envs) % 2 == 0, 1.0, 3.0)
+            return step._replace(log={**step.log, "num_goals": goals})
+
+    result = evaluate(Goals(10), Still(), seed=0)
+    assert result.goals == 5 * 1 + 5 * 3
+    assert result.success == pytest.approx(15 / 20)
+    assert result.score == result.success
+
+
+def test_without_success_the_score_is_the_mean_return() -> None:
+    result = evaluate(Lengths(4, with_success=False), Still(), seed=0)
+    assert result.success is None
+    assert result.score == result.mean_return == 26.0
+    assert "success" not in result.as_dict()
+
+
+def test_episodes_that_do_not_end_are_told_and_left_out() -> None:
+    class Endless(Lengths):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            return step._replace(truncated=torch.zeros_like(step.truncated))
+
+    result = evaluate(Endless(4, long=20), Still(), seed=0)
+    assert (result.episodes, result.unfinished) == (2, 2)
+    assert result.mean_return == 2.0
+    assert "2 unfinished" in result.summary()
+
+
+def test_no_episode_at_all_has_no_figures_and_the_worst_score() -> None:
+    nothing = Evaluation(returns=torch.zeros(0), lengths=torch.zeros(0), unfinished=3)
+    assert nothing.score == -math.inf
+    assert nothing.as_dict() == {"episodes": 0, "unfinished": 3}
+    assert "no episode ended" in nothing.summary()
+
+
+def test_rounds_start_anew_with_other_seeds() -> None:
+    env = Lengths(6)
+    result = evaluate(env, Still(), seed=10, rounds=3)
+    assert env.seeds == [10, 11, 12]
+    assert result.episodes == 18
+
+
+def test_an_exported_policy_is_given_arrays_and_told_of_episode_ends() -> None:
+    class Exported:
+        def __init__(self) -> None:
+            self.resets: list[object] = []
+
+        def reset(self, mask: object = None) -> None:
+            self.resets.append(mask)
+
+        def __call__(self, obs: dict[str, np.ndarray]) -> np.ndarray:  # type: ignore[type-arg]
+            assert isinstance(obs["policy"], np.ndarray)
+            return np.zeros((len(obs["policy"]), 1), dtype=np.float32)
+
+    policy = Exported()
+    result = evaluate(Lengths(4, short=2, long=3), policy, seed=0)
+    assert result.mean_return == 2.5
+    assert policy.resets[0] is None
+    assert [np.asarray(mask).tolist() for mask in policy.resets[1:]] == [
+        [False] * 4,
+        [True, False, True, False],
+        [False, True, False, True],
+    ]
+
+
+def test_recurrent_state_is_zeroed_where_an_episode_ended() -> None:
+    class Counting(Still):
+        """Its state counts steps; the greatest count it has seen of each env is kept."""
+
+        def initial_state(self, num_envs: int) -> tuple[Tensor, ...]:
+            self.most = torch.zeros(num_envs)
+            return (torch.zeros(1, num_envs, 1),)
+
+        def forward(self, obs: Obs, state: tuple[Tensor, ...] = ()) -> tuple[Tensor, tuple[Tensor, ...]]:
+            self.most = torch.maximum(self.most, state[0][0, :, 0])
+            return super().forward(obs)[0], (state[0] + 1,)
+
+    policy = Counting()
+    evaluate(Lengths(4, short=2, long=9), policy, seed=0)
+    assert policy.most.tolist() == [1, 8, 1, 8]
+
+
+@pytest.mark.parametrize(
+    ("dof", "quantile"),
+    # 97.5 % quantiles of Student's t, from published tables.
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (29, 2.045), (99, 1.984), (10_000, 1.960)],
+)
+def test_t_quantiles_are_those_of_the_tables(dof: int, quantile: float) -> None:
+    assert t_quantile(0.975, dof) == pytest.approx(quantile, rel=3e-3)
+
+
+def test_the_t_interval_covers_the_mean_as_often_as_it_says() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(2000, 8, generator=generator, dtype=torch.float64)
+    covered = np.mean([low <= 0.0 <= high for low, high in map(t_interval, samples)])
+    assert 0.935 < covered < 0.965
+    assert t_interval(samples[0, :1]) == (-math.inf, math.inf)
+
+
+def test_the_wilson_interval_is_that_of_a_worked_example() -> None:
+    # 15 of 20, with z = 1.95996: (0.75 + z²/40 ± z sqrt(0.1875/20 + z²/1600)) / (1 + z²/20)
+    low, high = wilson_interval(0.75, 20)
+    assert low == pytest.approx(0.5313, abs=1e-4)
+    assert high == pytest.approx(0.8881, abs=1e-4)
+    assert wilson_interval(1.0, 50)[1] == 1.0
+    assert wilson_interval(0.0, 50)[0] == 0.0

@@ -1,0 +1,195 @@
+"""Run folders, configuration layers, and the files that metrics go to."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlcore.checkpoint import load_checkpoint
+from rlcore.config import from_dict, load_yaml
+from rlcore.train.arguments import free_value, split_words
+from rlcore.train.config import CONFIGS, TrainConfig, changes, default_config, safe_name, shipped_config
+from rlcore.train.logger import Average, MetricsFile
+from rlcore.train.run import RunFolder, locate
+
+CONTENT: dict[str, Any] = {
+    key: {} for key in ("config", "spec", "agent", "progress", "env", "recording", "rng")
+}  # what a checkpoint must have
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# Run folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(TrainConfig(task="CartPole", runs_dir=str(tmp_path)))
+
+
+def test_a_folder_is_never_used_twice(tmp_path: Path) -> None:
+    config = TrainConfig(task="gym:ALE/Pong-v5", name="first", runs_dir=str(tmp_path))
+    paths = [RunFolder.create(config).path for _ in range(3)]
+    assert len(set(paths)) == 3
+    assert all(path.parent == tmp_path / "gym_ALE_Pong-v5" / "ppo" for path in paths)
+    assert all("-first" in path.name for path in paths)
+
+
+def test_the_written_configuration_gives_the_same_one_back(run: RunFolder) -> None:
+    config = TrainConfig(task="CartPole", runs_dir=str(run.path), env={"max_episode_length": 7})
+    run.write_config(config)
+    assert run.read_config() == config
+    assert default_config("CartPole", run.config_file)[0] == config
+
+
+def test_only_the_latest_checkpoints_are_kept_and_the_highest_number_is_the_last(run: RunFolder) -> None:
+    run.best.parent.mkdir(exist_ok=True)
+    run.best.write_bytes(b"")
+    for iteration in (5, 10, 999_999, 1_000_000):
+        run.save(CONTENT | {"progress": {"iteration": iteration}}, iteration, keep=2)
+    assert [path.name for path in run.numbered()] == ["999999.pt", "1000000.pt"]
+    assert run.best.is_file()
+    assert load_checkpoint(run.checkpoint("last"))["progress"] == {"iteration": 1_000_000}
+    assert run.checkpoint("best") == run.best
+    assert run.checkpoint("999999").name == "999999.pt"
+
+
+def test_all_checkpoints_are_kept_on_request_and_without_a_best_the_last_is_meant(run: RunFolder) -> None:
+    for iteration in range(1, 6):
+        run.save(CONTENT, iteration, keep=0)
+    assert len(run.numbered()) == 5
+    assert run.checkpoint("best").name == "000005.pt"
+
+
+def test_a_run_is_found_by_its_folder_and_by_its_checkpoints(run: RunFolder) -> None:
+    checkpoint = run.save(CONTENT, 3, keep=0)
+    run.save(CONTENT, 4, keep=0)
+    assert locate(run.path, "last")[1].name == "000004.pt"
+    found, path = locate(checkpoint, "last")
+    assert (found.path, path) == (run.path, checkpoint)
+    assert RunFolder.open(run.checkpoints).path == run.path
+
+
+def test_what_is_no_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "nowhere", run.path / "nowhere"):
+        with pytest.raises(FileNotFoundError, match="run folder"):
+            RunFolder.open(path)
+    with pytest.raises(FileNotFoundError, match="before it wrote one"):
+        run.checkpoint("last")
+
+
+# Configuration
+
+
+def test_names_of_tasks_become_names_of_files() -> None:
+    assert safe_name("gym:ALE/Pong-v5") == "gym_ALE_Pong-v5"
+
+
+def test_a_task_takes_the_nearest_shipped_file_of_its_family() -> None:
+    def file(task: str) -> str | None:
+        path = shipped_config(task)
+        return path and path.name
+
+    assert file("Reach-UR10-Torque") == "Reach.yaml"
+    assert file("gym:CartPole-v1") == "gym_CartPole-v1.yaml"
+    assert file("gym:HalfCheetah-v5") == "gym.yaml"
+    assert file("CartPole") == "CartPole.yaml"
+    assert file("Null") is None
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_file_is_valid(path: Path) -> None:
+    assert from_dict(TrainConfig, {"task": "x", **load_yaml(path)}, source=str(path))
+
+
+def test_a_file_overrides_the_shipped_one_key_by_key(tmp_path: Path) -> None:
+    shipped, _ = default_config("gym:CartPole-v1")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("num_envs: 3\nagent: {learning_rate: 3e-4, actor: {hidden_dims: [5]}}\n", encoding="utf-8")
+    config, files = default_config("gym:CartPole-v1", mine)
+    assert [file.name for file in files] == ["gym_CartPole-v1.yaml", "mine.yaml"]
+    assert changes(shipped, config) == {
+        "num_envs": (shipped.num_envs, 3),
+        "agent.learning_rate": (shipped.agent.learning_rate, 3e-4),
+        "agent.actor.hidden_dims": ([64, 64], [5]),
+    }
+
+
+def test_settings_are_written_in_any_of_the_usual_ways() -> None:
+    words = "--agent.gamma 0.9 --agent.gae-lambda=0.8 agent.clip_range=0.1 --no-export --agent.normalize_obs False"
+    words += " --agent.actor.hidden_dims 64 32 agent.critic.hidden_dims=[8,8] --env.noise 3e-4 --num-envs 4"
+    assert split_words(words.split(), TrainConfig, free="env") == [
+        ("agent.gamma", ["0.9"]),
+        ("agent.gae_lambda", ["0.8"]),
+        ("agent.clip_range", ["0.1"]),
+        ("export", ["False"]),
+        ("agent.normalize_obs", ["False"]),
+        ("agent.actor.hidden_dims", ["64", "32"]),
+        ("agent.critic.hidden_dims", ["[8,8]"]),
+        ("env.noise", ["3e-4"]),
+        ("num_envs", ["4"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("3e-4", 3e-4), ("False", False), ("None", None), ("[1, 2]", [1, 2]), ("IK", "IK"), ("-0.5", -0.5)],
+)
+def test_options_of_a_task_are_read_as_yaml(text: str, value: object) -> None:
+    assert free_value("env.x", [text]) == value
+    assert type(free_value("env.x", [text])) is type(value)
+
+
+# Metrics
+
+
+def test_a_new_metric_widens_the_file_and_leaves_earlier_rows_empty_there(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.csv")
+    file.write(1, 10, {"a": 1.0})
+    file.write(2, 20, {"a": 2.0, "b": 0.1})
+    file.write(3, 30, {"b": 0.2})
+    assert rows_of(tmp_path / "metrics.csv") == [
+        {"iteration": "1", "env_steps": "10", "a": "1.0", "b": ""},
+        {"iteration": "2", "env_steps": "20", "a": "2.0", "b": "0.1"},
+        {"iteration": "3", "env_steps": "30", "a": "", "b": "0.2"},
+    ]
+
+
+def test_a_resumed_file_loses_the_rows_after_the_resumed_iteration_and_a_row_cut_short(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    file = MetricsFile(path)
+    for i in (1, 2, 3, 4):
+        file.write(i, 10 * i, {"a": float(i), "b": 0.5})
+    path.write_text(path.read_text(encoding="utf-8") + "1,1", encoding="utf-8")
+    resumed = MetricsFile(path, resumed_iteration=2)
+    resumed.write(3, 30, {"c": 7.0})
+    assert [(r["iteration"], r["a"], r["c"]) for r in rows_of(path)] == [
+        ("1", "1.0", ""),
+        ("2", "2.0", ""),
+        ("3", "", "7.0"),
+    ]
+
+
+def test_a_resumed_file_that_is_gone_is_started_anew(tmp_path: Path) -> None:
+    MetricsFile(tmp_path / "metrics.csv", resumed_iteration=2).write(3, 30, {"a": 1.0})
+    assert len(rows_of(tmp_path / "metrics.csv")) == 1
+
+
+def test_an_interval_averages_episodes_by_their_number_and_iterations_alike() -> None:
+    average = Average()
+    average.add({"rollout/episodes": 1, "rollout/episode_return": 10.0, "loss/value": 1.0, "time/total_s": 1.0})
+    average.add({"rollout/episodes": 3, "rollout/episode_return": 20.0, "loss/value": 2.0, "time/total_s": 2.0})
+    average.add({"rollout/episodes": 0, "loss/value": 3.0, "time/total_s": 3.0})
+    assert average.take() == {
+        "rollout/episodes": 4,
+        "rollout/episode_return": 17.5,
+        "loss/value": 2.0,
+        "time/total_s": 3.0,
+    }
+    assert average.take() == {}

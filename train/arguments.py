@@ -1,0 +1,207 @@
+"""From command-line words to configuration dataclasses, with one-line errors."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import os
+import re
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+T = TypeVar("T")
+
+Pair = tuple[str, list[str]]
+"""A dotted setting and the words given for it."""
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; the message is one line that names the word and the remedy."""
+
+
+def closest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid name that a mistyped one probably means."""
+    folded = {v.lower(): v for v in valid}
+    found = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    return folded[found[0]] if found else None
+
+
+def settings_of(cls: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Every setting of a nested dataclass by dotted name, with its type."""
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            found |= settings_of(hint, f"{prefix}{field.name}.")
+        else:
+            found[prefix + field.name] = hint
+    return found
+
+
+def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None) -> list[Pair]:
+    """Group words into settings: ``--agent.gamma 0.98``, ``--agent.gamma=0.98`` and ``agent.gamma=0.98`` alike.
+
+    Args:
+        words: the command line after the command.
+        cls: the dataclass that holds the settings; dashes and underscores are the same in names.
+        free: section whose keys are not declared, such as ``env``.
+
+    Raises:
+        UsageError: an unknown setting, or a word that belongs to none.
+    """
+    settings = settings_of(cls)
+    pairs: list[Pair] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") and not re.match(r"[A-Za-z_][\w.-]*=", word):
+            raise UsageError(f"unexpected word '{word}'; write --setting value or setting=value")
+        shown, equals, value = word.removeprefix("--").partition("=")
+        key = shown.replace("-", "_")
+        negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
+        if free is not None and key.startswith(f"{free}."):
+            hint: Any = str
+        elif key in settings and key != free:
+            hint = settings[key]
+        elif negated != key and settings.get(negated) is bool:
+            if equals:
+                raise UsageError(f"--{shown} takes no value; leave out '={value}'")
+            pairs.append((negated, ["False"]))
+            continue
+        else:
+            raise UsageError(_unknown(shown, key, settings, free))
+        taken = [value] if equals else []
+        if not equals:
+            while rest and (not taken or _is_sequence(hint)) and not _is_setting(rest[0], settings):
+                taken.append(rest.pop(0))
+        pairs.append((key, taken))
+    return pairs
+
+
+def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> T:
+    """Fill a dataclass from the pairs over ``default``.
+
+    Raises:
+        UsageError: a value is missing or of the wrong type, or the dataclass refuses it.
+    """
+    settings = settings_of(cls)
+    words: list[str] = []
+    for key, values in pairs:
+        words += _words_for(key, values, settings[key])
+    box = io.StringIO()
+    base: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(box), _columns(10_000):
+            result: T = tyro.cli(cls, args=words, prog=prog, use_underscores=True, **base)
+            return result
+    except SystemExit:
+        raise UsageError(_condensed(box.getvalue())) from None
+
+
+def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
+    """Print the flags of a dataclass with their defaults and docstrings."""
+    with contextlib.suppress(SystemExit):
+        tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
+
+
+def free_value(key: str, values: Sequence[str]) -> Any:
+    """The value of an undeclared setting, read as YAML: ``False``, ``3``, ``3e-4``, ``[1, 2]`` or text."""
+    if not values:
+        return True
+    text = " ".join(values)
+    if text == "None":
+        return None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UsageError(f"--{key}: cannot read '{text}'; write a number, True, False, text or [a, b]") from None
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
+        return float(value)  # YAML 1.1 wants a point in it
+    return value
+
+
+def _words_for(key: str, values: list[str], hint: Any) -> list[str]:
+    """What tyro expects for a setting."""
+    if hint is bool:
+        if not values:
+            return [f"--{key}"]
+        flag = {"true": key, "false": re.sub(r"([^.]*)$", r"no_\1", key, count=1)}.get(values[0].lower())
+        if flag is None:
+            raise UsageError(f"--{key}: '{values[0]}' is not a yes or no; write True or False")
+        return [f"--{flag}"]
+    if not values:
+        raise UsageError(f"--{key} needs a value; write --{key} VALUE")
+    if len(values) == 1 and values[0].lower() in ("none", "null") and type(None) in typing.get_args(hint):
+        return [f"--{key}", "None"]
+    if _is_sequence(hint):
+        values = [part for value in values for part in re.split(r"[\s,]+", value.strip("[]()")) if part]
+    return [f"--{key}", *values]
+
+
+def _is_sequence(hint: Any) -> bool:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_is_sequence(arg) for arg in typing.get_args(hint))
+    return typing.get_origin(hint) in (tuple, list)
+
+
+def _is_setting(word: str, settings: dict[str, Any]) -> bool:
+    if word.startswith("--"):
+        return True
+    key, equals, _ = word.partition("=")
+    return bool(equals) and ("." in key or key.replace("-", "_") in settings)
+
+
+def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -> str:
+    sections = {name.rpartition(".")[0] for name in settings} - {""}
+    if key in sections:
+        return f"--{shown} is a group of settings; write --{shown}.NAME VALUE"
+    if key == free:
+        return f"--{shown} needs the name of an option; write --{shown}.OPTION VALUE"
+    # The whole name first; else the last part, for a setting that was written without its group.
+    match = closest(key, settings)
+    if match is None or (match.rpartition(".")[2] != key and "." not in key):
+        last = {name.rpartition(".")[2]: name for name in reversed(settings)}
+        by_last = closest(key.rpartition(".")[2], last)
+        exact = by_last is not None and (match is None or by_last == key.rpartition(".")[2])
+        match = last[by_last] if by_last is not None and exact else match
+    hint = f"did you mean --{match}?" if match else "--help lists the settings"
+    return f"unknown setting --{shown}; {hint}"
+
+
+def _condensed(box: str) -> str:
+    """One line of tyro's framed message."""
+    lines = [line.strip(" │╰╯") for line in box.splitlines()[1:]]  # the first is a title
+    bodies: list[list[str]] = [[]]
+    for line in lines:
+        if re.match(r"─|-{3}", line):
+            bodies.append([])
+        elif line:
+            bodies[-1].append(line)
+    bodies = [body for body in bodies if body]
+    text = " ".join(bodies[0]).removeprefix("Error parsing ") if bodies else "the command line cannot be read"
+    text = re.sub(r"^[A-Z]\w+: ", "", text)  # the class that refused a value is no part of the setting's name
+    text = re.sub(r"^([a-z_.]+): (\w+): ", r"\1.\2: ", text)
+    usage = next((line for body in bodies[1:] for line in body if line.startswith("--")), None)
+    return f"{text}; expected {usage}" if usage else text
+
+
+@contextlib.contextmanager
+def _columns(width: int) -> typing.Iterator[None]:
+    """Let tyro write its message without wrapping it."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before

@@ -1,0 +1,106 @@
+"""From a checkpoint to figures and an exported file; no training, and for an export no simulator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from rlcore.actor_critic import build_policy
+from rlcore.checkpoint import load_checkpoint
+from rlcore.config import from_dict
+from rlcore.env import EnvSpec, VecEnv
+from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
+from rlcore.train.config import TrainConfig
+from rlcore.train.evaluate import Evaluation, evaluate
+from rlcore.train.run import RunFolder
+from rlcore.types import Policy
+
+FINAL_SEED = 2_000_003
+"""Added to the run's seed for the figures that are reported: other episodes than those that chose the checkpoint."""
+
+
+def restore_policy(checkpoint: Path, device: torch.device | str = "cpu") -> tuple[Policy, EnvSpec, dict[str, Any]]:
+    """The policy of a checkpoint, what it knows of its env, and the whole checkpoint; needs no simulator.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+    """
+    content = load_checkpoint(checkpoint, device=str(device))
+    config = from_dict(TrainConfig, content["config"], source=str(checkpoint))
+    spec = EnvSpec(**content["spec"])
+    policy = build_policy(spec, config.agent).to(device)
+    policy.load_state_dict(content["agent"]["policy"])
+    return policy.eval(), spec, content
+
+
+def export_checkpoint(checkpoint: Path, output: Path, dynamic_batch: bool = False) -> ExportReport:
+    """Write a checkpoint's policy as ONNX, checked on the observations that the checkpoint recorded.
+
+    Raises:
+        ExportError: the file does not do what the policy does.
+    """
+    policy, spec, content = restore_policy(checkpoint)
+    facts = {
+        "algorithm": content["config"]["algo"],
+        "iteration": content["progress"]["iteration"],
+        "env_steps": content["progress"]["env_steps"],
+        "config_hash": config_hash(content["config"]),
+    }
+    return export_onnx(
+        policy, spec, output, recording=content["recording"], dynamic_batch=dynamic_batch, extra_metadata=facts
+    )
+
+
+def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console) -> int:
+    """Evaluate the best checkpoint on new episodes, export it, evaluate the file, and sum up.
+
+    Returns:
+        The exit code: 0, or 1 where the export was refused.
+    """
+    checkpoint = run.checkpoint("best")
+    policy, _, content = restore_policy(checkpoint, env.device)
+    seed = config.seed + FINAL_SEED
+    iteration = content["progress"]["iteration"]
+    say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
+    result = evaluate(env, policy, seed)
+    record = evaluation_record(config.task, checkpoint, seed, result) | {"iteration": iteration}
+    say(console, f"policy       {result.summary()}")
+    refused = False
+    if config.export:
+        try:
+            report = export_checkpoint(checkpoint, run.exported)
+        except ExportError as error:
+            say(console, f"export       refused: {error}")
+            refused = True
+        else:
+            exported = evaluate(env, OnnxPolicy(run.exported), seed)
+            record["onnx"] = {"file": str(run.exported), "parity": report.parity.max_abs_error, **exported.as_dict()}
+            say(console, f"ONNX file    {exported.summary()}")
+            say(console, f"parity       {report.parity}")
+    write_json(run.evaluation, record)
+    if config.export and not refused:
+        say(console, f"exported     {run.exported}")
+    say(console, f"evaluation   {run.evaluation}")
+    say(console, f"checkpoint   {checkpoint}")
+    return int(refused)
+
+
+def evaluation_record(task: str, policy: Path, seed: int, result: Evaluation) -> dict[str, Any]:
+    """What eval.json holds."""
+    return {"task": task, "policy": str(policy), "seed": seed, **result.as_dict()}
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write plain values for people and programs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: no markup, no wrapping at the 80 columns that rich assumes without a terminal."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

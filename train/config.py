@@ -1,0 +1,159 @@
+"""What decides a training run, and how its layers are put together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rlcore.config import ConfigError, check, from_dict, load_yaml, to_dict
+from rlcore.ppo import PPOConfig
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+RESUMABLE = frozenset(
+    {
+        "num_iterations",
+        "save_interval",
+        "keep_checkpoints",
+        "eval_interval",
+        "eval_envs",
+        "log_interval",
+        "export",
+        "device",
+    }
+)
+"""Settings that may differ between a run and its continuation. All but the device leave its curve as it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """A training run. The same file and seed give the same run."""
+
+    task: str
+    """What to train: a built-in task such as CartPole, or gym:<id>; `rlcore tasks` lists them."""
+    algo: Literal["ppo"] = "ppo"
+    """Learning algorithm."""
+    num_envs: int = 1024
+    """Copies of the task that are stepped together."""
+    num_iterations: int = 300
+    """Rollouts and updates in all; a resumed run counts those already done."""
+    seed: int = 1
+    """Seed of the networks, the exploration and the envs."""
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda or cuda:<index>."""
+    name: str | None = None
+    """Added to the name of the run folder."""
+    runs_dir: str = "runs"
+    """Folder that holds the run folders."""
+    save_interval: int = 50
+    """Iterations between two checkpoints; one is always written at the end. 0: only there."""
+    keep_checkpoints: int = 3
+    """Latest checkpoints to keep beside the best one. 0: all."""
+    eval_interval: int = 50
+    """Iterations between two evaluations, which choose the best checkpoint. 0: only at the end."""
+    eval_envs: int = 100
+    """Episodes of an evaluation, one for each env of a separate copy of the task."""
+    log_interval: int = 10
+    """Iterations that are averaged into one row of metrics.csv, one tensorboard point and one printed line."""
+    export: bool = True
+    """Export the best checkpoint to ONNX at the end, and evaluate the file."""
+    agent: PPOConfig = field(default_factory=PPOConfig)
+    """Settings of the algorithm."""
+    env: dict[str, Any] = field(default_factory=dict)
+    """Options of the task, as `--env.<option> VALUE`; see the task's description."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run can have.
+
+        Raises:
+            ConfigError: names the setting, its value and what is allowed.
+        """
+        for name, least in (
+            ("num_envs", 1),
+            ("num_iterations", 1),
+            ("seed", 0),
+            ("save_interval", 0),
+            ("keep_checkpoints", 0),
+            ("eval_interval", 0),
+            ("eval_envs", 1),
+            ("log_interval", 1),
+        ):
+            value = getattr(self, name)
+            check(value >= least, name, value, f"give {least} or more")
+        device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
+        check(device is not None, "device", self.device, "give auto, cpu, cuda or cuda:<index>")
+        plain = self.name is None or safe_name(self.name) == self.name
+        check(plain, "name", self.name, "use letters, digits, '.', '_' and '-' only")
+
+
+def safe_name(task: str) -> str:
+    """A task's name as the name of a file: ``gym:ALE/Pong-v5`` gives ``gym_ALE_Pong-v5``."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", task)
+
+
+def shipped_config(task: str) -> Path | None:
+    """The file in ``train/configs`` for a task or, failing that, for its family.
+
+    ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``, ``Reach-UR5e`` and ``Reach``; a gymnasium id ends at ``gym``.
+    """
+    name = safe_name(task)
+    names = [name]
+    while "-" in name:
+        name = name.rpartition("-")[0]
+        names.append(name)
+    if task.startswith("gym:"):
+        names.append("gym")
+    return next((path for name in names if (path := CONFIGS / f"{name}.yaml").is_file()), None)
+
+
+def default_config(task: str, file: Path | None = None) -> tuple[TrainConfig, list[Path]]:
+    """Defaults of the dataclass, then of the shipped file, then the given file.
+
+    Returns:
+        The configuration, and the files it came from.
+
+    Raises:
+        ConfigError: a file is missing, or has an unknown key or an impossible value.
+    """
+    files = [path for path in (shipped_config(task), file) if path is not None]
+    data = to_dict(TrainConfig(task=task))
+    config = from_dict(TrainConfig, data)
+    for path in files:
+        data = _merged(data, load_yaml(path))
+        # Converted once per layer, so that an error names the file that it comes from.
+        config = from_dict(TrainConfig, data, source=str(path))
+    return config, files
+
+
+def task_of(file: Path) -> str | None:
+    """The task that a configuration file names, if any."""
+    task = load_yaml(file).get("task")
+    if task is not None and not isinstance(task, str):
+        raise ConfigError(f"{file}: task is {task!r}; give the name of a task, see `rlcore tasks`")
+    return task
+
+
+def changes(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by dotted name: ``{"agent.gamma": (0.99, 0.98)}``."""
+    old, new = dict(_leaves(to_dict(before))), dict(_leaves(to_dict(after)))
+    return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``over``, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result

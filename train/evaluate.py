@@ -1,0 +1,225 @@
+"""An unbiased estimate of what a policy achieves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlcore.env import VecEnv
+from rlcore.types import Obs, Policy
+
+ActionFunction = Callable[[dict[str, NDArray[np.float32]]], Any]
+"""An exported policy: observation groups ``[N, O]`` to actions ``[N, A]`` (``[N]`` when discrete).
+
+A ``reset(mask=None)`` that it has is called at the start and where episodes end, for a recurrent state."""
+
+ENDLESS = 100_000
+"""A time limit of this many steps or more is none: what has not ended after a tenth of it is left unfinished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The first complete episode of every env."""
+
+    returns: Tensor  # [E] float64
+    lengths: Tensor  # [E] int64, steps
+    unfinished: int = 0
+    """Envs whose episode did not end in time; they are not in the figures."""
+    successes: float | None = None
+    """Goals reached; None where the task does not report success."""
+    goals: int | None = None
+
+    @property
+    def episodes(self) -> int:
+        """Episodes that count."""
+        return len(self.returns)
+
+    @property
+    def mean_return(self) -> float:
+        """Mean of the undiscounted returns."""
+        return float(self.returns.mean()) if self.episodes else math.nan
+
+    @property
+    def success(self) -> float | None:
+        """Fraction of the goals that were reached."""
+        return None if self.successes is None or not self.goals else self.successes / self.goals
+
+    @property
+    def score(self) -> float:
+        """What checkpoints are compared by: success where the task reports it, else the mean return."""
+        value = self.mean_return if self.success is None else self.success
+        return -math.inf if math.isnan(value) else value
+
+    def as_dict(self) -> dict[str, Any]:
+        """Figures as plain values for eval.json."""
+        result: dict[str, Any] = {"episodes": self.episodes, "unfinished": self.unfinished}
+        if self.episodes:
+            result |= {
+                "return_mean": self.mean_return,
+                "return_ci95": _finite(t_interval(self.returns)),
+                "return_std": float(self.returns.std()) if self.episodes > 1 else 0.0,
+                "return_min": float(self.returns.min()),
+                "return_max": float(self.returns.max()),
+                "length_mean": float(self.lengths.double().mean()),
+            }
+        if self.success is not None and self.goals is not None:
+            result["success"] = self.success
+            result["success_ci95"] = list(wilson_interval(self.success, self.goals))
+            result["goals"] = self.goals
+        return result
+
+    def summary(self) -> str:
+        """One line for people."""
+        left_out = f"{self.unfinished} unfinished and left out" if self.unfinished else ""
+        if not self.episodes:
+            return f"no episode ended; {left_out}"
+        low, high = t_interval(self.returns)
+        parts = [f"return {self.mean_return:.4g} (95% interval {low:.4g} to {high:.4g})"]
+        if self.success is not None and self.goals is not None:
+            bottom, top = wilson_interval(self.success, self.goals)
+            parts.append(f"success {self.success:.1%} ({bottom:.1%} to {top:.1%}, {self.goals} goals)")
+        parts.append(f"length {float(self.lengths.double().mean()):.1f}")
+        parts.append(f"{self.episodes} episodes")
+        return ", ".join([*parts, left_out] if left_out else parts)
+
+
+@torch.no_grad()
+def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1) -> Evaluation:
+    """Run every env to the end of its first episode, and count each of these episodes once.
+
+    Counting instead the first K episodes to end, whichever envs they come from, favors short episodes: where
+    failing is quick, it reports more failures than there are, and where success is quick, more successes.
+
+    Args:
+        env: a separate copy of the task; it is reset here, and left in the middle of an episode.
+        policy: a policy module, or a function from observations to actions such as an exported file.
+        seed: makes the estimate repeatable; round r resets with ``seed + r``.
+        rounds: times that all envs start anew; each gives ``env.num_envs`` episodes.
+    """
+    results = [_one_round(env, policy, seed + r) for r in range(rounds)]
+    known = [r for r in results if r.successes is not None]
+    return Evaluation(
+        returns=torch.cat([r.returns for r in results]),
+        lengths=torch.cat([r.lengths for r in results]),
+        unfinished=sum(r.unfinished for r in results),
+        successes=sum(r.successes or 0.0 for r in known) if known else None,
+        goals=sum(r.goals or 0 for r in known) if known else None,
+    )
+
+
+class Controller:
+    """A policy module or an exported file as one thing that acts in an env, and forgets where an episode ended."""
+
+    def __init__(self, policy: Policy | ActionFunction, env: VecEnv) -> None:
+        self._policy = policy
+        self._device = env.device
+        self._state = policy.initial_state(env.num_envs) if isinstance(policy, Policy) else ()
+        if not isinstance(policy, Policy) and hasattr(policy, "reset"):
+            policy.reset()
+
+    @torch.no_grad()
+    def act(self, obs: Obs) -> Tensor:
+        """Actions ``[N, A]`` (``[N]`` when discrete) on the env's device."""
+        if isinstance(self._policy, Policy):
+            action, self._state = self._policy(obs, self._state)
+            assert isinstance(action, Tensor)
+            return action
+        arrays = {group: values.cpu().numpy() for group, values in obs.items()}
+        return torch.as_tensor(self._policy(arrays), device=self._device)
+
+    def forget(self, done: Tensor) -> None:
+        """Zero the recurrent state of envs whose episode ended, ``done [N]``."""
+        self._state = tuple(part * ~done[None, :, None] for part in self._state)
+        if not isinstance(self._policy, Policy) and hasattr(self._policy, "reset"):
+            self._policy.reset(done.cpu().numpy())
+
+
+def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int) -> Evaluation:
+    n, device = env.num_envs, env.device
+    returns = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
+    lengths = torch.zeros(n, dtype=torch.int64, device=device)  # [N]
+    successes = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
+    goals = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
+    running = torch.ones(n, dtype=torch.bool, device=device)  # [N]
+    reports_success = False
+
+    controller = Controller(policy, env)
+    obs = env.reset(seed)
+    limit = env.max_episode_length if env.max_episode_length < ENDLESS else ENDLESS // 10
+    for _ in range(limit + 1):
+        step = env.step(controller.act(obs))
+        done = step.terminated | step.truncated  # [N]
+        returns += torch.where(running, step.reward.double(), 0.0)
+        lengths += running
+        ended = running & done
+        if "success" in step.log:
+            reports_success = True
+            number = _per_env(step.log.get("num_goals", 1.0), n, device)
+            # Where no episode ended, the entries mean nothing and may be NaN.
+            successes += torch.where(ended, _per_env(step.log["success"], n, device) * number, 0.0)
+            goals += torch.where(ended, number, 0.0)
+        running = running & ~done
+        controller.forget(done)
+        obs = step.obs
+        if not running.any():
+            break
+    finished = ~running
+    return Evaluation(
+        returns=returns[finished].cpu(),
+        lengths=lengths[finished].cpu(),
+        unfinished=int(running.sum()),
+        successes=float(successes.sum()) if reports_success else None,
+        goals=round(float(goals.sum())) if reports_success else None,
+    )
+
+
+def _per_env(value: Tensor | float, n: int, device: torch.device) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64, device=device).expand(n)  # [N]
+
+
+def _finite(values: tuple[float, float]) -> list[float | None]:
+    """For JSON, which has no infinity."""
+    return [value if math.isfinite(value) else None for value in values]
+
+
+def t_interval(values: Tensor, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean; for fewer than two values it is everything."""
+    n = len(values)
+    if n < 2:
+        return -math.inf, math.inf
+    mean, std = float(values.mean()), float(values.std())
+    half = t_quantile(0.5 + confidence / 2, n - 1) * std / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def t_quantile(p: float, dof: int) -> float:
+    """Quantile of Student's t: exact for one and two degrees of freedom, else within 0.3 %.
+
+    Cornish-Fisher expansion in 1/dof, Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
+    """
+    if dof == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if dof == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z = NormalDist().inv_cdf(p)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + g1 / dof + g2 / dof**2 + g3 / dof**3 + g4 / dof**4
+
+
+def wilson_interval(fraction: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), which stays inside 0..1 at both ends."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    center = (fraction + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
+    return max(0.0, center - half), min(1.0, center + half)

@@ -1,0 +1,242 @@
+"""Metrics of a run: metrics.csv, tensorboard events, and what the terminal shows."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from rlcore.learn import Report
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+SHOWN = {
+    "rollout/reward": "reward per step",
+    "rollout/episode_return": "episode return",
+    "rollout/episode_length": "episode length",
+    "rollout/success": "success",
+    "eval/return": "evaluated return",
+    "eval/success": "evaluated success",
+    "loss/policy": "policy loss",
+    "loss/value": "value loss",
+    "policy/kl": "KL",
+    "policy/entropy": "entropy",
+    "policy/learning_rate": "learning rate",
+    "policy/std": "std",
+}
+"""Rows of the live table, and the order of a printed line."""
+
+SHORT = {
+    "rollout/reward": "reward",
+    "rollout/episode_return": "return",
+    "rollout/episode_length": "length",
+    "rollout/success": "success",
+    "loss/policy": "policy",
+    "loss/value": "value",
+    "policy/kl": "kl",
+    "policy/learning_rate": "lr",
+    "policy/std": "std",
+}
+"""Names in a printed line."""
+
+
+class Average:
+    """Means over a few iterations, in which episode figures count by the number of episodes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
+        self._latest: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Add one iteration."""
+        episodes = metrics.get("rollout/episodes", 0.0)
+        for key, value in metrics.items():
+            per_episode = key.startswith(("rollout/episode_", "rollout/success", "env/"))
+            weight = max(episodes, 1.0) if per_episode else 1.0
+            self._sums[key] = self._sums.get(key, 0.0) + weight * value
+            self._weights[key] = self._weights.get(key, 0.0) + weight
+            self._latest[key] = value
+
+    def take(self) -> dict[str, float]:
+        """The averages since the last call; ``rollout/episodes`` is their number, ``time/total_s`` the latest."""
+        result = {key: total / self._weights[key] for key, total in self._sums.items()}
+        if "rollout/episodes" in result:
+            result["rollout/episodes"] = self._sums["rollout/episodes"]
+        if "time/total_s" in result:
+            result["time/total_s"] = self._latest["time/total_s"]
+        self._sums, self._weights, self._latest = {}, {}, {}
+        return result
+
+
+class MetricsFile:
+    """``metrics.csv``: a row per log interval, a column per metric; a new metric widens the whole file."""
+
+    def __init__(self, path: Path, resumed_iteration: int | None = None) -> None:
+        """Start a file, or take up one, dropping rows after the iteration that the run resumes from."""
+        self._path = path
+        self._columns = ["iteration", "env_steps"]
+        rows: list[dict[str, str]] = []
+        if resumed_iteration is not None and path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                self._columns = list(reader.fieldnames or self._columns)
+                # A row that was cut short when the machine went down has no complete number in it to trust.
+                rows = [r for r in reader if None not in r.values() and int(r["iteration"]) <= resumed_iteration]
+        self._rewrite(rows)
+
+    def write(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
+        """Append one row."""
+        new = [key for key in metrics if key not in self._columns]
+        if new:
+            with self._path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            self._columns += new
+            self._rewrite(rows)
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writerow({"iteration": iteration, "env_steps": env_steps, **metrics})
+
+    def _rewrite(self, rows: list[dict[str, str]]) -> None:
+        temporary = self._path.with_suffix(".csv.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, self._path)
+
+
+class RunLogger:
+    """Takes every iteration's report; writes and shows the averages of each log interval."""
+
+    def __init__(
+        self, folder: Path, *, total: int, log_interval: int, console: Console, resumed: tuple[int, int] | None = None
+    ) -> None:
+        """Open the files.
+
+        Args:
+            folder: the run folder.
+            total: iterations of the whole run.
+            log_interval: iterations to a row.
+            console: a terminal gets a live display, anything else plain lines.
+            resumed: iteration and env steps that a continued run starts from; later entries are dropped.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # here, because it is slow to import
+
+        self._file = MetricsFile(folder / "metrics.csv", None if resumed is None else resumed[0])
+        self._events: SummaryWriter = SummaryWriter(str(folder), purge_step=None if resumed is None else resumed[1] + 1)
+        self._total = total
+        self._log_interval = log_interval
+        self._average = Average()
+        self._pending: Report | None = None
+        self._display = Display(console, total, done=0 if resumed is None else resumed[0])
+
+    def __enter__(self) -> RunLogger:
+        """Start the display."""
+        self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write what an interrupted interval has, stop the display and close the files, also when training fails."""
+        self._flush()
+        self._display.stop()
+        self._events.close()
+
+    def report(self, report: Report, extra: Mapping[str, float]) -> None:
+        """Take one iteration; ``extra`` are the figures of an evaluation."""
+        self._average.add({**report.metrics, **extra})
+        self._pending = report
+        self._display.advance(report)
+        if report.iteration % self._log_interval == 0 or report.iteration == self._total:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pending is None:
+            return
+        report, self._pending = self._pending, None
+        metrics = self._average.take()
+        self._file.write(report.iteration, report.env_steps, metrics)
+        for key, value in metrics.items():
+            self._events.add_scalar(key, value, report.env_steps)
+        self._display.show(report, metrics)
+
+
+class Display:
+    """A live bar and table on a terminal; one line per log interval elsewhere."""
+
+    def __init__(self, console: Console, total: int, done: int) -> None:
+        self._console = console
+        self._total = total
+        self._start_iteration = done
+        self._start_time = time.perf_counter()
+        self._latest: dict[str, float] = {}
+        self._progress = Progress(
+            TextColumn("iteration {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.fields[steps]:,} steps  {task.fields[rate]:,.0f} steps/s  ETA"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task: TaskID = self._progress.add_task("", total=total, completed=done, steps=0, rate=0.0)
+        self._live: Live | None = None
+
+    def start(self) -> None:
+        """Begin to draw, if this is a terminal."""
+        self._start_time = time.perf_counter()
+        if self._console.is_terminal:
+            self._live = Live(self._picture(), console=self._console, refresh_per_second=4)
+            self._live.start()
+
+    def stop(self) -> None:
+        """Leave the last picture standing."""
+        if self._live is not None:
+            self._live.update(self._picture())
+            self._live.stop()
+
+    def advance(self, report: Report) -> None:
+        """Move the bar."""
+        rate = report.metrics.get("time/steps_per_s", 0.0)
+        self._progress.update(self._task, completed=report.iteration, steps=report.env_steps, rate=rate)
+
+    def show(self, report: Report, metrics: Mapping[str, float]) -> None:
+        """Show the averages of an interval; a metric that is missing keeps its last value."""
+        self._latest.update(metrics)
+        if self._live is not None:
+            self._live.update(self._picture())
+            return
+        done = report.iteration - self._start_iteration
+        left = (time.perf_counter() - self._start_time) / max(done, 1) * (self._total - report.iteration)
+        width = len(str(self._total))
+        figures = "  ".join(f"{name} {_figure(metrics[key])}" for key, name in SHORT.items() if key in metrics)
+        # A plain write: rich would wrap at the 80 columns that it assumes where there is no terminal.
+        print(
+            f"[{report.iteration:>{width}}/{self._total}] {report.env_steps:,} steps  "
+            f"{metrics.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {left:.0f} s  {figures}",
+            file=self._console.file,
+            flush=True,
+        )
+
+    def _picture(self) -> Group:
+        table = Table(show_header=False, box=None, padding=(0, 2))
+        shown = [(name, _figure(self._latest[key])) for key, name in SHOWN.items() if key in self._latest]
+        half = (len(shown) + 1) // 2
+        for i in range(half):
+            right = shown[half + i] if half + i < len(shown) else ("", "")
+            table.add_row(*shown[i], *right)
+        return Group(self._progress, table)
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4g}"

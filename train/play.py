@@ -1,0 +1,95 @@
+"""Show what a policy does: frames of one env as an animation."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlcore.env import VecEnv
+from rlcore.train.evaluate import ActionFunction, Controller
+from rlcore.types import Policy
+
+Frame = NDArray[np.uint8]
+
+FPS = 15.0
+"""Frames a second at most; a simulation that is faster shows every n-th step."""
+
+
+def check_output(path: Path) -> None:
+    """Refuse what ``write_animation`` could not write, before anything is simulated.
+
+    Raises:
+        ValueError: another ending than .gif and .mp4, or no ffmpeg for the latter.
+    """
+    if path.suffix not in (".gif", ".mp4"):
+        raise ValueError(f"output is '{path}'; give a name that ends in .gif or .mp4")
+    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
+        raise ValueError(f"output is '{path}' and MP4 needs ffmpeg, which is not on PATH; install it or give a .gif")
+
+
+def frames(env: VecEnv, policy: Policy | ActionFunction, steps: int, seed: int, control_dt: float) -> Iterator[Frame]:
+    """Run the policy and draw env 0, at most ``FPS`` times a simulated second.
+
+    Raises:
+        ValueError: the env cannot draw itself.
+    """
+    if not hasattr(env, "render"):
+        raise ValueError(f"{getattr(env, 'task', type(env).__name__)} has no render(); it cannot be shown")
+    controller = Controller(policy, env)
+    obs = env.reset(seed)
+    every = stride(control_dt)
+    for i in range(steps):
+        if i % every == 0:
+            yield env.render()
+        step = env.step(controller.act(obs))
+        controller.forget(step.terminated | step.truncated)
+        obs = step.obs
+
+
+def stride(control_dt: float) -> int:
+    """Steps from one frame to the next."""
+    return max(1, round(1 / (FPS * control_dt)))
+
+
+def write_animation(path: Path, pictures: Iterable[Frame], seconds_per_frame: float) -> int:
+    """Write frames ``[H, W, 3]`` as GIF or, with ffmpeg, as MP4.
+
+    Returns:
+        The number of frames.
+
+    Raises:
+        ValueError: ffmpeg failed; the message has its last line.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write = _write_mp4 if path.suffix == ".mp4" else _write_gif
+    return write(path, iter(pictures), seconds_per_frame)
+
+
+def _write_gif(path: Path, pictures: Iterator[Frame], seconds_per_frame: float) -> int:
+    from PIL import Image
+
+    images: list[Any] = [Image.fromarray(picture).quantize(64) for picture in pictures]
+    duration = max(20, round(seconds_per_frame * 100) * 10)  # ms; GIF counts in hundredths of a second
+    images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
+    return len(images)
+
+
+def _write_mp4(path: Path, pictures: Iterator[Frame], seconds_per_frame: float) -> int:
+    first = next(pictures)
+    height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2  # yuv420p needs even sizes
+    command = ["ffmpeg", "-y", "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}"]
+    command += ["-r", f"{1 / seconds_per_frame:.3f}", "-i", "-", "-pix_fmt", "yuv420p", str(path)]
+    # Encoded in one piece at the end: a pipe to a process that died would hide what it had to say.
+    stack = [np.ascontiguousarray(p[:height, :width]) for p in chain([first], pictures)]
+    done = subprocess.run(command, input=b"".join(p.tobytes() for p in stack), capture_output=True, check=False)
+    if done.returncode:
+        reason = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise ValueError(f"ffmpeg could not write '{path}': {reason[-1]}; give a .gif")
+    return len(stack)

@@ -1,0 +1,114 @@
+"""The folder of a run: where its configuration, checkpoints, metrics and exported policy are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from rlcore.checkpoint import save_checkpoint
+from rlcore.config import from_dict, load_yaml, save_yaml
+from rlcore.train.config import TrainConfig, safe_name
+
+
+class RunFolder:
+    """Paths of one run, ``runs/<task>/<algo>/<time>-<name>/``, and its checkpoints.
+
+    Checkpoints are named by iteration, so the last one is the highest number: ``checkpoints/000120.pt``.
+    ``checkpoints/best.pt`` is the one that did best in evaluation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.checkpoints = path / "checkpoints"
+        self.best = self.checkpoints / "best.pt"
+        self.metrics = path / "metrics.csv"
+        self.evaluation = path / "eval.json"
+        self.exported = path / "export" / "policy.onnx"
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """Make a new folder, never one that exists, and write the configuration into it."""
+        parent = Path(config.runs_dir) / safe_name(config.task) / config.algo
+        stem = time.strftime("%Y%m%d-%H%M%S") + (f"-{config.name}" if config.name else "")
+        path, number = parent / stem, 1
+        while True:
+            try:
+                path.mkdir(parents=True)
+                break
+            except FileExistsError:
+                number += 1
+                path = parent / f"{stem}-{number}"
+        run = cls(path)
+        run.checkpoints.mkdir()
+        run.write_config(config)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """The run at ``path``, which may also be one of its checkpoints or its checkpoint folder.
+
+        Raises:
+            FileNotFoundError: there is no run there; the message says what a run folder has.
+        """
+        for folder in (path, path.parent, path.parent.parent):
+            if path.exists() and (folder / "config.yaml").is_file():
+                return cls(folder)
+        raise FileNotFoundError(
+            f"no run at '{path}'; give a run folder (it has a config.yaml and checkpoints/) or one of its checkpoints"
+        )
+
+    def read_config(self) -> TrainConfig:
+        """The configuration of the run."""
+        return from_dict(TrainConfig, load_yaml(self.config_file), source=str(self.config_file))
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Write the resolved configuration; ``rlcore train --config`` of it repeats the run."""
+        save_yaml(self.config_file, config)
+
+    def numbered(self) -> list[Path]:
+        """Checkpoints by iteration, oldest first."""
+        found = (p for p in self.checkpoints.glob("*.pt") if re.fullmatch(r"\d+", p.stem))
+        return sorted(found, key=lambda p: int(p.stem))
+
+    def save(self, content: dict[str, Any], iteration: int, keep: int) -> Path:
+        """Write the checkpoint of an iteration, then drop all but the ``keep`` latest (0: keep all)."""
+        path = self.checkpoints / f"{iteration:06d}.pt"
+        save_checkpoint(path, content)
+        for old in self.numbered()[:-keep] if keep else []:
+            with contextlib.suppress(FileNotFoundError):
+                old.unlink()
+        return path
+
+    def checkpoint(self, which: str = "best") -> Path:
+        """The path of ``best``, ``last`` or an iteration's checkpoint.
+
+        Without evaluations there is no best one, and the last one is meant.
+
+        Raises:
+            FileNotFoundError: there is no such checkpoint; the message lists those there are.
+        """
+        numbered = self.numbered()
+        if which == "best" and self.best.is_file():
+            return self.best
+        if which in ("best", "last") and numbered:
+            return numbered[-1]
+        if which.isdigit():
+            found = next((p for p in numbered if int(p.stem) == int(which)), None)
+            if found is not None:
+                return found
+        have = (["best"] if self.best.is_file() else []) + [str(int(p.stem)) for p in numbered]
+        raise FileNotFoundError(
+            f"no checkpoint '{which}' in {self.checkpoints}; there is {', '.join(have)}"
+            if have
+            else f"no checkpoint in {self.checkpoints}; the run ended before it wrote one"
+        )
+
+
+def locate(path: Path, which: str = "best") -> tuple[RunFolder, Path]:
+    """The run and the checkpoint that a path means: a checkpoint itself, or ``which`` one of a run folder."""
+    run = RunFolder.open(path)
+    return run, (path if path.is_file() and path.suffix == ".pt" else run.checkpoint(which))

@@ -1,0 +1,277 @@
+"""A training run from the first iteration to the exported file, and its continuation."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from rlcore.checkpoint import load_checkpoint, save_checkpoint
+from rlcore.config import ConfigError, from_dict, to_dict
+from rlcore.env import spec_of
+from rlcore.envs import make_env
+from rlcore.learn import Progress, Report, learn, resume, snapshot
+from rlcore.ppo import PPO
+from rlcore.train.conclude import conclude, say
+from rlcore.train.config import RESUMABLE, TrainConfig, changes
+from rlcore.train.evaluate import evaluate
+from rlcore.train.logger import RunLogger
+from rlcore.train.run import RunFolder, locate
+
+EVAL_SEED = 1_000_003
+"""Added to the run's seed for the evaluations that choose the best checkpoint."""
+
+TIMEOUTS = {
+    "final_obs": "worth the value of the last observation before the reset (final_obs)",
+    "value": "worth the value of the observation that the last action was chosen by (value)",
+    "none": "worth nothing, like failures (none)",
+}
+
+
+class Interrupt:
+    """What SIGINT and SIGTERM mean during training: the first asks to stop after the iteration, the second stops."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def handling(self) -> Iterator[Interrupt]:
+        """Take both signals over for a while."""
+        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise SystemExit(128 + number)
+        self.signal = number
+        # os.write, because a signal may arrive inside a print.
+        os.write(2, b"\nfinishing the iteration in progress, then writing a checkpoint; once more to stop at once\n")
+
+
+class Training:
+    """A run that is ready to start: everything that can be refused has been checked."""
+
+    def __init__(self, config: TrainConfig, console: Console, resumed_from: Path | None = None) -> None:
+        """Build env and agent, and restore them if the run is continued.
+
+        Args:
+            config: the whole run.
+            console: where the run is shown.
+            resumed_from: checkpoint to go on from.
+
+        Raises:
+            ValueError: something in the configuration does not fit; one line that names it and the remedy.
+        """
+        self.device = resolve_device(config.device)
+        self.config = dataclasses.replace(config, device=str(self.device))
+        self.console = console
+        self.progress: Progress | None = None
+        self.exact = True
+        self.resumed_from = resumed_from
+        content = None if resumed_from is None else load_checkpoint(resumed_from, device=str(self.device))
+        if content is not None and torch.device(content["config"]["device"]).type != self.device.type:
+            content["env"] = None  # its random generator is of another kind
+        done = 0 if content is None else int(content["progress"]["iteration"])
+        if config.num_iterations < done:
+            raise ConfigError(
+                f"num_iterations is {config.num_iterations} and the run has done {done} already; "
+                f"give --num-iterations {done} or more"
+            )
+        # A simulator that cannot be restored must not repeat the episodes that it began with.
+        self.env = make_env(config.task, config.num_envs, self.device, seed=config.seed + done, **config.env)
+        self.eval_env = make_env(config.task, config.eval_envs, self.device, seed=config.seed, **config.env)
+        self.spec = spec_of(self.env)
+        self.agent = PPO(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
+        if content is not None:
+            self.progress, self.exact = resume(self.env, self.agent, content)
+        self.saved_iteration = done
+        self.best_score: float | None = None
+        self.bootstrap = self.agent.timeout_bootstrap
+        self.run: RunFolder | None = None
+
+    def start(self) -> int:
+        """Train, evaluate and export.
+
+        Returns:
+            The exit code: 0, or 128 + signal for a run that was interrupted and can be resumed, or 1 where the
+            export was refused.
+        """
+        config, resumed = self.config, self.progress
+        self.run = self._folder()
+        self._say_what_is_ahead()
+        interrupt = Interrupt()
+        evaluations: dict[int, dict[str, float]] = {}  # by iteration, until its report comes
+        with (
+            interrupt.handling(),
+            RunLogger(
+                self.run.path,
+                total=config.num_iterations,
+                log_interval=config.log_interval,
+                console=self.console,
+                resumed=None if resumed is None else (resumed.iteration, resumed.env_steps),
+            ) as logger,
+        ):
+
+            def on_report(report: Report) -> None:
+                logger.report(report, evaluations.pop(report.iteration, {}))
+
+            def on_iteration(progress: Progress) -> None:
+                if self.agent.timeout_bootstrap != self.bootstrap:
+                    self.bootstrap = self.agent.timeout_bootstrap
+                    say(self.console, f"time-outs are {TIMEOUTS[self.bootstrap]}: the env hides final_obs")
+                evaluations[progress.iteration] = self._evaluate_if_due(progress)
+                every = config.save_interval
+                if every and progress.iteration % every == 0:
+                    self._save(progress)
+
+            progress = learn(
+                self.env,
+                self.agent,
+                config.num_iterations,
+                progress=self.progress,
+                on_report=on_report,
+                on_iteration=on_iteration,
+                should_stop=lambda: interrupt.signal is not None,
+                seed=config.seed,
+            )
+            if self.saved_iteration != progress.iteration:
+                self._save(progress)
+        if interrupt.signal is not None:
+            say(self.console, f"stopped after iteration {progress.iteration}; to go on:")
+            say(self.console, f"  rlcore train --resume {self.run.path}")
+            return 128 + interrupt.signal
+        self.env.close()
+        code = conclude(self.run, self.eval_env, config, self.console)
+        self.eval_env.close()
+        return code
+
+    def _folder(self) -> RunFolder:
+        if self.resumed_from is None:
+            return RunFolder.create(self.config)
+        run, _ = locate(self.resumed_from)
+        assert self.progress is not None
+        for later in run.numbered():
+            if int(later.stem) > self.progress.iteration:
+                # Kept, but out of the way: the checkpoint with the highest number is the last one.
+                later.rename(later.with_suffix(".pt.old"))
+                say(self.console, f"set aside {later.name} as {later.name}.old, because it is later")
+        if run.best.is_file():
+            best = load_checkpoint(run.best)
+            if best["progress"]["iteration"] > self.progress.iteration:
+                run.best.rename(run.best.with_suffix(".pt.old"))
+                say(self.console, "set aside best.pt as best.pt.old, because it is later")
+            else:
+                self.best_score = best.get("score")
+        run.write_config(self.config)
+        return run
+
+    def _say_what_is_ahead(self) -> None:
+        config, env, run = self.config, self.env, self.run
+        assert run is not None
+        sizes = ", ".join(f"{group} {size}" for group, size in self.spec.observation_sizes.items())
+        action = f"{self.spec.action_size} {'choices' if self.spec.discrete else 'numbers'}"
+        steps = config.agent.num_steps * env.num_envs
+        for line in (
+            f"task         {config.task}, observations: {sizes}, action: {action}",
+            f"algorithm    {config.algo} on {self.device}, seed {config.seed}",
+            f"envs         {env.num_envs} x {config.agent.num_steps} steps = {steps:,} steps an iteration, "
+            f"{config.num_iterations} iterations, episodes of {env.max_episode_length} steps",
+            f"time-outs    {TIMEOUTS[self.bootstrap]}",
+            f"run folder   {run.path}",
+        ):
+            say(self.console, line)
+        if self.progress is not None:
+            say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
+            if not self.exact:
+                say(self.console, "             episodes in flight start anew: the env cannot be put back there")
+
+    def _evaluate_if_due(self, progress: Progress) -> dict[str, float]:
+        config = self.config
+        every = config.eval_interval
+        last = progress.iteration == config.num_iterations
+        if not last and not (every and progress.iteration % every == 0):
+            return {}
+        with undisturbed(self.device):
+            result = evaluate(self.eval_env, self.agent.policy, config.seed + EVAL_SEED)
+        # A later checkpoint that does as well has seen more: ties go to it.
+        if self.best_score is None or result.score >= self.best_score:
+            self.best_score = result.score
+            assert self.run is not None
+            save_checkpoint(
+                self.run.best, self._content(progress) | {"score": result.score, "evaluation": result.as_dict()}
+            )
+        figures = {"eval/return": result.mean_return}
+        if result.episodes:
+            figures["eval/length"] = float(result.lengths.double().mean())
+        if result.success is not None:
+            figures["eval/success"] = result.success
+        return figures
+
+    def _save(self, progress: Progress) -> None:
+        assert self.run is not None
+        self.run.save(self._content(progress), progress.iteration, self.config.keep_checkpoints)
+        self.saved_iteration = progress.iteration
+
+    def _content(self, progress: Progress) -> dict[str, Any]:
+        own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec)}
+        return own | snapshot(self.env, self.agent, progress)
+
+
+def resumed_config(path: Path) -> tuple[TrainConfig, Path]:
+    """The configuration of the run that a path means, and the checkpoint to go on from: the last, unless named.
+
+    Raises:
+        FileNotFoundError: there is no run or no checkpoint.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    _, checkpoint = locate(path, "last")
+    content = load_checkpoint(checkpoint)
+    return from_dict(TrainConfig, content["config"], source=str(checkpoint)), checkpoint
+
+
+def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
+    """Refuse settings with which a continued run would no longer be the same run.
+
+    Raises:
+        ConfigError: names the first such setting, both values and the remedy.
+    """
+    for key, (old, new) in changes(before, after).items():
+        if key not in RESUMABLE:
+            raise ConfigError(
+                f"{key} is {old!r} in the run that is resumed and {new!r} here; leave it out, "
+                "or start a new run without --resume"
+            )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        have = torch.cuda.device_count()
+        raise ConfigError(f"device is '{name}' and PyTorch sees {have} CUDA devices here; use --device cpu")
+    return device
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Put PyTorch's random generators back afterwards, so that an evaluation leaves no trace in the training."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
