@@ -1,8 +1,7 @@
 """Reach: a six-joint arm follows end-effector poses that change every few seconds; any torch device, no simulator.
 
 The task is the end-effector pose tracking of Isaac Lab's reach environments, in the ``base_link`` frame of
-``rlcore.envs.arm``. Joints are independent second-order systems with PD drives. There is no gravity and no coupling
-between joints: Isaac Lab switches gravity off for its reach arms too.
+``rlcore.envs.arm``. Joints are independent second-order systems with PD drives, without gravity, as in Isaac Lab.
 """
 
 from __future__ import annotations
