@@ -348,10 +348,10 @@ class ArmPicture:
         canvas: Any = FigureCanvasAgg
         self._canvas = canvas(figure)
         axes: Any = figure.add_axes((0.0, 0.0, 1.0, 0.95), projection="3d")
-        side = 0.8 * sum(abs(x) for x in model.a)  # m
+        side = 0.6 * sum(abs(x) for x in model.a)  # m
         axes.set(xlim=(-side, side), ylim=(-side, side), zlim=(0, 2 * side))
         axes.set(xlabel="x (m)", ylabel="y (m)", zlabel="z (m)")
-        axes.set_box_aspect((1, 1, 1), zoom=0.9)
+        axes.set_box_aspect((1, 1, 1), zoom=1.0)
         axes.view_init(elev=22, azim=40)
         (self._arm,) = axes.plot([], [], [], "-o", color="0.25", linewidth=4, markersize=5)
         self._frames = [
@@ -359,7 +359,7 @@ class ArmPicture:
             for style in ("-", ":")
             for color in ("tab:red", "tab:green", "tab:blue")
         ]
-        self._size = 0.2 * side
+        self._size = 0.3 * side
         self._text = figure.text(0.02, 0.96, "", family="monospace", fontsize=9)
 
     def draw(self, q: Tensor, target: Tensor, text: str) -> NDArray[numpy.uint8]:

@@ -75,7 +75,9 @@ def write_animation(path: Path, pictures: Iterable[Frame], seconds_per_frame: fl
 def _write_gif(path: Path, pictures: Iterator[Frame], seconds_per_frame: float) -> int:
     from PIL import Image
 
-    images: list[Any] = [Image.fromarray(picture).quantize(64) for picture in pictures]
+    # By coverage: the default method has no color left for thin lines.
+    method = Image.Quantize.MAXCOVERAGE
+    images: list[Any] = [Image.fromarray(picture).quantize(64, method) for picture in pictures]
     duration = max(20, round(seconds_per_frame * 100) * 10)  # ms; GIF counts in hundredths of a second
     images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
     return len(images)
