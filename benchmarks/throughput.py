@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rlcore import __version__
-from rlcore.capture import Mode
+from rlcore.types import Mode
 from rlcore.env import VecEnv
 from rlcore.envs import make_env
 from rlcore.learn import Report, learn

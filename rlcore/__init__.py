@@ -1,11 +1,31 @@
 """rlcore: reinforcement learning for robots, on batches of environments in PyTorch."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from rlcore._version import __version__
-from rlcore.config import ConfigError
-from rlcore.env import EnvSpec, VecEnv, spec_of
-from rlcore.networks import NetworkConfig
-from rlcore.ppo import PPO, PPOConfig
-from rlcore.types import Agent, Policy, Step
+
+if TYPE_CHECKING:
+    from rlcore.config import ConfigError
+    from rlcore.env import EnvSpec, VecEnv, spec_of
+    from rlcore.networks import NetworkConfig
+    from rlcore.ppo import PPO, PPOConfig
+    from rlcore.types import Agent, Policy, Step
+
+_HOMES = {
+    "PPO": "ppo",
+    "PPOConfig": "ppo",
+    "NetworkConfig": "networks",
+    "ConfigError": "config",
+    "EnvSpec": "env",
+    "VecEnv": "env",
+    "spec_of": "env",
+    "Agent": "types",
+    "Policy": "types",
+    "Step": "types",
+}
 
 __all__ = [
     "PPO",
@@ -20,3 +40,10 @@ __all__ = [
     "__version__",
     "spec_of",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the command line must answer ``--help`` before PyTorch has loaded."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rlcore' has no attribute '{name}'")
+    return getattr(import_module(f"rlcore.{_HOMES[name]}"), name)

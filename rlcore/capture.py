@@ -10,14 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-Mode = Literal["graph", "graph+compile", "compile", "eager"]
-"""How captured functions run on CUDA. ``compile`` concerns functions marked by ``compiled`` alone; ``graph`` records
-what ``capture`` wraps. On the CPU everything runs as written."""
+from rlcore.types import Mode
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -109,6 +109,8 @@ def _refuse_unknown(cls: Any, data: Any, source: str, prefix: str) -> None:
     for key, value in data.items():
         if key not in names:
             raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {nearest(str(key), names)}")
+        if isinstance(value, str) and "tuple[" in str(hints[key]):
+            raise ConfigError(f"{source}: {prefix}{key}: {value!r} is not a list; write [{value}]")
         if dataclasses.is_dataclass(hints[key]):
             _refuse_unknown(hints[key], value, source, f"{prefix}{key}.")
 

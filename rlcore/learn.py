@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.capture import Captured, Mode
+from rlcore.capture import Captured
 from rlcore.env import VecEnv
-from rlcore.types import Agent, Metrics, Obs, State, Step
+from rlcore.types import Agent, Metrics, Mode, Obs, State, Step
 
 
 class EpisodeStatistics:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
-from rlcore.capture import Captured, Mode, compiled, matmul_precision
+from rlcore.capture import Captured, compiled, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.env import VecEnv, spec_of
 from rlcore.learn import Progress, learn
@@ -22,7 +22,7 @@ from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer
 from rlcore.returns import gae, next_values
 from rlcore.rollout import Rollout
-from rlcore.types import Metrics, Obs, State, Step
+from rlcore.types import Metrics, Mode, Obs, State, Step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,9 @@ State = tuple[Tensor, ...]
 Metrics = dict[str, Tensor]
 """Scalars to log, 0-d tensors that stay on their device until the loop reads them."""
 
+Mode = Literal["graph", "graph+compile", "compile", "eager"]
+"""How an agent runs on CUDA: recorded as graphs, fused by ``torch.compile``, both, or as written."""
+
 
 class Step(NamedTuple):
     """What one vector step returns. Envs that ended an episode have been reset already."""
@@ -54,8 +57,8 @@ class Agent(Protocol):
     num_steps: int
     """Vector steps between two updates."""
 
-    mode: Literal["graph", "graph+compile", "compile", "eager"]
-    """How it runs on CUDA; see ``rlcore.capture``."""
+    mode: Mode
+    """How it runs on CUDA."""
 
     @property
     def policy(self) -> Policy:

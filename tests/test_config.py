@@ -53,6 +53,8 @@ def test_to_dict_holds_plain_values() -> None:
         ({"kl_band": [2.0]}, ["kl_band"]),
         ({"target_kl": -1}, ["target_kl", "-1"]),
         ({"gamma": None}, ["gamma", "None"]),
+        ({"actor_obs": "policy"}, ["actor_obs", "write [policy]"]),
+        ({"actor": {"hidden_dims": "64"}}, ["actor.hidden_dims", "write [64]"]),
     ],
 )
 def test_wrong_settings_are_named_in_one_line(data: dict[str, Any], parts: list[str]) -> None:

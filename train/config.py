@@ -22,6 +22,7 @@ RESUMABLE = frozenset(
         "eval_envs",
         "log_interval",
         "export",
+        "capture_env",
         "device",
     }
 )
@@ -58,6 +59,8 @@ class TrainConfig:
     """Episodes of an evaluation, one for each env of a separate copy of the task."""
     log_interval: int = 10
     """Iterations that are averaged into one row of metrics.csv, one tensorboard point and one printed line."""
+    capture_env: bool | None = None
+    """On CUDA, record the whole rollout, env included, as one graph. None: where the env allows it."""
     export: bool = True
     """Export the best checkpoint to ONNX at the end, and evaluate the file."""
     agent: PPOConfig = field(default_factory=PPOConfig)

@@ -92,6 +92,8 @@ class Training:
         # A simulator that cannot be restored must not repeat the episodes that it began with.
         self.env = make_env(config.task, config.num_envs, self.device, seed=config.seed + done, **config.env)
         self.eval_env = make_env(config.task, config.eval_envs, self.device, seed=config.seed, **config.env)
+        if config.capture_env and not getattr(self.env, "capturable", False):
+            raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.spec = spec_of(self.env)
         self.agent = PPO(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         if content is not None:
@@ -145,6 +147,7 @@ class Training:
                 on_iteration=on_iteration,
                 should_stop=lambda: interrupt.signal is not None,
                 seed=config.seed,
+                capture_env=config.capture_env,
             )
             if self.saved_iteration != progress.iteration:
                 self._save(progress)
