@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rlcore.config import ConfigError, check
 from rlcore.distributions import CategoricalHead, Distribution, GaussianHead
 from rlcore.env import EnvSpec
-from rlcore.networks import MLP, NetworkConfig, choose_groups, concatenate, orthogonal_
+from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate, orthogonal_
 from rlcore.normalization import NoNormalizer, RunningNormalizer
 from rlcore.types import Obs, Policy, State
 
@@ -66,7 +66,7 @@ class ActorPolicy(Policy):
         self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
         size = sum(self.observation_sizes.values())
         self.normalizer = _normalizer(size, config)
-        self.trunk = MLP(size, config.actor)
+        self.trunk = Network(size, config.actor)
         features = self.trunk.size
         self.head: GaussianHead | CategoricalHead
         if spec.discrete:
@@ -83,18 +83,30 @@ class ActorPolicy(Policy):
         if config.actor.init == "orthogonal":
             orthogonal_(self.head.mean, 0.01)
 
-    def distribution(self, normalized: Tensor) -> Distribution:
-        """Map normalized observations ``[B, O]`` to the action distribution."""
-        return self.head(self.trunk(normalized))  # type: ignore[no-any-return]
+    def initial_state(self, num_envs: int) -> State:
+        """Zero recurrent state for ``num_envs`` envs; ``()`` for a feed-forward policy."""
+        return self.trunk.initial_state(num_envs)
+
+    def distribution(
+        self, normalized: Tensor, state: State = (), keep: Tensor | None = None
+    ) -> tuple[Distribution, State]:
+        """Map a sequence of normalized observations ``[T, N, O]`` to action distributions and the next state.
+
+        ``keep`` ``[T, N, 1]`` is 0 where an episode begins.
+        """
+        features, state = self.trunk(normalized, state, keep)
+        return self.head(features), state
 
     def limit(self, action: Tensor) -> Tensor:
         """Bring actions within their bounds, ``[N, A]``."""
         return torch.clamp(action, self.low, self.high) if self.limited else action
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
-        """Return the most likely action within its bounds, and the state unchanged."""
+        """Return the most likely action within its bounds, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
-        return self.limit(self.distribution(normalized).mode), state
+        state = state or self.initial_state(len(normalized))
+        distribution, state = self.distribution(normalized.unsqueeze(0), state)
+        return self.limit(distribution.mode.squeeze(0)), state
 
 
 class Critic(nn.Module):
@@ -109,16 +121,65 @@ class Critic(nn.Module):
                 f"share_trunk: the actor reads {policy.groups} and the critic {self.groups}; a shared trunk needs the "
                 "same groups, set critic_obs to the actor's or share_trunk to false"
             )
+        if config.share_trunk and policy.trunk.recurrent:
+            raise ConfigError("share_trunk: a recurrent actor cannot share its trunk; set share_trunk to false")
         size = sum(spec.observation_sizes[group] for group in self.groups)
         self.normalizer = policy.normalizer if same else _normalizer(size, config)
-        self.trunk = policy.trunk if config.share_trunk else MLP(size, config.critic)
+        self.trunk = policy.trunk if config.share_trunk else Network(size, config.critic)
         self.value = nn.Linear(self.trunk.size, 1)
         if config.critic.init == "orthogonal":
             orthogonal_(self.value, 1.0)
 
-    def forward(self, normalized: Tensor) -> Tensor:
-        """Map normalized observations ``[..., O]`` to values ``[...]``."""
-        return self.value(self.trunk(normalized)).squeeze(-1)  # type: ignore[no-any-return]
+    def initial_state(self, num_envs: int) -> State:
+        """Zero recurrent state for ``num_envs`` envs; ``()`` for a feed-forward critic."""
+        return self.trunk.initial_state(num_envs)
+
+    def forward(self, normalized: Tensor, state: State = (), keep: Tensor | None = None) -> tuple[Tensor, State]:
+        """Map a sequence of normalized observations ``[T, N, O]`` to values ``[T, N]`` and the next state."""
+        features, state = self.trunk(normalized, state, keep)
+        return self.value(features).squeeze(-1), state
+
+    def unroll(
+        self, obs: Tensor, final_obs: Tensor | None, carried: State, keep: Tensor, length: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Value a whole rollout, normalized.
+
+        Args:
+            obs: the rollout's observations and the one after it, ``[T + 1, N, O]``.
+            final_obs: what preceded each reset, ``[T, N, O]``; None if time-outs are not valued.
+            carried: recurrent state at the rollout's start, moved on in place to the next one's.
+            keep: ``[T + 1, N, 1]``, 0 where an episode begins.
+            length: steps of the sequences that will be learned from.
+
+        Returns:
+            Values of ``obs`` ``[T + 1, N]`` and of ``final_obs`` ``[T, N]`` (zeros if None), and the recurrent states
+            where sequences begin, ``[T / length, N, layers, hidden]`` each.
+        """
+        steps = len(obs) - 1
+        starts: list[State] = []
+        after: list[State] = []
+        if not self.trunk.recurrent:
+            values, state = self.forward(obs)
+        else:
+            # Step by step: the value of a time-out needs the state that its episode ended with.
+            state, rows = carried, []
+            for t in range(steps + 1):
+                state = tuple(part * keep[t] for part in state)
+                if t == steps:
+                    for target, part in zip(carried, state, strict=True):
+                        target.copy_(part)
+                elif t % length == 0:
+                    starts.append(state)
+                value, state = self.forward(obs[t : t + 1], state)
+                rows.append(value)
+                after.append(state)
+            values = torch.cat(rows)
+            state = tuple(torch.cat(parts, 1) for parts in zip(*after[:-1], strict=True))  # [layers, T * N, hidden]
+        hidden = torch.zeros_like(values[:-1])
+        if final_obs is not None:
+            hidden = self.forward(final_obs.flatten(0, 1).unsqueeze(0), state)[0].view_as(hidden)
+        begun = (torch.stack([part.transpose(0, 1) for part in parts]) for parts in zip(*starts, strict=True))
+        return values, hidden, {f"critic_state_{i}": parts for i, parts in enumerate(begun)}
 
 
 def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:

@@ -133,16 +133,18 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     Returns:
         Where the run stands, and whether episodes in flight go on; if the env cannot save itself, they start anew.
     """
+    progress = begin(env, agent)
     agent.load_state_dict(content["agent"])
     saved = content["progress"]
     exact = content["env"] is not None and hasattr(env, "load_state_dict")
-    progress = begin(env, agent)
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
     if exact:
         env.load_state_dict(content["env"])  # type: ignore[attr-defined]
         progress.obs, progress.state = saved["obs"], tuple(saved["state"])
         progress.episodes.returns.copy_(saved["returns"])
         progress.episodes.lengths.copy_(saved["lengths"])
+    else:
+        progress.state = agent.initial_state()
     torch.set_rng_state(content["rng"]["cpu"].cpu())
     if "cuda" in content["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), torch.device(env.device))

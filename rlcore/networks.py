@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from rlcore.config import ConfigError, check, nearest
-from rlcore.types import Obs
+from rlcore.recurrent import RNN, RNNConfig
+from rlcore.types import Obs, State
 
 Activation = Literal["elu", "relu", "tanh", "silu", "gelu", "leaky_relu", "selu"]
 
@@ -36,6 +37,8 @@ class NetworkConfig:
     """Nonlinearity after each hidden layer."""
     init: Literal["orthogonal", "default"] = "orthogonal"
     """Initial weights: orthogonal (gain sqrt 2, outputs 0.01 for actions and 1 for values), or PyTorch's default."""
+    rnn: RNNConfig = field(default_factory=RNNConfig)
+    """A recurrent layer, for tasks where the present observation is not enough."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -70,6 +73,40 @@ class MLP(nn.Module):
             with torch.autocast("cuda", torch.bfloat16):
                 return self.layers(x).float()  # type: ignore[no-any-return]
         return self.layers(x)  # type: ignore[no-any-return]
+
+
+class Network(nn.Module):
+    """Hidden layers, with a recurrent layer before or after them if configured.
+
+    Args:
+        inputs: size of the input.
+        config: see ``NetworkConfig``.
+    """
+
+    def __init__(self, inputs: int, config: NetworkConfig) -> None:
+        super().__init__()
+        rnn = config.rnn
+        before, after = (rnn.type != "none" and rnn.position == place for place in ("before", "after"))
+        self.before = RNN(inputs, rnn) if before else None
+        self.mlp = MLP(rnn.hidden_size if before else inputs, config)
+        self.after = RNN(self.mlp.size, rnn) if after else None
+        self.size = rnn.hidden_size if after else self.mlp.size
+        """Size of the output."""
+        self.recurrent = before or after
+
+    def initial_state(self, num_envs: int) -> State:
+        """Zero state for ``num_envs`` envs; ``()`` without a recurrent layer."""
+        rnn = self.before or self.after
+        return rnn.initial_state(num_envs) if rnn is not None else ()
+
+    def forward(self, x: Tensor, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
+        """Map a sequence ``[T, N, inputs]`` to features ``[T, N, size]`` and the next state; see ``RNN.forward``."""
+        if self.before is not None:
+            x, state = self.before(x, state, keep)
+        x = self.mlp(x)
+        if self.after is not None:
+            x, state = self.after(x, state, keep)
+        return x, state
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:

@@ -34,7 +34,11 @@ class PPOConfig(ActorCriticConfig):
     num_epochs: int = 5
     """Passes over the rollout in one update."""
     num_minibatches: int = 4
-    """Parts that a pass is cut into; must divide num_envs * num_steps."""
+    """Parts that a pass is cut into; must divide num_envs * num_steps, or with a recurrent layer the sequences."""
+    sequence_length: int | None = None
+    """Steps that a recurrent layer is trained over at a time; must divide num_steps; none: all of them."""
+    burn_in: int = 0
+    """First steps of a sequence that only refresh the recurrent state and are not learned from."""
     learning_rate: float = 1e-3
     """Adam's step size, at the start if a schedule moves it."""
     lr_schedule: Literal["adaptive", "linear", "constant"] = "adaptive"
@@ -92,6 +96,10 @@ class PPOConfig(ActorCriticConfig):
         super().__post_init__()
         for key in ("num_steps", "num_epochs", "num_minibatches"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
+        length = self.num_steps if self.sequence_length is None else self.sequence_length
+        fits = length >= 1 and self.num_steps % length == 0
+        check(fits, "sequence_length", length, f"it must divide num_steps ({self.num_steps})")
+        check(0 <= self.burn_in < length, "burn_in", self.burn_in, f"set 0 or more, less than {length}")
         for key in ("learning_rate", "desired_kl", "lr_min", "max_grad_norm", "reward_scale", "clip_range"):
             check(getattr(self, key) > 0, key, getattr(self, key), "set a positive number")
         for key in ("target_kl", "reward_clip"):
@@ -126,21 +134,25 @@ class PPO:
     ) -> None:
         self.env, self.config, self.seed, self.num_iterations = env, config or PPOConfig(), seed, num_iterations
         config = self.config
-        self.num_steps, self.iteration = config.num_steps, 0
-        self.batch_size = env.num_envs * config.num_steps
-        check(
-            self.batch_size % config.num_minibatches == 0,
-            "num_minibatches",
-            config.num_minibatches,
-            f"it must divide num_envs * num_steps = {self.batch_size}",
-        )
+        self.num_steps, self.iteration, self.step = config.num_steps, 0, 0
         if seed is not None:
             torch.manual_seed(seed)
         device = torch.device(env.device)
         spec = spec_of(env)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
-        self.policy.trunk.bf16 = self.critic.trunk.bf16 = config.precision == "bf16"
+        self.policy.trunk.mlp.bf16 = self.critic.trunk.mlp.bf16 = config.precision == "bf16"
+        self.recurrent = self.policy.trunk.recurrent or self.critic.trunk.recurrent
+        # A feed-forward network learns from sequences of one step, so that there is one text for both.
+        self.length = (config.sequence_length or config.num_steps) if self.recurrent else 1
+        self.num_sequences = env.num_envs * config.num_steps // self.length
+        check(
+            self.num_sequences % config.num_minibatches == 0,
+            "num_minibatches",
+            config.num_minibatches,
+            f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
+        )
+        self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         self.value_normalizer = RunningNormalizer(1).to(device) if config.normalize_value else None
         # dict.fromkeys: with a shared trunk both modules list its parameters.
         parameters = list(dict.fromkeys([*self.policy.parameters(), *self.critic.parameters()]))
@@ -151,9 +163,11 @@ class PPO:
             parameters, lr=self.learning_rate, fused=True, capturable=device.type == "cuda"
         )
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
-        self.trace = Rollout(config.num_steps, min(env.num_envs, 8), device)  # raw, of a few envs
+        self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
+        self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
         self.timeout_bootstrap = config.timeout_bootstrap
         self.mode: Mode = config.mode
+        self._begin = Captured(self._begin_sequence, config.mode, device)
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
@@ -165,15 +179,24 @@ class PPO:
         return learn(self.env, self, num_iterations, seed=self.seed, **kwargs)
 
     def initial_state(self) -> State:
-        """Feed-forward: there is none."""
-        return ()
+        """Zero state of the actor for every env; the critic's, which it keeps itself, is cleared as well."""
+        self.critic_state = self.critic.initial_state(self.env.num_envs)
+        return self.policy.initial_state(self.env.num_envs)
 
     def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:
         """Sample actions ``[N, A]``, overwritten by the next call, and write them into the rollout's present row."""
-        return self._act(obs), None, state
+        if self.recurrent and self.step % self.length == 0:
+            self._begin(state)
+        action, next_state = self._act(obs, state)
+        return action, None, next_state
 
     @torch.no_grad()
-    def _choose(self, obs: Obs) -> Tensor:
+    def _begin_sequence(self, state: State) -> None:
+        self.starts.write({f"actor_state_{i}": part.transpose(0, 1) for i, part in enumerate(state)})
+        self.starts.advance()
+
+    @torch.no_grad()
+    def _choose(self, obs: Obs, state: State) -> tuple[Tensor, State]:
         actor_obs = concatenate(obs, self.policy.groups)
         critic_obs = concatenate(obs, self.critic.groups)
         self.policy.normalizer.update(actor_obs)
@@ -184,13 +207,14 @@ class PPO:
         if self.critic.groups != self.policy.groups:
             row["critic_obs"] = self.critic.normalizer(critic_obs)
         with matmul_precision(self.config.precision):
-            distribution = self.policy.distribution(row["actor_obs"])
+            sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
+        distribution = type(sequence)(*(part.squeeze(0) for part in sequence))
         action = distribution.sample()
         row |= {"action": action, "log_prob": distribution.log_prob(action)}
         row |= {f"old_{name}": value for name, value in distribution._asdict().items()}
         self.rollout.write(row)
         self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
-        return self.policy.limit(action)
+        return self.policy.limit(action), state
 
     def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
@@ -199,6 +223,7 @@ class PPO:
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self._record(step.reward, step.terminated, step.truncated, final_obs)
         self.next_obs = concatenate(step.obs, self.critic.groups)  # [N, O]
+        self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
     def _store(self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None) -> None:
@@ -230,10 +255,10 @@ class PPO:
             batch, explained = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
             for _ in range(config.num_epochs):
-                order = torch.randperm(self.batch_size, device=next_obs.device)
+                order = torch.randperm(self.num_sequences, device=next_obs.device)
                 # Shuffled once an epoch, so that minibatches are views.
-                shuffled = {name: value.index_select(0, order) for name, value in batch.items()}
-                parts = {name: value.chunk(config.num_minibatches) for name, value in shuffled.items()}
+                shuffled = {name: value.index_select(1, order) for name, value in batch.items()}
+                parts = {name: value.chunk(config.num_minibatches, 1) for name, value in shuffled.items()}
                 for i in range(config.num_minibatches):
                     step = self._minibatch({name: part[i] for name, part in parts.items()})
                     rows.append(torch.stack(list(step.values())))
@@ -248,35 +273,42 @@ class PPO:
 
     @torch.no_grad()
     def _targets(self, next_obs: Tensor) -> tuple[dict[str, Tensor], Metrics]:
-        """Compute advantages and returns, and lay the rollout out as samples ``[T * N, ...]``."""
-        data = self.rollout.data
+        """Compute advantages and returns, and lay the rollout out as sequences ``[L, S, ...]``."""
+        config, data = self.config, self.rollout.data
+        done = data["terminated"] | data["truncated"]  # [T, N]
+        keep = torch.cat([torch.ones_like(done[:1]), ~done]).float().unsqueeze(-1)  # [T + 1, N, 1]
         critic_obs = data.get("critic_obs", data["actor_obs"])
-        values = self.critic(torch.cat([critic_obs, self.critic.normalizer(next_obs).unsqueeze(0)]))
-        values = self._denormalize(values)  # [T + 1, N]
-        timeout_values = torch.zeros_like(values[:-1])
-        if self.timeout_bootstrap == "final_obs":
-            timeout_values = self._denormalize(self.critic(data["final_obs"]))
-        elif self.timeout_bootstrap == "value":
-            timeout_values = values[:-1]
+        obs = torch.cat([critic_obs, self.critic.normalizer(next_obs).unsqueeze(0)])  # [T + 1, N, O]
+        final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
+        values, timeout_values, states = self.critic.unroll(obs, final_obs, self.critic_state, keep, self.length)
+        values, timeout_values = self._denormalize(values), self._denormalize(timeout_values)
+        if self.timeout_bootstrap != "final_obs":
+            timeout_values = values[:-1] if self.timeout_bootstrap == "value" else torch.zeros_like(values[:-1])
         following = next_values(values, data["terminated"], data["truncated"], timeout_values)
-        done = data["terminated"] | data["truncated"]
-        config = self.config
-        advantages, returns = gae(data["reward"], values[:-1], following, done, config.gamma, config.gae_lambda)
-        unexplained = (returns - values[:-1]).var() / returns.var().clamp(min=1e-8)
+        values = values[:-1]  # [T, N]
+        advantages, returns = gae(data["reward"], values, following, done, config.gamma, config.gae_lambda)
+        unexplained = (returns - values).var() / returns.var().clamp(min=1e-8)
         if self.value_normalizer is not None:
-            old = values[:-1].reshape(-1, 1)
             self.value_normalizer.update(returns.reshape(-1, 1))
-            values, returns = self.value_normalizer(old), self.value_normalizer(returns.reshape(-1, 1))
-        else:
-            values = values[:-1]
+            values, returns = (self.value_normalizer(x.unsqueeze(-1)).squeeze(-1) for x in (values, returns))
         if config.normalize_advantage == "batch":
             advantages = _standardize(advantages)
-        kept = {name: value.flatten(0, 1) for name, value in data.items() if name not in _ROLLOUT_ONLY}
-        kept |= {"value": values.reshape(-1), "advantage": advantages.reshape(-1), "returns": returns.reshape(-1)}
-        return kept, {"policy/explained_variance": 1 - unexplained}
+        kept = {name: value for name, value in data.items() if name not in _ROLLOUT_ONLY}
+        kept |= {"value": values, "advantage": advantages, "returns": returns}
+        if self.recurrent:
+            kept["keep"] = keep[:-1]
+        batch = {name: self._sequences(value) for name, value in kept.items()}
+        for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
+            batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
+        return batch, {"policy/explained_variance": 1 - unexplained}
+
+    def _sequences(self, value: Tensor) -> Tensor:
+        """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]``."""
+        chunks = value.view(-1, self.length, *value.shape[1:])
+        return chunks.transpose(0, 1).flatten(1, 2)
 
     def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
-        """Take one optimizer step on samples ``[B, ...]``, unless it is to be skipped."""
+        """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
         config = self.config
         self.optimizer.zero_grad()
         loss, metrics = self._loss(sample)
@@ -297,11 +329,16 @@ class PPO:
         return metrics
 
     def _evaluate(self, sample: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
-        """The loss on samples ``[B, ...]``, and what to log of it."""
-        config = self.config
-        distribution = self.policy.distribution(sample["actor_obs"])
+        """The loss on sequences ``[L, B, ...]``, and what to log of it."""
+        config, keep = self.config, sample.get("keep")
+        states = [[sample[name] for name in sample if name.startswith(f"{who}_state")] for who in ("actor", "critic")]
+        distribution, _ = self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep)
+        value, _ = self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep)  # [L, B]
+        if config.burn_in > 0 and self.recurrent:
+            distribution = type(distribution)(*(part[config.burn_in :] for part in distribution))
+            value = value[config.burn_in :]
+            sample = {name: part[config.burn_in :] for name, part in sample.items() if "_state" not in name}
         old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
-        value = self.critic(sample.get("critic_obs", sample["actor_obs"]))  # [B]
         advantage = sample["advantage"]
         if config.normalize_advantage == "minibatch":
             advantage = _standardize(advantage)
@@ -342,8 +379,10 @@ class PPO:
         return self.value_normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
 
     def recording(self) -> dict[str, Tensor]:
-        """Raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the last rollout's first few envs."""
-        return {name: value.clone() for name, value in self.trace.data.items()}
+        """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
+        steps = min(self.iteration * self.num_steps, _TRACE_STEPS)
+        order = (self.trace.row + torch.arange(-steps, 0, device=self.trace.row.device)) % _TRACE_STEPS
+        return {name: value.index_select(0, order) for name, value in self.trace.data.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning depends on between two iterations."""
@@ -355,6 +394,7 @@ class PPO:
             "learning_rate": self.learning_rate,
             "iteration": self.iteration,
             "timeout_bootstrap": self.timeout_bootstrap,
+            "critic_state": list(self.critic_state),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -369,9 +409,12 @@ class PPO:
             group["lr"] = self.learning_rate  # loading put a copy there, which the schedule would not move
         self.iteration = state["iteration"]
         self.timeout_bootstrap = state["timeout_bootstrap"]
+        for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
+            mine.copy_(loaded)
         self._update.reset()  # the optimizer's moments are other tensors now
 
 
+_TRACE_STEPS = 256
 _ROLLOUT_ONLY = {"reward", "terminated", "truncated", "final_obs"}
 
 

@@ -126,8 +126,10 @@ def reference_loss(agent: PPO, sample: dict[str, Tensor]) -> Tensor:
     """The loss sample by sample in plain float64 Python."""
     c = agent.config
     total = 0.0
-    mean, std = agent.policy.distribution(sample["actor_obs"])
-    values = agent.critic(sample["critic_obs"])
+    (mean, std), _ = agent.policy.distribution(sample["actor_obs"])
+    values, _ = agent.critic(sample["critic_obs"])
+    mean, std, values = mean[0], std[0], values[0]
+    sample = {name: value[0] for name, value in sample.items()}
     for i in range(len(values)):
         log_prob = sum(
             -0.5 * ((float(a) - float(m)) / float(s)) ** 2 - math.log(float(s)) - 0.5 * math.log(2 * math.pi)
@@ -162,7 +164,12 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str) -> None:
     changes = {"timeout_bootstrap": mode, "normalize_advantage": "none", "normalize_obs": False, "gae_lambda": 0.0}
     agent = PPO(Scripted(), config(**changes), seed=0)
     steps = collect(agent)
-    values, data = agent.critic, agent.rollout.data
+    data = agent.rollout.data
+
+    def value_of(obs: Tensor) -> float:
+        with torch.no_grad():
+            return float(agent.critic(obs.view(1, 1, -1))[0])
+
     batch, _ = agent._targets(agent.next_obs)
     returns = batch["returns"].reshape(6, 8)
     seen = 0
@@ -173,10 +180,13 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str) -> None:
             elif step.truncated[n]:
                 seen += 1
                 assert step.final_obs is not None
-                known = {"final_obs": values(step.final_obs["critic"][n]), "value": values(data["critic_obs"][t, n])}
-                future = float(torch.as_tensor(known.get(mode, 0.0)).detach())
+                known = {
+                    "final_obs": value_of(step.final_obs["critic"][n]),
+                    "value": value_of(data["critic_obs"][t, n]),
+                }
+                future = known.get(mode, 0.0)
             else:
-                future = float(values(step.obs["critic"][n]).detach())
+                future = value_of(step.obs["critic"][n])
             assert math.isclose(float(returns[t, n]), float(step.reward[n]) + 0.99 * future, abs_tol=1e-5)
     assert seen > 0
 
@@ -233,8 +243,8 @@ def test_target_kl_stops_the_update_and_later_minibatches_change_nothing() -> No
     collect(one)
     batch, _ = one._targets(one.next_obs)
     one.stopped = torch.zeros((), dtype=torch.bool)
-    index = torch.randperm(one.batch_size).chunk(3)[0]
-    one._minibatch({name: value[index] for name, value in batch.items()})
+    index = torch.randperm(one.num_sequences).chunk(3)[0]
+    one._minibatch({name: value[:, index] for name, value in batch.items()})
     torch.testing.assert_close(flat(agent), flat(one))
 
 
