@@ -104,7 +104,7 @@ class ActorPolicy(Policy):
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Return the most likely action within its bounds, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
-        state = state or self.initial_state(len(normalized))
+        state = state or self.initial_state(normalized.shape[0])
         distribution, state = self.distribution(normalized.unsqueeze(0), state)
         return self.limit(distribution.mode.squeeze(0)), state
 

@@ -395,6 +395,7 @@ class PPO:
             "iteration": self.iteration,
             "timeout_bootstrap": self.timeout_bootstrap,
             "critic_state": list(self.critic_state),
+            "trace": self.trace.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -411,7 +412,9 @@ class PPO:
         self.timeout_bootstrap = state["timeout_bootstrap"]
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
-        self._update.reset()  # the optimizer's moments are other tensors now
+        self.trace.load_state_dict(state["trace"])
+        for captured in (self._act, self._record, self._update):
+            captured.reset()  # the trace and the optimizer's moments are other tensors now
 
 
 _TRACE_STEPS = 256

@@ -36,6 +36,11 @@ class Rollout:
         """Go on to the next row, and back to the first after the last."""
         self.row.add_(1).remainder_(self.num_steps)
 
-    def samples(self, index: Tensor) -> dict[str, Tensor]:
-        """Gather time-flattened samples ``[B, ...]`` by their index ``t * N + n``."""
-        return {name: value.flatten(0, 1).index_select(0, index) for name, value in self.data.items()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """What has been written, and where the next row goes."""
+        return {"row": self.row, **self.data}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore ``state_dict``'s result."""
+        self.row.copy_(state["row"])
+        self.data = {name: value.to(self.row.device).clone() for name, value in state.items() if name != "row"}
