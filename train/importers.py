@@ -1,0 +1,216 @@
+"""Configurations of rsl_rl, rl_games, skrl and Stable-Baselines3 as rlcore's, with an account of every key."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from rlcore.config import ConfigError
+from rlcore.train import import_rl_games, import_rsl_rl, import_sb3, import_skrl
+from rlcore.train.translation import UNKNOWN, Row, Status, Translation
+
+Library = Literal["rsl_rl", "rl_games", "skrl", "sb3"]
+
+_CONVERT = {
+    "rsl_rl": import_rsl_rl.convert,
+    "rl_games": import_rl_games.convert,
+    "skrl": import_skrl.convert,
+    "sb3": import_sb3.convert,
+}
+
+REGISTRY_ORDER = ("rlcore", "rsl_rl", "skrl", "rl_games", "sb3")
+"""Whose configuration of a registered task is taken, the first there is."""
+
+_STYLES: dict[Status, str] = {"changed": "yellow", "dropped": "red", "default": "dim", "kept": "green"}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A converted configuration and how it came about."""
+
+    library: str
+    """Where it comes from."""
+    config: dict[str, Any]
+    """What ``from_dict(TrainConfig, ...)`` accepts; without ``task`` if none was given."""
+    rows: tuple[Row, ...]
+    """The fate of every key of the source, and the defaults that its library would have filled in."""
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """Number of rows by status."""
+        found = Counter(row.status for row in self.rows)
+        return {status: found[status] for status in _STYLES}
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Keys that neither the library nor the converter is known to understand."""
+        return tuple(row.key for row in self.rows if row.note.startswith(UNKNOWN))
+
+
+def convert(source: Any, library: Library, *, num_envs: int, task: str | None = None) -> Conversion:
+    """Convert another library's configuration of PPO.
+
+    Nothing in it is executed, whatever its library would do with expressions in it.
+
+    Args:
+        source: nested mapping, or an object such as Isaac Lab's and mjlab's runner configurations.
+        library: whose it is.
+        num_envs: copies of the task in the run; sizes of minibatches depend on it.
+        task: what will be trained.
+
+    Raises:
+        ConfigError: another algorithm than PPO, or a value that rlcore cannot use; the message names the source's key.
+    """
+    if library not in _CONVERT:
+        raise ConfigError(f"library: {library!r} is not known; choose from {', '.join(get_args(Library))}")
+    if num_envs < 1:
+        raise ConfigError(f"num_envs: {num_envs} is not possible; give 1 or more")
+    translation = Translation(source, library, num_envs, task)
+    _CONVERT[library](translation)
+    translation.finish()
+    return Conversion(library, translation.config, tuple(translation.rows))
+
+
+def convert_file(
+    path: str | Path, library: Library | None = None, *, num_envs: int, task: str | None = None
+) -> Conversion:
+    """Convert a YAML file, guessing whose it is unless told.
+
+    Raises:
+        ConfigError: as ``convert``; the file cannot be read, or looks like none of the libraries' configurations.
+    """
+    source = read_yaml(path)
+    return convert(source, library or guess_library(source, str(path)), num_envs=num_envs, task=task)
+
+
+def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Library:
+    """Tell by its layout whose configuration this is.
+
+    Raises:
+        ConfigError: it looks like nobody's.
+    """
+    keys = set(source)
+    if "rl_games_config" in keys or isinstance(source.get("params"), Mapping):
+        return "rl_games"
+    if "models" in keys or {"agent", "trainer"} <= keys:
+        return "skrl"
+    if "algorithm" in keys or "num_steps_per_env" in keys:
+        return "rsl_rl"
+    sections = [value for value in source.values() if isinstance(value, Mapping)]
+    if keys & {"n_timesteps", "n_steps", "policy_kwargs"} or any("n_timesteps" in section for section in sections):
+        return "sb3"
+    raise ConfigError(
+        f"{name}: this looks like no configuration of {', '.join(get_args(Library))} (top-level keys: "
+        f"{', '.join(map(str, source)) or 'none'}); name the library"
+    )
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML mapping; Python tuples in it, as run folders have them, become lists, other Python tags are refused.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or does not hold a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"configuration file '{path}' does not exist; check the path")
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file '{path}' is not plain YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"configuration file '{path}' must hold 'key: value' lines, not {type(data).__name__}")
+    return data
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values, and tuples as lists."""
+
+
+def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
+    assert isinstance(node, yaml.SequenceNode)
+    return loader.construct_sequence(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
+
+
+def find_agent_config(task: str, kwargs: Mapping[str, Any]) -> tuple[str, Any]:
+    """Load the configuration that a task was registered with; other tasks' are not touched.
+
+    Args:
+        task: for messages.
+        kwargs: the ``kwargs`` of its gymnasium registration, as in Isaac Lab: ``<library>_cfg_entry_point``.
+
+    Returns:
+        "rlcore" or the library to convert from, and the configuration: a mapping or an object.
+
+    Raises:
+        ConfigError: none is registered, or it cannot be loaded.
+    """
+    for library in REGISTRY_ORDER:
+        key = f"{library}_cfg_entry_point"
+        if kwargs.get(key) is not None:
+            try:
+                return library, _load_entry(kwargs[key])
+            except (ImportError, AttributeError) as error:
+                raise ConfigError(f"task '{task}': {key} {kwargs[key]!r} cannot be loaded: {error}") from error
+    others = [key for key in kwargs if key.endswith("_cfg_entry_point") and key != "env_cfg_entry_point"]
+    raise ConfigError(
+        f"task '{task}' is registered without a configuration that rlcore can use "
+        f"(it has {', '.join(others) or 'none'}); "
+        "add rlcore_cfg_entry_point to its registration, or give a configuration file"
+    )
+
+
+def _load_entry(entry: Any) -> Any:
+    """Resolve ``module:Class``, ``module:file.yaml``, a path to a YAML file, a callable or the configuration itself."""
+    if isinstance(entry, str):
+        if Path(entry).is_file():
+            return read_yaml(entry)
+        module_name, _, name = entry.partition(":")
+        if not name:
+            raise ImportError("expected module:Class or module:file.yaml, or the path of a YAML file")
+        module = importlib.import_module(module_name)
+        if name.endswith((".yaml", ".yml")):
+            folders = getattr(module, "__path__", None) or [os.path.dirname(module.__file__ or "")]
+            return read_yaml(next(iter(Path(folder) / name for folder in folders)))
+        entry = module
+        for part in name.split("."):
+            entry = getattr(entry, part)
+    return entry() if callable(entry) else entry
+
+
+def show(conversion: Conversion, console: Console | None = None) -> None:
+    """Print what became of every key: first what changed its meaning, then what was dropped, the rest after."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=200)  # rich assumes 80 columns in a pipe
+    table = Table(title=f"{conversion.library} -> rlcore", title_justify="left", header_style="bold")
+    for title in (conversion.library, "value", "rlcore", "", "note"):
+        table.add_column(title, overflow="fold")
+    for status, style in _STYLES.items():
+        for row in conversion.rows:
+            if row.status == status:
+                cells = (escape(cell) for cell in (row.key, _short(row.value), row.ours or "-"))
+                table.add_row(*cells, f"[{style}]{status}[/]", escape(row.note))
+        table.add_section()
+    console.print(table)
+    console.print(", ".join(f"{count} {status}" for status, count in conversion.counts.items()))
+    if conversion.unknown:
+        console.print(f"[red]unknown keys, not used: {escape(', '.join(conversion.unknown))}[/]")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

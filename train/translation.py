@@ -1,0 +1,395 @@
+"""The bookkeeping of one conversion: which key of another library became what, and that none was forgotten."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlcore.config import ConfigError, from_dict
+from rlcore.networks import NetworkConfig
+from rlcore.train.config import TrainConfig
+
+Status = Literal["kept", "changed", "dropped", "default"]
+
+ACTIVATIONS = {
+    "elu": "elu",
+    "relu": "relu",
+    "tanh": "tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "selu": "selu",
+    "lrelu": "leaky_relu",
+    "leakyrelu": "leaky_relu",
+    "leaky_relu": "leaky_relu",
+}
+"""Names that the libraries use, in lower case and without ``nn.``, by the name of the same function here."""
+
+RECURRENT = any(field.name == "rnn" for field in dataclasses.fields(NetworkConfig))
+"""Whether rlcore's networks can have a recurrent layer."""
+
+NO_RNN = "rlcore has no recurrent networks; the policy becomes feed-forward and cannot remember"
+NO_CNN = "rlcore has no convolutions; image groups cannot be read"
+
+UNKNOWN = "unknown key"
+"""How the note of a key begins that nobody knows."""
+
+GUARDS = (1e-3, 1e3)
+"""Limits of the standard deviation beyond these guard against zero and infinity; they are not choices."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one key."""
+
+    key: str
+    """Dotted name in the source; in parentheses where the source library does it without being asked."""
+    value: Any
+    """Value in the source or, with status default, what the source library takes instead."""
+    ours: str | None
+    """Setting of rlcore and its value, as ``agent.gamma = 0.99``; None where there is none."""
+    status: Status
+    """kept: same meaning; changed: differs as the note says; dropped: has no effect; default: absent in the source."""
+    note: str
+
+
+class Translation:
+    """A configuration on its way from another library to rlcore.
+
+    The functions that know a library read from it with ``use``, ``same`` and ``drop``; what they never asked for comes
+    out as unknown.
+
+    Args:
+        source: nested configuration: a mapping, or an object with attributes.
+        library: name of the library, for messages.
+        num_envs: copies of the task that the run will have; minibatches depend on it.
+        task: what will be trained.
+    """
+
+    def __init__(self, source: Any, library: str, num_envs: int, task: str | None) -> None:
+        self.source = plain(source)
+        self.library, self.num_envs, self.task = library, num_envs, task
+        self.config: dict[str, Any] = {"task": task} if task is not None else {}
+        self.config |= {"algo": "ppo", "num_envs": num_envs, "agent": {}}
+        self.rows: list[Row] = []
+        self._done: set[str] = set()
+        self._origin: dict[str, tuple[str, Any]] = {}
+        if not isinstance(self.source, dict):
+            raise ConfigError(f"{library}: {self.source!r} is not a configuration; give a mapping or an object")
+
+    def has(self, key: str) -> bool:
+        """Whether the source sets a dotted key; an empty mapping, as Isaac Lab writes what is missing, sets none."""
+        return _find(self.source, key) not in (_ABSENT, {})
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Look at a value without marking it as translated."""
+        return _find(self.source, key) if self.has(key) else default
+
+    def section(self, key: str) -> dict[str, Any]:
+        """Look at a group of keys; empty if it is none."""
+        value = self.get(key)
+        return value if isinstance(value, dict) else {}
+
+    def read(self, key: str, default: Any, convert: Callable[[Any], Any]) -> Any:
+        """Look at a value and convert it, without marking it as translated.
+
+        Raises:
+            ConfigError: the value cannot be converted; the message names the source's key.
+        """
+        raw = self.get(key, default)
+        try:
+            return convert(raw)
+        except ConfigError:
+            raise
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ConfigError(f"{self.library}: {key}: {raw!r} cannot be converted: {error}") from None
+
+    def use(
+        self,
+        key: str,
+        ours: str,
+        default: Any,
+        convert: Callable[[Any], Any],
+        note: str = "",
+        changed: bool = False,
+    ) -> Any:
+        """Translate one value.
+
+        Args:
+            key: dotted key in the source.
+            ours: dotted setting of rlcore.
+            default: what the library takes if the key is absent.
+            convert: from the source's value to ours; raises ValueError for what cannot be meant.
+            note: why it is not quite the same.
+            changed: the meaning differs.
+
+        Returns:
+            Our value.
+
+        Raises:
+            ConfigError: the value cannot be converted; the message names the source's key.
+        """
+        raw, value = self.get(key, default), self.read(key, default, convert)
+        status: Status = "changed" if changed else "kept" if self.has(key) else "default"
+        self.set(ours, value, key, raw)
+        self.row(key, raw, status, note, f"{ours} = {_text(value)}")
+        return value
+
+    def builtin(self, what: str, value: Any, ours: str, our_value: Any, note: str = "", changed: bool = False) -> None:
+        """Say what the library always does, and set what comes closest here."""
+        self.set(ours, our_value, what, value)
+        self.row(f"({what})", value, "changed" if changed else "default", note, f"{ours} = {_text(our_value)}")
+
+    def same(self, key: str, note: str = "") -> None:
+        """Say of a key, if present and not yet spoken of, that rlcore does the same without a setting."""
+        value = _find(self.source, key)
+        if value is not _ABSENT and key not in self._done:
+            self.row(key, value, "kept", note)
+
+    def drop(self, key: str, note: str, off: tuple[Any, ...] = ()) -> None:
+        """Say of a key, if present and not yet spoken of, that it has no effect here.
+
+        Holding one of the values in ``off`` is no loss.
+        """
+        value = _find(self.source, key)
+        if value is _ABSENT or key in self._done:
+            return
+        if any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in off):
+            self.row(key, value, "kept", "the same here")
+        else:
+            self.row(key, value, "dropped", note)
+
+    def drop_all(self, notes: Mapping[str, str], prefix: str = "") -> None:
+        """``drop`` every key of a table."""
+        for key, note in notes.items():
+            self.drop(prefix + key, note)
+
+    def row(self, key: str, value: Any, status: Status, note: str, ours: str | None = None) -> None:
+        """Note the fate of a key and of all keys below it."""
+        self._done.add(key)
+        self.rows.append(Row(key, value, ours, status, note))
+
+    def set(self, ours: str, value: Any, key: str, raw: Any) -> None:
+        """Set one of our settings, remembering where it came from."""
+        *sections, name = ours.split(".")
+        place = self.config
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[name] = value
+        self._origin[ours] = (key, raw)
+
+    def refuse(self, key: str, value: Any) -> ConfigError:
+        """Make the error for an algorithm that is not PPO."""
+        return ConfigError(
+            f"{self.library}: {key}: {value!r} is not PPO, the only algorithm whose settings can be converted so far; "
+            "write an rlcore configuration for this task"
+        )
+
+    def minibatches(self, key: str, count: float, note: str = "", length: int = 1) -> None:
+        """Set the number of minibatches, the nearest to ``count`` that cuts the rollout into equal parts.
+
+        Args:
+            key: where it comes from.
+            count: as the library has it.
+            note: what differs besides.
+            length: steps that must stay together, for recurrent networks.
+        """
+        if count <= 0:
+            raise ConfigError(f"{self.library}: {key}: {self.get(key)!r} cannot be used: give 1 or more")
+        total = max(1, self.num_envs * int(self.config["agent"]["num_steps"]) // length)
+        wanted = min(max(1, round(count)), total)
+        best = min((n for n in range(1, min(2 * wanted, total) + 1) if total % n == 0), key=lambda n: abs(n - wanted))
+        value, changed = self.get(key, count), best != count
+        if changed:
+            note = f"{count:.6g} minibatches do not cut {total} {_unit(length)} into equal parts; " + note
+        status: Status = "changed" if changed else "kept" if self.has(key) else "default"
+        self.set("agent.num_minibatches", best, key, value)
+        self.row(key, value, status, note.rstrip("; "), f"agent.num_minibatches = {best}")
+
+    def recurrent(self, net: str, kind: str, size: str, layers: str, position: str, changed: str = "") -> None:
+        """Translate a recurrent layer, given the keys of its cell, width and depth."""
+        if not RECURRENT:
+            for key in (kind, size, layers):
+                self.drop(key, NO_RNN)
+            return
+        cells = {"lstm": "lstm", "gru": "gru", "LSTM": "lstm", "GRU": "gru"}
+        self.use(kind, f"agent.{net}.rnn.type", "lstm", one_of(cells), changed, changed=bool(changed))
+        self.use(size, f"agent.{net}.rnn.hidden_size", 256, positive)
+        self.use(layers, f"agent.{net}.rnn.num_layers", 1, positive)
+        self.config["agent"][net]["rnn"]["position"] = position
+
+    def std_bounds(self, key: str, low: float, high: float) -> None:
+        """Translate limits of the standard deviation; mere guards give way to ours."""
+        start = self.config["agent"]["init_std"]
+        low = low if low >= GUARDS[0] else min(0.01, start / 2)
+        high = high if high <= GUARDS[1] else max(100.0, start)
+        note = "the deviation approaches its floor smoothly, and cannot reach zero"
+        status: Status = "changed" if self.has(key) else "default"
+        self.set("agent.min_std", low, key, self.get(key))
+        self.set("agent.max_std", high, key, self.get(key))
+        self.row(key, self.get(key), status, note, f"agent.min_std = {low:.4g}, agent.max_std = {high:.4g}")
+
+    def initial_weights(self, value: str, ours: str, note: str = "") -> None:
+        """Say how both networks begin."""
+        for net in ("actor", "critic"):
+            self.builtin(f"initial weights of the {net}", value, f"agent.{net}.init", ours, note)
+
+    def finish(self) -> None:
+        """Report the keys that nobody asked for, and let rlcore check the result.
+
+        Raises:
+            ConfigError: rlcore refuses a value; the message names the source's key.
+        """
+        known = [row.key for row in self.rows if not row.key.startswith("(")]
+        for key, value in _leaves(self.source):
+            if not any(key == done or key.startswith(done + ".") for done in self._done):
+                close = difflib.get_close_matches(key, [k for k in known if not self.has(k)], n=1, cutoff=0.8)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                self.rows.append(Row(key, value, None, "dropped", UNKNOWN + hint))
+        try:
+            from_dict(TrainConfig, {"task": "?", **self.config})
+        except ConfigError as error:
+            raise ConfigError(self._explain(str(error).removeprefix("configuration: "))) from None
+
+    def _explain(self, message: str) -> str:
+        match = re.match(r"([\w.]+):", message)
+        name = match[1] if match else ""
+        for ours, (key, raw) in self._origin.items():
+            if ours == name or ours.endswith("." + name):
+                return f"{self.library}: {key}: {raw!r} cannot be used: {message}"
+        return f"{self.library}: {message}"
+
+
+_ABSENT: Any = object()
+
+
+def number(value: Any) -> float:
+    """A float, also from text, because YAML 1.1 reads ``1e-3`` as text; NaN and truth values are refused."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or math.isnan(float(value)):
+        raise ValueError("give a number")
+    return float(value)
+
+
+def whole(value: Any) -> int:
+    """An int, also from ``1e6`` or text."""
+    if number(value) != int(number(value)):
+        raise ValueError("give a whole number")
+    return int(number(value))
+
+
+def positive(value: Any) -> int:
+    """An int of at least 1."""
+    if whole(value) < 1:
+        raise ValueError("give 1 or more")
+    return whole(value)
+
+
+def pair(value: Any) -> tuple[float, float]:
+    """Two numbers."""
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError("give two numbers")
+    return number(value[0]), number(value[1])
+
+
+def flag(value: Any) -> bool:
+    """A truth value, never a number."""
+    if not isinstance(value, bool):
+        raise ValueError("give true or false")
+    return value
+
+
+def empty(value: Any) -> bool:
+    """Whether a value stands for nothing, as do the texts "None" and "null"."""
+    return value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))
+
+
+def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Like ``convert``, but nothing stays None."""
+    return lambda value: None if empty(value) else convert(value)
+
+
+def one_of(choices: Mapping[Any, Any]) -> Callable[[Any], Any]:
+    """Translate by a table."""
+
+    def convert(value: Any) -> Any:
+        if not isinstance(value, (str, bool, type(None))) or value not in choices:
+            raise ValueError(f"known are {', '.join(map(repr, choices))}")
+        return choices[value]
+
+    return convert
+
+
+def widths(value: Any) -> list[int]:
+    """Hidden layer sizes."""
+    return [whole(width) for width in (value if isinstance(value, list) else [value])]
+
+
+def activation(value: Any) -> str:
+    """The name of an activation here, from any library's name for it."""
+    name = str(value).rpartition(":")[2].rpartition(".")[2].lower()  # nn.ELU, torch.nn.modules.activation:ELU
+    if name not in ACTIVATIONS:
+        raise ValueError(f"rlcore has {', '.join(sorted(set(ACTIVATIONS.values())))}")
+    return ACTIVATIONS[name]
+
+
+def names(value: Any) -> list[str] | None:
+    """Names of observation groups; None for an empty list."""
+    return [str(name) for name in ([value] if isinstance(value, str) else value)] or None
+
+
+def plain(value: Any) -> Any:
+    """Turn nested objects into dicts and lists, leaving out what was never set; nothing is called or evaluated."""
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    if isinstance(value, Mapping):
+        return _plain_items(value.items())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value if not _missing(item)]
+    if isinstance(value, type) or callable(value):
+        return f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
+    if dataclasses.is_dataclass(value):
+        found = {field.name: getattr(value, field.name, dataclasses.MISSING) for field in dataclasses.fields(value)}
+        return _plain_items({**vars(value), **found}.items())
+    # A plain object keeps its defaults in its class.
+    attributes = {name: getattr(value, name) for name in dir(value) if not name.startswith("_")}
+    return _plain_items((name, item) for name, item in attributes.items() if not callable(item))
+
+
+def _plain_items(items: Any) -> dict[str, Any]:
+    return {str(key): plain(value) for key, value in items if not _missing(value) and not str(key).startswith("__")}
+
+
+def _missing(value: Any) -> bool:
+    # Isaac Lab copies the marker deeply, so that it is not the same object any more.
+    return isinstance(value, type(dataclasses.MISSING)) or (isinstance(value, str) and value == "???")
+
+
+def _find(source: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(source, dict) or part not in source:
+            return _ABSENT
+        source = source[part]
+    return source
+
+
+def _leaves(source: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in source.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _unit(length: int) -> str:
+    return "samples (num_envs x steps)" if length == 1 else f"sequences of {length} steps"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
