@@ -13,6 +13,7 @@ import torch
 from gymnasium.envs.registration import registry
 
 from rlcore.env import VecEnv
+from rlcore.envs.launch import simulator_of
 
 GYM_PREFIX = "gym:"
 
@@ -27,9 +28,17 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR10-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "Torque"}),
     "CartPole": ("rlcore.envs.classic:CartPole", {}),
     "Pendulum": ("rlcore.envs.classic:Pendulum", {}),
+    "Memory": ("rlcore.envs.memory:Memory", {}),
     "Null": ("rlcore.envs.null:Null", {}),
 }
 """Built-in tasks: where the env's class is, and the arguments that make it this task."""
+
+WRAPPERS = {"HiddenVelocity": "rlcore.envs.wrappers:HiddenVelocity", "Delayed": "rlcore.envs.wrappers:Delayed"}
+"""Partially observable variants of Pendulum and Reach, by the end of their name."""
+
+TASKS |= {
+    f"{name}-{end}": TASKS[name] for name in list(TASKS) if name.startswith(("Pendulum", "Reach")) for end in WRAPPERS
+}
 
 
 def make_env(
@@ -38,12 +47,14 @@ def make_env(
     """Build ``num_envs`` copies of a task; the caller resets them.
 
     Args:
-        task: a name of ``TASKS``, or ``gym:<id>`` for any id that ``gymnasium.make`` knows.
+        task: a name of ``TASKS``, ``gym:<id>`` for any id that ``gymnasium.make`` knows, or a task of Isaac Lab
+            (``isaaclab:<id>`` or ``Isaac-...``) or mjlab (``mjlab:<name>`` or ``Mjlab-...``).
         num_envs: number of copies N.
         device: where the tensors of the env live.
         seed: of the first ``reset()`` that is called without one; ``None`` draws a fresh one.
         **options: keyword arguments of the task, such as ``max_episode_length`` or, for gymnasium ids, the
-            arguments of ``gymnasium.make`` and ``vectorization``.
+            arguments of ``gymnasium.make`` and ``vectorization``; for simulators, those of their ``make_...`` functions
+            and fields of the task's configuration by dotted name.
 
     Raises:
         ValueError: unknown task or option, ``num_envs`` below 1, a device that is not there, or a simulator that is
@@ -52,6 +63,15 @@ def make_env(
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1")
     device = _checked_device(device)
+    simulator = simulator_of(task) if task not in TASKS else "builtin"
+    if simulator == "isaaclab":
+        from rlcore.envs.isaaclab import make_isaaclab
+
+        return make_isaaclab(task, num_envs, device, seed, **options)
+    if simulator == "mjlab":
+        from rlcore.envs.mjlab import make_mjlab
+
+        return make_mjlab(task, num_envs, device, seed, **options)
     if task.startswith(GYM_PREFIX):
         from rlcore.envs.gymnasium import make_gymnasium
 
@@ -59,11 +79,18 @@ def make_env(
     if task not in TASKS:
         raise ValueError(_unknown_task(task))
     place, fixed = TASKS[task]
-    module, _, name = place.partition(":")
-    constructor = getattr(importlib.import_module(module), name)
-    _check_options(task, constructor, options, reserved={"num_envs", "device", "seed", *fixed})
+    constructor = _load(place)
+    wrapper = _load(WRAPPERS[ending]) if (ending := task.rpartition("-")[2]) in WRAPPERS else None
+    own = [name for name in inspect.signature(wrapper).parameters if name != "env"] if wrapper else []
+    _check_options(task, constructor, options, {"num_envs", "device", "seed", *fixed}, own)
+    outer = {name: options.pop(name) for name in own if name in options}
     env: VecEnv = constructor(num_envs=num_envs, device=device, seed=seed, **fixed, **options)
-    return env
+    return wrapper(env, **outer) if wrapper else env
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
@@ -98,11 +125,13 @@ def unknown_option(task: str, option: str, valid: list[str]) -> str:
     return f"{task}: unknown option '{option}': {hint}valid options are {', '.join(valid) or 'none'}"
 
 
-def _check_options(task: str, constructor: Any, options: dict[str, Any], reserved: set[str]) -> None:
+def _check_options(
+    task: str, constructor: Any, options: dict[str, Any], reserved: set[str], further: list[str]
+) -> None:
     parameters = inspect.signature(constructor).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return  # the env checks them itself
-    valid = [name for name in parameters if name not in reserved]
+    valid = [name for name in parameters if name not in reserved] + further
     for option in options:
         if option not in valid:
             raise ValueError(unknown_option(task, option, valid))

@@ -76,13 +76,16 @@ class RNN(nn.Module):
         last: list[tuple[Tensor, ...]] = []
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, (nn.LSTMCell, nn.GRUCell))
-            gates = F.linear(x, cell.weight_ih, cell.bias_ih)  # [T, N, gates * hidden], one product for the sequence
+            # [T, N, gates * hidden], one product for the sequence. unbind, not an index: its gradient is one stack,
+            # where that of an index is a tensor of zeros for every step.
+            gates = F.linear(x, cell.weight_ih, cell.bias_ih).unbind()
+            masks = [None] * len(gates) if keep is None else keep.unbind()
             now = tuple(part[layer] for part in state)
             outputs = []
-            for t in range(x.shape[0]):
-                if keep is not None:
-                    now = tuple(part * keep[t] for part in now)
-                now = _lstm(gates[t], now, cell) if self.lstm else _gru(gates[t], now, cell)
+            for step, mask in zip(gates, masks, strict=True):
+                if mask is not None:
+                    now = tuple(part * mask for part in now)
+                now = _lstm(step, now, cell) if self.lstm else _gru(step, now, cell)
                 outputs.append(now[0])
             x = torch.stack(outputs)
             last.append(now)
@@ -93,7 +96,7 @@ def _lstm(gates: Tensor, state: tuple[Tensor, ...], cell: nn.Module) -> tuple[Te
     h, c = state
     recurrent = F.linear(h, cell.weight_hh, cell.bias_hh)  # type: ignore[arg-type]
     if gates.is_cuda:
-        return torch._thnn_fused_lstm_cell(gates, recurrent, c)[:2]  # type: ignore[attr-defined, no-any-return]
+        return torch.ops.aten._thnn_fused_lstm_cell(gates, recurrent, c)[:2]  # type: ignore[no-any-return]
     i, f, g, o = (gates + recurrent).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
     return o.sigmoid() * c.tanh(), c
@@ -103,7 +106,7 @@ def _gru(gates: Tensor, state: tuple[Tensor, ...], cell: nn.Module) -> tuple[Ten
     (h,) = state
     recurrent = F.linear(h, cell.weight_hh, cell.bias_hh)  # type: ignore[arg-type]
     if gates.is_cuda:
-        return torch._thnn_fused_gru_cell(gates, recurrent, h)[:1]  # type: ignore[attr-defined, no-any-return]
+        return torch.ops.aten._thnn_fused_gru_cell(gates, recurrent, h)[:1]  # type: ignore[no-any-return]
     r, z, n = gates.chunk(3, -1)
     r_h, z_h, n_h = recurrent.chunk(3, -1)
     z = (z + z_h).sigmoid()

@@ -1,0 +1,350 @@
+"""Isaac Lab tasks, 2.3 and 3: manager-based and direct envs as a ``VecEnv``, and how to build them by name."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import gymnasium
+import torch
+from torch import Tensor
+
+from rlcore.envs import nearest_names
+from rlcore.envs.launch import GET_ISAACLAB, launcher_args
+from rlcore.envs.manager import SimulatorEnv, apply_overrides
+from rlcore.types import Obs, Step
+
+FinalObs = Literal["auto", "extras", "hook", "off"]
+
+_SIM_MODULES = ("isaacsim", "omni", "carb", "pxr")
+_TERM_STATE = ("_group_obs_term_history_buffer", "_group_obs_term_delay_buffer", "_group_obs_class_instances")
+
+
+class IsaacLabEnv(SimulatorEnv):
+    """A ``ManagerBasedRLEnv`` or ``DirectRLEnv``, as ``gymnasium.make`` returns it.
+
+    Observation groups keep their names; a group of unconcatenated terms is joined in the order of its terms.
+    Rewards and flags are copied, as the env writes them in place. The log is handed on only in steps that reset
+    something, because the env goes on showing the old one. Where ``cfg.is_finite_horizon`` is set, running out of time
+    counts as ``terminated``.
+
+    **Final observations.** The env resets within the step and returns what comes after. What came before is had by
+
+    - ``extras``: the env's own ``extras["final_obs"]``, where ``cfg.compute_final_obs`` is set (newer than 2.3);
+    - ``hook``: the observations are computed once more in the env's ``_reset_idx``, before it overwrites anything.
+      That costs one more observation in each step that resets something, and draws its noise anew. Random generators,
+      histories, filters and noise models are put back afterwards, and so are attributes that a direct task's
+      ``_get_observations`` changes; what it changes deeper than that, such as a network that it trains, is not.
+      Commands are those before their update in that step;
+    - ``off``: not at all. ``Step.final_obs`` is None, and learners fall back on the value of the last observation.
+
+    ``final_obs_source`` says which it is.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env[Any, Any],
+        *,
+        task: str | None = None,
+        device: str | torch.device | None = None,
+        final_obs: FinalObs = "auto",
+        clip_actions: float | Literal["auto"] | None = None,
+        randomize_start: bool = False,
+        groups: Sequence[str] | None = None,
+    ) -> None:
+        """Wrap an env, which is then owned: ``close()`` closes it.
+
+        Args:
+            env: from ``gymnasium.make(id, cfg=...)``.
+            task: name for run folders and exported files; by default the id.
+            device: of the learner, where it is not the simulator's.
+            final_obs: how to get the last observation of an episode; ``auto`` takes the first way that there is.
+            clip_actions: clamp actions to ± this number and say so in ``action_space``; ``auto`` takes bounds from the
+                joint limits, or ±1. None passes them on as they are; Isaac Lab's manager-based envs have no bounds.
+            randomize_start: let episodes begin at random points of their time limit after ``reset``, so that they do
+                not all end in the same step. For training, not for evaluation.
+            groups: observation groups to hand on, such as to leave out images; None is all.
+
+        Raises:
+            ValueError: a multi-agent env, a space that rlcore cannot train on, or a way to final observations that
+                this env does not have.
+        """
+        core: Any = env.unwrapped
+        if hasattr(core, "possible_agents"):
+            raise ValueError(_multi_agent(task or type(core).__name__))
+        name = task or (env.spec.id if env.spec is not None else type(core).__name__)
+        super().__init__(
+            env,
+            task=name,
+            device=device,
+            groups=groups,
+            clip_actions=clip_actions,
+            randomize_start=randomize_start,
+        )
+        self.final_obs_source = _final_obs_source(name, core, final_obs)
+        self._resetting: Obs | None = None
+        self._stepping = False
+        if self.final_obs_source == "hook":
+            self._rewind = _Rewind(self.simulator_device)
+            self._reset_idx = core._reset_idx
+            core._reset_idx = self._before_reset
+
+    @torch.no_grad()
+    def step(self, action: Tensor) -> Step:
+        """Step every env; see ``VecEnv.step``.
+
+        Args:
+            action: ``[N, A]`` float, or ``[N]`` int64 when discrete.
+
+        Raises:
+            ValueError: the action has the wrong shape, or the env promised final observations and gave none.
+        """
+        self._resetting = None
+        self._stepping = True
+        try:
+            observation, reward, terminated, truncated, extras = self.env.step(self.read_action(action))
+        finally:
+            self._stepping = False
+        ended, cut = self.read_terminated(terminated, truncated)
+        obs = self.read_obs(observation)
+        final_obs: Obs | None = obs
+        if self.final_obs_source == "hook":
+            has_reset = self._resetting is not None
+            final_obs = obs if self._resetting is None else self._resetting
+        else:
+            has_reset = bool((ended | cut).any())
+            if self.final_obs_source == "off":
+                final_obs = None
+            elif has_reset:
+                if "final_obs" not in extras:
+                    raise ValueError(f"{self.task}: an episode ended without extras['final_obs']; set final_obs='hook'")
+                final_obs = self.read_obs(extras["final_obs"])
+        log = (extras.get("log") or extras.get("episode") or {}) if has_reset else {}
+        return Step(obs, self.read_vector(reward, torch.float32), ended, cut, final_obs, self.read_log(log))
+
+    def close(self) -> None:
+        """Close the env, and take the hook out of it."""
+        if self.final_obs_source == "hook":
+            vars(self.core).pop("_reset_idx", None)
+        super().close()
+
+    def _before_reset(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the env's ``_reset_idx``, which ``env.reset`` calls too."""
+        if self._stepping and self._resetting is None:
+            with self._rewind(_observers(self.core)):
+                self._resetting = self.read_obs(_observe(self.core))
+        return self._reset_idx(*args, **kwargs)
+
+
+class _Rewind:
+    """Puts objects and random generators back after a computation: their attributes, and what it wrote into these.
+
+    The tensors that it writes into are learnt by their version counters: all are copied the first time, later only
+    those. A tensor written into for the first time later on is put back from the next time on.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.written: dict[int, set[str]] = {}  # id of an object to the names of its attributes
+
+    @contextlib.contextmanager
+    def __call__(self, objects: Sequence[Any]) -> Iterator[None]:
+        """While the context is open, the objects may change."""
+        saved = []
+        for x in objects:
+            attributes = dict(vars(x))
+            tensors = {name: value for name, value in attributes.items() if isinstance(value, Tensor)}
+            names = self.written.get(id(x), set(tensors))
+            copies = {name: value.clone() for name, value in tensors.items() if name in names or value.is_inference()}
+            versions = {name: value._version for name, value in tensors.items() if not value.is_inference()}
+            saved.append((x, attributes, copies, versions))
+        random = torch.get_rng_state()
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        try:
+            yield
+        finally:
+            torch.set_rng_state(random)
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda, self.device)
+            for x, attributes, copies, versions in saved:
+                written = self.written.setdefault(id(x), set())
+                written |= {name for name, version in versions.items() if attributes[name]._version != version}
+                for name, copy in copies.items():
+                    if name in written or name not in versions:
+                        attributes[name].copy_(copy)
+                vars(x).clear()
+                vars(x).update(attributes)
+
+
+def _observe(core: Any) -> Any:
+    """Compute observations as the env's step does."""
+    manager = getattr(core, "observation_manager", None)
+    if manager is None:
+        observation = core._get_observations()
+        if getattr(core.cfg, "observation_noise_model", None):
+            observation["policy"] = core._observation_noise_model(observation["policy"])
+        return observation
+    if "update_history" in inspect.signature(manager.compute).parameters and _can_rewind(manager):
+        return manager.compute(update_history=True)
+    return manager.compute()
+
+
+def _observers(core: Any) -> list[Any]:
+    """The objects that computing observations may change."""
+    manager = getattr(core, "observation_manager", None)
+    if manager is None:
+        return [x for x in (core, getattr(core, "_observation_noise_model", None)) if x is not None]
+    found: list[Any] = [manager]
+    for name in _TERM_STATE:
+        found += _flatten(getattr(manager, name, ()))
+    found += [config.func for config in _flatten(getattr(manager, "_group_obs_class_term_cfgs", ()))]
+    return [x for x in found if hasattr(x, "__dict__")]
+
+
+def _can_rewind(manager: Any) -> bool:
+    """Whether histories are tensors; what is kept in another kind of array must not be advanced."""
+    buffers = _flatten(getattr(manager, "_group_obs_term_history_buffer", ()))
+    return all(isinstance(getattr(buffer, "_buffer", None), Tensor) for buffer in buffers)
+
+
+def _flatten(container: Any) -> list[Any]:
+    if isinstance(container, dict):
+        container = container.values()
+    elif not isinstance(container, (list, tuple)):
+        return [container]
+    return [x for part in container for x in _flatten(part)]
+
+
+def _final_obs_source(task: str, core: Any, wanted: str) -> str:
+    own = bool(getattr(core.cfg, "compute_final_obs", False))
+    computes = hasattr(core, "observation_manager") or hasattr(core, "_get_observations")
+    # A converted multi-agent env steps another env inside.
+    hook = hasattr(core, "_reset_idx") and computes and "env" not in vars(core)
+    possible = {"extras": own, "hook": hook, "off": True}
+    if wanted == "auto":
+        return next(name for name, has in possible.items() if has)
+    if wanted not in possible:
+        raise ValueError(f"{task}: final_obs is {wanted!r}; use 'auto', 'extras', 'hook' or 'off'")
+    if not possible[wanted]:
+        reason = "cfg.compute_final_obs is not set" if wanted == "extras" else "it does not reset within its own step"
+        raise ValueError(f"{task}: final_obs='{wanted}' is not possible, {reason}; use 'auto'")
+    return wanted
+
+
+def make_isaaclab(
+    task: str,
+    num_envs: int,
+    device: str | torch.device = "cpu",
+    seed: int | None = None,
+    *,
+    final_obs: FinalObs = "auto",
+    clip_actions: float | Literal["auto"] | None = None,
+    randomize_start: bool = False,
+    groups: Sequence[str] | None = None,
+    render_mode: str | None = None,
+    sim_device: str | None = None,
+    presets: Sequence[str] = (),
+    **overrides: Any,
+) -> IsaacLabEnv:
+    """Build a registered task from the configuration that it ships.
+
+    Isaac Sim must run already (``rlcore.envs.launch.start_isaac_sim``), except for Isaac Lab 3, which starts here what
+    the task needs.
+
+    Args:
+        task: registered id, with or without ``isaaclab:``; ``module:Id`` imports the module first, for tasks of a
+            project of your own.
+        num_envs: N, ``cfg.scene.num_envs``.
+        device: of the learner, and of the simulator unless ``sim_device`` is given.
+        seed: ``cfg.seed``; None keeps that of the configuration.
+        final_obs: see ``IsaacLabEnv``, as for ``clip_actions``, ``randomize_start`` and ``groups``.
+        clip_actions: see there.
+        randomize_start: see there.
+        groups: see there.
+        render_mode: ``rgb_array`` to render; needs ``--enable_cameras``.
+        sim_device: ``cfg.sim.device`` where it is not the learner's.
+        presets: of Isaac Lab 3, such as ``newton_mjwarp``.
+        **overrides: fields of the configuration by dotted name, such as ``{"scene.env_spacing": 3.0}``.
+
+    Raises:
+        ValueError: Isaac Lab is missing or Isaac Sim does not run, an unknown task or field, or what ``IsaacLabEnv``
+            refuses.
+    """
+    module, _, name = task.removeprefix("isaaclab:").rpartition(":")
+    utils = _import_tasks(task)
+    if module:
+        _import(module, f"{task}: cannot import module '{module}'")
+    if name not in gymnasium.registry or "env_cfg_entry_point" not in gymnasium.registry[name].kwargs:
+        names = [x for x, spec in gymnasium.registry.items() if "env_cfg_entry_point" in spec.kwargs]
+        nearest = nearest_names(name, names)
+        hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
+        raise ValueError(
+            f"unknown Isaac Lab task '{name}': {hint}write module:{name} if a module of yours registers it"
+        )
+    cfg = utils.load_cfg_from_registry(name, "env_cfg_entry_point")
+    if hasattr(utils, "resolve_presets"):
+        cfg = utils.resolve_presets(cfg, set(presets))
+    elif presets:
+        raise ValueError(f"{name}: presets={list(presets)}, but presets came with Isaac Lab 3; leave them out")
+    if hasattr(cfg, "possible_agents"):
+        raise ValueError(_multi_agent(name))
+    cfg.scene.num_envs = num_envs
+    cfg.sim.device = str(sim_device or device)
+    if seed is not None:
+        cfg.seed = seed
+    if final_obs in ("auto", "extras") and hasattr(cfg, "compute_final_obs"):
+        cfg.compute_final_obs = True
+    apply_overrides(name, cfg, overrides)
+    with contextlib.ExitStack() as stack:
+        start = _launch_simulation(utils)
+        if start is not None:
+            stack.enter_context(start(cfg, dict(launcher_args)))
+        raw = gymnasium.make(name, cfg=cfg, render_mode=render_mode)
+        stack.callback(raw.close)
+        env = IsaacLabEnv(
+            raw,
+            task=name,
+            device=device,
+            final_obs=final_obs,
+            clip_actions=clip_actions,
+            randomize_start=randomize_start,
+            groups=groups,
+        )
+        raw.close = stack.pop_all().close  # type: ignore[method-assign]
+    return env
+
+
+def _import_tasks(task: str) -> Any:
+    _import("isaaclab_tasks", f"{task}: {GET_ISAACLAB}")
+    return _import("isaaclab_tasks.utils", f"{task}: {GET_ISAACLAB}")
+
+
+def _import(module: str, missing: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in _SIM_MODULES:
+            raise ValueError(
+                f"{module} needs Isaac Sim running (no module '{error.name}'): "
+                "call rlcore.envs.launch.start_isaac_sim(sys.argv[1:]) before, or use `rlcore train`"
+            ) from error
+        raise ValueError(missing if error.name == module else f"{missing} ({error})") from error
+
+
+def _launch_simulation(utils: Any) -> Callable[..., Any] | None:
+    """Isaac Lab 3's context that starts what a configuration needs; None before it."""
+    app = None
+    with contextlib.suppress(ImportError):
+        app = importlib.import_module("isaaclab.app")
+    start = getattr(app, "launch_simulation", None) or getattr(utils, "launch_simulation", None)
+    return start if callable(start) else None
+
+
+def _multi_agent(task: str) -> str:
+    return (
+        f"{task} is a multi-agent env; rlcore trains single agents: make it one with "
+        "isaaclab.envs.multi_agent_to_single_agent(env) and wrap that in rlcore.envs.isaaclab.IsaacLabEnv"
+    )

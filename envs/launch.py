@@ -1,0 +1,136 @@
+"""Which simulator a task needs, and how Isaac Sim is started before anything of it can be imported."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+Simulator = Literal["isaaclab", "mjlab", "gymnasium", "builtin"]
+
+PREFIXES: dict[str, Simulator] = {
+    "isaaclab:": "isaaclab",
+    "Isaac-": "isaaclab",
+    "mjlab:": "mjlab",
+    "Mjlab-": "mjlab",
+    "gym:": "gymnasium",
+}
+"""How task names begin, and whose they are."""
+
+GET_ISAACLAB = (
+    "Isaac Lab is not installed; it needs an NVIDIA GPU and Isaac Sim, see "
+    "https://isaac-sim.github.io/IsaacLab (pip install 'isaaclab[isaacsim,all]' --extra-index-url https://pypi.nvidia.com)"
+)
+GET_MJLAB = "mjlab is not installed; run: pip install 'rlcore[mjlab]'"
+
+launcher_args: dict[str, Any] = {}
+"""What ``start_isaac_sim`` was told; Isaac Lab 3 starts its simulator with it when a task is made."""
+
+
+def simulator_of(task: str) -> Simulator:
+    """Tell whose task a name is. Nothing is imported for it.
+
+    Names with a prefix of ``PREFIXES`` are recognized as they are; others if gymnasium has been imported and the name
+    was registered with Isaac Lab's ``env_cfg_entry_point``.
+    """
+    for prefix, simulator in PREFIXES.items():
+        if task.startswith(prefix):
+            return simulator
+    registration = sys.modules.get("gymnasium.envs.registration")
+    spec = registration.registry.get(task) if registration is not None else None
+    return "isaaclab" if spec is not None and "env_cfg_entry_point" in spec.kwargs else "builtin"
+
+
+def launch(task: str, words: Sequence[str]) -> tuple[Any, list[str]]:
+    """Start what has to run before the task can be made.
+
+    Args:
+        task: any task name.
+        words: the command line, simulator flags among it.
+
+    Returns:
+        The running app, to be closed with its ``close()`` after everything else, or None; and the remaining words.
+
+    Raises:
+        ValueError: the simulator is not installed.
+    """
+    if simulator_of(task) == "isaaclab":
+        return start_isaac_sim(words)
+    return None, list(words)
+
+
+def start_isaac_sim(words: Sequence[str]) -> tuple[Any, list[str]]:
+    """Start Isaac Sim through Isaac Lab's ``AppLauncher``.
+
+    Call it before anything of ``isaaclab`` but its launcher is imported: its modules need those of the running app.
+    Isaac Lab 3 starts what a task needs when the task is made; then this only remembers the flags.
+
+    Args:
+        words: ``--headless``, ``--enable_cameras``, ``--device`` and all else that ``AppLauncher`` takes, Kit settings
+            ``--/path=value``, ``--video`` (which needs cameras), and words of others.
+
+    Returns:
+        The app (None if nothing was started), and the words that are not the simulator's; ``--device`` stays.
+
+    Raises:
+        ValueError: Isaac Lab or Isaac Sim is not installed.
+    """
+    try:
+        app_module: Any = importlib.import_module("isaaclab.app")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "isaaclab":
+            raise ValueError(GET_ISAACLAB) from error
+        raise ValueError(
+            f"Isaac Lab is installed, but Isaac Sim is not (no module '{error.name}'): {GET_ISAACLAB}"
+        ) from error
+    on_demand = hasattr(app_module, "launch_simulation") or importlib.util.find_spec("isaacsim") is None
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--video", action="store_true")
+    if on_demand:
+        parser.add_argument("--headless", action="store_true")
+        parser.add_argument("--enable_cameras", action="store_true")
+        parser.add_argument("--device")
+    else:
+        with _command_line(
+            []
+        ):  # it looks for clashes in the command line of the process, which is not what it starts with
+            app_module.AppLauncher.add_app_launcher_args(parser)
+    kit = [word for word in words if word.startswith("--/")]
+    given, rest = parser.parse_known_args([word for word in words if word not in kit])
+    device = _value_of("--device", words)
+    if device is not None:
+        rest += ["--device", device]  # the learner's too
+    if device == "auto":
+        given.device = parser.get_default("device")
+    given.enable_cameras = given.enable_cameras or given.video
+    settings = {name: value for name, value in vars(given).items() if name != "video" and value is not None}
+    launcher_args.clear()
+    launcher_args.update(settings)
+    if on_demand:
+        return None, rest
+    with _command_line(kit + [word for word in words if word in ("--verbose", "--info")]):  # SimulationApp reads these
+        app: Any = app_module.AppLauncher(argparse.Namespace(**settings)).app
+    return app, rest
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    for i, word in enumerate(words):
+        if word == flag and i + 1 < len(words):
+            return words[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+@contextlib.contextmanager
+def _command_line(words: list[str]) -> Iterator[None]:
+    saved = sys.argv
+    sys.argv = [*saved[:1], *words]
+    try:
+        yield
+    finally:
+        sys.argv = saved

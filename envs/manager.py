@@ -1,0 +1,355 @@
+"""What the adapters to Isaac Lab and mjlab share, whose envs step a batch with the same five values."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlcore.envs import unknown_option
+from rlcore.envs.deployment import describe, suggested_bounds
+from rlcore.types import Obs
+
+COUNTERS = ("common_step_counter", "_sim_step_counter")
+"""Counters of an env that its curricula and events go by."""
+
+_Path = tuple[str, ...]
+
+
+class SimulatorEnv:
+    """The part of an adapter that does not depend on the simulator.
+
+    Args:
+        env: the env as made, which is then owned: ``close()`` closes it.
+        task: name for run folders and exported files.
+        device: of the learner; None is that of the simulator.
+        groups: observation groups to hand on; None is all of them.
+        clip_actions: see the adapters.
+        randomize_start: whether ``reset`` lets episodes begin as if part of their time were over.
+
+    Raises:
+        ValueError: a space that rlcore cannot train on, or an unknown group.
+    """
+
+    exact_state = False
+    """``state_dict`` holds what curricula go by, not the state of the simulator: episodes in flight start anew."""
+
+    final_obs_source: str
+    """Where ``Step.final_obs`` comes from; ``off`` where there is none."""
+
+    def __init__(
+        self,
+        env: Any,
+        *,
+        task: str,
+        device: str | torch.device | None,
+        groups: Sequence[str] | None,
+        clip_actions: float | str | None,
+        randomize_start: bool,
+    ) -> None:
+        core = env.unwrapped
+        self.env = env
+        self.core = vars(core).get("env", core)  # a converted multi-agent env keeps its counters inside
+        self.task = task
+        self.num_envs = int(core.num_envs)
+        self.simulator_device = torch.device(core.device)
+        self.device = torch.empty(0, device=device or self.simulator_device).device
+        self.max_episode_length = int(core.max_episode_length)
+        self.finite_horizon = bool(getattr(core.cfg, "is_finite_horizon", False))
+        self.randomize_start = randomize_start
+        self.notes: list[str] = []
+        """What a run should say about this env, one line each."""
+        self.observation_spaces: Mapping[str, spaces.Box]
+        self._paths, self.observation_spaces = _read_groups(task, core, groups, self.notes)
+        self.action_space: spaces.Space[Any]
+        self.action_space, self._action_shape = _read_action_space(task, core.single_action_space)
+        self._limits: tuple[Tensor, Tensor] | None = None
+        if clip_actions is not None:
+            self._clip(clip_actions)
+        terms = {group: ["/".join(path) or group for path in paths] for group, paths in self._paths.items()}
+        sizes = {group: _sizes(core, group, paths) for group, paths in self._paths.items()}
+        self.deployment = describe(core, terms, sizes)
+        self._unread: set[str] = set()
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start a new episode in every env.
+
+        Args:
+            seed: for all random numbers of the simulator, which are those of torch, numpy and Python as a whole.
+        """
+        with torch.no_grad():
+            observation, _ = self.env.reset(seed=None if seed is None else int(seed))
+            if self.randomize_start:
+                elapsed = as_tensor(self.core.episode_length_buf)
+                elapsed.copy_(torch.randint_like(elapsed, max(1, self.max_episode_length)))
+            return self.read_obs(observation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters that curricula go by, and the terrain level of each env."""
+        state: dict[str, Any] = {name: int(getattr(self.core, name)) for name in COUNTERS if hasattr(self.core, name)}
+        levels = self._terrain_levels()
+        if levels is not None:
+            state["terrain_levels"] = levels.clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` returned; call it before ``reset``, where curricula read it."""
+        for name in COUNTERS:
+            if name in state and hasattr(self.core, name):
+                setattr(self.core, name, int(state[name]))
+        levels = self._terrain_levels()
+        saved = state.get("terrain_levels")
+        if levels is not None and saved is not None and saved.shape == levels.shape:
+            terrain = self.core.scene.terrain
+            levels.copy_(saved)
+            terrain.env_origins.copy_(terrain.terrain_origins[levels, terrain.terrain_types])
+
+    def render(self) -> NDArray[np.uint8]:
+        """Picture of the simulator's viewer, ``[H, W, 3]``.
+
+        Raises:
+            ValueError: the env was not made with ``render_mode="rgb_array"``.
+        """
+        frame = self.env.render()
+        if frame is None:
+            raise ValueError(f"{self.task}: no picture; make the env with render_mode='rgb_array'")
+        return np.array(frame, dtype=np.uint8)
+
+    def close(self) -> None:
+        """Close the env."""
+        self.env.close()
+
+    def read_obs(self, observation: Any) -> Obs:
+        """Copy an env's observation: groups flat, float32, on the learner's device."""
+        if not isinstance(observation, Mapping):
+            observation = {"policy": observation}
+        return {group: self._flat(observation[group], paths) for group, paths in self._paths.items()}
+
+    def _flat(self, value: Any, paths: list[_Path]) -> Tensor:
+        parts = []
+        for path in paths:
+            part = value
+            for key in path:
+                part = part[key]
+            parts.append(as_tensor(part).reshape(self.num_envs, -1))
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [N, O]
+        return whole.to(self.device, torch.float32, copy=len(parts) == 1)
+
+    def read_action(self, action: Tensor) -> Tensor:
+        """A copy of an action for the env, within ``clip_actions``, on the simulator's device.
+
+        Raises:
+            ValueError: it has the wrong shape.
+        """
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        shape = (self.num_envs,) if discrete else (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
+        if action.shape != shape:
+            raise ValueError(f"{self.task}: action has shape {tuple(action.shape)}; expected {shape}")
+        dtype = torch.int64 if discrete else torch.float32
+        # A copy: envs keep the last action, and the learner may write the next one into the same memory.
+        action = action.to(self.simulator_device, dtype, copy=True)
+        if self._limits is not None:
+            action = torch.clamp(action, *self._limits)
+        return action.reshape(self.num_envs, *self._action_shape)
+
+    def read_vector(self, value: Any, dtype: torch.dtype) -> Tensor:
+        """A copy ``[N]`` of reward or flags, which envs write anew in place at every step."""
+        return as_tensor(value).to(self.device, dtype, copy=True).reshape(self.num_envs)
+
+    def read_log(self, log: Mapping[str, Any]) -> dict[str, Tensor | float]:
+        """A simulator's log as scalars on the learner's device, or ``[N]`` where it has a value for each env.
+
+        Everything else is left out with one warning for each name.
+        """
+        result: dict[str, Tensor | float] = {}
+        scalars: dict[str, Tensor] = {}
+        numbers: dict[str, float] = {}
+        for name, value in log.items():
+            if isinstance(value, (bool, int, float, np.number, np.bool_)):
+                numbers[name] = float(value)
+                continue
+            try:
+                tensor = as_tensor(value)
+            except (TypeError, ValueError, RuntimeError):
+                if name not in self._unread:
+                    self._unread.add(name)
+                    warnings.warn(f"{self.task}: log entry '{name}' is {type(value).__name__}, no number", stacklevel=3)
+                continue
+            if tensor.shape == (self.num_envs,) and self.num_envs > 1:
+                result[name] = tensor.to(self.device, torch.float32, copy=True)
+            elif tensor.numel() > 0:
+                scalars[name] = tensor.float().mean()
+        if scalars:  # one transfer for all
+            moved = torch.stack([x.to(self.simulator_device) for x in scalars.values()]).to(self.device)
+            result |= zip(scalars, moved.unbind(), strict=True)
+        if numbers:
+            moved = torch.tensor(list(numbers.values()), device=self.device)
+            result |= zip(numbers, moved.unbind(), strict=True)
+        return result
+
+    def read_terminated(self, terminated: Any, truncated: Any) -> tuple[Tensor, Tensor]:
+        """Both flags ``[N]``; with a finite horizon the end of time is a true end, and bootstraps nothing."""
+        ended = self.read_vector(terminated, torch.bool)
+        cut = self.read_vector(truncated, torch.bool)
+        return (ended | cut if self.finite_horizon else ended), cut
+
+    def _terrain_levels(self) -> Tensor | None:
+        terrain = getattr(getattr(self.core, "scene", None), "terrain", None)
+        levels = getattr(terrain, "terrain_levels", None)
+        placed = all(isinstance(getattr(terrain, n, None), Tensor) for n in ("terrain_origins", "terrain_types"))
+        return levels if isinstance(levels, Tensor) and placed else None
+
+    def _clip(self, clip: float | str) -> None:
+        box = self.action_space
+        if not isinstance(box, spaces.Box):
+            raise ValueError(f"{self.task}: clip_actions is {clip!r}, but actions are discrete; leave it out")
+        if clip == "auto":
+            low, high, reason = suggested_bounds(self.core, box)
+            self.notes.append(f"actions are limited to {reason}")
+        elif isinstance(clip, (int, float)) and not isinstance(clip, bool) and clip > 0:
+            low, high = np.maximum(box.low, -clip), np.minimum(box.high, clip)
+        else:
+            raise ValueError(f"{self.task}: clip_actions is {clip!r}; use a number above 0, 'auto' or None")
+        self.action_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+        self._limits = (
+            torch.as_tensor(self.action_space.low, device=self.simulator_device),
+            torch.as_tensor(self.action_space.high, device=self.simulator_device),
+        )
+
+
+def as_tensor(value: Any) -> Tensor:
+    """A simulator's array as a tensor, without copying where that is possible.
+
+    Isaac Lab 3 hands out warp arrays and proxies of them that have the tensor as ``.torch``.
+    """
+    if isinstance(value, Tensor):
+        return value
+    inner = getattr(value, "torch", None)
+    if isinstance(inner, Tensor):
+        return inner
+    if type(value).__module__.partition(".")[0] == "warp":
+        converted: Tensor = importlib.import_module("warp").to_torch(value)
+        return converted
+    return torch.as_tensor(value)
+
+
+def apply_overrides(task: str, cfg: Any, overrides: Mapping[str, Any]) -> None:
+    """Set fields of an env's configuration by dotted name, such as ``scene.env_spacing``.
+
+    Attributes, keys of dicts and indices of lists are followed. None switches a part off, such as an event.
+
+    Raises:
+        ValueError: an unknown name (the message has the nearest), or a value of another type.
+    """
+    for dotted, value in overrides.items():
+        node, done = cfg, ""
+        *parents, last = dotted.split(".")
+        for key in parents:
+            node, done = _child(task, node, key, done), f"{done}{key}."
+        new = _converted(f"{task}: {dotted}", value, _child(task, node, last, done), _is_float(node, last))
+        if isinstance(node, list):
+            node[int(last)] = new
+        elif isinstance(node, dict):
+            node[last] = new
+        else:
+            setattr(node, last, new)
+
+
+def _child(task: str, node: Any, key: str, done: str) -> Any:
+    if isinstance(node, list):
+        names = [str(i) for i in range(len(node))]
+    else:
+        names = [name for name in (node if isinstance(node, dict) else _fields(node)) if not str(name).startswith("_")]
+    if key not in names:
+        raise ValueError(unknown_option(task, done + key, [done + str(name) for name in names]))
+    return node[int(key)] if isinstance(node, list) else node[key] if isinstance(node, dict) else getattr(node, key)
+
+
+def _fields(node: Any) -> list[str]:
+    return list(dict.fromkeys([*getattr(node, "__dataclass_fields__", {}), *getattr(node, "__dict__", {})]))
+
+
+def _is_float(node: Any, key: str) -> bool:
+    """Whether a field is declared as a float; many are given as whole numbers."""
+    return any("float" in str(vars(cls).get("__annotations__", {}).get(key)) for cls in type(node).__mro__)
+
+
+def _converted(where: str, value: Any, old: Any, floating: bool) -> Any:
+    if value is None or old is None or old is dataclasses.MISSING:
+        return value
+    if isinstance(old, tuple) and isinstance(value, (list, tuple)):
+        return tuple(value)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and (isinstance(old, float) or (floating and isinstance(old, int))):
+        return float(value)
+    if isinstance(old, bool) != isinstance(value, bool) or not isinstance(value, type(old)):
+        plain = isinstance(old, (bool, int, float, str, tuple, list))
+        wanted = f"it must be {type(old).__name__}, as in {old!r}" if plain else "set its fields, or None for none"
+        raise ValueError(f"{where} is {value!r}; {wanted}")
+    return value
+
+
+def _read_groups(
+    task: str, core: Any, wanted: Sequence[str] | None, notes: list[str]
+) -> tuple[dict[str, list[_Path]], dict[str, spaces.Box]]:
+    found = dict(core.single_observation_space.spaces)
+    for group in wanted or ():
+        if group not in found:
+            raise ValueError(unknown_option(task, f"groups={group}", [f"groups={name}" for name in found]))
+    terms = getattr(getattr(core, "observation_manager", None), "active_terms", {})
+    paths: dict[str, list[_Path]] = {}
+    boxes: dict[str, spaces.Box] = {}
+    for group in wanted or found:
+        # In the env's order: gymnasium sorts the keys of a Dict.
+        leaves = _leaves(f"{task}: observation '{group}'", found[group], (), terms.get(group))
+        paths[group] = [path for path, _ in leaves]
+        lows, highs = zip(*(_bounds(box) for _, box in leaves), strict=True)
+        boxes[group] = spaces.Box(np.concatenate(lows), np.concatenate(highs), dtype=np.float32)
+        if len(leaves) == 1 and len(leaves[0][1].shape) != 1:
+            shape, size = tuple(leaves[0][1].shape), boxes[group].shape[0]
+            notes.append(f"observation '{group}' of shape {shape} is flattened to {size} numbers")
+    return paths, boxes
+
+
+def _leaves(where: str, space: Any, path: _Path, order: Sequence[str] | None = None) -> list[tuple[_Path, Any]]:
+    parts = getattr(space, "spaces", None)
+    if isinstance(parts, Mapping):
+        names = list(order) if order is not None and set(order) == set(parts) else list(parts)
+        return [leaf for name in names for leaf in _leaves(where, parts[name], (*path, name))]
+    if not hasattr(space, "low"):
+        raise ValueError(
+            f"{where} is {space}; rlcore takes boxes, or dicts of them: change it in the task's configuration"
+        )
+    return [(path, space)]
+
+
+def _bounds(box: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    low, high = (np.broadcast_to(np.asarray(x, dtype=np.float32), box.shape).reshape(-1) for x in (box.low, box.high))
+    return low, high
+
+
+def _read_action_space(task: str, space: Any) -> tuple[spaces.Box | spaces.Discrete, tuple[int, ...]]:
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n)), (1,)
+    if hasattr(space, "low"):
+        low, high = _bounds(space)
+        return spaces.Box(low, high, dtype=np.float32), tuple(space.shape)
+    raise ValueError(f"{task}: action space {space} is not supported; rlcore takes a Box or Discrete")
+
+
+def _sizes(core: Any, group: str, paths: list[_Path]) -> list[int]:
+    sizes = []
+    for path in paths:
+        space = core.single_observation_space.spaces[group]
+        for key in path:
+            space = space.spaces[key]
+        sizes.append(int(np.prod(space.shape)))
+    return sizes

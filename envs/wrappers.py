@@ -1,0 +1,157 @@
+"""What makes a task partially observable: parts of the observation that are hidden, or come late."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore.env import VecEnv
+from rlcore.types import Obs, Step
+
+
+class _Wrapper:
+    """An env around another. What is not here, such as ``render`` and ``generator``, is the inner env's."""
+
+    def __init__(self, env: VecEnv, suffix: str) -> None:
+        self.env = env
+        self.task = f"{getattr(env, 'task', type(env).__name__)}-{suffix}"
+        self.deployment: dict[str, Any] = dict(getattr(env, "deployment", {}))
+        self.capturable = bool(getattr(env, "capturable", False))
+        self.num_envs = env.num_envs
+        self.device = env.device
+        self.observation_spaces: Mapping[str, gymnasium.spaces.Box] = env.observation_spaces
+        self.action_space: gymnasium.Space[Any] = env.action_space
+        self.max_episode_length = env.max_episode_length
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "env":  # not there yet: the inner env must not be asked for itself
+            raise AttributeError(name)
+        return getattr(self.env, name)
+
+    def close(self) -> None:
+        """Release the inner env."""
+        self.env.close()
+
+
+class HiddenVelocity(_Wrapper):
+    """Leaves the velocities out of all observation groups, so that a policy has to work them out from what it saw.
+
+    Args:
+        env: any env whose ``deployment`` names the terms of its observations.
+        hidden: a term is left out if its name contains one of these.
+
+    Raises:
+        ValueError: the env does not name its terms, or none would be left out, or none left in a group.
+    """
+
+    def __init__(self, env: VecEnv, hidden: Sequence[str] = ("vel",)) -> None:
+        super().__init__(env, "HiddenVelocity")
+        hidden = (hidden,) if isinstance(hidden, str) else tuple(hidden)
+        terms: dict[str, list[dict[str, Any]]] = self.deployment.get("observation_terms", {})
+        spaces: dict[str, gymnasium.spaces.Box] = {}
+        self._columns: dict[str, Tensor] = {}
+        kept_terms: dict[str, list[dict[str, Any]]] = {}
+        for group, space in env.observation_spaces.items():
+            columns: list[int] = []
+            start = 0
+            kept_terms[group] = []
+            for term in terms.get(group, []):
+                end = start + int(term["size"])
+                if not any(word in term["name"] for word in hidden):
+                    columns += range(start, end)
+                    kept_terms[group].append(term)
+                start = end
+            if start != space.shape[0]:
+                raise ValueError(f"{self.task}: the env does not name the terms of observation group '{group}'")
+            if not columns:
+                raise ValueError(f"{self.task}: hidden={hidden} leaves nothing of observation group '{group}'")
+            spaces[group] = gymnasium.spaces.Box(space.low[columns], space.high[columns], dtype=np.float32)
+            self._columns[group] = torch.tensor(columns, device=env.device)
+        if all(len(kept_terms[group]) == len(terms[group]) for group in kept_terms):
+            names = ", ".join(term["name"] for group in kept_terms for term in terms[group])
+            raise ValueError(f"{self.task}: no observation term has any of {hidden} in its name; there are {names}")
+        self.observation_spaces = spaces
+        self.deployment["observation_terms"] = kept_terms
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start a new episode in every env."""
+        return self._visible(self.env.reset(seed))
+
+    def step(self, action: Tensor) -> Step:
+        """Advance the inner env; see ``VecEnv.step``."""
+        step = self.env.step(action)
+        final_obs = None if step.final_obs is None else self._visible(step.final_obs)
+        return step._replace(obs=self._visible(step.obs), final_obs=final_obs)
+
+    def _visible(self, obs: Obs) -> Obs:
+        return {group: obs[group].index_select(1, columns) for group, columns in self._columns.items()}
+
+
+class Delayed(_Wrapper):
+    """Shows every observation a fixed number of steps late, as a slow sensor or link would.
+
+    Until the first late observation of an episode arrives, the episode's first one is shown. The last one of an
+    episode, ``final_obs``, is as late as the others, and therefore known even where the simulator hides the true one.
+
+    Args:
+        env: any env.
+        delay: steps.
+
+    Raises:
+        ValueError: the delay is below 1.
+    """
+
+    def __init__(self, env: VecEnv, delay: int = 3) -> None:
+        super().__init__(env, "Delayed")
+        if delay < 1:
+            raise ValueError(f"{self.task}: delay is {delay}; use at least 1")
+        self.deployment["observation_delay_steps"] = delay
+        self._queue = {  # [delay, N, O] by group, on their way: the next to be shown first
+            group: torch.zeros(delay, env.num_envs, *space.shape, device=env.device)
+            for group, space in env.observation_spaces.items()
+        }
+        if hasattr(env, "state_dict"):  # else the wrapper must not have it either
+            self.state_dict = self._state_dict
+            self.load_state_dict = self._load_state_dict
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start a new episode in every env."""
+        obs = self.env.reset(seed)
+        for group, queue in self._queue.items():
+            queue.copy_(obs[group].expand_as(queue))
+        return obs
+
+    @torch.no_grad()
+    def step(self, action: Tensor) -> Step:
+        """Advance the inner env, and show what it showed ``delay`` steps ago; see ``VecEnv.step``."""
+        step = self.env.step(action)
+        done = (step.terminated | step.truncated)[:, None]  # [N, 1]
+        obs, final_obs = {}, {}
+        for group, queue in self._queue.items():
+            now = step.obs[group]  # [N, O]
+            late = queue[0].clone()
+            final_obs[group] = late
+            obs[group] = torch.where(done, now, late)
+            queue.copy_(torch.where(done, now, torch.cat((queue[1:], now[None]))))
+        return step._replace(obs=obs, final_obs=final_obs)
+
+    def _state_dict(self) -> dict[str, Any]:
+        queue = {group: values.clone() for group, values in self._queue.items()}
+        return {"env": self.env.state_dict(), "queue": queue}  # type: ignore[attr-defined]
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        for group, queue in self._queue.items():
+            saved = state["queue"][group]
+            if saved.shape != queue.shape:
+                raise ValueError(
+                    f"{self.task}: the saved state has {saved.shape[1]} envs and a delay of {saved.shape[0]} steps, "
+                    f"this env {queue.shape[1]} and {queue.shape[0]}; use those of the saved run"
+                )
+        self.env.load_state_dict(state["env"])  # type: ignore[attr-defined]
+        for group, queue in self._queue.items():
+            queue.copy_(state["queue"][group])
