@@ -18,7 +18,7 @@ from rlcore.env import VecEnv
 from rlcore.types import Obs
 
 if TYPE_CHECKING:
-    from throughput import Settings
+    from timing import Work
 
 Mark = Callable[[str], None]
 """Called with ``collect`` when the last step of a rollout is stored and with ``learn`` when the update is over."""
@@ -42,7 +42,7 @@ class Peer(NamedTuple):
     module: str
     package: str
     tested: str
-    build: Callable[[VecEnv, Settings, str], Subject]
+    build: Callable[[VecEnv, Work, str], Subject]
     """Takes the env, the work, and a folder for what the library insists on writing."""
 
 
@@ -86,27 +86,28 @@ class RslRlEnv:
         return self.obs, step.reward, (step.terminated | step.truncated).long(), {"time_outs": step.truncated}
 
 
-def rsl_rl(env: VecEnv, settings: Settings, scratch: str) -> Subject:
+def rsl_rl(env: VecEnv, work: Work, scratch: str, compile_mode: str | None = None) -> Subject:
     """``OnPolicyRunner`` without a log folder."""
     from rsl_rl.runners import OnPolicyRunner
 
     model = {
         "class_name": "MLPModel",
-        "hidden_dims": list(settings.hidden),
+        "hidden_dims": list(work.hidden),
         "activation": "elu",
-        "obs_normalization": settings.normalize_obs,
+        "obs_normalization": work.normalize_obs,
     }
     gaussian = {"class_name": "GaussianDistribution", "init_std": 1.0, "std_type": "scalar"}
     config = {
-        "num_steps_per_env": settings.num_steps,
+        "num_steps_per_env": work.num_steps,
         "save_interval": 10**9,
+        "torch_compile_mode": compile_mode,
         "obs_groups": {"actor": ["policy"], "critic": ["policy"]},
         "actor": {**model, "distribution_cfg": gaussian},
         "critic": dict(model),
         "algorithm": {
             "class_name": "PPO",
-            "num_learning_epochs": settings.epochs,
-            "num_mini_batches": settings.minibatches,
+            "num_learning_epochs": work.epochs,
+            "num_mini_batches": work.minibatches,
             "learning_rate": 1e-3,
             "schedule": "adaptive",
             "desired_kl": 0.01,
@@ -141,6 +142,11 @@ def rsl_rl(env: VecEnv, settings: Settings, scratch: str) -> Subject:
     )
 
 
+def rsl_rl_compiled(env: VecEnv, work: Work, scratch: str) -> Subject:
+    """The same with its networks compiled."""
+    return rsl_rl(env, work, scratch, compile_mode="default")
+
+
 class SkrlEnv:
     """The members of ``skrl.envs.wrappers.torch.Wrapper``."""
 
@@ -170,11 +176,11 @@ class SkrlEnv:
         """The env is closed by whoever made it."""
 
 
-def skrl(env: VecEnv, settings: Settings, scratch: str) -> Subject:
+def skrl(env: VecEnv, work: Work, scratch: str) -> Subject:
     """``Runner`` with a ``SequentialTrainer``."""
     from skrl.utils.runner.torch import Runner
 
-    network = [{"name": "net", "input": "OBSERVATIONS", "layers": list(settings.hidden), "activations": "elu"}]
+    network = [{"name": "net", "input": "OBSERVATIONS", "layers": list(work.hidden), "activations": "elu"}]
     scaler = {"size": _obs_space(env), "device": env.device}
     config = {
         "seed": 0,
@@ -193,16 +199,16 @@ def skrl(env: VecEnv, settings: Settings, scratch: str) -> Subject:
         "memory": {"class": "RandomMemory", "memory_size": -1},
         "agent": {
             "class": "PPO",
-            "rollouts": settings.num_steps,
-            "learning_epochs": settings.epochs,
-            "mini_batches": settings.minibatches,
+            "rollouts": work.num_steps,
+            "learning_epochs": work.epochs,
+            "mini_batches": work.minibatches,
             "discount_factor": 0.99,
             "gae_lambda": 0.95,
             "learning_rate": 1e-3,
             "learning_rate_scheduler": "KLAdaptiveLR",
             "learning_rate_scheduler_kwargs": {"kl_threshold": 0.01},
-            "observation_preprocessor": "RunningStandardScaler" if settings.normalize_obs else None,
-            "observation_preprocessor_kwargs": scaler if settings.normalize_obs else None,
+            "observation_preprocessor": "RunningStandardScaler" if work.normalize_obs else None,
+            "observation_preprocessor_kwargs": scaler if work.normalize_obs else None,
             "state_preprocessor": None,
             "value_preprocessor": None,
             "grad_norm_clip": 1.0,
@@ -215,7 +221,7 @@ def skrl(env: VecEnv, settings: Settings, scratch: str) -> Subject:
         },
         "trainer": {
             "class": "SequentialTrainer",
-            "timesteps": settings.num_steps,
+            "timesteps": work.num_steps,
             "disable_progressbar": True,
             "headless": True,
             "close_environment_at_exit": False,
@@ -239,7 +245,7 @@ def skrl(env: VecEnv, settings: Settings, scratch: str) -> Subject:
     def run(num_iterations: int, new_mark: Mark) -> None:
         nonlocal mark
         mark = new_mark
-        trainer.cfg.timesteps = num_iterations * settings.num_steps
+        trainer.cfg.timesteps = num_iterations * work.num_steps
         trainer.train()
 
     return Subject(_version("skrl"), "SequentialTrainer.train; learn is PPO.update, nothing written", run, reported)
@@ -266,11 +272,11 @@ class RlGamesEnv:
         """Told of the progress; not used."""
 
 
-def rl_games(env: VecEnv, settings: Settings, scratch: str) -> Subject:
+def rl_games(env: VecEnv, work: Work, scratch: str) -> Subject:
     """``A2CAgent.train_epoch`` of an agent that ``Runner`` built."""
     from rl_games.torch_runner import Runner
 
-    batch = settings.num_envs * settings.num_steps
+    batch = work.num_envs * work.num_steps
     params = {
         "seed": 0,
         "torch_threads": 0,  # leave as they are
@@ -289,7 +295,7 @@ def rl_games(env: VecEnv, settings: Settings, scratch: str) -> Subject:
                 }
             },
             "mlp": {
-                "units": list(settings.hidden),
+                "units": list(work.hidden),
                 "activation": "elu",
                 "initializer": {"name": "default"},
                 "regularizer": {"name": "None"},
@@ -304,13 +310,13 @@ def rl_games(env: VecEnv, settings: Settings, scratch: str) -> Subject:
             "device": str(env.device),
             "device_name": str(env.device),
             "train_dir": scratch,
-            "num_actors": settings.num_envs,
-            "horizon_length": settings.num_steps,
-            "minibatch_size": batch // settings.minibatches,
-            "mini_epochs": settings.epochs,
+            "num_actors": work.num_envs,
+            "horizon_length": work.num_steps,
+            "minibatch_size": batch // work.minibatches,
+            "mini_epochs": work.epochs,
             "reward_shaper": {"scale_value": 1.0},
             "normalize_advantage": True,
-            "normalize_input": settings.normalize_obs,
+            "normalize_input": work.normalize_obs,
             "normalize_value": False,
             "gamma": 0.99,
             "tau": 0.95,
@@ -377,6 +383,7 @@ def _version(package: str) -> str:
 
 PEERS: dict[str, Peer] = {
     "rsl_rl": Peer("rsl_rl", "rsl-rl-lib", "5.5.1", rsl_rl),
+    "rsl_rl_compiled": Peer("rsl_rl", "rsl-rl-lib", "5.5.1", rsl_rl_compiled),
     "skrl": Peer("skrl", "skrl", "2.1.1", skrl),
     "rl_games": Peer("rl_games", "rl-games", "1.6.5", rl_games),
 }

@@ -1,0 +1,118 @@
+"""Tables and pictures of learning runs."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from facts import pipes, preamble
+from rich.console import Console
+from rich.table import Table
+
+COLORS = {"fp32": "#555555", "tf32": "#1f5fbf", "bf16": "#d1495b"}
+
+
+def summary(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows, one row for each task and precision: mean over the seeds (least to most)."""
+    target = f"{report['settings']['target']:.0%}"
+    heads = ["task", "precision", "envs", "seeds", "final success %", "final return"]
+    heads += [f"s to {target} success", f"M env steps to {target}", "set-up s", "whole run s"]
+    rows = []
+    for task, precision in dict.fromkeys((r["task"], r["precision"]) for r in report["results"]):
+        runs = [r for r in report["results"] if (r["task"], r["precision"]) == (task, precision)]
+        last = [r["curve"][-1] for r in runs]
+        reached = [r["reached"] for r in runs if r["reached"] is not None]
+        successes = [point["success"] for point in last]
+        missed = f", {len(runs) - len(reached)} never" if len(reached) < len(runs) else ""
+        known = None not in successes
+        rows.append(
+            [
+                task,
+                precision,
+                f"{runs[0]['num_envs']:,}",
+                f"{len(runs)}",
+                _range([100 * value for value in successes], 1) if known else "",
+                _range([point["return"] for point in last], 1),
+                _range([p["seconds"] for p in reached], 1) + missed if known else "",
+                _range([p["env_steps"] / 1e6 for p in reached], 1) + missed if known else "",
+                _range([r["setup"]["three_iterations_s"] for r in runs], 1),
+                _range([r["total_s"] for r in runs], 1),
+            ]
+        )
+    return heads, rows
+
+
+def _range(values: list[float], digits: int) -> str:
+    if not values:
+        return "–"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f}..{max(values):.{digits}f})"
+
+
+def notes(report: dict[str, Any]) -> list[str]:
+    """What must be known to read the table."""
+    texts = [
+        "Mean over the seeds (least..most). Seconds count from the making of the env; set-up, which they include, ends "
+        "with the third iteration, when the graphs are recorded. Importing the libraries, "
+        f"{_range([r['setup']['import_s'] for r in report['results']], 1)} s, comes before."
+    ]
+    if report["settings"]["jobs"] > 1:
+        texts.append(f"{report['settings']['jobs']} runs shared the device: the seconds are longer than those of one.")
+    heard = dict.fromkeys(text for r in report["results"] for text in r["warnings"])
+    return texts + [f"Warning: {text}" for text in heard] + [f"{n} failed: {w}" for n, w in report["failed"].items()]
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the results as a table."""
+    heads, rows = summary(report)
+    table = Table()
+    for number, heading in enumerate(heads):
+        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for text in notes(report):
+        console.print(text, highlight=False, markup=False)
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The results as a section of a Markdown file."""
+    tasks = ", ".join(dict.fromkeys(r["task"] for r in report["results"]))
+    heads, rows = summary(report)
+    return "\n\n".join([f"### Learning: {tasks}", preamble(report), pipes(heads, rows, left=(0, 1)), *notes(report)])
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Draw success, or return where a task reports none, against env steps and against seconds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    tasks = list(dict.fromkeys(r["task"] for r in report["results"]))
+    figure, grid = pyplot.subplots(
+        len(tasks), 2, figsize=(10, 3.6 * len(tasks)), layout="constrained", squeeze=False, sharey="row"
+    )
+    for task, (by_steps, by_seconds) in zip(tasks, grid, strict=True):
+        runs = [r for r in report["results"] if r["task"] == task]
+        success = runs[0]["curve"][-1]["success"] is not None
+        for run in runs:
+            first = run["seed"] == next(r["seed"] for r in runs if r["precision"] == run["precision"])
+            ys = [100 * p["success"] if success else p["return"] for p in run["curve"]]
+            xs = [[p["env_steps"] / 1e6 for p in run["curve"]], [p["seconds"] for p in run["curve"]]]
+            for axes, x in zip((by_steps, by_seconds), xs, strict=True):
+                color, name = COLORS[run["precision"]], run["precision"] if first else None
+                axes.plot(x, ys, color=color, linewidth=1.4, marker=".", alpha=0.8, label=name)
+        for axes, text in ((by_steps, "million env steps"), (by_seconds, "seconds, set-up included")):
+            if success:
+                axes.axhline(100 * report["settings"]["target"], color="#999999", linewidth=1, linestyle="--")
+            axes.set_xlabel(text)
+            axes.set_xlim(left=0)
+            axes.grid(True, color="#e4e4e4", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+        by_steps.set_ylabel("success, %" if success else "return")
+        by_steps.set_title(f"{task}, {runs[0]['num_envs']:,} envs, one line a seed", fontsize=10, loc="left")
+        by_steps.legend(frameon=False, loc="best")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
