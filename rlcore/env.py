@@ -22,7 +22,9 @@ class VecEnv(Protocol):
 
     - ``task``: its name, and ``deployment``: a dict for the exported file (see ``EnvSpec``);
     - ``state_dict() -> dict`` and ``load_state_dict(dict)``: everything that its future depends on, random
-      generator included, as tensors and plain values. With them a resumed run repeats bit for bit;
+      generator included, as tensors and plain values. With them a resumed run repeats bit for bit; ``exact_state``
+      is False where they hold less, such as counters that drive a curriculum, and episodes start anew;
+    - ``notes``: lines that a run prints when it begins;
     - ``capturable``: whether ``step`` may be recorded as a CUDA graph, all its state being tensors that change in place
       and all its random numbers from ``generator``;
     - ``render() -> uint8 array [H, W, 3]``: a picture of env 0.

@@ -54,19 +54,25 @@ class EpisodeStatistics:
 
     def _record_log(self, step: Step) -> None:
         ended = (step.terminated | step.truncated).float()  # [N]
+        total = ended.sum()
         goals = step.log.get("num_goals")
         for name, value in step.log.items():
-            weight = ended * goals if name == "success" and isinstance(goals, Tensor) else ended
-            value = torch.as_tensor(value, dtype=torch.float32, device=ended.device)
-            if value.dim() == 0:
-                weight = weight.sum()  # a scalar stands for all episodes that ended in this step
             key = "rollout/success" if name == "success" else f"env/{name}"
             if key not in self.log_sums:
                 self.log_sums[key] = torch.zeros_like(self.totals[0])
                 self.log_weights[key] = torch.zeros_like(self.totals[0])
-            # where: a value outside its episode's end may be anything, NaN included.
-            self.log_sums[key] += torch.where(weight > 0, value * weight, 0.0).sum()
-            self.log_weights[key] += weight.sum()
+            value_sum, weight_sum = self.log_sums[key], self.log_weights[key]
+            if not isinstance(value, Tensor):
+                value_sum.add_(total, alpha=float(value))  # stays off the host: no copy to the device
+                weight_sum.add_(total)
+            elif value.dim() == 0:  # stands for all episodes that ended in this step
+                value_sum.addcmul_(value.to(total.device, total.dtype), total)
+                weight_sum.add_(total)
+            else:
+                weight = ended * goals if name == "success" and isinstance(goals, Tensor) else ended
+                # where: a value outside its episode's end may be anything, NaN included.
+                value_sum.add_(torch.where(weight > 0, value * weight, 0.0).sum())
+                weight_sum.add_(weight.sum())
 
     def read(self) -> Metrics:
         """Return means as device scalars, NaN where nothing ended, and start anew."""
@@ -97,6 +103,12 @@ class Progress:
     obs: Obs
     state: State
     episodes: EpisodeStatistics
+
+    def restart(self, env: VecEnv, agent: Agent) -> None:
+        """Begin new episodes, as after something else has used the env."""
+        self.obs, self.state = env.reset(), agent.initial_state()
+        self.episodes.returns.zero_()
+        self.episodes.lengths.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the episodes in flight."""
@@ -133,10 +145,13 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     Returns:
         Where the run stands, and whether episodes in flight go on; if the env cannot save itself, they start anew.
     """
+    saved = content["progress"]
+    own = content["env"] is not None and hasattr(env, "load_state_dict")
+    exact = own and getattr(env, "exact_state", True)
+    if own and not exact:
+        env.load_state_dict(content["env"])  # type: ignore[attr-defined]  # counters, which a reset may read
     progress = begin(env, agent)
     agent.load_state_dict(content["agent"])
-    saved = content["progress"]
-    exact = content["env"] is not None and hasattr(env, "load_state_dict")
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
     if exact:
         env.load_state_dict(content["env"])  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import tyro
@@ -20,6 +20,10 @@ T = TypeVar("T")
 
 Pair = tuple[str, list[str]]
 """A dotted setting and the words given for it."""
+
+
+Job = Callable[[], int]
+"""What is left to do once everything the user gave has been checked; returns the exit code."""
 
 
 class UsageError(ValueError):
@@ -126,6 +130,27 @@ def free_value(key: str, values: Sequence[str]) -> Any:
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
         return float(value)  # YAML 1.1 wants a point in it
     return value
+
+
+def pairs_of(words: Sequence[str], cls: type[Any], free: str | None = None) -> list[Pair]:
+    """The settings among the words of a command; see ``split_words``."""
+    return split_words([word for word in words if word not in ("-h", "--help")], cls, free=free)
+
+
+def read(words: Sequence[str], cls: type[T], prog: str, free: str | None = None) -> tuple[T, dict[str, Any]] | None:
+    """The arguments of a command and its task options; None when only help was asked for."""
+    if asks_help(words):
+        print_help(cls, None, prog, (cls.__doc__ or "").strip())
+        return None
+    pairs = pairs_of(words, cls, free)
+    options = {key.removeprefix("env."): free_value(key, v) for key, v in pairs if key.startswith("env.")}
+    settings = [(key, values) for key, values in pairs if not key.startswith("env.")]
+    return parse(cls, settings, None, prog), options
+
+
+def asks_help(words: Sequence[str]) -> bool:
+    """Whether the words are a call for help."""
+    return "-h" in words or "--help" in words
 
 
 def _words_for(key: str, values: list[str], hint: Any) -> list[str]:

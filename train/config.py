@@ -112,8 +112,10 @@ def shipped_config(task: str) -> Path | None:
     return next((path for name in names if (path := CONFIGS / f"{name}.yaml").is_file()), None)
 
 
-def default_config(task: str, file: Path | None = None) -> tuple[TrainConfig, list[Path]]:
-    """Defaults of the dataclass, then of the shipped file, then the given file.
+def default_config(
+    task: str, file: Path | None = None, registered: Mapping[str, Any] | None = None
+) -> tuple[TrainConfig, list[Path]]:
+    """Defaults of the dataclass, then of the shipped file or what the task is registered with, then the given file.
 
     Returns:
         The configuration, and the files it came from.
@@ -122,7 +124,7 @@ def default_config(task: str, file: Path | None = None) -> tuple[TrainConfig, li
         ConfigError: a file is missing, or has an unknown key or an impossible value.
     """
     files = [path for path in (shipped_config(task), file) if path is not None]
-    data = to_dict(TrainConfig(task=task))
+    data = _merged(to_dict(TrainConfig(task=task)), registered or {})
     config = from_dict(TrainConfig, data)
     for path in files:
         data = _merged(data, load_yaml(path))

@@ -18,6 +18,7 @@ from rlcore.checkpoint import load_checkpoint, save_checkpoint
 from rlcore.config import ConfigError, from_dict, to_dict
 from rlcore.env import spec_of
 from rlcore.envs import make_env
+from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, learn, resume, snapshot
 from rlcore.ppo import PPO
 from rlcore.train.conclude import conclude, say
@@ -91,7 +92,13 @@ class Training:
             )
         # A simulator that cannot be restored must not repeat the episodes that it began with.
         self.env = make_env(config.task, config.num_envs, self.device, seed=config.seed + done, **config.env)
-        self.eval_env = make_env(config.task, config.eval_envs, self.device, seed=config.seed, **config.env)
+        # Isaac Sim has one scene per process: there, evaluations borrow the training env.
+        self.shares_env = simulator_of(config.task) == "isaaclab"
+        if self.shares_env:
+            self.eval_env = self.env
+        else:
+            options = {**config.env, "randomize_start": False} if "randomize_start" in config.env else config.env
+            self.eval_env = make_env(config.task, config.eval_envs, self.device, seed=config.seed, **options)
         if config.capture_env and not getattr(self.env, "capturable", False):
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.spec = spec_of(self.env)
@@ -155,10 +162,24 @@ class Training:
             say(self.console, f"stopped after iteration {progress.iteration}; to go on:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             return 128 + interrupt.signal
-        self.env.close()
-        code = conclude(self.run, self.eval_env, config, self.console)
+        if not self.shares_env:
+            self.env.close()
+        with self._whole_episodes():
+            code = conclude(self.run, self.eval_env, config, self.console)
         self.eval_env.close()
         return code
+
+    @contextmanager
+    def _whole_episodes(self) -> Iterator[None]:
+        """Let no episode of an evaluation begin in the middle, where it borrows the training env."""
+        before = getattr(self.eval_env, "randomize_start", None)
+        if before:
+            self.eval_env.randomize_start = False  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            if before:
+                self.eval_env.randomize_start = before  # type: ignore[attr-defined]
 
     def _folder(self) -> RunFolder:
         if self.resumed_from is None:
@@ -195,6 +216,10 @@ class Training:
             f"run folder   {run.path}",
         ):
             say(self.console, line)
+        for note in getattr(env, "notes", ()):
+            say(self.console, f"note         {note}")
+        if self.shares_env:
+            say(self.console, "note         evaluations use the training env, whose episodes then start anew")
         if self.progress is not None:
             say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
             if not self.exact:
@@ -207,7 +232,10 @@ class Training:
         if not last and not (every and progress.iteration % every == 0):
             return {}
         with undisturbed(self.device):
-            result = evaluate(self.eval_env, self.agent.policy, config.seed + EVAL_SEED)
+            with self._whole_episodes():
+                result = evaluate(self.eval_env, self.agent.policy, config.seed + EVAL_SEED)
+            if self.shares_env:
+                progress.restart(self.env, self.agent)
         # A later checkpoint that does as well has seen more: ties go to it.
         if self.best_score is None or result.score >= self.best_score:
             self.best_score = result.score

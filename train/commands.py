@@ -1,0 +1,223 @@
+"""The commands beside ``train``. Each checks everything that the user gave, and returns what is left to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlcore.train.arguments import Job, asks_help, read
+from rlcore.train.train_command import launched, with_library
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalArguments:
+    """Measure a policy: every env's first complete episode counts once."""
+
+    run: Path | None = None
+    """Run folder or checkpoint."""
+    checkpoint: str = "best"
+    """best, last, or an iteration."""
+    onnx: Path | None = None
+    """Exported file to measure instead, by itself."""
+    task: str | None = None
+    """Task for a file that does not name its own."""
+    num_envs: int = 100
+    """Copies of the task."""
+    episodes: int | None = None
+    """Episodes in all, rounded up to a multiple of num_envs; None: one for each env."""
+    seed: int = 4_000_003
+    """Seed of the episodes."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<index>."""
+    output: Path | None = None
+    """Where to write the figures; None: eval.json in the run folder, or beside the ONNX file."""
+
+
+def eval_command(words: Sequence[str]) -> Job:
+    """Read the words of ``rlcore eval``."""
+    given = read(words, EvalArguments, "rlcore eval", free="env")
+    if given is None:
+        return lambda: 0
+    args, options = given
+    _at_least(1, num_envs=args.num_envs, episodes=1 if args.episodes is None else args.episodes)
+
+    from rich.console import Console
+
+    from rlcore.train.conclude import evaluation_record, say, write_json
+    from rlcore.train.evaluate import evaluate
+
+    source = _source(args, options, args.num_envs)
+    rounds = -(-(args.episodes or args.num_envs) // args.num_envs)
+
+    def job() -> int:
+        console = Console()
+        result = evaluate(source.env, source.policy, args.seed, rounds=rounds)
+        output = args.output or source.folder / "eval.json"
+        write_json(output, evaluation_record(source.task, source.path, args.seed, result))
+        say(console, f"{source.task}, {source.path}")
+        say(console, result.summary())
+        say(console, "intervals of 95%: Student's t for the mean return, Wilson's score for the success rate")
+        say(console, f"written to {output}")
+        return 0
+
+    return job
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Write a trained policy as one self-contained ONNX file, checked against the policy; needs no simulator."""
+
+    run: Path | None = None
+    """Run folder or checkpoint."""
+    checkpoint: str = "best"
+    """best, last, or an iteration."""
+    output: Path | None = None
+    """File to write; None: export/policy.onnx in the run folder."""
+    dynamic_batch: bool = False
+    """Let the file take any number of observations at once instead of one."""
+
+
+def export_command(words: Sequence[str]) -> Job:
+    """Write the file that the words of ``rlcore export`` ask for."""
+    given = read(words, ExportArguments, "rlcore export")
+    if given is None:
+        return lambda: 0
+    args, _ = given
+
+    from rlcore.train.conclude import export_checkpoint
+    from rlcore.train.run import locate
+
+    run, checkpoint = locate(_required_run(args.run), args.checkpoint)
+    report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
+    print(f"parity    {report.parity}")
+    print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
+    return lambda: 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayArguments:
+    """Run a policy in one env and write what can be seen as an animation."""
+
+    run: Path | None = None
+    """Run folder or checkpoint."""
+    checkpoint: str = "best"
+    """best, last, or an iteration."""
+    onnx: Path | None = None
+    """Exported file to run instead, by itself."""
+    task: str | None = None
+    """Task for a file that does not name its own."""
+    steps: int | None = None
+    """Steps to show; None: one episode of full length, 500 steps at most."""
+    seed: int = 0
+    """Seed of the episode."""
+    device: str = "cpu"
+    """auto, cpu, cuda or cuda:<index>."""
+    output: Path | None = None
+    """A .gif, or with ffmpeg an .mp4; None: play.gif in the run folder, or beside the ONNX file."""
+
+
+def play_command(words: Sequence[str]) -> Job:
+    """Write the animation that the words of ``rlcore play`` ask for."""
+    given = read(words, PlayArguments, "rlcore play", free="env")
+    if given is None:
+        return lambda: 0
+    args, options = given
+    _at_least(1, steps=1 if args.steps is None else args.steps)
+
+    from rlcore.env import spec_of
+    from rlcore.train import play
+
+    if args.output is not None:
+        play.check_output(args.output)
+    source = _source(args, options, num_envs=1, render=True)
+    output = args.output or source.folder / "play.gif"
+    steps = args.steps or min(source.env.max_episode_length, 500)
+    control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
+    pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt)
+    count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
+    print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
+    print(f"written to {output}")
+    return lambda: 0
+
+
+def tasks_command(words: Sequence[str]) -> Job:
+    """Print the tasks that the words of ``rlcore tasks`` ask for."""
+    if asks_help(words):
+        print("usage: rlcore tasks [FILTER]\n\nList what can be trained; FILTER is part of a name.")
+        return lambda: 0
+    if len(words) > 1 or (words and words[0].startswith("-")):
+        raise ValueError(f"unexpected word '{words[-1]}'; write rlcore tasks, or rlcore tasks FILTER")
+    from rlcore.train.tasks import print_tasks
+
+    print_tasks(words[0] if words else "")
+    return lambda: 0
+
+
+def config_command(words: Sequence[str]) -> Job:
+    """Print the configuration that the words of ``rlcore config`` ask for."""
+    from rlcore.train.show_config import ConfigArguments, show_config
+
+    _, words = launched(with_library(words))
+    given = read(words, ConfigArguments, "rlcore config")
+    if given is None:
+        return lambda: 0
+    show_config(given[0])
+    return lambda: 0
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A policy to run, and the env to run it in."""
+
+    task: str
+    path: Path
+    """The checkpoint or the exported file."""
+    folder: Path
+    """Where results go."""
+    policy: Any
+    env: Any
+
+
+def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = False) -> _Source:
+    if (args.run is None) == (args.onnx is None):
+        raise ValueError("give either --run RUN or --onnx FILE")
+    from rlcore.envs import GYM_PREFIX, make_env
+    from rlcore.train.training import resolve_device
+
+    device = resolve_device(args.device)
+    if args.onnx is not None:
+        from rlcore.export import OnnxPolicy
+
+        path, folder = args.onnx, args.onnx.parent
+        policy: Any = OnnxPolicy(path)
+        task = args.task or policy.metadata.get("task")
+        if task is None:
+            raise ValueError(f"'{path}' does not name its task; give --task")
+    else:
+        from rlcore.train.conclude import restore_policy
+        from rlcore.train.run import locate
+
+        run, path = locate(args.run, args.checkpoint)
+        policy, _, content = restore_policy(path, device)
+        task, folder = content["config"]["task"], run.path
+        if args.task not in (None, task):
+            raise ValueError(f"--task is '{args.task}' and the run's is '{task}'; leave --task out")
+        options = content["config"]["env"] | options
+    if render and task.startswith(GYM_PREFIX):
+        options = {"render_mode": "rgb_array"} | options
+    env = make_env(task, num_envs, device, seed=args.seed, **options)
+    return _Source(task, path, folder, policy, env)
+
+
+def _required_run(run: Path | None) -> Path:
+    if run is None:
+        raise ValueError("--run is missing; give a run folder or a checkpoint")
+    return run
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"--{name} is {value}; give {least} or more")
