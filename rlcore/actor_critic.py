@@ -81,7 +81,9 @@ class ActorPolicy(Policy):
             self.register_buffer("high", torch.tensor(spec.action_high).clamp(max=limit), persistent=False)
         self.limited = not spec.discrete and bool((self.low > -torch.inf).any() or (self.high < torch.inf).any())
         if config.actor.init == "orthogonal":
-            orthogonal_(self.head.mean, 0.01)
+            orthogonal_(self.head.linear, 0.01)
+            if isinstance(self.head, GaussianHead):
+                self.head.reset_std()
 
     def initial_state(self, num_envs: int) -> State:
         """Zero recurrent state for ``num_envs`` envs; ``()`` for a feed-forward policy."""
@@ -94,8 +96,8 @@ class ActorPolicy(Policy):
 
         ``keep`` ``[T, N, 1]`` is 0 where an episode begins.
         """
-        features, state = self.trunk(normalized, state, keep)
-        return self.head(features), state
+        output, state = self.trunk(normalized, self.head.linear, state, keep)
+        return self.head(output), state
 
     def limit(self, action: Tensor) -> Tensor:
         """Bring actions within their bounds, ``[N, A]``."""
@@ -136,8 +138,8 @@ class Critic(nn.Module):
 
     def forward(self, normalized: Tensor, state: State = (), keep: Tensor | None = None) -> tuple[Tensor, State]:
         """Map a sequence of normalized observations ``[T, N, O]`` to values ``[T, N]`` and the next state."""
-        features, state = self.trunk(normalized, state, keep)
-        return self.value(features).squeeze(-1), state
+        output, state = self.trunk(normalized, self.value, state, keep)
+        return output.squeeze(-1), state
 
     def unroll(
         self, obs: Tensor, final_obs: Tensor | None, carried: State, keep: Tensor, length: int

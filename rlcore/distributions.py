@@ -16,7 +16,7 @@ class Gaussian(NamedTuple):
     """Independent normal distributions over ``A`` action dimensions; ``std`` is positive."""
 
     mean: Tensor  # [..., A]
-    std: Tensor  # [..., A]
+    std: Tensor  # [..., A], or [A] for all
 
     @property
     def mode(self) -> Tensor:
@@ -33,7 +33,7 @@ class Gaussian(NamedTuple):
         return (-0.5 * (z * z + LOG_2PI) - self.std.log()).sum(-1)
 
     def entropy(self) -> Tensor:
-        """Differential entropy in nats, summed over dimensions, ``[...]``."""
+        """Differential entropy in nats, summed over dimensions, ``[...]``; a scalar with one ``std`` for all."""
         return (self.std.log() + 0.5 * (1 + LOG_2PI)).sum(-1)
 
     def kl(self, new: Gaussian) -> Tensor:
@@ -77,47 +77,52 @@ Distribution = Gaussian | Categorical
 class GaussianHead(nn.Module):
     """Linear mean, and a standard deviation that cannot reach zero, change sign or overflow.
 
+    ``linear`` is applied by the caller, which may fuse it with the layers before.
+
     Args:
         features: size of the input.
         actions: A.
         init_std: standard deviation at the start.
         min_std: floor, approached smoothly.
         max_std: ceiling.
-        state_dependent: a deviation per state from a second linear layer, else one learned vector.
+        state_dependent: a deviation per state from the linear layer too, else one learned vector.
     """
 
     def __init__(
         self, features: int, actions: int, init_std: float, min_std: float, max_std: float, state_dependent: bool
     ) -> None:
         super().__init__()
-        self.min_std = min_std
-        self.max_std = max_std
-        self.mean = nn.Linear(features, actions)
+        self.actions, self.min_std, self.max_std = actions, min_std, max_std
+        self.linear = nn.Linear(features, 2 * actions if state_dependent else actions)
         # softplus is close to the identity for large values and never below zero, so the floor needs no clamp
         # whose gradient would vanish.
-        raw = init_std - min_std + math.log(-math.expm1(min_std - init_std))
-        self.raw_std: nn.Linear | nn.Parameter
-        if state_dependent:
-            self.raw_std = nn.Linear(features, actions)
-            nn.init.zeros_(self.raw_std.weight)
-            nn.init.constant_(self.raw_std.bias, raw)
-        else:
-            self.raw_std = nn.Parameter(torch.full((actions,), raw))
+        self.initial = init_std - min_std + math.log(-math.expm1(min_std - init_std))
+        self.raw_std = None if state_dependent else nn.Parameter(torch.full((actions,), self.initial))
+        self.reset_std()
 
-    def forward(self, features: Tensor) -> Gaussian:
-        """Map features ``[..., F]`` to the action distribution."""
-        mean = self.mean(features)
-        raw = self.raw_std(features) if isinstance(self.raw_std, nn.Linear) else self.raw_std.expand_as(mean)
+    @torch.no_grad()
+    def reset_std(self) -> None:
+        """Set a state-dependent deviation back to its start, as after the linear layer was initialized anew."""
+        if self.raw_std is None:
+            self.linear.weight[self.actions :] = 0.0
+            self.linear.bias[self.actions :] = self.initial
+
+    def forward(self, output: Tensor) -> Gaussian:
+        """Turn the linear layer's output ``[..., A or 2A]`` into the action distribution."""
+        if self.raw_std is None:
+            mean, raw = output.chunk(2, -1)
+        else:
+            mean, raw = output, self.raw_std
         return Gaussian(mean, (self.min_std + F.softplus(raw)).clamp(max=self.max_std))
 
 
 class CategoricalHead(nn.Module):
-    """Linear logits over K choices."""
+    """Linear logits over K choices; ``linear`` is applied by the caller."""
 
     def __init__(self, features: int, actions: int) -> None:
         super().__init__()
-        self.mean = nn.Linear(features, actions)
+        self.linear = nn.Linear(features, actions)
 
-    def forward(self, features: Tensor) -> Categorical:
-        """Map features ``[..., F]`` to the action distribution."""
-        return Categorical(F.log_softmax(self.mean(features), dim=-1))
+    def forward(self, output: Tensor) -> Categorical:
+        """Turn the linear layer's output ``[..., K]`` into the action distribution."""
+        return Categorical(F.log_softmax(output, dim=-1))

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from rlcore import kernels
 from rlcore.config import ConfigError, check, nearest
 from rlcore.recurrent import RNN, RNNConfig
 from rlcore.types import Obs, State
@@ -57,8 +58,11 @@ class MLP(nn.Module):
         super().__init__()
         self.size = config.hidden_dims[-1] if config.hidden_dims else inputs
         """Size of the output."""
-        self.bf16 = False
-        """Multiply in bfloat16 on CUDA; inputs, outputs and weights stay float32."""
+        self.precision = "fp32"
+        """How CUDA multiplies: fp32, tf32, or bf16; inputs, outputs and weights are float32 in any case."""
+        self.fused = False
+        """Whether CUDA runs activations inside the products, by kernels of our own; fp32 has none."""
+        self.activation = config.activation
         self.layers = nn.Sequential()
         for width in config.hidden_dims:
             self.layers.append(nn.Linear(inputs, width))
@@ -67,12 +71,17 @@ class MLP(nn.Module):
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[..., inputs]`` to ``[..., size]``."""
-        if self.bf16 and x.is_cuda:
-            with torch.autocast("cuda", torch.bfloat16):
-                return self.layers(x).float()  # type: ignore[no-any-return]
-        return self.layers(x)  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
+        """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
+        known = self.activation in kernels.ACTIVATIONS and len(self.layers) > 0
+        if x.is_cuda and known and self.fused and kernels.available(x.device):
+            linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+            weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
+            last = None if head is None else (head.weight, head.bias)
+            return kernels.mlp(x, weights, biases, self.activation, self.precision, last)
+        with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda and self.precision == "bf16"):
+            features = self.layers(x).float()
+        return features if head is None else head(features)  # type: ignore[no-any-return]
 
 
 class Network(nn.Module):
@@ -99,14 +108,14 @@ class Network(nn.Module):
         rnn = self.before or self.after
         return rnn.initial_state(num_envs) if rnn is not None else ()
 
-    def forward(self, x: Tensor, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
-        """Map a sequence ``[T, N, inputs]`` to features ``[T, N, size]`` and the next state; see ``RNN.forward``."""
+    def forward(self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
+        """Map a sequence ``[T, N, inputs]`` to a linear head's output and the next state; see ``RNN.forward``."""
         if self.before is not None:
             x, state = self.before(x, state, keep)
-        x = self.mlp(x)
-        if self.after is not None:
-            x, state = self.after(x, state, keep)
-        return x, state
+        if self.after is None:
+            return self.mlp(x, head), state
+        x, state = self.after(self.mlp(x), state, keep)
+        return head(x), state
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from rlcore import kernels
 from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
+from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision
 from rlcore.config import ConfigError, check
+from rlcore.distributions import Distribution
 from rlcore.env import VecEnv, spec_of
 from rlcore.learn import Progress, learn
 from rlcore.networks import concatenate
@@ -23,6 +26,7 @@ from rlcore.normalization import RunningNormalizer
 from rlcore.returns import gae, next_values
 from rlcore.rollout import Rollout
 from rlcore.types import Metrics, Mode, Obs, State, Step
+from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,8 @@ class PPO:
         spec = spec_of(env)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
-        self.policy.trunk.mlp.bf16 = self.critic.trunk.mlp.bf16 = config.precision == "bf16"
+        for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
+            mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
         self.recurrent = self.policy.trunk.recurrent or self.critic.trunk.recurrent
         # A feed-forward network learns from sequences of one step, so that there is one text for both.
         self.length = (config.sequence_length or config.num_steps) if self.recurrent else 1
@@ -154,14 +159,11 @@ class PPO:
         )
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         self.value_normalizer = RunningNormalizer(1).to(device) if config.normalize_value else None
-        # dict.fromkeys: with a shared trunk both modules list its parameters.
-        parameters = list(dict.fromkeys([*self.policy.parameters(), *self.critic.parameters()]))
         actor = list(self.policy.parameters())
-        self.clip_groups = [parameters] if config.grad_clip == "joint" else [actor, parameters[len(actor) :]]
+        critic = [p for p in self.critic.parameters() if not any(p is q for q in actor)]  # the trunk may be shared
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
-        self.optimizer = torch.optim.Adam(
-            parameters, lr=self.learning_rate, fused=True, capturable=device.type == "cuda"
-        )
+        groups = [actor + critic] if config.grad_clip == "joint" else [actor, critic]
+        self.optimizers = [FlatAdam(group, self.learning_rate, config.max_grad_norm) for group in groups]
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
         self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
@@ -171,6 +173,14 @@ class PPO:
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
+        # The kernel computes the common loss; torch.compile fuses any.
+        self.fused_loss = (
+            kernels.available(device)
+            and not spec.discrete
+            and config.bounds_loss_coef == 0
+            and config.normalize_advantage != "minibatch"
+            and "compile" not in config.mode
+        )
         self._loss = compiled(self._evaluate, config.mode, device)
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
@@ -208,10 +218,10 @@ class PPO:
             row["critic_obs"] = self.critic.normalizer(critic_obs)
         with matmul_precision(self.config.precision):
             sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
-        distribution = type(sequence)(*(part.squeeze(0) for part in sequence))
+        distribution = type(sequence)(*(part.squeeze(0) if part.dim() > 1 else part for part in sequence))
         action = distribution.sample()
         row |= {"action": action, "log_prob": distribution.log_prob(action)}
-        row |= {f"old_{name}": value for name, value in distribution._asdict().items()}
+        row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
         self.rollout.write(row)
         self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
         return self.policy.limit(action), state
@@ -257,7 +267,7 @@ class PPO:
             for _ in range(config.num_epochs):
                 order = torch.randperm(self.num_sequences, device=next_obs.device)
                 # Shuffled once an epoch, so that minibatches are views.
-                shuffled = {name: value.index_select(1, order) for name, value in batch.items()}
+                shuffled = {name: _select(value, order) for name, value in batch.items()}
                 parts = {name: value.chunk(config.num_minibatches, 1) for name, value in shuffled.items()}
                 for i in range(config.num_minibatches):
                     step = self._minibatch({name: part[i] for name, part in parts.items()})
@@ -310,22 +320,20 @@ class PPO:
     def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
         config = self.config
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
         loss, metrics = self._loss(sample)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            norms = [nn.utils.clip_grad_norm_(group, config.max_grad_norm) for group in self.clip_groups]
             if config.lr_schedule == "adaptive":
                 self._adapt_learning_rate(metrics["policy/kl"])
             if config.target_kl is not None:
                 self.stopped = self.stopped | (metrics["policy/kl"] > config.target_kl)
-            finite = torch.isfinite(loss) & torch.stack(norms).isfinite().all()
-            applied = finite & ~self.stopped
-            # Adam's own switch: with found_inf set, it leaves parameters, moments and step count alone.
-            self.optimizer.found_inf = (~applied).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-            metrics["policy/gradient_norm"] = torch.stack(norms).norm()
-            metrics["applied"] = applied.float()
+            allowed = torch.isfinite(loss) & ~self.stopped
+            results = [optimizer.step(allowed) for optimizer in self.optimizers]
+            norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
+            metrics["policy/gradient_norm"] = norms.norm()
+            metrics["applied"] = taken.amin()
         return metrics
 
     def _evaluate(self, sample: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
@@ -335,14 +343,18 @@ class PPO:
         distribution, _ = self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep)
         value, _ = self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep)  # [L, B]
         if config.burn_in > 0 and self.recurrent:
-            distribution = type(distribution)(*(part[config.burn_in :] for part in distribution))
+            # A deviation for all states [A] has no steps to leave out.
+            parts = (part[config.burn_in :] if part.dim() > 1 else part for part in distribution)
+            distribution = type(distribution)(*parts)
             value = value[config.burn_in :]
             sample = {name: part[config.burn_in :] for name, part in sample.items() if "_state" not in name}
+        if self.fused_loss:
+            return self._fused_loss(distribution, value, sample)
+
         old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
         advantage = sample["advantage"]
         if config.normalize_advantage == "minibatch":
             advantage = _standardize(advantage)
-
         ratio = (distribution.log_prob(sample["action"]) - sample["log_prob"]).exp()
         clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
         policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()  # PPO eq. 7
@@ -363,6 +375,22 @@ class PPO:
         if "old_std" in sample:
             metrics["policy/std"] = sample["old_std"].mean()
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _fused_loss(
+        self, distribution: Distribution, value: Tensor, sample: dict[str, Tensor]
+    ) -> tuple[Tensor, Metrics]:
+        """The same in one kernel, for the common settings."""
+        config = self.config
+        names = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns")
+        loss, metrics = gaussian_ppo_loss(
+            *(part.flatten(0, 1) if part.dim() > 1 else part for part in distribution),
+            *(part.flatten(0, 1) for part in (value, *(sample[name] for name in names))),
+            clip_range=config.clip_range,
+            value_coef=config.value_coef,
+            entropy_coef=config.entropy_coef,
+            clip_value_loss=config.clip_value_loss,
+        )
+        return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
 
     def _adapt_learning_rate(self, kl: Tensor) -> None:
         """Slow down when the policy moved too far and speed up when too little, before this minibatch's step."""
@@ -390,7 +418,7 @@ class PPO:
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
             "value_normalizer": self.value_normalizer.state_dict() if self.value_normalizer else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "learning_rate": self.learning_rate,
             "iteration": self.iteration,
             "timeout_bootstrap": self.timeout_bootstrap,
@@ -404,21 +432,27 @@ class PPO:
         self.critic.load_state_dict(state["critic"])
         if self.value_normalizer is not None:
             self.value_normalizer.load_state_dict(state["value_normalizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.learning_rate.copy_(state["learning_rate"])
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate  # loading put a copy there, which the schedule would not move
         self.iteration = state["iteration"]
         self.timeout_bootstrap = state["timeout_bootstrap"]
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
         self.trace.load_state_dict(state["trace"])
-        for captured in (self._act, self._record, self._update):
-            captured.reset()  # the trace and the optimizer's moments are other tensors now
+        for captured in (self._act, self._record):
+            captured.reset()  # the trace is other tensors now
 
 
 _TRACE_STEPS = 256
 _ROLLOUT_ONLY = {"reward", "terminated", "truncated", "final_obs"}
+
+
+def _select(value: Tensor, order: Tensor) -> Tensor:
+    """Reorder sequences ``[L, S, ...]``."""
+    if len(value) == 1:
+        return gather({"": value[0]}, order)[""].unsqueeze(0)
+    return value.index_select(1, order)
 
 
 def _standardize(x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def agent_on(task: str, mode: str, num_envs: int = 64, **changes: Any) -> PPO:
 
 
 def parameters(agent: PPO) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in agent.optimizer.param_groups[0]["params"]])
+    return torch.cat([optimizer.value for optimizer in agent.optimizers]).clone()
 
 
 @pytest.mark.gpu

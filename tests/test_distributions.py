@@ -65,7 +65,8 @@ def test_categorical_samples_have_the_stated_frequencies() -> None:
 @pytest.mark.parametrize("init_std", [0.02, 0.3, 1.0, 50.0])
 def test_head_starts_at_the_configured_deviation(init_std: float, state_dependent: bool) -> None:
     head = GaussianHead(8, 3, init_std, 0.01, 100.0, state_dependent)
-    std = head(torch.randn(16, 8)).std
+    distribution = head(head.linear(torch.randn(16, 8)))
+    std = distribution.std.expand_as(distribution.mean)
     torch.testing.assert_close(std, torch.full((16, 3), init_std), rtol=1e-4, atol=1e-6)
 
 
@@ -73,19 +74,19 @@ def test_head_starts_at_the_configured_deviation(init_std: float, state_dependen
 def test_deviation_stays_positive_and_finite_whatever_the_parameter(raw: float) -> None:
     head = GaussianHead(8, 3, 1.0, 0.01, 100.0, False)
     head.raw_std.data.fill_(raw)  # type: ignore[union-attr]
-    std = head(torch.randn(4, 8)).std
+    std = head(head.linear(torch.randn(4, 8))).std
     assert (std >= 0.01).all() and (std <= 100.0).all()
 
 
 def test_state_dependent_deviation_depends_on_the_state_once_trained() -> None:
     head = GaussianHead(8, 3, 1.0, 0.01, 100.0, True)
-    torch.nn.init.normal_(head.raw_std.weight)  # type: ignore[union-attr]
-    std = head(torch.randn(16, 8)).std
+    torch.nn.init.normal_(head.linear.weight)
+    std = head(head.linear(torch.randn(16, 8))).std
     assert std.std(0).min() > 0.1
 
 
 def test_uniform_categorical_head_entropy_is_log_k() -> None:
     head = CategoricalHead(8, 4)
-    torch.nn.init.zeros_(head.mean.weight)
-    torch.nn.init.zeros_(head.mean.bias)
-    torch.testing.assert_close(head(torch.randn(3, 8)).entropy(), torch.full((3,), math.log(4)))
+    torch.nn.init.zeros_(head.linear.weight)
+    torch.nn.init.zeros_(head.linear.bias)
+    torch.testing.assert_close(head(head.linear(torch.randn(3, 8))).entropy(), torch.full((3,), math.log(4)))

@@ -21,11 +21,11 @@ PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made
 # A module of the core may import its own layer and those below; algorithms never import each other.
 LAYERS = (
     {"_version", "types", "env", "config", "checkpoint", "returns", "distributions", "networks", "normalization"}
-    | {"capture", "kernels", "recurrent"},
+    | {"capture", "kernels", "update_kernels", "recurrent", "adam"},
     {"rollout", "replay", "learn", "actor_critic"},
     {"ppo", "sac", "ddpg"},
 )
-CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite"}
+CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite", "triton"}  # triton comes with PyTorch for CUDA
 IMPORT_NAMES = {"PyYAML": "yaml", "pillow": "PIL"}  # of requirements that are imported under another name
 SIMULATORS = {"isaaclab", "isaaclab_rl", "isaaclab_tasks", "mjlab", "mujoco", "mujoco_warp", "warp"}
 CAPTURE = ("torch.compile", "torch.cuda.graph", "torch.cuda.CUDAGraph", "torch.cuda.make_graphed_callables")
