@@ -18,6 +18,8 @@ from torch import Tensor
 from rlcore.types import Mode
 
 F = TypeVar("F", bound=Callable[..., Any])
+A = TypeVar("A")
+B = TypeVar("B")
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +44,19 @@ def matmul_precision(precision: str) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def side_by_side(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
+    """Run two functions that do not depend on each other; in a recording they share the GPU, gradients included."""
+    if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+        return first(), second()
+    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        other = second()
+    one = first()
+    here.wait_stream(aside)
+    return one, other
 
 
 class Captured:

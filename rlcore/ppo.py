@@ -16,7 +16,7 @@ from torch import Tensor
 from rlcore import kernels
 from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
 from rlcore.adam import FlatAdam
-from rlcore.capture import Captured, compiled, matmul_precision
+from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check
 from rlcore.distributions import Distribution
 from rlcore.env import VecEnv, spec_of
@@ -307,6 +307,9 @@ class PPO:
         kept |= {"value": values, "advantage": advantages, "returns": returns}
         if self.recurrent:
             kept["keep"] = keep[:-1]
+        if config.precision == "bf16" and not self.recurrent:
+            for name in kept.keys() & {"actor_obs", "critic_obs"}:  # once, and not in each minibatch
+                kept[name] = kept[name].bfloat16() if kept[name].is_cuda else kept[name]
         batch = {name: self._sequences(value) for name, value in kept.items()}
         for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
             batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
@@ -340,8 +343,10 @@ class PPO:
         """The loss on sequences ``[L, B, ...]``, and what to log of it."""
         config, keep = self.config, sample.get("keep")
         states = [[sample[name] for name in sample if name.startswith(f"{who}_state")] for who in ("actor", "critic")]
-        distribution, _ = self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep)
-        value, _ = self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep)  # [L, B]
+        (distribution, _), (value, _) = side_by_side(  # value [L, B]
+            lambda: self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep),
+            lambda: self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep),
+        )
         if config.burn_in > 0 and self.recurrent:
             # A deviation for all states [A] has no steps to leave out.
             parts = (part[config.burn_in :] if part.dim() > 1 else part for part in distribution)
