@@ -108,6 +108,25 @@ def rollout(agent: PPO) -> dict[str, Tensor]:
     return batch
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_fused_sequences_on_the_gpu_equal_the_plain_ones(kind: str, layers: int) -> None:
+    rnn = RNN(INPUTS, network(kind, layers=layers).rnn)
+    x, keep, weight = torch.randn(T, N, INPUTS), random_keep().float(), torch.randn(T, N, H)
+    state = tuple(torch.randn_like(part) for part in rnn.initial_state(N))
+    results = []
+    for device in ("cpu", "cuda"):
+        rnn = rnn.to(device)
+        leaves = [v.to(device).requires_grad_() for v in (x.clone(), *(part.clone() for part in state))]
+        y, after = rnn(leaves[0], tuple(leaves[1:]), keep.to(device))
+        loss = (y * weight.to(device)).sum() + sum(part.square().sum() for part in after)
+        gradients = torch.autograd.grad(loss, [*leaves, *rnn.parameters()])
+        results.append([v.cpu() for v in (y, *after, *gradients)])
+    for plain, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 @pytest.mark.parametrize("position", ["before", "after"])
 def test_step_by_step_equals_the_sequence(kind: str, position: str) -> None:
