@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-# By name: once rlcore.envs.gymnasium is loaded, a bare `gymnasium` in this file would mean that adapter.
-from gymnasium.envs.registration import registry
-
-from rlcore.env import VecEnv
 from rlcore.envs.launch import simulator_of
+
+if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and its launcher is in this package
+    import torch
+
+    from rlcore.env import VecEnv
 
 GYM_PREFIX = "gym:"
 
@@ -94,6 +93,8 @@ def _load(place: str) -> Any:
 
 
 def _checked_device(device: str | torch.device) -> torch.device:
+    import torch
+
     try:
         device = torch.device(device)
     except RuntimeError as error:
@@ -105,6 +106,9 @@ def _checked_device(device: str | torch.device) -> torch.device:
 
 
 def _unknown_task(task: str) -> str:
+    # By name: once rlcore.envs.gymnasium is loaded, a bare `gymnasium` in this file would mean that adapter.
+    from gymnasium.envs.registration import registry
+
     nearest = nearest_names(task, TASKS)
     if task in registry:
         nearest = [GYM_PREFIX + task, *nearest]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -139,6 +140,7 @@ def make_mjlab(
     Raises:
         ValueError: mjlab is missing, an unknown task or field, or what ``MjlabEnv`` refuses.
     """
+    os.environ.setdefault("MJLAB_WARP_QUIET", "1")  # a line for each of a hundred kernels
     module, _, name = task.removeprefix("mjlab:").rpartition(":")
     try:
         for package in ("mjlab", "mjlab.tasks"):  # the latter registers what is shipped

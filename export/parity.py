@@ -1,6 +1,6 @@
 """Does the exported file do what the policy does? Both are driven with the same observations and compared.
 
-Three kinds of observation are replayed, each with recurrent state reset where an episode ended:
+Three kinds of observation are replayed:
 
 - recorded: what the policy met in training or evaluation;
 - random: normal, with the recording's mean and deviation per feature (0 and 1 without a recording);
@@ -9,6 +9,12 @@ Three kinds of observation are replayed, each with recurrent state reset where a
 The absolute difference is held against the tolerance as it is where an output stays within -1..1. Where it goes further
 the difference is divided by the output's largest magnitude, because float32 carries 7 digits and a torque of up to 100
 cannot be repeated to 1e-5; and for outliers by ten times that, because rounding grows with the input.
+
+A recurrent policy is compared in two ways. On all observations the file starts every step from the policy's state, and
+actions and next states are held against the tolerance. On the recording each then keeps its own state, reset where an
+episode ended, for 256 steps and more (a shorter recording is gone through again and again), and the actions are held
+against the tolerance. How far the states drift apart meanwhile is only reported: a network may let rounding grow where
+its actions do not depend on it, and then differs as much from itself in double precision.
 """
 
 from __future__ import annotations
@@ -29,6 +35,8 @@ from rlcore.export.runner import OnnxPolicy
 from rlcore.types import Obs, Policy, State
 
 RANDOM_SHAPE = (32, 32)  # steps, envs
+END_RATE = 0.1  # chance of a random step to end its episode
+SEQUENCE_STEPS = 256  # through which a recurrent policy and its file keep their own states, at least
 OUTLIER = 10.0  # how many times further out than random observations
 
 
@@ -41,7 +49,7 @@ class ParityReport:
     recorded_samples: int = 0
     """Observations replayed from the recording."""
     samples: int = 0
-    """All observations replayed: recorded, random and outliers."""
+    """All observations replayed: recorded (recurrent: more than once), random and outliers."""
     error: float = 0.0
     """Largest difference as judged (see the module's text); what is held against the tolerance."""
     worst_output: str = ""
@@ -56,6 +64,10 @@ class ParityReport:
     """Discrete: other indices that are not held against the file, because the policy itself chooses the file's index
     for an observation that differs by no more than the tolerance (relative)."""
     source: str = "random observations only"
+    steps: int = 0
+    """Recurrent: consecutive steps over which policy and file kept their own states, reset where episodes ended."""
+    state_drift: float = 0.0
+    """Recurrent: largest absolute difference of these states."""
 
     @property
     def passed(self) -> bool:
@@ -84,6 +96,8 @@ class ParityReport:
             "parity_source": self.source,
             "parity_tolerance": self.tolerance,
         }
+        if self.steps:
+            facts |= {"parity_steps": self.steps, "parity_state_drift": self.state_drift}
         return {**facts, "parity_mismatches": self.mismatches, "parity_ties": self.ties} if self.discrete else facts
 
 
@@ -116,13 +130,16 @@ def verify(
     generator = np.random.default_rng(0)
     sizes = policy.observation_sizes
     mean, std = {group: np.zeros(size) for group, size in sizes.items()}, {g: np.ones(s) for g, s in sizes.items()}
-    replays: list[tuple[Obs, NDArray[np.bool_], float]] = []
+    replays: list[tuple[Obs, NDArray[np.bool_], float, bool]] = []
     if recording is not None:
         obs, done = _check_recording(recording, sizes)
         for group, values in obs.items():
             flat = values.double().reshape(-1, sizes[group]).numpy()  # [T * M, O]
             mean[group], std[group] = flat.mean(axis=0), flat.std(axis=0)
-        replays.append((obs, done, 1.0))
+        replays.append((obs, done, 1.0, True))
+        if reference.initial_state(1):
+            replays.append((*_prolonged(obs, done), 1.0, False))
+            report.steps = len(replays[-1][1])
         report.recorded_samples = done.size
         report.source = "recorded and random observations"
     for far in (1.0, OUTLIER):
@@ -130,11 +147,11 @@ def verify(
         for group, size in sizes.items():
             normal = generator.standard_normal((*RANDOM_SHAPE, size))
             obs[group] = torch.from_numpy(mean[group] + far * std[group] * normal).float()  # [T, M, O]
-        replays.append((obs, generator.random(RANDOM_SHAPE) < 0.1, far))
-    for obs, done, far in replays:
-        _replay(runner, reference, obs, done, far, std, report)
+        replays.append((obs, generator.random(RANDOM_SHAPE) < END_RATE, far, True))
+    for obs, done, far, follow in replays:
+        _replay(runner, reference, obs, done, far, std, report, follow)
         if runner.dynamic:  # one row is what a robot will send
-            _replay(runner, reference, {g: x[:, :1] for g, x in obs.items()}, done[:, :1], far, std, report)
+            _replay(runner, reference, {g: x[:, :1] for g, x in obs.items()}, done[:, :1], far, std, report, follow)
     return report
 
 
@@ -167,6 +184,12 @@ def _check_recording(recording: Mapping[str, Tensor], sizes: Mapping[str, int]) 
     return obs, done.numpy()
 
 
+def _prolonged(obs: Obs, done: NDArray[np.bool_]) -> tuple[Obs, NDArray[np.bool_]]:
+    """Repeat a sequence until it is long enough."""
+    times = -(-SEQUENCE_STEPS // len(done))
+    return {group: x.repeat(times, 1, 1) for group, x in obs.items()}, np.tile(done, (times, 1))
+
+
 @torch.no_grad()
 def _replay(
     runner: OnnxPolicy,
@@ -176,8 +199,12 @@ def _replay(
     far: float,
     std: Mapping[str, NDArray[Any]],
     report: ParityReport,
+    follow: bool,
 ) -> None:
-    """Drive file and policy through ``[T, M]`` observations and enter the differences into the report."""
+    """Drive file and policy through ``[T, M]`` observations and enter the differences into the report.
+
+    With ``follow`` the file is given the policy's state before every step; without, only actions are compared.
+    """
     num_steps, num_rows = done.shape
     state: State = tuple(s.cpu() for s in reference.initial_state(num_rows))
     runner.reset()
@@ -186,6 +213,8 @@ def _replay(
         now = {group: x[t] for group, x in obs.items()}
         before = state
         action, state = reference(now, before)
+        if follow and t > 0:
+            runner.state = [s.numpy() for s in before]
         got = runner(np.concatenate([x.numpy() for x in now.values()], axis=-1))
         if got.shape != tuple(action.shape) or len(runner.state) != len(state):
             raise ExportError(
@@ -204,7 +233,11 @@ def _replay(
         runner.reset(done[t])
     report.samples += num_steps * num_rows
     for name, steps in pairs.items():
-        _compare(name, np.stack([pair[0] for pair in steps]), np.stack([pair[1] for pair in steps]), far, report)
+        wanted, actual = (np.stack([pair[i] for pair in steps]) for i in range(2))
+        if follow or name == "actions":
+            _compare(name, wanted, actual, far, report)
+        else:
+            report.state_drift = max(report.state_drift, float(np.abs(actual - wanted).max()))
 
 
 def _compare(name: str, expected: NDArray[Any], actual: NDArray[Any], far: float, report: ParityReport) -> None:

@@ -31,6 +31,8 @@ _SCALARS = {
     "parity_mismatches",
     "parity_outlier_max_abs_error",
     "parity_samples",
+    "parity_state_drift",
+    "parity_steps",
     "parity_ties",
     "parity_tolerance",
 }

@@ -190,7 +190,8 @@ class PPO:
 
     def initial_state(self) -> State:
         """Zero state of the actor for every env; the critic's, which it keeps itself, is cleared as well."""
-        self.critic_state = self.critic.initial_state(self.env.num_envs)
+        for part in self.critic_state:
+            part.zero_()  # in place: recordings know these tensors
         return self.policy.initial_state(self.env.num_envs)
 
     def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:

@@ -28,10 +28,10 @@ def test_python_snippets_run(number: int, tmp_path: Path) -> None:
 
 
 def test_shell_snippets_run_one_after_the_other(tmp_path: Path) -> None:
-    assert len(SHELL) == 8
+    assert len(SHELL) == 10
     for line in SHELL:
         # Shorter than the real thing, but the same command.
-        short = re.sub(r"(rlcore train --task CartPole)", r"\1 --num-iterations 3", line)
+        short = re.sub(r"(rlcore train --task (CartPole|Memory))", r"\1 --num-iterations 3", line)
         command = re.sub(r"^rlcore", f"{sys.executable} -m rlcore", short)
         run(["bash", "-c", command], tmp_path)
     assert (tmp_path / "cart.gif").stat().st_size > 1000

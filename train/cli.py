@@ -35,7 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code. Whatever is wrong with the command line, a configuration or a file gives 2 and one line on
         stderr; ``RLCORE_DEBUG=1`` shows the traceback.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    finally:
+        command = sys.modules.get("rlcore.train.train_command")
+        if command is not None:
+            command.close_simulator()
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0

@@ -37,7 +37,7 @@ class EvalArguments:
 
 def eval_command(words: Sequence[str]) -> Job:
     """Read the words of ``rlcore eval``."""
-    given = read(words, EvalArguments, "rlcore eval", free="env")
+    given = read(launched(words), EvalArguments, "rlcore eval", free="env")
     if given is None:
         return lambda: 0
     args, options = given
@@ -120,7 +120,7 @@ class PlayArguments:
 
 def play_command(words: Sequence[str]) -> Job:
     """Write the animation that the words of ``rlcore play`` ask for."""
-    given = read(words, PlayArguments, "rlcore play", free="env")
+    given = read(launched(words), PlayArguments, "rlcore play", free="env")
     if given is None:
         return lambda: 0
     args, options = given
@@ -137,6 +137,7 @@ def play_command(words: Sequence[str]) -> Job:
     control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
     pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt)
     count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
+    source.env.close()
     print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
     print(f"written to {output}")
     return lambda: 0
@@ -149,17 +150,20 @@ def tasks_command(words: Sequence[str]) -> Job:
         return lambda: 0
     if len(words) > 1 or (words and words[0].startswith("-")):
         raise ValueError(f"unexpected word '{words[-1]}'; write rlcore tasks, or rlcore tasks FILTER")
+    part = words[0] if words else ""
+    if part.lower().startswith("isaac"):
+        launched(["--task", "Isaac-", "--headless"])
     from rlcore.train.tasks import print_tasks
 
-    print_tasks(words[0] if words else "")
+    print_tasks(part)
     return lambda: 0
 
 
 def config_command(words: Sequence[str]) -> Job:
     """Print the configuration that the words of ``rlcore config`` ask for."""
+    words = launched(with_library(words))
     from rlcore.train.show_config import ConfigArguments, show_config
 
-    _, words = launched(with_library(words))
     given = read(words, ConfigArguments, "rlcore config")
     if given is None:
         return lambda: 0
@@ -183,7 +187,8 @@ class _Source:
 def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = False) -> _Source:
     if (args.run is None) == (args.onnx is None):
         raise ValueError("give either --run RUN or --onnx FILE")
-    from rlcore.envs import GYM_PREFIX, make_env
+    from rlcore.envs import make_env
+    from rlcore.envs.launch import simulator_of
     from rlcore.train.training import resolve_device
 
     device = resolve_device(args.device)
@@ -205,7 +210,9 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
         if args.task not in (None, task):
             raise ValueError(f"--task is '{args.task}' and the run's is '{task}'; leave --task out")
         options = content["config"]["env"] | options
-    if render and task.startswith(GYM_PREFIX):
+        if "randomize_start" in options:
+            options["randomize_start"] = False  # whole episodes, whatever the training began with
+    if render and simulator_of(task) != "builtin":
         options = {"render_mode": "rgb_array"} | options
     env = make_env(task, num_envs, device, seed=args.seed, **options)
     return _Source(task, path, folder, policy, env)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from collections.abc import Mapping
-from typing import Any, get_args
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import gymnasium
 
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, from_dict, to_dict
+from rlcore.envs import nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, simulator_of
-from rlcore.train.importers import Conversion, Library, convert, find_agent_config
+from rlcore.ppo import PPOConfig
+from rlcore.train.config import TrainConfig
+from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
+
+OWN_PPO = "rlcore_ppo_cfg_entry_point"
 
 
 def registered_config(
@@ -18,8 +25,8 @@ def registered_config(
 ) -> tuple[dict[str, Any], Conversion | None]:
     """Find what a task of Isaac Lab or mjlab is to be trained with; its simulator must have been launched.
 
-    ``rlcore_cfg_entry_point`` in the registration counts as it is; else that of rsl_rl, skrl, rl_games or SB3 is
-    converted, the first there is.
+    ``rlcore_cfg_entry_point`` (or ``rlcore_ppo_cfg_entry_point``) in the registration counts as it is: YAML, a mapping,
+    a ``TrainConfig`` or a ``PPOConfig``; else that of rsl_rl, skrl, rl_games or SB3 is converted, the first there is.
 
     Args:
         task: name of the task.
@@ -32,51 +39,109 @@ def registered_config(
     Raises:
         ConfigError: the task is unknown, ships no such configuration, or one that cannot be used.
     """
-    if library is not None and library not in ("rlcore", *get_args(Library)):
-        raise ConfigError(f"--from is '{library}'; choose from rlcore, {', '.join(get_args(Library))}")
+    if library is not None and library not in REGISTRY_ORDER:
+        raise ConfigError(f"--from is '{library}'; choose from {', '.join(REGISTRY_ORDER)}")
     simulator = simulator_of(task)
     if simulator not in ("isaaclab", "mjlab"):
         raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
     name = task.removeprefix(f"{simulator}:").rpartition(":")[2]
     kwargs, own_envs = (_isaaclab if simulator == "isaaclab" else _mjlab)(task, name)
+    if OWN_PPO in kwargs:
+        kwargs["rlcore_cfg_entry_point"] = kwargs.pop(OWN_PPO)
     if library is not None:
+        there = [entry for entry in REGISTRY_ORDER if kwargs.get(f"{entry}_cfg_entry_point") is not None]
+        if library not in there:
+            raise ConfigError(f"task '{name}' ships no configuration of {library}; it has {', '.join(there) or 'none'}")
         kwargs = {key: value for key, value in kwargs.items() if key == f"{library}_cfg_entry_point"}
-    found, source = find_agent_config(name, kwargs)
+    found, source = _agent_config(name, kwargs)
     if found == "rlcore":
-        settings = dict(source) if isinstance(source, Mapping) else dict(vars(source))
-        return {"num_envs": num_envs or own_envs, **settings}, None
+        settings = {"num_envs": own_envs, **_settings(name, source)}
+        from_dict(TrainConfig, {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
+        return settings | ({} if num_envs is None else {"num_envs": num_envs}), None
     conversion = convert(source, found, num_envs=num_envs or own_envs, task=task)  # type: ignore[arg-type]
     # The scripts that train with these configurations begin episodes at random times; see the option.
     return {**conversion.config, "env": {"randomize_start": True}}, conversion
 
 
+def _agent_config(name: str, kwargs: dict[str, Any]) -> tuple[str, Any]:
+    """The first configuration there is; Isaac Lab cannot load rsl_rl's without rsl_rl, then it is the next."""
+    try:
+        return find_agent_config(name, kwargs)
+    except ConfigError as error:
+        if getattr(error.__cause__, "name", None) not in ("rsl_rl", "rsl_rl.env", "tensordict"):
+            raise
+        others = {key: value for key, value in kwargs.items() if key != "rsl_rl_cfg_entry_point"}
+        if not any(f"{library}_cfg_entry_point" in others for library in REGISTRY_ORDER):
+            raise ConfigError(f"{error}; run: pip install rsl-rl-lib") from error
+    print("note         rsl_rl is not installed (pip install rsl-rl-lib): taking another library's configuration")
+    return find_agent_config(name, others)
+
+
+def _settings(name: str, source: Any) -> dict[str, Any]:
+    """A configuration of our own as a mapping, without its task: what the user wrote names it."""
+    if isinstance(source, PPOConfig):
+        return {"agent": to_dict(source)}
+    if isinstance(source, TrainConfig):
+        defaults = to_dict(TrainConfig(task=source.task))
+        return {key: value for key, value in to_dict(source).items() if value != defaults[key]}
+    if dataclasses.is_dataclass(source) or not isinstance(source, Mapping):
+        raise ConfigError(
+            f"task '{name}': rlcore_cfg_entry_point is {type(source).__name__}; give a TrainConfig, a PPOConfig, "
+            "a mapping or a YAML file"
+        )
+    return {key: value for key, value in source.items() if key != "task"}
+
+
+def registered_names(simulator: str) -> list[str]:
+    """Tasks that are registered with ``isaaclab``, which must have been launched, or ``mjlab``.
+
+    Raises:
+        ConfigError: it is not installed; the message says how to install it.
+    """
+    if simulator == "isaaclab":
+        _import("isaaclab_tasks.utils", GET_ISAACLAB)
+        return [name for name, spec in gymnasium.registry.items() if "env_cfg_entry_point" in spec.kwargs]
+    return list(_mjlab_registry("").list_tasks())
+
+
 def _isaaclab(task: str, name: str) -> tuple[dict[str, Any], int]:
     tasks = _import("isaaclab_tasks.utils", f"{task}: {GET_ISAACLAB}")
     _import_own(task)
-    if name not in gymnasium.registry:
-        raise ConfigError(f"unknown Isaac Lab task '{name}'; `rlcore tasks {name[:8]}` lists what is registered")
+    _check_name("Isaac Lab", name, registered_names("isaaclab"))
     cfg = tasks.load_cfg_from_registry(name, "env_cfg_entry_point")
     return dict(gymnasium.registry[name].kwargs), int(cfg.scene.num_envs)
 
 
 def _mjlab(task: str, name: str) -> tuple[dict[str, Any], int]:
-    _import("mjlab.tasks", f"{task}: {GET_MJLAB}")
-    registry = _import("mjlab.tasks.registry", f"{task}: {GET_MJLAB}")
+    registry = _mjlab_registry(f"{task}: ")
     _import_own(task)
-    if name not in registry.list_tasks():
-        raise ConfigError(f"unknown mjlab task '{name}'; tasks are {', '.join(registry.list_tasks())}")
+    _check_name("mjlab", name, registry.list_tasks())
     return {"rsl_rl_cfg_entry_point": registry.load_rl_cfg(name)}, int(registry.load_env_cfg(name).scene.num_envs)
+
+
+def _mjlab_registry(where: str) -> Any:
+    os.environ.setdefault("MJLAB_WARP_QUIET", "1")  # a line for each of a hundred kernels
+    _import("mjlab.tasks", f"{where}{GET_MJLAB}")  # registers what is shipped
+    return _import("mjlab.tasks.registry", f"{where}{GET_MJLAB}")
+
+
+def _check_name(simulator: str, name: str, names: Sequence[str]) -> None:
+    if name not in names:
+        near = nearest_names(name, names)
+        hint = f"did you mean {', '.join(near)}?" if near else f"`rlcore tasks {simulator.split()[0]}` lists them"
+        raise ConfigError(f"unknown {simulator} task '{name}': {hint}")
 
 
 def _import_own(task: str) -> None:
     """Import the module of the user's project that registers the task, as in ``mjlab:my_tasks:My-Task``."""
     parts = task.split(":")
     if len(parts) == 3:
-        _import(parts[1], f"{task}: cannot import module '{parts[1]}'")
+        _import(parts[1], f"{task}: there is no module '{parts[1]}'; install it or set PYTHONPATH")
 
 
 def _import(module: str, message: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ConfigError(message) from error
+        missing = (error.name or "").partition(".")[0] == module.partition(".")[0]
+        raise ConfigError(message if missing else f"cannot import {module}: {error}") from error

@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 
 from rlcore.config import ConfigError, from_dict, save_yaml, to_dict
+from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.train.config import TrainConfig, default_config
 from rlcore.train.importers import Conversion, convert_file, show
@@ -51,8 +52,10 @@ def show_config(args: ConfigArguments) -> int:
     else:
         if args.library is not None:
             raise ConfigError(f"task '{args.task}' ships no configuration of another library; leave --from out")
+        if simulator_of(args.task or "") == "builtin":
+            make_env(args.task or "", 1).close()  # refuses what there is not
         settings = to_dict(default_config(args.task or "")[0])
-    config = from_dict(TrainConfig, {"task": args.task or "TASK", **settings})
+    config = from_dict(TrainConfig, {**settings, "task": args.task or "TASK"})
     if conversion is not None and args.show:
         show(conversion, Console())
     if args.output is not None:

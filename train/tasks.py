@@ -11,6 +11,7 @@ from rich.table import Table
 from rlcore.env import spec_of
 from rlcore.envs import GYM_PREFIX, TASKS, make_env, nearest_names
 from rlcore.train.evaluate import ENDLESS
+from rlcore.train.registered import registered_names
 
 
 def print_tasks(part: str) -> None:
@@ -19,6 +20,11 @@ def print_tasks(part: str) -> None:
     Raises:
         ValueError: there is none; the message names the nearest.
     """
+    for simulator in ("isaaclab", "mjlab"):
+        if part.lower().startswith(simulator[:5]):  # names begin with Isaac- or Mjlab-; making one takes long
+            names = registered_names(simulator)
+            print("\n".join([name for name in names if part.lower() in name.lower()] or names))
+            return
     built_in = [name for name in TASKS if part.lower() in name.lower()]
     ids = _gymnasium_ids()
     matching = {family: [name for name in names if part.lower() in name.lower()] for family, names in ids.items()}
@@ -48,6 +54,7 @@ def print_tasks(part: str) -> None:
         print("\nand gymnasium ids; `rlcore tasks PART_OF_A_NAME` shows their sizes:")
         for family, names in matching.items():
             print(f"  {family}: {', '.join(names)}")
+        print("\nand those of simulators where they are installed: `rlcore tasks Mjlab`, `rlcore tasks Isaac`")
 
 
 def _describe(name: str) -> tuple[str, str, str]:

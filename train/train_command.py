@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from rlcore.train import arguments
-from rlcore.train.arguments import Job
+from rlcore.train.arguments import Job, UsageError
+
+SCENE_NUM_ENVS = "env.scene.num_envs"
+"""What Isaac Lab and mjlab call the number of copies."""
+
+_apps: list[Any] = []
+"""Simulators that ``launched`` started and ``close_simulator`` will close."""
 
 
 def train_command(words: Sequence[str]) -> Job:
     """Read the words of ``rlcore train``."""
-    app, words = launched(with_library(words))
+    words = launched(with_library(words))
     from rlcore.config import ConfigError
     from rlcore.train.config import TrainConfig, default_config, task_of
 
@@ -56,31 +65,71 @@ def train_command(words: Sequence[str]) -> Job:
             shown = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(TrainConfig)})
             arguments.print_help(TrainArguments, shown, "rlcore train", text)
             return lambda: 0
+    pairs += [("num_envs", values) for key, values in pairs if key == SCENE_NUM_ENVS]
+    pairs = [(key, values) for key, values in pairs if key != SCENE_NUM_ENVS]
     options = {key.removeprefix("env."): arguments.free_value(key, v) for key, v in pairs if key.startswith("env.")}
-    if "scene.num_envs" in options:  # as Isaac Lab and mjlab call it
-        pairs.append(("num_envs", [str(options.pop("scene.num_envs"))]))
     default = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(TrainConfig)})
     settings = [(key, values) for key, values in pairs if not key.startswith("env.")]
     parsed = arguments.parse(TrainArguments, settings, default, "rlcore train")
     config = TrainConfig(**{f.name: getattr(parsed, f.name) for f in fields(TrainConfig)})
     config = replace(config, env=base.env | options)
-    return _training(base, config, resumed, app)
+    return _training(base, config, resumed)
 
 
 def with_library(words: Sequence[str]) -> list[str]:
     """``--from`` is a word of Python, so the setting behind it has another name."""
-    return ["--library" + word.removeprefix("--from") if re.match(r"--from(=|$)", word) else word for word in words]
+    return [re.sub(r"^(--from(?==|$)|from(?==))", "--library", word) for word in words]
 
 
-def launched(words: Sequence[str]) -> tuple[Any, list[str]]:
-    """Start the simulator that a task needs before anything else is imported, and take its flags out of the words."""
-    from rlcore.envs.launch import launch
+def launched(words: Sequence[str]) -> list[str]:
+    """Start the simulator that a command needs before anything else is imported, and take its flags out of the words.
+
+    The task is the one that is named, else that of the run or the configuration file that is.
+    """
+    from rlcore.envs.launch import launch, simulator_of
 
     if arguments.asks_help(words):
-        return None, list(words)
-    given = [word.partition("=")[2] or following for word, following in zip(words, [*words[1:], ""], strict=False)
-             if re.match(r"(--)?task(=|$)", word)]  # fmt: skip
-    return launch(given[-1], words) if given else (None, list(words))
+        return list(words)
+    task = _task_in(words)
+    if simulator_of(task) == "builtin" and (":" in task or re.match("isaac|mjlab", task, re.IGNORECASE)):
+        raise UsageError(
+            f"unknown task '{task}': tasks of simulators begin with Isaac- or Mjlab-; "
+            f"for others write isaaclab:{task} or mjlab:{task}"
+        )
+    app, words = launch(task, words)
+    if app is not None:
+        _apps.append(app)
+    return words
+
+
+def close_simulator() -> None:
+    """Close what ``launched`` started. It comes last, because Isaac Sim may end the process with it."""
+    while _apps:
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception):
+            traceback.print_exception(error)  # Python may not come to it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        _apps.pop().close()
+
+
+def _task_in(words: Sequence[str]) -> str:
+    given: dict[str, str] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        found = re.fullmatch(r"(?:--)?(task|run|resume|onnx|config)=(.*)|--(task|run|resume|onnx|config)", word)
+        if found:
+            given[found[1] or found[3]] = following if found[2] is None else found[2]
+    path = next((Path(given[key]) for key in ("resume", "run", "onnx", "config") if given.get(key)), None)
+    if "task" in given or path is None:
+        return given.get("task", "")
+    from rlcore.config import ConfigError, load_yaml
+
+    # A run may be named by its folder, a checkpoint or its exported file, which is two folders below.
+    for file in (path, *(folder / "config.yaml" for folder in (path, path.parent, path.parent.parent))):
+        if file.suffix in (".yaml", ".yml") and file.is_file():
+            with contextlib.suppress(ConfigError):  # said later, in full
+                return str(load_yaml(file).get("task"))
+    return ""
 
 
 def _registered(task: str, pairs: list[arguments.Pair]) -> dict[str, Any]:
@@ -93,7 +142,9 @@ def _registered(task: str, pairs: list[arguments.Pair]) -> dict[str, Any]:
         return {}
     from rlcore.train.registered import registered_config
 
-    number = given.get("num_envs") or given.get("env.scene.num_envs")
+    number = given.get(SCENE_NUM_ENVS) or given.get("num_envs")
+    if number is not None and not number.isdigit():
+        raise UsageError(f"--num_envs: '{number}' is not a whole number; write --num_envs 4096")
     settings, conversion = registered_config(task, int(number) if number else None, given.get("library"))
     if conversion is not None:
         counts = ", ".join(f"{count} {status}" for status, count in conversion.counts.items())
@@ -101,20 +152,11 @@ def _registered(task: str, pairs: list[arguments.Pair]) -> dict[str, Any]:
     return settings
 
 
-def _training(base: Any, config: Any, resumed: Path | None, app: Any) -> Job:
+def _training(base: Any, config: Any, resumed: Path | None) -> Job:
     from rich.console import Console
 
     from rlcore.train.training import Training, refuse_changes
 
     if resumed is not None:
         refuse_changes(base, config)
-    training = Training(config, Console(), resumed_from=resumed)
-
-    def job() -> int:
-        try:
-            return training.start()
-        finally:
-            if app is not None:
-                app.close()
-
-    return job
+    return Training(config, Console(), resumed_from=resumed).start
