@@ -25,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 _nested = 0  # depth of captured functions that are warming up
 
+_SIDE_BY_SIDE = 2**15  # samples
+
 _WARMUP = 2  # calls; libraries create handles and autotune in the first, the second runs as later ones will
 
 
@@ -46,9 +48,13 @@ def matmul_precision(precision: str) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def side_by_side(first: Callable[[], A], second: Callable[[], B]) -> tuple[A, B]:
-    """Run two functions that do not depend on each other; in a recording they share the GPU, gradients included."""
-    if not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
+def side_by_side(first: Callable[[], A], second: Callable[[], B], samples: int) -> tuple[A, B]:
+    """Run two functions that do not depend on each other; in a recording they share the GPU, gradients included.
+
+    With many samples either fills the GPU alone, and they run in turn: memory that two streams share is not used again
+    within a recording.
+    """
+    if samples > _SIDE_BY_SIDE or not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
         return first(), second()
     here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
     aside.wait_stream(here)

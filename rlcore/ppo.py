@@ -347,6 +347,7 @@ class PPO:
         (distribution, _), (value, _) = side_by_side(  # value [L, B]
             lambda: self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep),
             lambda: self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep),
+            sample["advantage"].numel(),
         )
         if config.burn_in > 0 and self.recurrent:
             # A deviation for all states [A] has no steps to leave out.
