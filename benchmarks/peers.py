@@ -96,6 +96,8 @@ def rsl_rl(env: VecEnv, work: Work, scratch: str, compile_mode: str | None = Non
         "activation": "elu",
         "obs_normalization": work.normalize_obs,
     }
+    if work.rnn != "none":
+        model |= {"class_name": "RNNModel", "rnn_type": work.rnn, "rnn_hidden_dim": 256, "rnn_num_layers": 1}
     gaussian = {"class_name": "GaussianDistribution", "init_std": 1.0, "std_type": "scalar"}
     config = {
         "num_steps_per_env": work.num_steps,

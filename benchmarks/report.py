@@ -49,9 +49,10 @@ def title(report: dict[str, Any]) -> str:
     """What was timed."""
     s = report["settings"]
     shape = f", obs {s['obs']}, act {s['actions']}" if s["task"] == "Null" else ""
+    memory = "" if s.get("rnn", "none") == "none" else f"{s['rnn'].upper()} 256 before "
     return (
         f"{s['task']}{shape}: {s['num_steps']} steps, {s['epochs']} epochs × {s['minibatches']} minibatches, "
-        f"{list(s['hidden'])}, {report['hardware'].get('gpu', s['device'])}"
+        f"{memory}{list(s['hidden'])}, {report['hardware'].get('gpu', s['device'])}"
     )
 
 

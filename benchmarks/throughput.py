@@ -58,6 +58,10 @@ class Settings(Common):
     json: Path | None = None
     """File for the results; written anew after each round."""
 
+    def libraries(self) -> list[str]:
+        """Names in ``peers``, which may be written with commas too."""
+        return [name for word in self.peers for name in word.split(",") if name]
+
     def works(self, num_envs: int) -> list[tuple[str, Work]]:
         """What is to be run at a number of envs, rlcore first.
 
@@ -70,9 +74,11 @@ class Settings(Common):
             for precision, mode, env in itertools.product(self.precision, self.mode, self.capture_env)
         ]
         theirs: Precision = "fp32" if set(self.precision) == {"fp32"} else "tf32"
-        for name in self.peers:
+        for name in self.libraries():
             if name not in PEERS:
                 raise ValueError(f"--peers: unknown library '{name}'; choose from {' '.join(PEERS)}")
+            if self.rnn != "none" and not name.startswith("rsl_rl"):
+                raise ValueError(f"--rnn {self.rnn}: {name} is not set up for it here; leave it out of --peers")
             works.append((name, Work(**common, num_envs=num_envs, precision=theirs)))
         return works
 
@@ -120,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     report = header("throughput", arguments, settings) | {"results": [], "missing": {}, "failed": {}}
-    for name in settings.peers:
+    for name in settings.libraries():
         if importlib.util.find_spec(PEERS[name].module) is None:
             report["missing"][name] = f"pip install -c constraints.txt {PEERS[name].package}=={PEERS[name].tested}"
             console.print(f"{name} is not installed: {report['missing'][name]}", highlight=False)

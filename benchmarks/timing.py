@@ -27,6 +27,7 @@ from rlcore.envs import make_env
 from rlcore.learn import Report, learn
 from rlcore.networks import NetworkConfig
 from rlcore.ppo import PPO, PPOConfig
+from rlcore.recurrent import RNNConfig
 from rlcore.types import Metrics, Mode
 
 T = TypeVar("T")
@@ -53,6 +54,8 @@ class Common:
     """Updates a pass."""
     hidden: tuple[int, ...] = (512, 256, 128)
     """Hidden layers of actor and critic, ELU."""
+    rnn: Literal["none", "lstm", "gru"] = "none"
+    """Recurrent layer of 256 before the hidden layers of actor and critic; rlcore and rsl_rl only."""
     normalize_obs: bool = False
     """Normalize observations, in every library."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,7 +112,7 @@ class Stopwatch:
 
 def ours(env: VecEnv, work: Work) -> Subject:
     """The training loop, ``rlcore.learn.learn``."""
-    network = NetworkConfig(hidden_dims=work.hidden)
+    network = NetworkConfig(hidden_dims=work.hidden, rnn=RNNConfig(type=work.rnn, hidden_size=256))
     config = PPOConfig(
         num_steps=work.num_steps,
         num_epochs=work.epochs,
