@@ -86,6 +86,7 @@ def test_report_says_what_was_run_and_on_what_without_folders(outcome: Outcome) 
         "epochs": 2,
         "minibatches": 2,
         "hidden": [16, 8],
+        "rnn": "none",
         "normalize_obs": False,
         "device": "cpu",
         "mode": ["graph"],
