@@ -5,7 +5,9 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 TASK ?= Reach-UR5e-JointPos
 
-.PHONY: install test train bench format clean
+MJLAB := .venv-mjlab
+
+.PHONY: install test test-mjlab train bench format clean
 
 install: $(INSTALLED)
 
@@ -22,6 +24,16 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS)
 
+# mjlab is large and pins versions of its own, so its tests have an environment to themselves.
+$(MJLAB)/.installed: setup.cfg
+	$(PYTHON) -m venv $(MJLAB)
+	$(MJLAB)/bin/python -m pip install --quiet torch==2.13.0
+	$(MJLAB)/bin/python -m pip install --quiet torch==2.13.0 torchvision==0.28.0 mjlab==1.6.0 -e . pytest pytest-timeout
+	touch $@
+
+test-mjlab: $(MJLAB)/.installed
+	$(MJLAB)/bin/python -m pytest tests/test_mjlab.py tests/test_registered.py
+
 # Trains, evaluates, exports and checks the file; then the file alone is given over 1,000 commands.
 # More settings: make train ARGS="--seed 2"
 train: install
@@ -36,5 +48,5 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist htmlcov *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MJLAB) build dist htmlcov *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
