@@ -40,7 +40,14 @@ _SCALARS = {
 
 def decode_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
     """Turn the text properties of an ONNX file into numbers, lists and tables where they hold these."""
-    return {k: json.loads(v) if k in _SCALARS or v[:1] in ("{", "[") else v for k, v in properties.items()}
+    return {k: _decoded(v) if k in _SCALARS or v[:1] in ("{", "[") else v for k, v in properties.items()}
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # a text may begin with a bracket, too
 
 
 class OnnxPolicy:

@@ -12,6 +12,7 @@ from rlcore.distributions import CategoricalHead, Distribution, GaussianHead
 from rlcore.env import EnvSpec
 from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate, orthogonal_
 from rlcore.normalization import NoNormalizer, RunningNormalizer
+from rlcore.recurrent import cleared
 from rlcore.types import Obs, Policy, State
 
 
@@ -164,9 +165,9 @@ class Critic(nn.Module):
             values, state = self.forward(obs)
         else:
             # Step by step: the value of a time-out needs the state that its episode ended with.
-            state, rows = carried, []
+            state, rows, begins = carried, [], keep == 0
             for t in range(steps + 1):
-                state = tuple(part * keep[t] for part in state)
+                state = cleared(state, begins[t])
                 if t == steps:
                     for target, part in zip(carried, state, strict=True):
                         target.copy_(part)
@@ -177,11 +178,11 @@ class Critic(nn.Module):
                 after.append(state)
             values = torch.cat(rows)
             state = tuple(torch.cat(parts, 1) for parts in zip(*after[:-1], strict=True))  # [layers, T * N, hidden]
-        hidden = torch.zeros_like(values[:-1])
+        timeout_values = torch.zeros_like(values[:-1])
         if final_obs is not None:
-            hidden = self.forward(final_obs.flatten(0, 1).unsqueeze(0), state)[0].view_as(hidden)
+            timeout_values = self.forward(final_obs.flatten(0, 1).unsqueeze(0), state)[0].view_as(timeout_values)
         begun = (torch.stack([part.transpose(0, 1) for part in parts]) for parts in zip(*starts, strict=True))
-        return values, hidden, {f"critic_state_{i}": parts for i, parts in enumerate(begun)}
+        return values, timeout_values, {f"critic_state_{i}": parts for i, parts in enumerate(begun)}
 
 
 def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:

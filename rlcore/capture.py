@@ -170,8 +170,8 @@ def _tensors(value: Any) -> Iterable[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
+        for key in sorted(value):  # dicts with the same keys in another order mean the same
+            yield from _tensors(value[key])
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from _tensors(item)

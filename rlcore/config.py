@@ -109,8 +109,10 @@ def _refuse_unknown(cls: Any, data: Any, source: str, prefix: str) -> None:
     for key, value in data.items():
         if key not in names:
             raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {nearest(str(key), names)}")
-        if isinstance(value, str) and "tuple[" in str(hints[key]):
-            raise ConfigError(f"{source}: {prefix}{key}: {value!r} is not a list; write [{value}]")
+        kind = str(hints[key])
+        if "tuple[" in kind and not isinstance(value, (list, tuple)) and not (value is None and "None" in kind):
+            remedy = f"write [{value}]" if isinstance(value, (str, int, float)) else "write [first, second, ...]"
+            raise ConfigError(f"{source}: {prefix}{key}: {value!r} is not a list; {remedy}")
         if dataclasses.is_dataclass(hints[key]):
             _refuse_unknown(hints[key], value, source, f"{prefix}{key}.")
 
@@ -118,12 +120,10 @@ def _refuse_unknown(cls: Any, data: Any, source: str, prefix: str) -> None:
 def _to_float(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value)  # to Python a bool is a number, so as itself it would pass the type check
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value  # left for the type check, which knows the field's name
-    return float(value) if isinstance(value, int) else value
+    try:
+        return float(value) if isinstance(value, (str, int)) else value
+    except (ValueError, OverflowError):
+        return value  # left for the type check, which knows the field's name
 
 
 def _to_int(value: Any) -> Any:

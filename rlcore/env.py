@@ -47,7 +47,10 @@ class VecEnv(Protocol):
         ...
 
     def step(self, action: Tensor) -> Step:
-        """Advance every env by one control step, and reset those that ended (same-step auto-reset)."""
+        """Advance every env by one control step, and reset those that ended (same-step auto-reset).
+
+        The next action comes in the same memory: an env that keeps the last one keeps a copy.
+        """
         ...
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlcore.capture import Captured
 from rlcore.env import VecEnv
+from rlcore.recurrent import cleared
 from rlcore.types import Agent, Metrics, Mode, Obs, State, Step
 
 
@@ -47,7 +48,8 @@ class EpisodeStatistics:
         ended = done.float()
         self.returns += reward
         self.lengths += 1
-        rows = [reward, torch.ones_like(reward), self.returns * ended, self.lengths * ended, ended]
+        # where: a reward that is not finite concerns its own episode alone.
+        rows = [reward, torch.ones_like(reward), self.returns.where(done, 0.0), self.lengths * ended, ended]
         self.totals += torch.stack(rows).sum(1)
         self.returns.masked_fill_(done, 0.0)
         self.lengths.masked_fill_(done, 0.0)
@@ -62,15 +64,13 @@ class EpisodeStatistics:
                 self.log_sums[key] = torch.zeros_like(self.totals[0])
                 self.log_weights[key] = torch.zeros_like(self.totals[0])
             value_sum, weight_sum = self.log_sums[key], self.log_weights[key]
-            if not isinstance(value, Tensor):
-                value_sum.add_(total, alpha=float(value))  # stays off the host: no copy to the device
-                weight_sum.add_(total)
-            elif value.dim() == 0:  # stands for all episodes that ended in this step
-                value_sum.addcmul_(value.to(total.device, total.dtype), total)
+            # where: outside an episode's end a value may be anything, NaN included.
+            if not isinstance(value, Tensor) or value.dim() == 0:  # stands for all episodes that ended in this step
+                value = value.to(total.device) if isinstance(value, Tensor) else float(value)
+                value_sum.add_(torch.where(total > 0, total * value, 0.0))
                 weight_sum.add_(total)
             else:
-                weight = ended * goals if name == "success" and isinstance(goals, Tensor) else ended
-                # where: a value outside its episode's end may be anything, NaN included.
+                weight = goals.where(ended > 0, 0.0) if name == "success" and isinstance(goals, Tensor) else ended
                 value_sum.add_(torch.where(weight > 0, value * weight, 0.0).sum())
                 weight_sum.add_(weight.sum())
 
@@ -251,7 +251,7 @@ def _collector(
             step = env.step(action)
             agent.record(obs, action, extras, state, step)
             episodes.record(step)
-            obs, state = step.obs, _reset_state(next_state, step)
+            obs, state = step.obs, cleared(next_state, step.terminated | step.truncated) if next_state else ()
         return obs, state
 
     possible = bool(getattr(env, "capturable", False))
@@ -309,11 +309,3 @@ class _Mail:
         values |= {"time/steps_per_s": self.steps / (collect + learn), "time/total_s": progress.seconds}
         if on_report is not None:
             on_report(Report(self.iteration, self.env_steps, values))
-
-
-def _reset_state(state: State, step: Step) -> State:
-    """Zero the recurrent state of envs that began a new episode; states are ``[layers, N, hidden]``."""
-    if not state:
-        return state
-    going = ~(step.terminated | step.truncated)
-    return tuple(part * going[None, :, None] for part in state)

@@ -140,9 +140,13 @@ def choose_groups(
     ``critic``, else what the actor reads.
 
     Raises:
-        ConfigError: a configured group does not exist, or there is no default for the actor.
+        ConfigError: a configured group does not exist or is named twice, none is named, or there is no default for the
+            actor.
     """
     for key, groups in (("actor_obs", actor), ("critic_obs", critic)):
+        if groups is not None:
+            distinct = 0 < len(groups) == len(set(groups))
+            check(distinct, key, groups, f"name one or more of {', '.join(sizes)}, each once")
         for group in groups or ():
             if group not in sizes:
                 raise ConfigError(f"{key}: the env has no observation group '{group}'; {nearest(group, sizes)}")

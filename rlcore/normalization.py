@@ -35,15 +35,18 @@ class RunningNormalizer(nn.Module):
         """Take a batch ``[B, size]`` into the statistics.
 
         The pairwise form of Welford's method: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
-        computing sample variances" (1979), equations 2.1.
+        computing sample variances" (1979), equations 2.1. Where a feature of the batch is not finite, its statistics
+        stay as they are: one broken env must not spoil them for good.
         """
-        batch_var, batch_mean = torch.var_mean(x, dim=0, correction=0)  # [size] each
+        batch_var, batch_mean = torch.var_mean(x.to(self.mean.dtype), dim=0, correction=0)  # [size] each
         self.count += x.shape[0]
         share = (x.shape[0] / self.count).float()
         delta = batch_mean - self.mean
-        self.mean += share * delta
+        var = torch.addcmul(batch_var, (1 - share) * delta, delta)
+        sound = var < torch.inf  # false for NaN, too
         # On the first batch share is 1, which replaces the initial unit variance.
-        self.var += share * (batch_var - self.var + (1 - share) * delta * delta)
+        self.mean.lerp_(torch.where(sound, batch_mean, self.mean), share)
+        self.var.lerp_(torch.where(sound, var, self.var), share)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[..., size]``."""

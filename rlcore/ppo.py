@@ -46,7 +46,7 @@ class PPOConfig(ActorCriticConfig):
     learning_rate: float = 1e-3
     """Adam's step size, at the start if a schedule moves it."""
     lr_schedule: Literal["adaptive", "linear", "constant"] = "adaptive"
-    """adaptive: follow desired_kl, minibatch by minibatch; linear: down to 0 at the last iteration."""
+    """adaptive: follow desired_kl, minibatch by minibatch; linear: down to 0, reached after the last iteration."""
     desired_kl: float = 0.01
     """KL(old, new) in nats that the adaptive schedule aims at."""
     kl_factor: float = 1.5
@@ -184,14 +184,22 @@ class PPO:
         self._loss = compiled(self._evaluate, config.mode, device)
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``."""
+        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+
+        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before.
+        """
         self.num_iterations = num_iterations
-        return learn(self.env, self, num_iterations, seed=self.seed, **kwargs)
+        if kwargs.get("progress") is None:
+            self.iteration = 0
+        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
 
     def initial_state(self) -> State:
-        """Zero state of the actor for every env; the critic's, which it keeps itself, is cleared as well."""
+        """Zero state of the actor for every env; the critic's state and the rollout, kept here, start anew as well."""
         for part in self.critic_state:
             part.zero_()  # in place: recordings know these tensors
+        self.step = 0  # a rollout may have been broken off
+        self.rollout.rewind()
+        self.starts.rewind()
         return self.policy.initial_state(self.env.num_envs)
 
     def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:
@@ -271,12 +279,12 @@ class PPO:
                 shuffled = {name: _select(value, order) for name, value in batch.items()}
                 parts = {name: value.chunk(config.num_minibatches, 1) for name, value in shuffled.items()}
                 for i in range(config.num_minibatches):
-                    step = self._minibatch({name: part[i] for name, part in parts.items()})
-                    rows.append(torch.stack(list(step.values())))
+                    measured = self._minibatch({name: part[i] for name, part in parts.items()})
+                    rows.append(torch.stack(list(measured.values())))
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last
         applied = table[:, -1:]
-        means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum().clamp(min=1)
-        metrics: Metrics = dict(zip(step, means[:-1].unbind(), strict=False))
+        means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum()  # NaN, so not reported, if none was
+        metrics: Metrics = dict(zip(measured, means[:-1].unbind(), strict=False))
         metrics.update(explained)
         metrics["policy/skipped_minibatches"] = len(rows) - applied.sum()
         metrics["policy/learning_rate"] = self.learning_rate.clone()
@@ -291,8 +299,8 @@ class PPO:
         critic_obs = data.get("critic_obs", data["actor_obs"])
         obs = torch.cat([critic_obs, self.critic.normalizer(next_obs).unsqueeze(0)])  # [T + 1, N, O]
         final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
-        values, timeout_values, states = self.critic.unroll(obs, final_obs, self.critic_state, keep, self.length)
-        values, timeout_values = self._denormalize(values), self._denormalize(timeout_values)
+        outputs, timeout_values, states = self.critic.unroll(obs, final_obs, self.critic_state, keep, self.length)
+        values, timeout_values = self._denormalize(outputs), self._denormalize(timeout_values)
         if self.timeout_bootstrap != "final_obs":
             timeout_values = values[:-1] if self.timeout_bootstrap == "value" else torch.zeros_like(values[:-1])
         following = next_values(values, data["terminated"], data["truncated"], timeout_values)
@@ -301,11 +309,12 @@ class PPO:
         unexplained = (returns - values).var() / returns.var().clamp(min=1e-8)
         if self.value_normalizer is not None:
             self.value_normalizer.update(returns.reshape(-1, 1))
-            values, returns = (self.value_normalizer(x.unsqueeze(-1)).squeeze(-1) for x in (values, returns))
+            returns = self.value_normalizer(returns.unsqueeze(-1)).squeeze(-1)
         if config.normalize_advantage == "batch":
             advantages = _standardize(advantages)
         kept = {name: value for name, value in data.items() if name not in _ROLLOUT_ONLY}
-        kept |= {"value": values, "advantage": advantages, "returns": returns}
+        # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
+        kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns}
         if self.recurrent:
             kept["keep"] = keep[:-1]
         if config.precision == "bf16" and not self.recurrent:
@@ -329,11 +338,12 @@ class PPO:
         loss, metrics = self._loss(sample)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
+            allowed = torch.isfinite(loss) & ~self.stopped
             if config.lr_schedule == "adaptive":
-                self._adapt_learning_rate(metrics["policy/kl"])
+                self._adapt_learning_rate(metrics["policy/kl"], allowed)
             if config.target_kl is not None:
                 self.stopped = self.stopped | (metrics["policy/kl"] > config.target_kl)
-            allowed = torch.isfinite(loss) & ~self.stopped
+                allowed = allowed & ~self.stopped
             results = [optimizer.step(allowed) for optimizer in self.optimizers]
             norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
             metrics["policy/gradient_norm"] = norms.norm()
@@ -399,14 +409,18 @@ class PPO:
         )
         return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
 
-    def _adapt_learning_rate(self, kl: Tensor) -> None:
-        """Slow down when the policy moved too far and speed up when too little, before this minibatch's step."""
+    def _adapt_learning_rate(self, kl: Tensor, allowed: Tensor) -> None:
+        """Slow down when the policy moved too far and speed up when too little, before this minibatch's step.
+
+        Only where a step is allowed: while steps are skipped the KL stands still, and would drive the rate to a bound.
+        """
         config, rate = self.config, self.learning_rate
         slower = (rate / config.kl_factor).clamp(min=config.lr_min)
         faster = (rate * config.kl_factor).clamp(max=config.lr_max)
         too_far = kl > config.kl_band[1] * config.desired_kl
         too_near = (kl < config.kl_band[0] * config.desired_kl) & (kl > 0)
-        rate.copy_(torch.where(too_far, slower, torch.where(too_near, faster, rate)))
+        adapted = torch.where(too_far, slower, torch.where(too_near, faster, rate))
+        rate.copy_(torch.where(allowed, adapted, rate))
 
     def _denormalize(self, values: Tensor) -> Tensor:
         if self.value_normalizer is None:
@@ -447,8 +461,6 @@ class PPO:
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
         self.trace.load_state_dict(state["trace"])
-        for captured in (self._act, self._record):
-            captured.reset()  # the trace is other tensors now
 
 
 _TRACE_STEPS = 256

@@ -85,6 +85,11 @@ class RNN(nn.Module):
         return x, tuple(torch.stack(parts) for parts in zip(*last, strict=True))
 
 
+def cleared(state: State, done: Tensor) -> State:
+    """Zero the state, ``[layers, N, hidden]`` each, where ``done`` ``[N]`` or ``[N, 1]``, even if it is not finite."""
+    return tuple(part.masked_fill(done.view(1, -1, 1), 0.0) for part in state)
+
+
 def _plain(gates: Tensor, state: State, keep: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, State]:
     """One layer over a sequence in plain PyTorch: the reference, what the CPU runs and what is exported."""
     # unbind, not an index: its gradient is one stack, where that of an index is a tensor of zeros for every step.

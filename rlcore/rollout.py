@@ -36,11 +36,19 @@ class Rollout:
         """Go on to the next row, and back to the first after the last."""
         self.row.add_(1).remainder_(self.num_steps)
 
+    def rewind(self) -> None:
+        """Go back to the first row."""
+        self.row.zero_()
+
     def state_dict(self) -> dict[str, Tensor]:
         """What has been written, and where the next row goes."""
         return {"row": self.row, **self.data}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore ``state_dict``'s result."""
+        """Restore ``state_dict``'s result, in place where there is something already: recordings know these tensors."""
         self.row.copy_(state["row"])
-        self.data = {name: value.to(self.row.device).clone() for name, value in state.items() if name != "row"}
+        for name, value in state.items():
+            if name in self.data:
+                self.data[name].copy_(value)
+            elif name != "row":
+                self.data[name] = value.to(self.row.device).clone()

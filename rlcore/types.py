@@ -29,7 +29,7 @@ class Step(NamedTuple):
     reward: Tensor  # [N] float32
     terminated: Tensor  # [N] bool: a state without a future; nothing is bootstrapped
     truncated: Tensor  # [N] bool: cut by a time limit; the future goes on unseen
-    final_obs: Obs | None  # before the reset; rows mean something where the episode ended
+    final_obs: Obs | None  # before the reset; rows mean something where the episode ended; None: never known
     log: dict[str, Tensor | float]  # scalars, or [N] per-episode values valid where the episode ended
 
 

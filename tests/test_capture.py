@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcore import PPO, NetworkConfig, PPOConfig
-from rlcore.capture import Captured, compiled
+from rlcore.capture import Captured, _tensors, compiled
 from rlcore.envs import make_env
 from rlcore.learn import Progress, Report, resume, snapshot
 
@@ -28,6 +28,13 @@ def test_on_the_cpu_functions_run_as_they_are() -> None:
         assert fn(torch.tensor(i)) == i + 1
     assert len(calls) == 5
     assert compiled(math.sqrt, "graph+compile", CPU) is math.sqrt
+
+
+def test_the_order_of_a_dict_does_not_matter() -> None:
+    one, two, three = torch.zeros(1), torch.ones(1), torch.ones(1) * 2
+    first = list(_tensors(({"a": one, "b": {"x": two, "y": three}},)))
+    again = list(_tensors(({"b": {"y": three, "x": two}, "a": one},)))
+    assert all(a is b for a, b in zip(first, again, strict=True))
 
 
 def agent_on(task: str, mode: str, num_envs: int = 64, **changes: Any) -> PPO:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
@@ -58,6 +59,7 @@ def test_twenty_iterations_equal_ten_and_resume_and_ten_bitwise(tmp_path: Path, 
     for a, b in zip(one, two, strict=True):
         assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
     assert torch.equal(straight.episodes.returns, halves.episodes.returns)
+    assert torch.equal(straight.episodes.lengths, halves.episodes.lengths)
 
 
 def test_env_without_state_starts_its_episodes_anew(tmp_path: Path) -> None:
@@ -84,6 +86,22 @@ def test_a_checkpoint_cut_short_is_refused(good: Path, share: float) -> None:
     good.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(CheckpointError, match=r"good\.pt.*(damaged|cut short)"):
         load_checkpoint(good)
+
+
+def test_a_checkpoint_with_damaged_bytes_is_refused_in_one_line_or_read(good: Path) -> None:
+    draw, data = random.Random(0), good.read_bytes()
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(4):  # in the part that says what the tensors are
+            damaged[draw.randrange(6000)] = draw.randrange(256)
+        good.write_bytes(damaged)
+        try:
+            load_checkpoint(good)
+        except CheckpointError as error:
+            refused += 1
+            assert "good.pt" in str(error) and "\n" not in str(error)
+    assert refused > 50
 
 
 def test_other_versions_and_other_files_are_refused(good: Path, tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ def test_to_dict_holds_plain_values() -> None:
         ({"gamma": None}, ["gamma", "None"]),
         ({"actor_obs": "policy"}, ["actor_obs", "write [policy]"]),
         ({"actor": {"hidden_dims": "64"}}, ["actor.hidden_dims", "write [64]"]),
+        ({"actor": {"hidden_dims": 64}}, ["actor.hidden_dims", "write [64]"]),
+        ({"actor": {"hidden_dims": None}}, ["actor.hidden_dims", "None", "write [first, second, ...]"]),
+        ({"actor_obs": {"policy": 1}}, ["actor_obs", "{'policy': 1}", "not a list"]),
+        ({"gamma": 10**400}, ["gamma", "0 to 1"]),
     ],
 )
 def test_wrong_settings_are_named_in_one_line(data: dict[str, Any], parts: list[str]) -> None:

@@ -237,6 +237,7 @@ def test_large_actions_are_judged_by_their_size(tmp_path: Path) -> None:
 
 def test_metadata_tells_terms_and_slices(tmp_path: Path) -> None:
     extra = {"algorithm": "ppo", "iteration": 200, "env_steps": 4_915_200, "config_hash": config_hash({"a": (1, 2)})}
+    extra["note"] = "[draft] in brackets"  # as a list would begin
     export_onnx(Controller(), make_spec(), tmp_path / "policy.onnx", recording=None, extra_metadata=extra)
     properties = onnx.load(str(tmp_path / "policy.onnx")).metadata_props
     assert {p.key: p.value for p in properties}["normalizer_inside"] == "true"
@@ -255,6 +256,7 @@ def test_metadata_tells_terms_and_slices(tmp_path: Path) -> None:
     ]
     assert metadata["action_low"] == [-1.0, -1.0, -1.0, None]
     expected = {
+        "note": "[draft] in brackets",
         "task": "Arm-Test",
         "action_kind": "continuous",
         "control_dt": 0.02,
@@ -370,6 +372,24 @@ def test_recurrent_parity_sees_a_state_that_the_file_forgets(tmp_path: Path) -> 
 
     with pytest.raises(ExportError, match="above the tolerance"):
         export_onnx(Forgets("lstm"), make_spec(), tmp_path / "policy.onnx", recording=make_recording())
+
+
+def test_recurrent_parity_starts_anew_where_an_episode_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export_onnx(Recurrent("lstm"), make_spec(), tmp_path / "policy.onnx", recording=None)
+    recording = make_recording()
+    recording["done"] = torch.arange(120).view(20, 6) % 7 == 0
+    cleared: list[np.ndarray] = []
+    reset = OnnxPolicy.reset
+
+    def watched(self: OnnxPolicy, mask: np.ndarray | None = None) -> None:
+        reset(self, mask)
+        if mask is not None:
+            assert all((part[:, mask] == 0).all() and (part[:, ~mask] != 0).any() for part in self.state)
+            cleared.append(mask)
+
+    monkeypatch.setattr(OnnxPolicy, "reset", watched)
+    verify(tmp_path / "policy.onnx", Recurrent("lstm"), recording)
+    assert np.array_equal(np.stack(cleared[:20]), recording["done"].numpy())
 
 
 def test_verify_alone_tells_a_matching_file_from_another(tmp_path: Path) -> None:

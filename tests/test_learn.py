@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from rlcore import PPO, NetworkConfig, PPOConfig, Step
 from rlcore.envs.null import Null
-from rlcore.learn import EpisodeStatistics, Report
+from rlcore.learn import EpisodeStatistics, Report, resume, snapshot
+from rlcore.types import Obs
 
 SMALL = NetworkConfig(hidden_dims=(8,))
 CONFIG = PPOConfig(num_steps=5, num_epochs=1, num_minibatches=1, actor=SMALL, critic=SMALL)
@@ -54,6 +56,26 @@ def test_log_values_count_where_episodes_ended() -> None:
     means = episodes.read()
     torch.testing.assert_close(means["env/x"], torch.tensor((5 + 7 + 1) / 3))
     torch.testing.assert_close(means["env/y"], torch.tensor((1 + 1 + 4) / 3))  # by episodes, not by steps
+    episodes.record(step([0.0] * 3, [True, False, False], {"x": per_env, "y": 7.0}))
+    again = episodes.read()
+    assert (again["env/x"], again["env/y"]) == (5, 7)
+
+
+def test_what_is_not_finite_concerns_its_own_episode_alone() -> None:
+    episodes = EpisodeStatistics(2, torch.device("cpu"))
+    episodes.record(step([math.nan, 1.0], [False, False], {"x": torch.tensor(math.nan), "y": math.nan}))
+    log: dict[str, Tensor | float] = {
+        "success": torch.tensor([math.nan, 1.0]),
+        "num_goals": torch.tensor([math.nan, 2.0]),
+    }
+    episodes.record(step([0.0, 1.0], [False, True], {"x": torch.tensor(3.0), "y": 4.0, **log}))
+    means = episodes.read()
+    keys = ("rollout/episode_return", "rollout/success", "env/x", "env/y")
+    assert [means[key] for key in keys] == [2.0, 1.0, 3.0, 4.0]
+    episodes.record(step([1.0, 1.0], [True, False]))
+    assert math.isnan(episodes.read()["rollout/episode_return"])
+    episodes.record(step([1.0, 1.0], [True, True]))
+    assert episodes.read()["rollout/episode_return"] == (1 + 2) / 2
 
 
 def test_success_is_weighted_by_the_number_of_goals() -> None:
@@ -76,6 +98,43 @@ def test_loop_counts_reports_and_stops() -> None:
     assert reports[0].metrics["time/steps_per_s"] > 0
     progress = agent.learn(5, progress=progress, **hooks)
     assert progress.iteration == 5
+    spent = [r.metrics["time/collect_s"] + r.metrics["time/learn_s"] for r in reports]
+    assert progress.seconds == reports[-1].metrics["time/total_s"] == pytest.approx(sum(spent))
+
+
+def test_collecting_and_learning_are_timed_apart() -> None:
+    class Slow(Null):
+        def step(self, action: Tensor) -> Step:
+            time.sleep(0.02)
+            return super().step(action)
+
+    reports: list[Report] = []
+    PPO(Slow(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(3, on_report=reports.append)
+    last = reports[-1].metrics
+    assert last["time/collect_s"] >= 5 * 0.02 > last["time/learn_s"]
+    assert last["time/steps_per_s"] == pytest.approx(20 / (last["time/collect_s"] + last["time/learn_s"]))
+
+
+def test_counters_of_an_env_are_put_back_before_the_reset_that_may_read_them() -> None:
+    class Counting(Null):
+        exact_state = False
+        level = 0
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"level": 5}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.level = state["level"]
+
+        def reset(self, seed: int | None = None) -> Obs:
+            self.level_at_reset = self.level
+            return super().reset(seed)
+
+    agent = PPO(Counting(4, obs_size=3, action_size=2), CONFIG, seed=0)
+    content = snapshot(agent.env, agent, agent.learn(1))
+    other = PPO(Counting(4, obs_size=3, action_size=2), CONFIG, seed=0)
+    progress, exact = resume(other.env, other, content)
+    assert (exact, progress.iteration, other.env.level_at_reset) == (False, 1, 5)  # type: ignore[attr-defined]
 
 
 def test_an_env_that_cannot_be_captured_is_refused() -> None:

@@ -26,6 +26,19 @@ def test_long_runs_keep_counting() -> None:
     assert normalizer.count == 2**25 + 1
 
 
+def test_what_is_not_finite_leaves_the_statistics_of_its_feature() -> None:
+    normalizer, plain = RunningNormalizer(4), RunningNormalizer(4)
+    first, second = torch.randn(2, 8, 4)
+    broken = second.clone()
+    broken[4, 0], broken[5, 1], broken[6, 2] = torch.nan, torch.inf, 1e30  # whose square is infinite
+    for one, batch in ((normalizer, broken), (plain, second)):
+        one.update(first)
+        one.update(batch)
+    torch.testing.assert_close(normalizer.mean[:3], first.mean(0)[:3])
+    torch.testing.assert_close(normalizer.var[:3], first.var(0, correction=0)[:3])
+    assert torch.equal(normalizer.mean[3], plain.mean[3]) and torch.equal(normalizer.var[3], plain.var[3])
+
+
 def test_large_offset_does_not_cancel() -> None:
     """The sum-of-squares shortcut loses all digits here; the pairwise form does not."""
     normalizer = RunningNormalizer(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +11,16 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig, Step
+from rlcore.adam import FlatAdam
+from rlcore.envs import make_env
 from rlcore.envs.null import Null
+from rlcore.learn import Report
+from rlcore.networks import choose_groups
+from rlcore.recurrent import RNNConfig
 from rlcore.types import Obs
 
 SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh")
@@ -153,7 +160,10 @@ def test_loss_equals_the_formula_written_out() -> None:
     for p in agent.policy.parameters():
         p.data += 0.1 * torch.randn_like(p)
     expected = reference_loss(agent, batch)
+    new = Normal(*(part.detach() for part in agent.policy.distribution(batch["actor_obs"])[0]))
+    divergence = kl_divergence(Normal(batch["old_mean"], batch["old_std"]), new).sum(-1).mean()
     metrics = agent._minibatch(batch)
+    torch.testing.assert_close(metrics["policy/kl"], divergence, rtol=1e-4, atol=1e-6)
     loss = metrics["loss/policy"] + 0.7 * metrics["loss/value"] - 0.03 * metrics["policy/entropy"]
     assert 0.1 < metrics["policy/clip_fraction"] < 1
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
@@ -161,14 +171,17 @@ def test_loss_equals_the_formula_written_out() -> None:
 
 @pytest.mark.parametrize("mode", ["final_obs", "value", "none"])
 def test_time_out_modes_bootstrap_from_the_stated_value(mode: str) -> None:
-    changes = {"timeout_bootstrap": mode, "normalize_advantage": "none", "normalize_obs": False, "gae_lambda": 0.0}
+    changes = {"timeout_bootstrap": mode, "normalize_advantage": "none", "gae_lambda": 0.0}
     agent = PPO(Scripted(), config(**changes), seed=0)
+    for value, statistic in zip((2.0, 9.0, 1e12), agent.critic.normalizer.buffers(), strict=True):
+        statistic.fill_(value)  # of so many samples that the rollout does not change it
+    obs = agent.env.reset(0)
     steps = collect(agent)
-    data = agent.rollout.data
+    before = [obs, *(step.obs for step in steps)]
 
     def value_of(obs: Tensor) -> float:
         with torch.no_grad():
-            return float(agent.critic(obs.view(1, 1, -1))[0])
+            return float(agent.critic(agent.critic.normalizer(obs).view(1, 1, -1))[0])
 
     batch, _ = agent._targets(agent.next_obs)
     returns = batch["returns"].reshape(6, 8)
@@ -182,7 +195,7 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str) -> None:
                 assert step.final_obs is not None
                 known = {
                     "final_obs": value_of(step.final_obs["critic"][n]),
-                    "value": value_of(data["critic_obs"][t, n]),
+                    "value": value_of(before[t]["critic"][n]),
                 }
                 future = known.get(mode, 0.0)
             else:
@@ -191,18 +204,53 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str) -> None:
     assert seen > 0
 
 
+def test_advantages_are_standardized_over_the_batch_or_the_minibatch_or_not() -> None:
+    def prepared(kind: str) -> tuple[PPO, dict[str, Tensor]]:
+        agent = PPO(Scripted(), config(normalize_advantage=kind), seed=0)
+        collect(agent)
+        return agent, agent._targets(agent.next_obs)[0]
+
+    raw = prepared("none")[1]["advantage"]
+    assert raw.mean().abs() > 0.05
+    expected = (raw - raw.mean()) / raw.std(correction=0)
+    torch.testing.assert_close(prepared("batch")[1]["advantage"], expected)
+    agent, batch = prepared("minibatch")
+    torch.testing.assert_close(batch["advantage"], raw)
+    part = {name: value[:, :16] for name, value in batch.items()}
+    moved = {**part, "log_prob": part["log_prob"] + 0.1 * torch.randn(1, 16)}
+    standard = (moved["advantage"] - moved["advantage"].mean()) / moved["advantage"].std(correction=0)
+    loss = agent._loss(moved)[1]["loss/policy"]
+    torch.testing.assert_close(loss, prepared("none")[0]._loss({**moved, "advantage": standard})[1]["loss/policy"])
+
+
+def test_bounds_loss_adds_the_squared_distance_of_means_beyond_the_limit() -> None:
+    losses = []
+    for coef in (0.0, 0.5):
+        agent = PPO(Scripted(), config(bounds_loss_coef=coef, bounds_loss_limit=0.3), seed=0)
+        agent.policy.head.linear.bias.data.copy_(torch.tensor([0.8, -0.2]))
+        agent.policy.head.linear.weight.data.zero_()
+        collect(agent)
+        loss, metrics = agent._loss(agent._targets(agent.next_obs)[0])
+        losses.append(float(loss.detach()))
+    torch.testing.assert_close(metrics["loss/bounds"], torch.tensor((0.8 - 0.3) ** 2))
+    assert losses[1] - losses[0] == pytest.approx(0.5 * 0.25, abs=1e-5)
+
+
 def test_env_without_final_observations_falls_back_to_the_value_and_says_so() -> None:
     agent = PPO(Scripted(final_obs=False), config(), seed=0)
     collect(agent)
     assert agent.timeout_bootstrap == "value"
     agent.update()
+    other = PPO(Scripted(), config(), seed=0)
+    other.load_state_dict(agent.state_dict())
+    assert other.timeout_bootstrap == "value"
 
 
 def test_learning_rate_follows_the_rule_restated_in_python() -> None:
     agent = PPO(Scripted(), config(lr_min=5e-4, lr_max=5e-3), seed=0)
     rate = 1e-3
     for kl in [0.0, 0.001, 0.004, 0.0049, 0.006, 0.0199, 0.021, 0.5, 0.5, 0.5, 0.001] + [0.001] * 8:
-        agent._adapt_learning_rate(torch.tensor(kl))
+        agent._adapt_learning_rate(torch.tensor(kl), torch.tensor(True))
         if kl > 0.02:
             rate = max(rate / 1.5, 5e-4)
         elif 0 < kl < 0.005:
@@ -212,11 +260,95 @@ def test_learning_rate_follows_the_rule_restated_in_python() -> None:
     assert rate == 5e-3
 
 
-def test_linear_schedule_ends_at_zero() -> None:
+def test_linear_schedule_falls_evenly_and_starts_anew_with_a_new_run() -> None:
     agent = PPO(Scripted(), config(lr_schedule="linear", learning_rate=1.0), seed=0)
     rates: list[float] = []
-    agent.learn(4, on_report=lambda report: rates.append(report.metrics["policy/learning_rate"]))
-    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    for _ in range(2):
+        agent.learn(4, on_report=lambda report: rates.append(report.metrics["policy/learning_rate"]))
+    assert rates == pytest.approx([1.0, 0.75, 0.5, 0.25] * 2)
+
+
+def test_skipped_minibatches_leave_the_learning_rate() -> None:
+    """While nothing moves, the KL stands still; followed again and again it would drive the rate to a bound."""
+    agent = PPO(Scripted(), config(), seed=0)
+    collect(agent)
+    batch, _ = agent._targets(agent.next_obs)
+    agent.stopped = torch.zeros((), dtype=torch.bool)
+    agent.policy.head.linear.bias.data += 0.02  # a KL that asks for a higher rate
+    broken = {**batch, "advantage": torch.full_like(batch["advantage"], math.nan)}
+    assert 0 < agent._minibatch(broken)["policy/kl"] < 0.005
+    assert agent.learning_rate == pytest.approx(1e-3)
+    agent._minibatch(batch)
+    assert agent.learning_rate == pytest.approx(1.5e-3)
+
+    agent = PPO(Scripted(), config(target_kl=1e-3, num_epochs=8, lr_max=100.0), seed=0)
+    collect(agent)
+    skipped = int(agent.update()["policy/skipped_minibatches"])
+    assert 12 < skipped < 24
+    assert 1.5 ** -(24 - skipped + 1.5) < agent.learning_rate / 1e-3 < 1.5 ** (24 - skipped + 1.5)
+
+
+class Broken(Scripted):
+    """Env 2 sends NaN in one step of the second rollout and ends its episode in the next."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.count = what, 0
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        self.count += 1
+        if self.count == 9:
+            (step.reward if self.what == "reward" else step.obs["policy"])[2] = math.nan
+        if self.count == 10:
+            step.terminated[2] = True
+        return step
+
+
+MEMORY = replace(SMALL, rnn=RNNConfig(type="lstm", hidden_size=8))
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("observation", {}),
+        ("observation", {"critic_obs": ("policy",)}),
+        ("observation", {"actor": MEMORY, "critic": MEMORY, "critic_obs": ("policy",), "num_minibatches": 2}),
+        ("reward", {}),
+        ("reward", {"normalize_value": True}),
+    ],
+)
+def test_an_env_that_breaks_for_one_step_spoils_one_update_and_no_more(what: str, changes: dict[str, Any]) -> None:
+    agent = PPO(Broken(what), config(**changes), seed=0)
+    reports: list[Report] = []
+    agent.learn(4, on_report=reports.append)
+    skipped = [report.metrics["policy/skipped_minibatches"] for report in reports]
+    assert (skipped[0], skipped[2:]) == (0, [0, 0])
+    assert skipped[1] > 0
+    assert torch.isfinite(flat(agent)).all()
+    # What was not learned is not reported: it has no value, rather than the value 0.
+    total = agent.config.num_epochs * agent.config.num_minibatches
+    for report, number in zip(reports, skipped, strict=True):
+        assert ("loss/policy" in report.metrics) == (number < total)
+
+
+def test_a_rollout_that_was_broken_off_leaves_nothing_behind() -> None:
+    class Stopped(Scripted):
+        def step(self, action: Tensor) -> Step:
+            self.count = getattr(self, "count", 0) + 1
+            if self.count == 3:
+                raise KeyboardInterrupt
+            return super().step(action)
+
+    changes = {"actor": MEMORY, "critic": MEMORY, "num_minibatches": 2, "sequence_length": 2}
+    agent, fresh = (PPO(env, config(**changes), seed=0) for env in (Stopped(), Scripted()))
+    with pytest.raises(KeyboardInterrupt):
+        agent.learn(1)
+    fresh.load_state_dict(agent.state_dict())
+    for one in (agent, fresh):
+        torch.manual_seed(1)
+        one.learn(1)
+    assert torch.equal(flat(agent), flat(fresh))
 
 
 def test_a_broken_minibatch_is_skipped_and_counted() -> None:
@@ -256,8 +388,10 @@ def test_gradients_are_clipped_together_or_apart() -> None:
         agent = PPO(Scripted(), config(**changes, lr_schedule="constant"), seed=0)
         collect(agent)
         before = [[p.detach().clone().requires_grad_() for p in o.parameters] for o in agent.optimizers]
-        agent.update()
+        metrics = agent.update()
         assert len(agent.optimizers) == groups
+        gradients = [parameter.grad.flatten() for o in agent.optimizers for parameter in o.parameters]
+        torch.testing.assert_close(metrics["policy/gradient_norm"], torch.cat(gradients).norm())
         for optimizer, copies in zip(agent.optimizers, before, strict=True):
             for copy, parameter in zip(copies, optimizer.parameters, strict=True):
                 copy.grad = parameter.grad
@@ -287,6 +421,42 @@ def test_observation_statistics_count_each_env_step_once_and_freeze_outside_trai
     assert agent.critic.normalizer.count == 3 * 6 * 8
     agent.policy({"policy": torch.randn(8, 5)})
     assert agent.policy.normalizer.count == 3 * 6 * 8
+    shared = PPO(Scripted(), config(critic_obs=("policy",)), seed=0)
+    shared.learn(3)
+    assert shared.policy.normalizer.count == 3 * 6 * 8
+
+
+def test_explained_variance_is_the_share_of_the_returns_that_the_critic_foretold() -> None:
+    agent = PPO(Scripted(), config(), seed=0)
+    collect(agent)
+    batch, metrics = agent._targets(agent.next_obs)
+    expected = 1 - (batch["returns"] - batch["value"]).var() / batch["returns"].var()
+    torch.testing.assert_close(metrics["policy/explained_variance"], expected)
+    assert agent.update()["policy/explained_variance"] == metrics["policy/explained_variance"]
+
+
+@pytest.mark.parametrize(("iterations", "kept"), [(2, 12), (50, 256)])
+def test_recording_holds_the_latest_raw_observations_and_episode_ends_in_order(iterations: int, kept: int) -> None:
+    class Watched(Scripted):
+        def reset(self, seed: int | None = None) -> Obs:
+            self.seen, self.ended = [super().reset(seed)], []
+            return self.seen[0]
+
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            self.seen.append(step.obs)
+            self.ended.append(step.terminated | step.truncated)
+            return step
+
+    env = Watched(num_envs=12)
+    agent = PPO(env, config(num_epochs=1), seed=0)
+    agent.learn(iterations)
+    recording = agent.recording()
+    assert sorted(recording) == ["critic", "done", "policy"]
+    for group in ("policy", "critic"):
+        expected = torch.stack([obs[group][:8] for obs in env.seen[:-1]])[-kept:]
+        torch.testing.assert_close(recording[group], expected, rtol=0, atol=0)
+    assert torch.equal(recording["done"], torch.stack(env.ended)[-kept:, :8])
 
 
 def test_reward_scale_scales_returns_and_clip_limits_rewards() -> None:
@@ -305,11 +475,51 @@ def test_normalized_values_predict_the_same_returns() -> None:
     agent = PPO(Null(8, obs_size=4, action_size=2), config(normalize_value=True, normalize_advantage="none"), seed=0)
     agent.learn(2)
     collect(agent)
+    before = deepcopy(agent.value_normalizer)
     batch, _ = agent._targets(agent.next_obs)
-    assert agent.value_normalizer is not None
+    assert before is not None and agent.value_normalizer is not None
     inside = agent.value_normalizer.inverse(batch["returns"].unsqueeze(-1)).squeeze(-1)
-    old = agent.value_normalizer.inverse(batch["value"].unsqueeze(-1)).squeeze(-1)
+    old = before.inverse(batch["value"].unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(inside - old, batch["advantage"], rtol=1e-4, atol=1e-4)
+
+
+def test_value_clipping_begins_at_the_critics_own_output() -> None:
+    """Were the old values moved with the statistics, they would begin beyond the clip, where there is no gradient."""
+    agent = PPO(make_env("Pendulum", 8, seed=0), config(normalize_value=True), seed=0)
+    collect(agent)
+    batch, _ = agent._targets(agent.next_obs)
+    value, _ = agent.critic(batch["actor_obs"])
+    torch.testing.assert_close(batch["value"], value)
+    assert (batch["returns"].std() - 1).abs() < 0.05
+
+
+def test_networks_begin_orthogonal_with_the_stated_gains_and_deviation() -> None:
+    agent = PPO(Scripted(), config(state_dependent_std=True, init_std=0.7), seed=0)
+    first = agent.policy.trunk.mlp.layers[0].weight.detach()  # [16, 5]: its columns are orthogonal
+    torch.testing.assert_close(first.t() @ first, 2 * torch.eye(5))
+    mean = agent.policy.head.linear.weight[:2].detach()
+    torch.testing.assert_close(mean @ mean.t(), 0.01**2 * torch.eye(2))
+    torch.testing.assert_close(agent.critic.value.weight.norm(), torch.tensor(1.0))
+    distribution, _ = agent.policy.distribution(torch.randn(1, 8, 5))
+    torch.testing.assert_close(distribution.std, torch.full((1, 8, 2), 0.7))
+
+
+def test_observation_groups_have_the_stated_defaults() -> None:
+    assert choose_groups({"critic": 2, "actor": 3, "policy": 1}, None, None) == (("policy",), ("critic",))
+    assert choose_groups({"actor": 3, "other": 1}, None, None) == (("actor",), ("actor",))
+    assert choose_groups({"state": 3}, None, None) == (("state",), ("state",))
+    with pytest.raises(ConfigError, match="actor_obs: the env has no group 'policy' or 'actor'; choose from a, b"):
+        choose_groups({"a": 1, "b": 2}, None, None)
+
+
+def test_a_parameter_without_a_gradient_keeps_still() -> None:
+    used, unused = (torch.nn.Parameter(torch.randn(3)) for _ in range(2))
+    before = [used.detach().clone(), unused.detach().clone()]
+    optimizer = FlatAdam([used, unused], torch.tensor(0.1), 1.0)
+    used.sum().backward()
+    optimizer.step(torch.tensor(True))
+    torch.testing.assert_close(used.detach(), before[0] - 0.1)
+    assert torch.equal(unused.detach(), before[1])
 
 
 @pytest.mark.parametrize(
@@ -317,6 +527,8 @@ def test_normalized_values_predict_the_same_returns() -> None:
     [
         ({"num_minibatches": 5}, "num_minibatches"),
         ({"actor_obs": ("polcy",)}, "did you mean 'policy'"),
+        ({"actor_obs": ()}, "actor_obs.*one or more of policy, critic"),
+        ({"critic_obs": ("policy", "policy")}, "critic_obs.*each once"),
         ({"share_trunk": True}, "share_trunk"),
         ({"gamma": 1.5}, "gamma"),
         ({"num_steps": 0}, "num_steps"),
@@ -336,6 +548,9 @@ def test_policy_is_deterministic_and_state_dict_restores_it() -> None:
     torch.testing.assert_close(agent.policy(obs)[0], action, rtol=0, atol=0)
     assert state == ()
     other = PPO(Scripted(), config(), seed=7)
+    other.learn(1, seed=3)
+    known = {name: value.data_ptr() for name, value in other.trace.data.items()}
     other.load_state_dict(agent.state_dict())
+    assert known == {name: value.data_ptr() for name, value in other.trace.data.items()}  # recordings write there
     torch.testing.assert_close(other.policy(obs)[0], action, rtol=0, atol=0)
     assert other.optimizers[0].learning_rate is other.learning_rate

@@ -195,6 +195,33 @@ def test_the_training_loop_clears_the_state_of_ended_episodes() -> None:
     assert all((part != 0).any() for part in progress.state)
 
 
+def test_burn_in_steps_refresh_the_state_and_are_not_learned_from() -> None:
+    agent = PPO(make_env("Pendulum", 8, seed=0), config(burn_in=3, clip_value_loss=False), seed=0)
+    batch = rollout(agent)
+    learned = {name: value[3:] for name, value in batch.items() if "state" not in name}
+    loss, metrics = agent._loss(batch)
+    assert metrics["policy/kl"].abs() < 1e-6  # every step stands beside its own old distribution
+    torch.testing.assert_close(metrics["loss/policy"], -learned["advantage"].mean(), rtol=1e-3, atol=1e-5)
+    error = (learned["value"] - learned["returns"]).square().mean()
+    torch.testing.assert_close(metrics["loss/value"], error, rtol=1e-4, atol=1e-4)
+    for steps, same in ((slice(0, 3), True), (slice(3, 4), False)):
+        changed = {name: value.clone() for name, value in batch.items()}
+        for name in ("action", "advantage", "returns"):
+            changed[name][steps] += 1.0
+        assert torch.equal(agent._loss(changed)[0], loss) == same
+    batch["actor_obs"][0] += 1.0
+    assert not torch.equal(agent._loss(batch)[0], loss)
+
+
+def test_a_restart_clears_all_that_belongs_to_the_episodes_in_flight() -> None:
+    agent = PPO(make_env("Pendulum", 4, seed=0), config(num_minibatches=1), seed=0)
+    progress = agent.learn(1)
+    carried = [*agent.critic_state, progress.episodes.returns, progress.episodes.lengths]
+    assert all((part != 0).any() for part in [*carried, *progress.state])
+    progress.restart(agent.env, agent)
+    assert all((part == 0).all() for part in [*carried, *progress.state])
+
+
 def test_time_out_values_continue_the_state_of_their_episode() -> None:
     agent = PPO(make_env("Pendulum", 8, seed=0, max_episode_length=5), config(normalize_value=False), seed=0)
     agent.learn(1)
@@ -231,6 +258,16 @@ def test_resume_is_bitwise(kind: str) -> None:
     flat = [a.optimizers[0].value for a in (straight, second)]
     assert torch.equal(*flat)
     assert all(torch.equal(a, b) for a, b in zip(straight.critic_state, second.critic_state, strict=True))
+
+
+def test_where_the_env_cannot_be_restored_the_states_start_anew() -> None:
+    agent = PPO(make_env("Pendulum", 8, seed=0), config(), seed=0)
+    content = snapshot(agent.env, agent, agent.learn(2))
+    other = PPO(make_env("Pendulum", 8, seed=0), config(), seed=0)
+    progress, exact = resume(other.env, other, {**content, "env": None})
+    assert not exact
+    assert all((part != 0).any() for part in content["agent"]["critic_state"])
+    assert all((part == 0).all() for part in [*progress.state, *other.critic_state])
 
 
 def test_actor_and_critic_may_differ_in_memory() -> None:

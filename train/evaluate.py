@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.env import VecEnv
+from rlcore.recurrent import cleared
 from rlcore.types import Obs, Policy
 
 ActionFunction = Callable[[dict[str, NDArray[np.float32]]], Any]
@@ -137,7 +138,7 @@ class Controller:
 
     def forget(self, done: Tensor) -> None:
         """Zero the recurrent state of envs whose episode ended, ``done [N]``."""
-        self._state = tuple(part * ~done[None, :, None] for part in self._state)
+        self._state = cleared(self._state, done)
         if not isinstance(self._policy, Policy) and hasattr(self._policy, "reset"):
             self._policy.reset(done.cpu().numpy())
 
