@@ -9,14 +9,20 @@ from rlcore._version import __version__
 
 if TYPE_CHECKING:
     from rlcore.config import ConfigError
+    from rlcore.ddpg import DDPG, DDPGConfig
     from rlcore.env import EnvSpec, VecEnv, spec_of
     from rlcore.networks import NetworkConfig
     from rlcore.ppo import PPO, PPOConfig
+    from rlcore.sac import SAC, SACConfig
     from rlcore.types import Agent, Policy, Step
 
 _HOMES = {
     "PPO": "ppo",
     "PPOConfig": "ppo",
+    "SAC": "sac",
+    "SACConfig": "sac",
+    "DDPG": "ddpg",
+    "DDPGConfig": "ddpg",
     "NetworkConfig": "networks",
     "ConfigError": "config",
     "EnvSpec": "env",
@@ -28,13 +34,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "DDPG",
     "PPO",
+    "SAC",
     "Agent",
     "ConfigError",
+    "DDPGConfig",
     "EnvSpec",
     "NetworkConfig",
     "PPOConfig",
     "Policy",
+    "SACConfig",
     "Step",
     "VecEnv",
     "__version__",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,17 @@ TINY = [
 COMMAND_LINES = {
     "mistyped command": ("trian --task CartPole", ["trian", "did you mean 'train'"]),
     "unknown command": ("fly", ["fly", "commands are train"]),
+    "a task without its flag": ("train CartPole", ["unexpected word 'CartPole'", "--task CartPole"]),
+    "resume without a run": ("train --resume", ["--resume needs a value"]),
+    "a word as a number of steps": (
+        "train --task CartPole --env.max_episode_length ten",
+        ["max_episode_length is 'ten'", "whole number"],
+    ),
+    "a word as a number of symbols": (
+        "train --task Memory --env.num_symbols few",
+        ["num_symbols is 'few'", "whole number"],
+    ),
+    "a word as a size": ("train --task Null --env.obs_size big", ["obs_size is 'big'", "whole number"]),
     "no task": ("train", ["--task is missing", "rlcore tasks"]),
     "near miss of a task": ("train --task CartPoel", ["CartPoel", "did you mean", "CartPole"]),
     "task without its prefix": ("train --task CartPole-v1", ["CartPole-v1", "gym:CartPole-v1"]),
@@ -221,3 +234,61 @@ def test_the_process_exits_with_2_and_one_line(flags: str) -> None:
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1
     assert "error: " in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--seed", "-4"], ["--seed is -4", "from 0"]),
+        (["--seed", "9" * 30], ["--seed is 999", "from 0"]),
+        (["--device", "gpu"], ["--device is 'gpu'", "cpu"]),
+    ],
+)
+def test_eval_refuses_what_no_evaluation_can_have(
+    words: list[str], parts: list[str], run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused(["eval", "--run", str(run), *words], capsys)
+    assert all(part in line for part in parts), line
+
+
+def test_a_pattern_that_fits_two_runs_is_explained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["eval", "--run", str(run), str(run.parent)], capsys)
+    assert "--run takes one path" in line
+    assert "name one" in line
+
+
+def test_an_exported_file_is_not_taken_for_its_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "export" / "policy.onnx"
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    assert "--onnx" in refused(["eval", "--run", str(file)], capsys)
+
+
+def test_figures_that_cannot_be_written_end_in_one_line(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "--run", str(run), "--num-envs", "2", "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "directory" in error
+    assert len(error.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_ctrl_c_that_an_import_swallows_still_ends_the_command(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlcore.train import commands
+
+    started: list[str] = []
+
+    def swallow(words: list[str]) -> object:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)
+        except KeyboardInterrupt:  # as C extensions do while they are imported
+            if broken:
+                raise AttributeError("half imported") from None
+        return lambda: started.append("job") or 0
+
+    monkeypatch.setattr(commands, "eval_command", swallow)
+    assert main(["eval"]) == 130
+    assert not started
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -218,7 +218,7 @@ def test_null_refuses_impossible_values(options: dict[str, Any], message: str) -
         ("zzzz", {}, "unknown task 'zzzz': `rlcore tasks`"),
         ("CartPole", {"max_length": 3}, "unknown option 'max_length': .*valid options are max_episode_length"),
         ("Null", {"num_obs": 3}, "valid options are obs_size, action_size, episode_length, termination_rate"),
-        ("CartPole", {"max_episode_length": 0}, "max_episode_length=0 must be at least 1"),
+        ("CartPole", {"max_episode_length": 0}, "max_episode_length is 0; it must be a whole number of at least 1"),
     ],
 )
 def test_make_env_says_in_one_line_what_is_wrong(task: str, options: dict[str, Any], message: str) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from rlcore.checkpoint import load_checkpoint
 from rlcore.config import from_dict, load_yaml
+from rlcore.learn import Report
 from rlcore.train.arguments import free_value, split_words
 from rlcore.train.config import CONFIGS, TrainConfig, changes, default_config, safe_name, shipped_config
-from rlcore.train.logger import Average, MetricsFile
+from rlcore.train.logger import Average, MetricsFile, RunLogger
+from rlcore.train.play import check_output, write_animation
 from rlcore.train.run import RunFolder, locate
 
 CONTENT: dict[str, Any] = {
@@ -193,3 +198,29 @@ def test_an_interval_averages_episodes_by_their_number_and_iterations_alike() ->
         "time/total_s": 3.0,
     }
     assert average.take() == {}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "part"),
+    [
+        ({"loss/policy": 0.1}, "rewards of the env are not a number"),
+        ({"rollout/reward": 1.0, "policy/skipped_minibatches": 20.0}, "the update was skipped whole"),
+        ({"rollout/reward": 1.0, "loss/policy": 0.1, "policy/skipped_minibatches": 3.0}, ""),
+    ],
+)
+def test_figures_that_are_not_finite_are_told_once(metrics: dict[str, float], part: str, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=3, log_interval=1, console=Console(file=screen)) as logger:
+        for iteration in (1, 2, 3):
+            logger.report(Report(iteration, 10 * iteration, metrics), {})
+    told = [line for line in screen.getvalue().splitlines() if line.startswith("warning")]
+    assert len(told) == (1 if part else 0)
+    assert all(part in line and "iteration 1:" in line for line in told)
+
+
+@pytest.mark.parametrize("name", ["arm.GIF", "arm.gif"])
+def test_an_animation_may_be_named_in_capitals(name: str, tmp_path: Path) -> None:
+    check_output(tmp_path / name)
+    picture = np.zeros((4, 6, 3), dtype=np.uint8)
+    assert write_animation(tmp_path / name, [picture], 0.1) == 1
+    assert (tmp_path / name).read_bytes().startswith(b"GIF8")

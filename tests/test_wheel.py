@@ -75,7 +75,7 @@ def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
         for path in (ROOT / folder).glob("*.py"):
             assert f"{place}/{path.name}" in names
     assert "rlcore/py.typed" in names
-    configs = {f"rlcore/train/configs/{path.name}" for path in (ROOT / "train" / "configs").glob("*.yaml")}
+    configs = {f"rlcore/{path.relative_to(ROOT)}" for path in (ROOT / "train" / "configs").rglob("*.yaml")}
     assert configs
     assert configs <= names
 

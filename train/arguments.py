@@ -67,7 +67,7 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
     while rest:
         word = rest.pop(0)
         if not word.startswith("--") and not re.match(r"[A-Za-z_][\w.-]*=", word):
-            raise UsageError(f"unexpected word '{word}'; write --setting value or setting=value")
+            raise UsageError(_unexpected(word, pairs, settings))
         shown, equals, value = word.removeprefix("--").partition("=")
         key = shown.replace("-", "_")
         negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
@@ -86,6 +86,8 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         if not equals:
             while rest and (not taken or _is_sequence(hint)) and not _is_setting(rest[0], settings):
                 taken.append(rest.pop(0))
+            if not taken and hint is not bool and not (free is not None and key.startswith(f"{free}.")):
+                raise UsageError(f"--{shown} needs a value; write --{shown} VALUE")
         pairs.append((key, taken))
     return pairs
 
@@ -140,7 +142,8 @@ def pairs_of(words: Sequence[str], cls: type[Any], free: str | None = None) -> l
 def read(words: Sequence[str], cls: type[T], prog: str, free: str | None = None) -> tuple[T, dict[str, Any]] | None:
     """The arguments of a command and its task options; None when only help was asked for."""
     if asks_help(words):
-        print_help(cls, None, prog, (cls.__doc__ or "").strip())
+        about = (cls.__doc__ or "").strip()
+        print_help(cls, None, prog, f"{about} Options of the task are --{free}.NAME VALUE." if free else about)
         return None
     pairs = pairs_of(words, cls, free)
     options = {key.removeprefix("env."): free_value(key, v) for key, v in pairs if key.startswith("env.")}
@@ -182,6 +185,15 @@ def _is_setting(word: str, settings: dict[str, Any]) -> bool:
         return True
     key, equals, _ = word.partition("=")
     return bool(equals) and ("." in key or key.replace("-", "_") in settings)
+
+
+def _unexpected(word: str, pairs: list[Pair], settings: dict[str, Any]) -> str:
+    last, taken = pairs[-1] if pairs else ("", [])
+    if last in ("run", "resume", "onnx") and taken and os.path.exists(word):
+        return f"--{last} takes one path and there are '{taken[0]}' and '{word}'; a pattern fits both, so name one"
+    if not pairs and "task" in settings:
+        return f"unexpected word '{word}'; write --setting value or setting=value, such as --task {word}"
+    return f"unexpected word '{word}'; write --setting value or setting=value"
 
 
 def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -> str:

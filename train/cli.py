@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
 
 USAGE = """\
 usage: rlcore COMMAND ...
@@ -32,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after ``rlcore``; None takes those of the process.
 
     Returns:
-        The exit code. Whatever is wrong with the command line, a configuration or a file gives 2 and one line on
-        stderr; ``RLCORE_DEBUG=1`` shows the traceback.
+        The exit code. Whatever is wrong with the command line, a configuration or a file, a full disk included,
+        gives 2 and one line on stderr; ``RLCORE_DEBUG=1`` shows the traceback.
     """
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
@@ -60,7 +64,10 @@ def _run(words: list[str]) -> int:
         hint = f"did you mean '{close[0]}'?" if close else f"commands are {', '.join(COMMANDS)}"
         return _fail("rlcore", ValueError(f"unknown command '{name}'; {hint}"))
     try:
-        job = getattr(import_module(f"rlcore.train.{COMMANDS[name]}"), f"{name}_command")(words[1:])
+        with _stoppable() as signals:
+            job = getattr(import_module(f"rlcore.train.{COMMANDS[name]}"), f"{name}_command")(words[1:])
+        if signals:
+            return 130
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as head, has seen enough. Python would complain when it flushes at exit.
@@ -75,7 +82,33 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except OSError as error:  # such as a full disk
+        return _fail(f"rlcore {name}", error)
     return code
+
+
+@contextmanager
+def _stoppable() -> Iterator[list[int]]:
+    """Remember Ctrl-C: some libraries swallow a KeyboardInterrupt while they are imported."""
+    signals: list[int] = []
+    own = threading.current_thread() is threading.main_thread()
+    if not own or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield signals
+        return
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, receive)
+    try:
+        yield signals
+    except Exception:
+        if signals:  # what was half imported fails in ways of its own
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _fail(prog: str, error: Exception) -> int:

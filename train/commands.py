@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,7 @@ def eval_command(words: Sequence[str]) -> Job:
         return lambda: 0
     args, options = given
     _at_least(1, num_envs=args.num_envs, episodes=1 if args.episodes is None else args.episodes)
+    _check_seed(args.seed)
 
     from rich.console import Console
 
@@ -125,6 +127,7 @@ def play_command(words: Sequence[str]) -> Job:
         return lambda: 0
     args, options = given
     _at_least(1, steps=1 if args.steps is None else args.steps)
+    _check_seed(args.seed)
 
     from rlcore.env import spec_of
     from rlcore.train import play
@@ -191,6 +194,8 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
     from rlcore.envs.launch import simulator_of
     from rlcore.train.training import resolve_device
 
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
+        raise ValueError(f"--device is '{args.device}'; give auto, cpu, cuda or cuda:<index>")
     device = resolve_device(args.device)
     if args.onnx is not None:
         from rlcore.export import OnnxPolicy
@@ -215,7 +220,24 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
     if render and simulator_of(task) != "builtin":
         options = {"render_mode": "rgb_array"} | options
     env = make_env(task, num_envs, device, seed=args.seed, **options)
+    if args.onnx is not None and args.task is not None:
+        _check_fit(policy, env, path, task)
     return _Source(task, path, folder, policy, env)
+
+
+def _check_fit(policy: Any, env: Any, path: Path, task: str) -> None:
+    """Refuse a file whose observations are not those of the task that was named for it."""
+    sizes = {group: space.shape[0] for group, space in env.observation_spaces.items()}
+    wanted: dict[str, int] = {}
+    for term in policy.metadata.get("observation_terms", ()):
+        wanted[term["group"]] = wanted.get(term["group"], 0) + int(term["size"])
+    if any(sizes.get(group) != size for group, size in wanted.items()):
+        raise ValueError(f"'{path}' takes observations {wanted} and {task} gives {sizes}; leave --task out")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**31:
+        raise ValueError(f"--seed is {seed}; give a number from 0 to {2**31 - 1}")
 
 
 def _required_run(run: Path | None) -> Path:

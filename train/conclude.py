@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.actor_critic import build_policy
 from rlcore.checkpoint import load_checkpoint
-from rlcore.config import from_dict
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
-from rlcore.train.config import TrainConfig
+from rlcore.train.algorithms import POLICIES
+from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.evaluate import Evaluation, evaluate
 from rlcore.train.run import RunFolder
 from rlcore.types import Policy
@@ -31,9 +30,9 @@ def restore_policy(checkpoint: Path, device: torch.device | str = "cpu") -> tupl
         CheckpointError: the checkpoint cannot be read.
     """
     content = load_checkpoint(checkpoint, device=str(device))
-    config = from_dict(TrainConfig, content["config"], source=str(checkpoint))
+    config = read_config(content["config"], source=str(checkpoint))
     spec = EnvSpec(**content["spec"])
-    policy = build_policy(spec, config.agent).to(device)
+    policy = POLICIES[config.algo](spec, config.agent).to(device)
     policy.load_state_dict(content["agent"]["policy"])
     return policy.eval(), spec, content
 

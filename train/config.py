@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlcore.config import ConfigError, check, from_dict, load_yaml, to_dict
+from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, to_dict
+from rlcore.ddpg import DDPGConfig
 from rlcore.ppo import PPOConfig
+from rlcore.sac import SACConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
@@ -31,12 +33,12 @@ RESUMABLE = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A training run. The same file and seed give the same run."""
+    """A training run, with PPO unless a subclass says otherwise. The same file and seed give the same run."""
 
     task: str
     """What to train: a built-in task such as CartPole, or gym:<id>; `rlcore tasks` lists them."""
-    algo: Literal["ppo"] = "ppo"
-    """Learning algorithm."""
+    algo: Literal["ppo", "sac", "ddpg"] = "ppo"
+    """Learning algorithm; the settings of the agent are its own."""
     num_envs: int = 1024
     """Copies of the task that are stepped together."""
     num_iterations: int = 300
@@ -74,6 +76,8 @@ class TrainConfig:
         Raises:
             ConfigError: names the setting, its value and what is allowed.
         """
+        own = type(self).algo
+        check(self.algo == own, "algo", self.algo, f"the other settings are those of {own}; leave it at that")
         for name, least in (
             ("num_envs", 1),
             ("num_iterations", 1),
@@ -92,16 +96,61 @@ class TrainConfig:
         check(plain, "name", self.name, "use letters, digits, '.', '_' and '-' only")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SACTrainConfig(TrainConfig):
+    """A training run with SAC. The same file and seed give the same run."""
+
+    algo: Literal["ppo", "sac", "ddpg"] = "sac"
+    """Learning algorithm; the settings of the agent are its own."""
+    agent: SACConfig = field(default_factory=SACConfig)  # type: ignore[assignment]
+    """Settings of the algorithm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPGTrainConfig(TrainConfig):
+    """A training run with DDPG. The same file and seed give the same run."""
+
+    algo: Literal["ppo", "sac", "ddpg"] = "ddpg"
+    """Learning algorithm; the settings of the agent are its own."""
+    agent: DDPGConfig = field(default_factory=DDPGConfig)  # type: ignore[assignment]
+    """Settings of the algorithm."""
+
+
+CONFIG_CLASSES: dict[str, type[TrainConfig]] = {"ppo": TrainConfig, "sac": SACTrainConfig, "ddpg": DDPGTrainConfig}
+
+
+def config_class(algo: object, where: str = "algo") -> type[TrainConfig]:
+    """The dataclass of a run with the named algorithm.
+
+    Raises:
+        ConfigError: there is no such algorithm.
+    """
+    if not isinstance(algo, str) or algo not in CONFIG_CLASSES:
+        raise ConfigError(f"{where}: {algo!r} is no algorithm; {nearest(str(algo), CONFIG_CLASSES)}")
+    return CONFIG_CLASSES[algo]
+
+
+def read_config(data: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
+    """Build a run's configuration from plain values, by the algorithm that they name.
+
+    Raises:
+        ConfigError: an unknown algorithm or key, a wrong type or an impossible value.
+    """
+    return from_dict(config_class(data.get("algo", "ppo"), f"{source}: algo"), data, source)
+
+
 def safe_name(task: str) -> str:
     """A task's name as the name of a file: ``gym:ALE/Pong-v5`` gives ``gym_ALE_Pong-v5``."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", task)
 
 
-def shipped_config(task: str) -> Path | None:
-    """The file in ``train/configs`` for a task or, failing that, for its family.
+def shipped_config(task: str, algo: str = "ppo") -> Path | None:
+    """The file in ``train/configs`` for a task or, failing that, for its family; not PPO's are in a folder each.
 
-    ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``, ``Reach-UR5e`` and ``Reach``; a gymnasium id ends at ``gym``.
+    ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``, ``Reach-UR5e`` and ``Reach``, a gymnasium id last for ``gym``, and
+    every task for ``default``.
     """
+    folder = CONFIGS if algo == "ppo" else CONFIGS / algo
     name = safe_name(task)
     names = [name]
     while "-" in name:
@@ -109,13 +158,16 @@ def shipped_config(task: str) -> Path | None:
         names.append(name)
     if task.startswith("gym:"):
         names.append("gym")
-    return next((path for name in names if (path := CONFIGS / f"{name}.yaml").is_file()), None)
+    names.append("default")
+    return next((path for name in names if (path := folder / f"{name}.yaml").is_file()), None)
 
 
 def default_config(
-    task: str, file: Path | None = None, registered: Mapping[str, Any] | None = None
+    task: str, file: Path | None = None, registered: Mapping[str, Any] | None = None, algo: str = "ppo"
 ) -> tuple[TrainConfig, list[Path]]:
     """Defaults of the dataclass, then of the shipped file or what the task is registered with, then the given file.
+
+    A given file's own ``algo`` has to be the one that is asked for.
 
     Returns:
         The configuration, and the files it came from.
@@ -123,13 +175,14 @@ def default_config(
     Raises:
         ConfigError: a file is missing, or has an unknown key or an impossible value.
     """
-    files = [path for path in (shipped_config(task), file) if path is not None]
-    data = _merged(to_dict(TrainConfig(task=task)), registered or {})
-    config = from_dict(TrainConfig, data)
+    own = config_class(algo)
+    files = [path for path in (shipped_config(task, algo), file) if path is not None]
+    data = _merged(to_dict(own(task=task)), registered or {})
+    config = from_dict(own, data)
     for path in files:
         data = _merged(data, load_yaml(path))
         # Converted once per layer, so that an error names the file that it comes from.
-        config = from_dict(TrainConfig, data, source=str(path))
+        config = from_dict(own, data, source=str(path))
     return config, files
 
 

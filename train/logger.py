@@ -139,6 +139,7 @@ class RunLogger:
         self._log_interval = log_interval
         self._average = Average()
         self._pending: Report | None = None
+        self._warned: set[str] = set()
         self._display = Display(console, total, done=0 if resumed is None else resumed[0])
 
     def __enter__(self) -> RunLogger:
@@ -158,9 +159,23 @@ class RunLogger:
         """Take one iteration; ``extra`` are the figures of an evaluation."""
         self._average.add({**report.metrics, **extra})
         self._pending = report
+        self._warn(report)
         self._display.advance(report)
         if report.iteration % self._log_interval == 0 or report.iteration == self._total:
             self._flush()
+
+    def _warn(self, report: Report) -> None:
+        """Say once what a missing figure means: metrics that are not a number do not get here."""
+        if "rollout/reward" not in report.metrics:
+            self._warn_once(report.iteration, "rewards of the env are not a number (NaN)")
+        if report.metrics.get("policy/skipped_minibatches") and "loss/policy" not in report.metrics:
+            text = "the update was skipped whole: observations, rewards or the loss are not finite"
+            self._warn_once(report.iteration, text)
+
+    def _warn_once(self, iteration: int, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self._display.warn(f"warning      iteration {iteration}: {text}; it is said once")
 
     def _flush(self) -> None:
         if self._pending is None:
@@ -204,6 +219,10 @@ class Display:
         if self._live is not None:
             self._live.update(self._picture())
             self._live.stop()
+
+    def warn(self, text: str) -> None:
+        """Print a line above the live display."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def advance(self, report: Report) -> None:
         """Move the bar."""

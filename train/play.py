@@ -28,9 +28,9 @@ def check_output(path: Path) -> None:
     Raises:
         ValueError: another ending than .gif and .mp4, or no ffmpeg for the latter.
     """
-    if path.suffix not in (".gif", ".mp4"):
+    if path.suffix.lower() not in (".gif", ".mp4"):
         raise ValueError(f"output is '{path}'; give a name that ends in .gif or .mp4")
-    if path.suffix == ".mp4" and shutil.which("ffmpeg") is None:
+    if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
         raise ValueError(f"output is '{path}' and MP4 needs ffmpeg, which is not on PATH; install it or give a .gif")
 
 
@@ -68,7 +68,7 @@ def write_animation(path: Path, pictures: Iterable[Frame], seconds_per_frame: fl
         ValueError: ffmpeg failed; the message has its last line.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write = _write_mp4 if path.suffix == ".mp4" else _write_gif
+    write = _write_mp4 if path.suffix.lower() == ".mp4" else _write_gif
     return write(path, iter(pictures), seconds_per_frame)
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlcore.checkpoint import save_checkpoint
-from rlcore.config import from_dict, load_yaml, save_yaml
-from rlcore.train.config import TrainConfig, safe_name
+from rlcore.config import load_yaml, save_yaml
+from rlcore.train.config import TrainConfig, read_config, safe_name
 
 
 class RunFolder:
@@ -54,6 +54,8 @@ class RunFolder:
         Raises:
             FileNotFoundError: there is no run there; the message says what a run folder has.
         """
+        if path.is_file() and path.suffix == ".onnx":
+            raise FileNotFoundError(f"'{path}' is an exported file; give it to --onnx, or its run folder to --run")
         for folder in (path, path.parent, path.parent.parent):
             if path.exists() and (folder / "config.yaml").is_file():
                 return cls(folder)
@@ -63,7 +65,7 @@ class RunFolder:
 
     def read_config(self) -> TrainConfig:
         """The configuration of the run."""
-        return from_dict(TrainConfig, load_yaml(self.config_file), source=str(self.config_file))
+        return read_config(load_yaml(self.config_file), source=str(self.config_file))
 
     def write_config(self, config: TrainConfig) -> None:
         """Write the resolved configuration; ``rlcore train --config`` of it repeats the run."""

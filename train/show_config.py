@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
 
-from rlcore.config import ConfigError, from_dict, save_yaml, to_dict
+from rlcore.config import ConfigError, save_yaml, to_dict
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
-from rlcore.train.config import TrainConfig, default_config
+from rlcore.train.config import default_config, read_config
 from rlcore.train.importers import Conversion, convert_file, show
 from rlcore.train.registered import registered_config
 
@@ -23,6 +23,8 @@ class ConfigArguments:
 
     task: str | None = None
     """Task whose configuration to print."""
+    algo: Literal["ppo", "sac", "ddpg"] = "ppo"
+    """Learning algorithm that the task is trained with."""
     file: Path | None = None
     """Configuration file of rsl_rl, rl_games, skrl or SB3 to convert instead."""
     library: str | None = None
@@ -54,8 +56,8 @@ def show_config(args: ConfigArguments) -> int:
             raise ConfigError(f"task '{args.task}' ships no configuration of another library; leave --from out")
         if simulator_of(args.task or "") == "builtin":
             make_env(args.task or "", 1).close()  # refuses what there is not
-        settings = to_dict(default_config(args.task or "")[0])
-    config = from_dict(TrainConfig, {**settings, "task": args.task or "TASK"})
+        settings = to_dict(default_config(args.task or "", algo=args.algo)[0])
+    config = read_config({**settings, "task": args.task or "TASK"})
     if conversion is not None and args.show:
         show(conversion, Console())
     if args.output is not None:

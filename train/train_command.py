@@ -24,11 +24,25 @@ _apps: list[Any] = []
 def train_command(words: Sequence[str]) -> Job:
     """Read the words of ``rlcore train``."""
     words = launched(with_library(words))
-    from rlcore.config import ConfigError
-    from rlcore.train.config import TrainConfig, default_config, task_of
+    from rlcore.config import ConfigError, load_yaml
+    from rlcore.train.config import config_class, default_config, task_of
+
+    named, helping = _named(words), arguments.asks_help(words)
+    base: Any = None
+    resumed: Path | None = None
+    if named.get("resume") and not helping:
+        from rlcore.train.training import resumed_config
+
+        if "config" in named:
+            raise ConfigError("--config cannot go with --resume: a resumed run keeps its configuration; leave one out")
+        base, resumed = resumed_config(Path(named["resume"]))
+    elif "algo" not in named and named.get("config") and not helping:
+        named["algo"] = load_yaml(named["config"]).get("algo", "ppo")
+    algo = named.get("algo", "ppo") if base is None else base.algo
+    Own: Any = config_class(algo, "--algo")
 
     @dataclass(frozen=True, kw_only=True)
-    class TrainArguments(TrainConfig):
+    class TrainArguments(Own):  # type: ignore[misc]
         """Train a policy, evaluate the best checkpoint and export it."""
 
         config: Path | None = None
@@ -40,21 +54,16 @@ def train_command(words: Sequence[str]) -> Job:
 
     pairs = arguments.pairs_of(words, TrainArguments, free="env")
     given = {key: values[0] for key, values in pairs if values}
-    resumed: Path | None = None
-    helping = arguments.asks_help(words)
-    if "resume" in given and not helping:
-        from rlcore.train.training import resumed_config
-
-        if "config" in given:
-            raise ConfigError("--config cannot go with --resume: a resumed run keeps its configuration; leave one out")
-        base, resumed = resumed_config(Path(given["resume"]))
-    else:
+    if base is None:
         file = Path(given["config"]) if "config" in given else None
         task = given.get("task") or (task_of(file) if file is not None else None)
         if task is None and not helping:
             raise ConfigError("--task is missing; give one, such as --task CartPole (`rlcore tasks` lists them)")
-        registered = {} if helping else _registered(task or "", pairs)
-        base, files = default_config(task or "TASK", file, registered)
+        if algo != "ppo" and "library" in given:
+            raise ConfigError(f"--from is '{given['library']}', and only settings of ppo are converted; leave it out")
+        # What a simulator's task is registered with is for PPO.
+        registered = {} if helping or algo != "ppo" else _registered(task or "", pairs)
+        base, files = default_config(task or "TASK", file, registered, algo)
         about = f" Defaults from {', '.join(map(str, files))}." if files else ""
         if helping:
             text = (
@@ -62,16 +71,16 @@ def train_command(words: Sequence[str]) -> Job:
                 "--agent.gamma 0.98 or agent.gamma=0.98. Ctrl-C once stops after the iteration and writes a "
                 "checkpoint (exit code 130, SIGTERM 143), twice stops at once."
             )
-            shown = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(TrainConfig)})
+            shown = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(Own)})
             arguments.print_help(TrainArguments, shown, "rlcore train", text)
             return lambda: 0
     pairs += [("num_envs", values) for key, values in pairs if key == SCENE_NUM_ENVS]
     pairs = [(key, values) for key, values in pairs if key != SCENE_NUM_ENVS]
     options = {key.removeprefix("env."): arguments.free_value(key, v) for key, v in pairs if key.startswith("env.")}
-    default = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(TrainConfig)})
+    default = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(Own)})
     settings = [(key, values) for key, values in pairs if not key.startswith("env.")]
     parsed = arguments.parse(TrainArguments, settings, default, "rlcore train")
-    config = TrainConfig(**{f.name: getattr(parsed, f.name) for f in fields(TrainConfig)})
+    config = Own(**{f.name: getattr(parsed, f.name) for f in fields(Own)})
     config = replace(config, env=base.env | options)
     return _training(base, config, resumed)
 
@@ -113,12 +122,19 @@ def close_simulator() -> None:
         _apps.pop().close()
 
 
-def _task_in(words: Sequence[str]) -> str:
+def _named(words: Sequence[str]) -> dict[str, str]:
+    """What has to be known before the other words can be read."""
     given: dict[str, str] = {}
+    names = "task|run|resume|onnx|config|algo"
     for word, following in zip(words, [*words[1:], ""], strict=False):
-        found = re.fullmatch(r"(?:--)?(task|run|resume|onnx|config)=(.*)|--(task|run|resume|onnx|config)", word)
+        found = re.fullmatch(rf"(?:--)?({names})=(.*)|--({names})", word)
         if found:
             given[found[1] or found[3]] = following if found[2] is None else found[2]
+    return given
+
+
+def _task_in(words: Sequence[str]) -> str:
+    given = _named(words)
     path = next((Path(given[key]) for key in ("resume", "run", "onnx", "config") if given.get(key)), None)
     if "task" in given or path is None:
         return given.get("task", "")

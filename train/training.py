@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 
 from rlcore.checkpoint import load_checkpoint, save_checkpoint
-from rlcore.config import ConfigError, from_dict, to_dict
+from rlcore.config import ConfigError, to_dict
 from rlcore.env import spec_of
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, learn, resume, snapshot
-from rlcore.ppo import PPO
+from rlcore.train.algorithms import AGENTS
 from rlcore.train.conclude import conclude, say
-from rlcore.train.config import RESUMABLE, TrainConfig, changes
+from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config
 from rlcore.train.evaluate import evaluate
 from rlcore.train.logger import RunLogger
 from rlcore.train.run import RunFolder, locate
@@ -102,7 +102,8 @@ class Training:
         if config.capture_env and not getattr(self.env, "capturable", False):
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.spec = spec_of(self.env)
-        self.agent = PPO(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
+        build = AGENTS[config.algo]
+        self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         if content is not None:
             self.progress, self.exact = resume(self.env, self.agent, content)
         self.saved_iteration = done
@@ -216,7 +217,7 @@ class Training:
             f"run folder   {run.path}",
         ):
             say(self.console, line)
-        for note in getattr(env, "notes", ()):
+        for note in (*getattr(env, "notes", ()), *getattr(self.agent, "notes", ())):
             say(self.console, f"note         {note}")
         if self.shares_env:
             say(self.console, "note         evaluations use the training env, whose episodes then start anew")
@@ -269,7 +270,7 @@ def resumed_config(path: Path) -> tuple[TrainConfig, Path]:
     """
     _, checkpoint = locate(path, "last")
     content = load_checkpoint(checkpoint)
-    return from_dict(TrainConfig, content["config"], source=str(checkpoint)), checkpoint
+    return read_config(content["config"], source=str(checkpoint)), checkpoint
 
 
 def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:

@@ -1,0 +1,116 @@
+"""Deep Deterministic Policy Gradient (Lillicrap et al. 2016, arXiv:1509.02971), and what makes it TD3.
+
+With ``twin_critics``, ``policy_delay: 2`` and ``target_noise: 0.2`` it is TD3 (Fujimoto et al. 2018,
+arXiv:1802.09477); each of the three can also be had alone.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rlcore.config import check
+from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.off_policy import Batch, OffPolicy
+from rlcore.q_networks import OffPolicyConfig, SquashedPolicy
+from rlcore.types import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPGConfig(OffPolicyConfig):
+    """Settings of DDPG; the defaults are the classic ones, for one or a few envs."""
+
+    noise: Literal["gaussian", "ou"] = "gaussian"
+    """Exploration: independent at each step, or an Ornstein-Uhlenbeck process that begins anew with each episode."""
+    noise_std: float = 0.1
+    """Deviation of the noise that is added to actions, in half widths of their bounds; of each increment with ou."""
+    noise_decay: float = 0.15
+    """Part that the Ornstein-Uhlenbeck process loses at each step."""
+    twin_critics: bool = False
+    """Learn two critics and believe the lower one (TD3)."""
+    target_noise: float = 0.0
+    """Deviation of the noise on the actions that targets are computed with, in half widths of their bounds (TD3)."""
+    target_noise_clip: float = 0.5
+    """Largest such noise, in half widths of the bounds."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        for key in ("noise_std", "target_noise", "target_noise_clip"):
+            check(getattr(self, key) >= 0, key, getattr(self, key), "set 0 or more")
+        check(0 <= self.noise_decay <= 1, "noise_decay", self.noise_decay, "set a number from 0 to 1")
+
+
+class DDPG(OffPolicy):
+    """DDPG on a vector env.
+
+    Args:
+        env: what to learn on; its actions need finite bounds, or ``action_low`` and ``action_high`` in the settings.
+        config: settings.
+        seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
+        num_iterations: not used; other algorithms plan by it.
+
+    Raises:
+        ConfigError: the settings do not fit the env.
+    """
+
+    config: DDPGConfig
+
+    def __init__(
+        self, env: VecEnv, config: DDPGConfig | None = None, seed: int | None = None, num_iterations: int | None = None
+    ) -> None:
+        config = config or DDPGConfig()
+        if seed is not None:
+            torch.manual_seed(seed)
+        policy = build_policy(spec_of(env), config)
+        super().__init__(env, config, policy, num_critics=2 if config.twin_critics else 1, seed=seed)
+        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        self.noise = torch.zeros(env.num_envs, policy.actions, device=self.device)  # [N, A], of the process
+
+    def _explore(self, normalized: Tensor) -> Tensor:
+        policy = self.policy
+        action = policy.squash(policy.output(normalized))
+        noise = self.config.noise_std * torch.randn_like(action)
+        if self.config.noise == "ou":
+            noise = self.noise.mul_(1 - self.config.noise_decay).add_(noise)
+        return policy.limit(action + policy.reach * noise)
+
+    def _end_episodes(self, done: Tensor) -> None:
+        self.noise.masked_fill_(done.unsqueeze(1), 0.0)
+
+    def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
+        config, policy = self.config, self.target_policy
+        with torch.no_grad():
+            action = policy.squash(policy.output(batch["next_actor_obs"]))
+            if config.target_noise > 0:
+                noise = config.target_noise * torch.randn_like(action)
+                noise = noise.clamp(-config.target_noise_clip, config.target_noise_clip)
+                action = policy.limit(action + policy.reach * noise)
+            value = self.target_critics(batch["next_critic_obs"], action).amin(0)  # [B]
+            target = batch["reward"] + batch["discount"] * value
+        metrics = self._improve_critics(batch, target)
+        if with_actor:  # the targets wait for it too, as in TD3
+            action = self.policy.squash(self.policy.output(batch["actor_obs"]))
+            metrics |= self._improve_actor(-self.critics(batch["critic_obs"], action)[0].mean())
+            self._follow(self.target_critics, self.critics)
+            self._follow(self.target_policy, self.policy)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning depends on between two iterations."""
+        return super().state_dict() | {"target_policy": self.target_policy.state_dict(), "noise": self.noise}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``'s result; see ``OffPolicy.load_state_dict``."""
+        super().load_state_dict(state)
+        self.target_policy.load_state_dict(state["target_policy"])
+        self.noise.copy_(state["noise"])
+
+
+def build_policy(spec: EnvSpec, config: DDPGConfig) -> SquashedPolicy:
+    """Build an untrained policy; the one in a checkpoint loads into it without an env."""
+    return SquashedPolicy(spec, config, outputs=1)

@@ -1,0 +1,267 @@
+"""What SAC and DDPG share: the order of acting, storing and learning."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.adam import FlatAdam
+from rlcore.capture import Captured, matmul_precision
+from rlcore.config import check
+from rlcore.env import VecEnv, spec_of
+from rlcore.learn import Progress, learn
+from rlcore.networks import choose_groups, concatenate
+from rlcore.q_networks import Critics, OffPolicyConfig, SquashedPolicy, make_normalizer
+from rlcore.replay import Replay, Transitions, size_text
+from rlcore.rollout import Rollout
+from rlcore.types import Metrics, Mode, Obs, State, Step
+
+Batch = dict[str, Tensor]
+"""Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
+
+
+class OffPolicy:
+    """The frame of an algorithm that learns from a replay memory.
+
+    ``act`` and ``record`` take turns, ``num_steps`` times, then ``update``; ``learn`` does all of it. An algorithm
+    adds ``_explore`` and ``_gradient_step``.
+
+    Args:
+        env: what to learn on.
+        config: settings.
+        policy: the actor.
+        num_critics: independent critics.
+        seed: for the env; None leaves it as it is.
+    """
+
+    config: OffPolicyConfig
+
+    def __init__(
+        self, env: VecEnv, config: OffPolicyConfig, policy: SquashedPolicy, num_critics: int, seed: int | None
+    ) -> None:
+        device = torch.device(env.device)
+        self.env, self.config, self.policy, self.device, self.seed = env, config, policy.to(device), device, seed
+        self.num_steps, self.iteration = config.num_steps, 0
+        self.mode: Mode = config.mode
+        sizes = spec_of(env).observation_sizes
+        _, self.critic_groups = choose_groups(sizes, config.actor_obs, config.critic_obs)
+        groups = dict.fromkeys(policy.groups + self.critic_groups)
+        size = sum(sizes[group] for group in self.critic_groups)
+        same = self.critic_groups == policy.groups
+        self.critic_normalizer = policy.normalizer if same else make_normalizer(size, config).to(device)
+        self.critics = Critics(size + policy.actions, config.critic, num_critics).to(device)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.learning_rate = torch.tensor(config.learning_rate, device=device)
+        self.actor_optimizer = self._adam(list(policy.parameters()))
+        self.critic_optimizer = self._adam(list(self.critics.parameters()))
+        self.num_updates = round(config.update_ratio * config.num_steps * env.num_envs)
+        remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
+        check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
+        self.replay = Replay(
+            config.buffer_size,
+            env.num_envs,
+            {group: sizes[group] for group in groups},
+            policy.actions,
+            env.max_episode_length,
+            device,
+            torch.bfloat16 if config.store_obs == "bf16" else torch.float32,
+        )
+        rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
+        remedy = f"it holds {self.replay.num_rows} vector steps and learning begins after {rows}; raise it"
+        check(self.replay.num_rows >= rows, "buffer_size", config.buffer_size, remedy)
+        self.first_rows = rows
+        self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
+        self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
+        self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
+        self.timeout_bootstrap = config.timeout_bootstrap
+        # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
+        self._updates = [
+            Captured(partial(self._improve, phase), config.mode, device) for phase in range(config.policy_delay)
+        ]
+        self._act = Captured(self._choose, config.mode, device)
+        self._record = Captured(self._store, config.mode, device)
+        low, high = policy.center - policy.reach, policy.center + policy.reach
+        numbers = ", ".join(f"{a:g} to {b:g}" for a, b in sorted(set(zip(low.tolist(), high.tolist(), strict=True))))
+        source = "env" if config.action_low is None and config.action_high is None else "settings"
+        self.notes = (
+            f"actions within {numbers}, from the {source}",
+            f"replay memory of {self.replay.num_rows * env.num_envs:,} transitions, {size_text(self.replay.num_bytes)} "
+            f"on {device}; {self.num_updates} gradient steps an iteration, from step {rows * env.num_envs:,} on",
+        )
+
+    def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
+        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``."""
+        return learn(self.env, self, num_iterations, seed=self.seed, **kwargs)
+
+    def initial_state(self) -> State:
+        """No recurrent state; what is recorded next does not follow what was recorded last."""
+        self.replay.cut()
+        return ()
+
+    @torch.no_grad()
+    def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:
+        """Choose exploring actions ``[N, A]``, overwritten by the next call."""
+        return self._act(obs), None, state
+
+    def _choose(self, obs: Obs) -> Tensor:
+        actor_obs = concatenate(obs, self.policy.groups)
+        self.policy.normalizer.update(actor_obs)
+        if self.critic_normalizer is not self.policy.normalizer:
+            self.critic_normalizer.update(concatenate(obs, self.critic_groups))
+        with matmul_precision(self.config.precision):
+            action = self._explore(self.policy.normalizer(actor_obs))  # [N, A]
+        uniform = self.policy.center + self.policy.reach * (2 * torch.rand_like(action) - 1)
+        warm = self.steps * self.env.num_envs < self.config.learning_starts
+        self.steps += 1
+        return torch.where(warm, uniform, action)
+
+    def _explore(self, normalized: Tensor) -> Tensor:
+        """Choose actions ``[N, A]`` within their bounds for normalized observations ``[N, O]``."""
+        raise NotImplementedError
+
+    def _end_episodes(self, done: Tensor) -> None:
+        """Forget what exploration carries along, where ``done`` ``[N]``."""
+
+    def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
+        """Store one vector step."""
+        if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
+            self.timeout_bootstrap = "value"
+        final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
+        self._record(obs, action, step.reward, step.terminated, step.truncated, final_obs)
+
+    @torch.no_grad()
+    def _store(
+        self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
+    ) -> None:
+        self.replay.write(obs, action, reward * self.config.reward_scale, terminated, truncated, final_obs)
+        done = terminated | truncated  # [N]
+        self._end_episodes(done)
+        few = self.trace.num_envs
+        self.trace.write({**{group: value[:few] for group, value in obs.items()}, "done": done[:few]})
+        self.trace.advance()
+
+    def update(self) -> Metrics:
+        """Take this iteration's gradient steps, if learning has begun; the metrics are overwritten by the next call."""
+        self.iteration += 1
+        self.stored += self.num_steps
+        if self.stored < self.first_rows:
+            return {}
+        done = (self.iteration - 1) * self.num_updates
+        return self._updates[done % self.config.policy_delay]()  # type: ignore[no-any-return]
+
+    def _improve(self, phase: int) -> Metrics:
+        config, rows = self.config, self.num_updates
+        with matmul_precision(config.precision):
+            # Drawn at once for all steps of this update, which then read views.
+            transitions = self.replay.sample(
+                rows * config.batch_size, config.gamma, config.n_step, self.timeout_bootstrap
+            )
+            whole = {
+                name: value.view(rows, config.batch_size, *value.shape[1:])
+                for name, value in self._batch(transitions).items()
+            }
+            logs: list[Metrics] = []
+            for i in range(rows):
+                with_actor = (phase + i + 1) % config.policy_delay == 0
+                logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
+        names = dict.fromkeys(name for log in logs for name in log)
+        return {name: torch.stack([log[name] for log in logs if name in log]).mean() for name in names}
+
+    @torch.no_grad()
+    def _batch(self, transitions: Transitions) -> Batch:
+        batch: Batch = {}
+        for prefix, obs in (("", transitions.obs), ("next_", transitions.next_obs)):
+            batch[f"{prefix}actor_obs"] = self.policy.normalizer(concatenate(obs, self.policy.groups))
+            batch[f"{prefix}critic_obs"] = batch[f"{prefix}actor_obs"]
+            if self.critic_groups != self.policy.groups:
+                batch[f"{prefix}critic_obs"] = self.critic_normalizer(concatenate(obs, self.critic_groups))
+        weight = transitions.weight / transitions.weight.mean().clamp(min=1 / transitions.weight.numel())
+        return batch | {
+            "action": transitions.action,
+            "reward": transitions.reward,
+            "discount": transitions.discount,
+            "weight": weight,
+        }
+
+    def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
+        """Improve the critics on ``[B, ...]``, and the actor if it is due."""
+        raise NotImplementedError
+
+    def _improve_critics(self, batch: Batch, target: Tensor) -> Metrics:
+        """Move every critic towards ``target`` ``[B]`` by the mean squared error."""
+        values = self.critics(batch["critic_obs"], batch["action"])  # [critics, B]
+        loss = (batch["weight"] * (values - target).square()).mean(1).sum()
+        metrics = {"loss/value": loss.detach(), "policy/value": values.detach().mean()}
+        return metrics | {"policy/value_gradient_norm": descend(self.critic_optimizer, loss)}
+
+    def _improve_actor(self, loss: Tensor) -> Metrics:
+        """Take the actor's step; the critics' own gradients are not wanted."""
+        return {"loss/policy": loss.detach(), "policy/gradient_norm": descend(self.actor_optimizer, loss)}
+
+    @torch.no_grad()
+    def _follow(self, target: nn.Module, source: nn.Module) -> None:
+        """Move target networks a part of the way."""
+        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), self.config.tau)
+
+    def _adam(self, parameters: list[nn.Parameter]) -> FlatAdam:
+        limit = self.config.max_grad_norm
+        return FlatAdam(parameters, self.learning_rate, _NO_LIMIT if limit is None else limit)
+
+    def recording(self) -> dict[str, Tensor]:
+        """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
+        steps = min(self.iteration * self.num_steps, _TRACE_STEPS)
+        order = (self.trace.row + torch.arange(-steps, 0, device=self.device)) % _TRACE_STEPS
+        return {name: value.index_select(0, order) for name, value in self.trace.data.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning depends on between two iterations."""
+        same = self.critic_normalizer is self.policy.normalizer
+        return {
+            "policy": self.policy.state_dict(),
+            "critics": self.critics.state_dict(),
+            "target_critics": self.target_critics.state_dict(),
+            "critic_normalizer": None if same else self.critic_normalizer.state_dict(),
+            "actor_optimizer": self.actor_optimizer.state_dict(),
+            "critic_optimizer": self.critic_optimizer.state_dict(),
+            "iteration": self.iteration,
+            "steps": self.steps,
+            "stored": self.stored,
+            "replay": self.replay.state_dict(self.stored) if self.config.save_buffer else None,
+            "timeout_bootstrap": self.timeout_bootstrap,
+            "trace": self.trace.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``'s result; without a saved replay memory, learning waits until a new one is filled."""
+        names = ["policy", "critics", "target_critics", "actor_optimizer", "critic_optimizer"]
+        if state["critic_normalizer"] is not None:
+            names.append("critic_normalizer")
+        for name in names:
+            getattr(self, name).load_state_dict(state[name])
+        self.iteration = state["iteration"]
+        self.steps.copy_(state["steps"])
+        self.timeout_bootstrap = state["timeout_bootstrap"]
+        self.stored = 0 if state["replay"] is None else state["stored"]
+        if state["replay"] is not None:
+            self.replay.load_state_dict(state["replay"])
+        self.trace.load_state_dict(state["trace"])
+        for captured in (self._act, self._record, *self._updates):
+            captured.reset()  # the trace is other tensors now
+
+
+_TRACE_STEPS = 256
+_NO_LIMIT = 1e30  # of a gradient's norm; a kernel takes it as a constant
+
+
+def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:
+    """Take a step down the loss, unless it is not finite; the gradient's norm."""
+    optimizer.zero_grad()
+    parameters = optimizer.parameters
+    # Only for this optimizer's parameters: what else the loss went through is to stay as it is.
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    return optimizer.step(torch.isfinite(loss))[0]

@@ -1,0 +1,139 @@
+"""Soft Actor-Critic (Haarnoja et al. 2018, arXiv:1812.05905) with twin critics and an automatic temperature."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlcore.config import check
+from rlcore.distributions import Gaussian
+from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.off_policy import Batch, OffPolicy, descend
+from rlcore.q_networks import OffPolicyConfig, SquashedPolicy
+from rlcore.types import Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig(OffPolicyConfig):
+    """Settings of SAC; the defaults are the classic ones, for one or a few envs."""
+
+    init_temperature: float = 1.0
+    """Weight of the entropy at the start."""
+    learn_temperature: bool = True
+    """Adapt the temperature so that the entropy meets its target."""
+    temperature_learning_rate: float | None = None
+    """Adam's step size for the logarithm of the temperature; none: learning_rate."""
+    target_entropy: float | None = None
+    """Entropy to keep, in nats and in the env's own action units; none: minus the number of action dimensions."""
+    log_std_range: tuple[float, float] = (-20.0, 2.0)
+    """Bounds of the logarithm of the standard deviation before the tanh."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        check(self.init_temperature > 0, "init_temperature", self.init_temperature, "set a positive number")
+        rate = self.temperature_learning_rate
+        check(rate is None or rate > 0, "temperature_learning_rate", rate, "set a positive number or none")
+        low, high = self.log_std_range
+        check(low < high, "log_std_range", self.log_std_range, "set two rising numbers")
+
+
+class SAC(OffPolicy):
+    """SAC on a vector env.
+
+    Args:
+        env: what to learn on; its actions need finite bounds, or ``action_low`` and ``action_high`` in the settings.
+        config: settings.
+        seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
+        num_iterations: not used; other algorithms plan by it.
+
+    Raises:
+        ConfigError: the settings do not fit the env.
+    """
+
+    config: SACConfig
+
+    def __init__(
+        self, env: VecEnv, config: SACConfig | None = None, seed: int | None = None, num_iterations: int | None = None
+    ) -> None:
+        config = config or SACConfig()
+        if seed is not None:
+            torch.manual_seed(seed)
+        super().__init__(env, config, build_policy(spec_of(env), config), num_critics=2, seed=seed)
+        actions = self.policy.actions
+        self.target_entropy = -float(actions) if config.target_entropy is None else config.target_entropy
+        start = torch.tensor(math.log(config.init_temperature), device=self.device)
+        self.log_temperature = nn.Parameter(start)
+        self.temperature_optimizer = self._adam([self.log_temperature])
+        if config.temperature_learning_rate is not None:
+            rate = torch.tensor(config.temperature_learning_rate, device=self.device)
+            self.temperature_optimizer.learning_rate = rate
+
+    def _sample(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions ``[B, A]`` and their log density ``[B]``, for normalized observations ``[B, O]``."""
+        mean, log_std = self.policy.output(normalized).chunk(2, -1)
+        return sample(mean, log_std.clamp(*self.config.log_std_range), self.policy.center, self.policy.reach)
+
+    def _explore(self, normalized: Tensor) -> Tensor:
+        return self._sample(normalized)[0]
+
+    def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
+        with torch.no_grad():
+            temperature = self.log_temperature.exp()
+            action, log_prob = self._sample(batch["next_actor_obs"])
+            value = self.target_critics(batch["next_critic_obs"], action).amin(0)  # [B]
+            # With n steps the entropy of those in between is left out.
+            target = batch["reward"] + batch["discount"] * (value - temperature * log_prob)
+        metrics = self._improve_critics(batch, target)
+        if with_actor:
+            action, log_prob = self._sample(batch["actor_obs"])
+            value = self.critics(batch["critic_obs"], action).amin(0)
+            metrics |= self._improve_actor((temperature * log_prob - value).mean())
+            entropy = -log_prob.detach().mean()
+            if self.config.learn_temperature:
+                descend(self.temperature_optimizer, self.log_temperature * (entropy - self.target_entropy))
+            metrics |= {"policy/entropy": entropy, "policy/temperature": temperature}
+        self._follow(self.target_critics, self.critics)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning depends on between two iterations."""
+        return super().state_dict() | {
+            "log_temperature": self.log_temperature.detach(),
+            "temperature_optimizer": self.temperature_optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore ``state_dict``'s result; see ``OffPolicy.load_state_dict``."""
+        super().load_state_dict(state)
+        self.log_temperature.detach().copy_(state["log_temperature"])
+        self.temperature_optimizer.load_state_dict(state["temperature_optimizer"])
+
+
+def sample(mean: Tensor, log_std: Tensor, center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from a normal distribution that a tanh squashes and the action bounds rescale.
+
+    Args:
+        mean: ``[B, A]``, before the tanh.
+        log_std: ``[B, A]``, before the tanh.
+        center: ``[A]``, of the action bounds.
+        half: ``[A]``, half the width of the action bounds.
+
+    Returns:
+        Actions ``[B, A]``, and their log density ``[B]`` in the env's action units (arXiv:1812.05905, appendix C,
+        with the width of the bounds in the Jacobian; ``log(1 - tanh(u)^2)`` in a form that does not overflow).
+    """
+    normal = Gaussian(mean, log_std.exp())
+    raw = normal.sample()
+    slope = half.log() + 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # log |d action / d raw|
+    return center + half * torch.tanh(raw), normal.log_prob(raw) - slope.sum(-1)
+
+
+def build_policy(spec: EnvSpec, config: SACConfig) -> SquashedPolicy:
+    """Build an untrained policy, whose action is the squashed mean; one in a checkpoint loads without an env."""
+    return SquashedPolicy(spec, config, outputs=2)

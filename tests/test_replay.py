@@ -1,0 +1,233 @@
+"""The replay memory against a reference that keeps every step in a list; each test is a mistake that others make."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlcore import ConfigError
+from rlcore.replay import Replay, Timeout
+
+GAMMA = 0.9
+
+
+class History:
+    """Every step that was written, with observations that tell where they come from: step, env, 1 if final."""
+
+    def __init__(self, num_envs: int, rows: int, **options: Any) -> None:
+        self.num_envs = num_envs
+        self.replay = Replay(rows * num_envs, num_envs, {"a": 2, "b": 1}, 1, 5, torch.device("cpu"), **options)
+        self.steps: list[dict[str, Tensor]] = []
+        self.final_numbers: dict[tuple[int, int], int] = {}
+
+    def _obs(self, final: float) -> dict[str, Tensor]:
+        env = torch.arange(self.num_envs).float()
+        here = torch.full_like(env, float(len(self.steps)))
+        return {"a": torch.stack([here, env], 1), "b": torch.full((self.num_envs, 1), final)}
+
+    def step(self, terminated: tuple[int, ...] = (), truncated: tuple[int, ...] = (), final: bool = True) -> None:
+        ends = torch.zeros(2, self.num_envs, dtype=torch.bool)
+        ends[0, list(terminated)] = True
+        ends[1, list(truncated)] = True
+        t = len(self.steps)
+        for n in range(self.num_envs):
+            if ends[1, n] and not ends[0, n]:
+                self.final_numbers[t, n] = len(self.final_numbers)
+        row = {"reward": torch.randn(self.num_envs), "terminated": ends[0], "truncated": ends[1]}
+        row["action"] = torch.randn(self.num_envs, 1)
+        final_obs = self._obs(1.0)
+        for value in final_obs.values():
+            value[~(ends[0] | ends[1])] = torch.nan  # only rows of ended episodes mean something
+        self.replay.write(self._obs(0.0), **row, final_obs=final_obs if final else None)
+        self.steps.append(row)
+
+    def run(self, count: int, probability: float = 0.15) -> History:
+        for _ in range(count):
+            ends = torch.rand(2, self.num_envs) < probability
+            self.step(*(tuple(row.nonzero().flatten().tolist()) for row in ends))
+        return self
+
+    def expect(self, t: int, n: int, n_step: int, timeout: Timeout = "final_obs") -> dict[str, Any]:
+        """The transition that begins at step t of env n, step by step."""
+        total, factor = 0.0, 1.0
+        for i in range(t, t + n_step):
+            row = self.steps[i]
+            total += factor * float(row["reward"][n])
+            factor *= GAMMA
+            if row["terminated"][n]:
+                return {"reward": total, "discount": 0.0}
+            if row["truncated"][n]:
+                if timeout == "none":
+                    return {"reward": total, "discount": 0.0}
+                if timeout == "value":
+                    return {"reward": total, "discount": factor, "next": (i, n, 0)}
+                lost = self.final_numbers[i, n] < len(self.final_numbers) - self.replay.num_finals
+                return {"weight": 0.0} if lost else {"reward": total, "discount": factor, "next": (i, n, 1)}
+        return {"reward": total, "discount": factor, "next": (t + n_step, n, 0)}
+
+    def compare(self, t: int, n: int, n_step: int, timeout: Timeout = "final_obs") -> dict[str, Any]:
+        start, env = torch.tensor([t % self.replay.num_rows]), torch.tensor([n])
+        found = self.replay.window(start, env, GAMMA, n_step, timeout)
+        expected = self.expect(t, n, n_step, timeout)
+        assert found.obs["a"].tolist() == [[t, n]]
+        assert torch.equal(found.action[0], self.steps[t]["action"][n])
+        assert float(found.weight) == expected.get("weight", 1.0)
+        if "reward" in expected:
+            assert float(found.reward) == pytest.approx(expected["reward"], abs=1e-6)
+            assert float(found.discount) == pytest.approx(expected["discount"], abs=1e-6)
+        if "next" in expected:
+            assert [*found.next_obs["a"][0].tolist(), float(found.next_obs["b"])] == list(expected["next"])
+        assert all(torch.isfinite(value).all() for value in found.next_obs.values())
+        return expected
+
+
+@pytest.mark.parametrize("timeout", ["final_obs", "value", "none"])
+@pytest.mark.parametrize("n_step", [1, 3, 5])
+@pytest.mark.parametrize("count", [9, 12, 13, 40])
+def test_every_transition_equals_the_reference(count: int, n_step: int, timeout: Timeout) -> None:
+    history = History(num_envs=4, rows=12, final_capacity=48).run(count)
+    kinds = set()
+    for t in range(max(0, count - 12), count - n_step):
+        for n in range(4):
+            kinds.add(tuple(sorted(history.compare(t, n, n_step, timeout))))
+    assert ("discount", "reward") in kinds  # some have no future
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("count", [4, 7, 12, 17, 24, 30])
+def test_samples_never_reach_over_the_seam_or_into_rows_that_are_not_written(count: int, n_step: int) -> None:
+    """Without ends every window is whole, so it must be of steps that follow each other, all still there."""
+    history = History(num_envs=3, rows=12).run(count, probability=0.0)
+    found = history.replay.sample(4000, GAMMA, n_step)
+    starts = found.obs["a"][:, 0]
+    assert torch.equal(found.next_obs["a"], found.obs["a"] + torch.tensor([float(n_step), 0.0]))
+    oldest, last = max(0, count - 12), count - 1 - n_step
+    assert sorted(set(starts.tolist())) == list(range(oldest, last + 1))
+    rewards = torch.stack([step["reward"] for step in history.steps])  # [T, N]
+    expected = sum(GAMMA**i * rewards[starts.long() + i, found.obs["a"][:, 1].long()] for i in range(n_step))
+    torch.testing.assert_close(found.reward, expected)
+
+
+def test_sampling_is_uniform_over_steps_and_envs() -> None:
+    history = History(num_envs=3, rows=12).run(30, probability=0.0)
+    found = history.replay.sample(33_000, GAMMA)
+    _, counts = found.obs["a"].unique(dim=0, return_counts=True)
+    assert len(counts) == 11 * 3
+    chi_square = ((counts - 1000.0).square() / 1000).sum()  # 32 degrees of freedom: 62.5 is exceeded once in 1000
+    assert chi_square < 62.5
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_a_window_that_is_cut_short_has_the_discount_of_the_steps_it_has(offset: int) -> None:
+    history = History(num_envs=1, rows=12)
+    for t in range(8):
+        history.step(truncated=(0,) if t == 2 + offset else ())
+    found = history.replay.window(torch.tensor([2]), torch.tensor([0]), GAMMA, 3)
+    assert float(found.discount) == pytest.approx(GAMMA ** (offset + 1))
+    assert float(found.next_obs["b"]) == 1.0  # what preceded the reset, not what followed it
+    assert float(found.next_obs["a"][0, 0]) == 2 + offset
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2])
+@pytest.mark.parametrize("both", [False, True])
+def test_termination_has_no_future_at_any_offset_and_wins_over_truncation(offset: int, both: bool) -> None:
+    history = History(num_envs=1, rows=12)
+    for t in range(8):
+        ends = (0,) if t == 2 + offset else ()
+        history.step(terminated=ends, truncated=ends if both else ())
+    found = history.replay.window(torch.tensor([2]), torch.tensor([0]), GAMMA, 3)
+    rewards = [float(history.steps[t]["reward"]) for t in range(2, 3 + offset)]
+    assert float(found.reward) == pytest.approx(sum(GAMMA**i * r for i, r in enumerate(rewards)), abs=1e-6)
+    assert float(found.discount) == 0.0
+    assert float(found.weight) == 1.0
+    assert int(history.replay.num_written) == 0
+
+
+def test_a_sample_whose_final_observation_was_evicted_does_not_count() -> None:
+    history = History(num_envs=2, rows=20, final_capacity=4)
+    for t in range(16):
+        history.step(truncated=(0, 1) if t % 3 == 2 else ())
+    weights = {t: history.compare(t, 0, 1).get("weight", 1.0) for t in range(15)}
+    # Five steps were truncated in both envs, and there is room for two of them.
+    assert [t for t, weight in weights.items() if weight == 0.0] == [2, 5, 8]
+    window = history.replay.window(torch.tensor([1, 10]), torch.tensor([0, 0]), GAMMA, 3)
+    assert window.weight.tolist() == [0.0, 1.0]
+
+
+def test_truncations_in_every_env_at_once_fit_the_smallest_side_ring() -> None:
+    history = History(num_envs=4, rows=6, final_capacity=4)
+    for t in range(10):
+        history.step(truncated=(0, 1, 2, 3) if t % 2 else ())
+    for n in range(4):
+        assert history.compare(7, n, 1) == {"weight": 0.0}
+        history.step()
+        assert history.compare(9, n, 1)["next"] == (9, n, 1)
+
+
+@pytest.mark.parametrize("timeout", ["final_obs", "value", "none"])
+def test_no_window_goes_on_after_a_reset_in_mid_episode(timeout: Timeout) -> None:
+    history = History(num_envs=2, rows=10)
+    for t in range(6):
+        history.step(terminated=(1,) if t == 3 else ())
+        if t == 3:
+            history.replay.cut()
+    start, env = torch.tensor([0, 1, 2, 3, 3, 4]), torch.tensor([0, 0, 0, 0, 1, 0])
+    assert history.replay.window(start, env, GAMMA, 1, timeout).weight.tolist() == [1, 1, 1, 0, 1, 1]
+    assert history.replay.window(start[:4], env[:4], GAMMA, 2, timeout).weight.tolist() == [1, 1, 0, 0]
+
+
+def test_an_env_without_final_observations_has_the_state_before_instead() -> None:
+    history = History(num_envs=1, rows=10)
+    for t in range(5):
+        history.step(truncated=(0,) if t == 2 else (), final=False)
+    assert history.compare(1, 0, 3, "value")["next"] == (2, 0, 0)
+    assert float(history.replay.window(torch.tensor([1]), torch.tensor([0]), GAMMA, 3).weight) == 0.0
+
+
+@pytest.mark.parametrize("count", [5, 30])
+def test_a_restored_memory_draws_the_same_and_goes_on_the_same(count: int) -> None:
+    one, two = (History(num_envs=3, rows=8) for _ in range(2))
+    one.run(count)
+    two.replay.load_state_dict(one.replay.state_dict(count))
+    two.steps = list(one.steps)
+    for history in (one, two):
+        torch.manual_seed(5)
+        history.run(3)
+    draws = []
+    for history in (one, two):
+        torch.manual_seed(6)
+        draws.append(history.replay.sample(100, GAMMA, 3))
+    for a, b in zip(*draws, strict=True):
+        pairs = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else [(a, b)]
+        assert all(torch.equal(x, y) for x, y in pairs)
+    assert len(one.replay.state_dict(5)["reward"]) == 5
+
+
+def test_bf16_halves_observations_and_keeps_eight_bits() -> None:
+    sizes = {"policy": 50}
+    kinds = (torch.float32, torch.bfloat16)
+    full, half = (Replay(1000, 10, sizes, 2, 100, torch.device("cpu"), kind) for kind in kinds)
+    assert full.num_bytes - half.num_bytes == 2 * 50 * (1000 + full.num_finals + 1)
+    obs, flags = {"policy": torch.randn(10, 50)}, torch.zeros(10, dtype=torch.bool)
+    for _ in range(3):
+        half.write(obs, torch.zeros(10, 2), torch.zeros(10), flags, flags, obs)
+    found = half.window(torch.zeros(10, dtype=torch.int64), torch.arange(10), GAMMA)
+    assert found.obs["policy"].dtype == torch.float32
+    torch.testing.assert_close(found.obs["policy"], obs["policy"], rtol=2**-8, atol=0)
+
+
+def test_the_memory_is_estimated_to_the_byte() -> None:
+    replay = Replay(1000, 10, {"a": 7, "b": 2}, 3, 100, torch.device("cpu"))
+    own = [replay.action, replay.reward, replay.terminated, replay.truncated, replay.final]
+    tensors = [*own, *replay.obs.values(), *replay.final_obs.values()]
+    assert replay.num_bytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:
+    with pytest.raises(ConfigError, match=r"buffer_size: 1\d+ transitions take .* GiB .*set buffer_size to \d+"):
+        Replay(10**13, 10, {"a": 7}, 3, 100, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="buffer_size: 15 is not possible; 10 envs need 20 or more"):
+        Replay(15, 10, {"a": 7}, 3, 100, torch.device("cpu"))
