@@ -83,8 +83,15 @@ def make_env(
     own = [name for name in inspect.signature(wrapper).parameters if name != "env"] if wrapper else []
     _check_options(task, constructor, options, {"num_envs", "device", "seed", *fixed}, own)
     outer = {name: options.pop(name) for name in own if name in options}
-    env: VecEnv = constructor(num_envs=num_envs, device=device, seed=seed, **fixed, **options)
-    return wrapper(env, **outer) if wrapper else env
+    try:
+        env: VecEnv = constructor(num_envs=num_envs, device=device, seed=seed, **fixed, **options)
+        return wrapper(env, **outer) if wrapper else env
+    except (TypeError, RuntimeError) as error:
+        if not options and not outer:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in (options | outer).items())
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{task}: cannot be built with {given}: {reason}; check the options' types") from error
 
 
 def _load(place: str) -> Any:

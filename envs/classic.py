@@ -38,10 +38,9 @@ class _Classic:
         max_episode_length: int,
         observation_high: list[float],
     ) -> None:
-        if num_envs < 1 or max_episode_length < 1:
-            raise ValueError(
-                f"{self.task}: num_envs={num_envs} and max_episode_length={max_episode_length} must be at least 1"
-            )
+        for name, value in (("num_envs", num_envs), ("max_episode_length", max_episode_length)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{self.task}: {name} is {value!r}; it must be a whole number of at least 1")
         high = np.array(observation_high, dtype=np.float32)
         self.observation_spaces: Mapping[str, spaces.Box] = {"policy": spaces.Box(-high, high, dtype=np.float32)}
         self.num_envs = num_envs

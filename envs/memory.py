@@ -65,6 +65,13 @@ class Memory:
             ValueError: a number out of range.
         """
         shortest = max_episode_length if min_episode_length is None else min_episode_length
+        whole = {"num_envs": num_envs, "num_symbols": num_symbols, "cue_steps": cue_steps}
+        whole |= {"min_episode_length": shortest, "max_episode_length": max_episode_length}
+        for name, number in whole.items():
+            if isinstance(number, bool) or not isinstance(number, int):
+                raise ValueError(f"Memory: {name} is {number!r}; use a whole number")
+        if not isinstance(distractors, (int, float)):
+            raise ValueError(f"Memory: distractors is {distractors!r}; use 0 to 1")
         for name, value, good, remedy in (
             ("num_envs", num_envs, num_envs >= 1, "use at least 1"),
             ("num_symbols", num_symbols, num_symbols >= 2, "use at least 2"),

@@ -52,9 +52,9 @@ class Null:
         """
         sizes = {"num_envs": num_envs, "obs_size": obs_size, "action_size": action_size}
         for name, value in (sizes | {"episode_length": episode_length}).items():
-            if value < 1:
-                raise ValueError(f"Null: {name} is {value}; it must be at least 1")
-        if not 0.0 <= termination_rate <= 1.0:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"Null: {name} is {value!r}; it must be a whole number of at least 1")
+        if not isinstance(termination_rate, (int, float)) or not 0.0 <= termination_rate <= 1.0:
             raise ValueError(f"Null: termination_rate is {termination_rate}; it must be in 0..1")
         self.num_envs = num_envs
         self.max_episode_length = episode_length

@@ -108,8 +108,8 @@ class Delayed(_Wrapper):
 
     def __init__(self, env: VecEnv, delay: int = 3) -> None:
         super().__init__(env, "Delayed")
-        if delay < 1:
-            raise ValueError(f"{self.task}: delay is {delay}; use at least 1")
+        if isinstance(delay, bool) or not isinstance(delay, int) or delay < 1:
+            raise ValueError(f"{self.task}: delay is {delay!r}; use a whole number of at least 1")
         self.deployment["observation_delay_steps"] = delay
         self._queue = {  # [delay, N, O] by group, on their way: the next to be shown first
             group: torch.zeros(delay, env.num_envs, *space.shape, device=env.device)

@@ -77,14 +77,23 @@ def export_onnx(
         extra_metadata: further facts, such as ``algorithm``, ``iteration``, ``env_steps`` and ``config_hash``.
 
     Raises:
-        ExportError: policy and spec do not fit, the policy uses an operation that opset 11 lacks, or the file fails
-            a check; the message names the figure, the tolerance and the worst output.
+        ExportError: the policy holds values that are not finite, policy and spec do not fit, the policy uses an
+            operation that opset 11 lacks, the path is no regular file, or the file fails a check; the message names
+            the figure, the tolerance and the worst output.
     """
     import onnx
 
     path = Path(path)
     if path.is_dir():
         raise ExportError(f"'{path}' is a folder; name a file in it, such as '{path / 'policy.onnx'}'")
+    if path.exists() and not path.is_file():
+        raise ExportError(f"'{path}' is not a regular file and would be replaced; name another")
+    broken = [name for name, value in policy.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ExportError(
+            f"'{path}' was not written: the policy has values that are not finite in {', '.join(broken[:3])}; "
+            "export an earlier checkpoint"
+        )
     facts = build_metadata(spec, policy.observation_sizes, extra_metadata)
     module, example = _prepare(policy, spec, batch=2 if dynamic_batch else 1)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,9 +84,16 @@ def spec_of(env: VecEnv) -> EnvSpec:
     """Describe an env.
 
     Raises:
-        ValueError: an observation group is not a flat ``Box``, or the action space is neither a flat ``Box`` nor
-            ``Discrete``; the message names the space and what to do.
+        ValueError: the env lacks something, an observation group is not a flat ``Box``, or the action space is neither
+            a flat ``Box`` nor ``Discrete``; the message names the space and what to do.
     """
+    needed = ("num_envs", "device", "observation_spaces", "action_space", "max_episode_length", "reset", "step")
+    missing = [name for name in needed if not hasattr(env, name)]
+    if missing:
+        raise ValueError(
+            f"{type(env).__name__} is no vector env of rlcore's, it lacks {', '.join(missing)}; "
+            "rlcore.env.VecEnv tells what is needed, rlcore.envs.make_env('gym:<id>', num_envs=...) makes gymnasium's"
+        )
     sizes: dict[str, int] = {}
     for group, space in env.observation_spaces.items():
         if len(space.shape) != 1:

@@ -7,6 +7,7 @@ here with tensors.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -104,8 +105,9 @@ class PPOConfig(ActorCriticConfig):
         fits = length >= 1 and self.num_steps % length == 0
         check(fits, "sequence_length", length, f"it must divide num_steps ({self.num_steps})")
         check(0 <= self.burn_in < length, "burn_in", self.burn_in, f"set 0 or more, less than {length}")
-        for key in ("learning_rate", "desired_kl", "lr_min", "max_grad_norm", "reward_scale", "clip_range"):
-            check(getattr(self, key) > 0, key, getattr(self, key), "set a positive number")
+        for key in ("learning_rate", "desired_kl", "lr_min", "lr_max", "reward_scale", "clip_range"):
+            check(0 < getattr(self, key) < math.inf, key, getattr(self, key), "set a positive number")
+        check(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "set a positive number, or inf for no limit")
         for key in ("target_kl", "reward_clip"):
             value = getattr(self, key)
             check(value is None or value > 0, key, value, "set a positive number or none")
@@ -141,8 +143,8 @@ class PPO:
         self.num_steps, self.iteration, self.step = config.num_steps, 0, 0
         if seed is not None:
             torch.manual_seed(seed)
-        device = torch.device(env.device)
         spec = spec_of(env)
+        device = torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):

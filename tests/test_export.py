@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import rlcore.export.runner
-from rlcore.env import EnvSpec
+from rlcore import PPO, PPOConfig
+from rlcore.env import EnvSpec, spec_of
+from rlcore.envs import make_env
 from rlcore.export import ExportError, OnnxPolicy, config_hash, export_onnx, read_metadata, verify
 from rlcore.types import Obs, Policy, State
 
@@ -449,7 +451,7 @@ def test_operation_that_opset_11_lacks_is_named(tmp_path: Path) -> None:
 def test_policy_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     policy = Controller()
     policy.net[0].weight.data[0, 0] = float("nan")
-    with pytest.raises(ExportError, match="'actions' is not finite"):
+    with pytest.raises(ExportError, match=r"not finite in net\.0\.weight"):
         export_onnx(policy, make_spec(), tmp_path / "policy.onnx", recording=None)
 
 
@@ -554,3 +556,14 @@ def test_policy_on_the_gpu_is_exported_and_stays_there(tmp_path: Path) -> None:
     report = export_onnx(policy, make_spec(), tmp_path / "policy.onnx", recording=recording)
     assert report.parity.max_abs_error <= TOLERANCE
     assert all(value.is_cuda for value in policy.state_dict().values())
+
+
+def test_a_policy_with_values_that_are_not_finite_is_refused(tmp_path: Path) -> None:
+    """With discrete actions the largest of NaNs is some index, in the file and in the policy alike."""
+    agent = PPO(make_env("CartPole", 4), PPOConfig(num_steps=8, num_minibatches=1), seed=0)
+    agent.learn(1)
+    for parameter in agent.policy.parameters():
+        parameter.data.fill_(float("nan"))
+    with pytest.raises(ExportError, match="not finite"):
+        export_onnx(agent.policy, spec_of(agent.env), tmp_path / "policy.onnx", recording=agent.recording())
+    assert not any(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
 from gymnasium import spaces
@@ -554,3 +555,13 @@ def test_policy_is_deterministic_and_state_dict_restores_it() -> None:
     assert known == {name: value.data_ptr() for name, value in other.trace.data.items()}  # recordings write there
     torch.testing.assert_close(other.policy(obs)[0], action, rtol=0, atol=0)
     assert other.optimizers[0].learning_rate is other.learning_rate
+
+
+def test_something_else_than_a_vector_env_is_refused_with_the_way_to_make_one() -> None:
+    with pytest.raises(ValueError, match=r"lacks num_envs, device.*make_env"):
+        PPO(gymnasium.make("CartPole-v1"))  # type: ignore[arg-type]
+
+
+def test_settings_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ConfigError, match="learning_rate"):
+        PPOConfig(learning_rate=math.inf)
