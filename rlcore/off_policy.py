@@ -95,7 +95,7 @@ class OffPolicy:
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``."""
-        return learn(self.env, self, num_iterations, seed=self.seed, **kwargs)
+        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
 
     def initial_state(self) -> State:
         """No recurrent state; what is recorded next does not follow what was recorded last."""
@@ -213,9 +213,7 @@ class OffPolicy:
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
-        steps = min(self.iteration * self.num_steps, _TRACE_STEPS)
-        order = (self.trace.row + torch.arange(-steps, 0, device=self.device)) % _TRACE_STEPS
-        return {name: value.index_select(0, order) for name, value in self.trace.data.items()}
+        return self.trace.latest(self.iteration * self.num_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning depends on between two iterations."""
@@ -249,8 +247,6 @@ class OffPolicy:
         if state["replay"] is not None:
             self.replay.load_state_dict(state["replay"])
         self.trace.load_state_dict(state["trace"])
-        for captured in (self._act, self._record, *self._updates):
-            captured.reset()  # the trace is other tensors now
 
 
 _TRACE_STEPS = 256

@@ -431,9 +431,7 @@ class PPO:
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
-        steps = min(self.iteration * self.num_steps, _TRACE_STEPS)
-        order = (self.trace.row + torch.arange(-steps, 0, device=self.trace.row.device)) % _TRACE_STEPS
-        return {name: value.index_select(0, order) for name, value in self.trace.data.items()}
+        return self.trace.latest(self.iteration * self.num_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning depends on between two iterations."""

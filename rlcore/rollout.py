@@ -40,6 +40,12 @@ class Rollout:
         """Go back to the first row."""
         self.row.zero_()
 
+    def latest(self, count: int) -> dict[str, Tensor]:
+        """Copy the last ``count`` rows that were written, at most all, in the order in which they were."""
+        count = min(count, self.num_steps)
+        order = (self.row + torch.arange(-count, 0, device=self.row.device)) % self.num_steps
+        return {name: value.index_select(0, order) for name, value in self.data.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """What has been written, and where the next row goes."""
         return {"row": self.row, **self.data}

@@ -27,7 +27,6 @@ from rlcore.envs import make_env
 from rlcore.ppo import PPO
 from rlcore.train.config import TrainConfig
 from rlcore.train.importers import Conversion, Row, convert, convert_file, find_agent_config, guess_library, show
-from rlcore.train.translation import RECURRENT
 
 DATA = Path(__file__).parent / "data"
 
@@ -106,7 +105,6 @@ SKRL: dict[str, Any] = {
     "trainer": {"timesteps": 1600},
 }
 SB3: dict[str, Any] = {"n_timesteps": 1e6, "policy": "MlpPolicy", "n_steps": 16, "batch_size": 4096}
-recurrent = pytest.mark.skipif(not RECURRENT, reason="rlcore has no recurrent networks")
 SOURCES: dict[str, dict[str, Any]] = {"rsl_rl": RSL_RL, "rl_games": RL_GAMES, "skrl": SKRL, "sb3": SB3}
 
 
@@ -310,7 +308,6 @@ def test_rsl_rl_features_without_equal_are_dropped(changes: dict[str, Any], key:
     assert not [r for r in conversion.rows if r.status == "dropped"], "switched off is no loss"
 
 
-@recurrent
 def test_rsl_rl_recurrent_models() -> None:
     new = agent(converted("rsl_rl", actor__class_name="RNNModel", actor__rnn_type="gru", actor__rnn_hidden_dim=64))
     assert new["actor"]["rnn"] == {"type": "gru", "hidden_size": 64, "num_layers": 1, "position": "before"}
@@ -320,7 +317,6 @@ def test_rsl_rl_recurrent_models() -> None:
     assert old["actor"]["rnn"] == old["critic"]["rnn"] == expected
 
 
-@recurrent
 def test_rsl_rl_minibatches_of_recurrent_models_are_of_whole_rollouts() -> None:
     conversion = converted("rsl_rl", num_envs=6, actor__class_name="RNNModel")  # 6 x 24 samples, 6 sequences
     assert agent(conversion)["num_minibatches"] == 3
@@ -511,7 +507,6 @@ def test_rl_games_features_without_equal_are_dropped(changes: dict[str, Any], ke
     assert row(converted("rl_games", **changes), key).status == "dropped"
 
 
-@recurrent
 def test_rl_games_recurrent_network() -> None:
     rnn = {"name": "lstm", "units": 64, "layers": 2, "before_mlp": True, "layer_norm": True, "concat_input": False}
     conversion = converted("rl_games", params__network__rnn=rnn)
@@ -526,7 +521,6 @@ def test_rl_games_recurrent_network() -> None:
     assert agent(after)["actor"]["rnn"]["position"] == "after", "before_mlp is false by default"
 
 
-@recurrent
 def test_rl_games_sequences_must_divide_the_rollout() -> None:
     with pytest.raises(ConfigError, match=r"params.config.seq_length: 5 cannot be used"):
         converted("rl_games", params__network__rnn={"name": "gru"}, params__config__seq_length=5)

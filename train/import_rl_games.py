@@ -8,8 +8,6 @@ from typing import Any
 
 from rlcore.train.translation import (
     NO_CNN,
-    NO_RNN,
-    RECURRENT,
     Status,
     Translation,
     activation,
@@ -255,7 +253,7 @@ def _network(t: Translation, params: str, central: str | None) -> None:
     t.use(f"{critic}mlp.units", "agent.critic.hidden_dims", t.get(f"{n}mlp.units", [256, 128, 64]), widths)
     t.use(f"{critic}mlp.activation", "agent.critic.activation", t.get(f"{n}mlp.activation", "elu"), activation)
     separate = t.read(f"{n}separate", False, flag)
-    memory = RECURRENT and not central and not separate and bool(t.section(f"{n}rnn"))
+    memory = not central and not separate and bool(t.section(f"{n}rnn"))
     note = "the critic has central_value_config's network" if central else "false: one trunk for actor and critic"
     note = "a recurrent trunk cannot be shared in rlcore; actor and critic get one each" if memory else note
     ours = not (central or separate or memory)
@@ -292,10 +290,10 @@ def _layers(t: Translation, n: str, nets: tuple[str, ...]) -> None:
     for name in ("normalization", "value_activation"):
         t.drop(n + name, "rlcore has none", off=(None, "None"))
     t.same(f"{n}central_value", "the critic alone")
-    if t.section(f"{n}rnn") and RECURRENT:
+    if t.section(f"{n}rnn"):
         _memory(t, f"{n}rnn.", nets)
     else:
-        t.drop(f"{n}rnn", NO_RNN, off=(None,))
+        t.drop(f"{n}rnn", "an empty recurrent layer", off=(None,))
     t.drop(f"{n}cnn", NO_CNN, off=(None,))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from rlcore.train.translation import (
     NO_CNN,
-    NO_RNN,
-    RECURRENT,
     Status,
     Translation,
     activation,
@@ -105,7 +103,7 @@ def _algorithm(t: Translation) -> None:
     a = "algorithm."
     t.use(f"{a}num_learning_epochs", "agent.num_epochs", 5, whole)
     # rsl_rl keeps the whole rollout of an env together.
-    together = RECURRENT and (_recurrent(t, "actor") or _recurrent(t, "critic"))
+    together = _recurrent(t, "actor") or _recurrent(t, "critic")
     length = t.config["agent"]["num_steps"] if together else 1
     count = t.read(f"{a}num_mini_batches", 4, number)
     t.minibatches(f"{a}num_mini_batches", count, "newly drawn in every epoch", length)
@@ -167,9 +165,9 @@ def _policy(t: Translation) -> None:
     p = "policy."
     recurrent = _recurrent(t, "actor")
     kind = str(t.get(f"{p}class_name", "ActorCritic")).replace(":", ".").rpartition(".")[2]
-    if kind == "ActorCritic" or (kind == "ActorCriticRecurrent" and RECURRENT):
+    if kind in ("ActorCritic", "ActorCriticRecurrent"):
         t.same(f"{p}class_name")
-    t.drop(f"{p}class_name", NO_RNN if recurrent else "rlcore builds multi-layer perceptrons")
+    t.drop(f"{p}class_name", "rlcore builds multi-layer perceptrons and recurrent layers")
     if recurrent:
         size = f"{p}rnn_hidden_size" if t.has(f"{p}rnn_hidden_size") else f"{p}rnn_hidden_dim"
         for net in ("actor", "critic"):
@@ -190,10 +188,10 @@ def _models(t: Translation) -> None:
     """The layout since 4.0: one block each, and a distribution."""
     for net in ("actor", "critic"):
         kind = str(t.get(f"{net}.class_name", "MLPModel")).replace(":", ".").rpartition(".")[2]
-        if kind == "MLPModel" or (kind == "RNNModel" and RECURRENT):
+        if kind in ("MLPModel", "RNNModel"):
             t.same(f"{net}.class_name")
         else:
-            t.drop(f"{net}.class_name", NO_RNN if kind == "RNNModel" else NO_CNN if "CNN" in kind else "unknown model")
+            t.drop(f"{net}.class_name", NO_CNN if "CNN" in kind else "unknown model")
         if _recurrent(t, net):
             t.recurrent(net, f"{net}.rnn_type", f"{net}.rnn_hidden_dim", f"{net}.rnn_num_layers", "before")
         for name in ("rnn_type", "rnn_hidden_dim", "rnn_num_layers"):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlcore.config import ConfigError, from_dict
-from rlcore.networks import NetworkConfig
 from rlcore.train.config import TrainConfig
 
 Status = Literal["kept", "changed", "dropped", "default"]
@@ -30,10 +29,6 @@ ACTIVATIONS = {
 }
 """Names that the libraries use, in lower case and without ``nn.``, by the name of the same function here."""
 
-RECURRENT = any(field.name == "rnn" for field in dataclasses.fields(NetworkConfig))
-"""Whether rlcore's networks can have a recurrent layer."""
-
-NO_RNN = "rlcore has no recurrent networks; the policy becomes feed-forward and cannot remember"
 NO_CNN = "rlcore has no convolutions; image groups cannot be read"
 
 UNKNOWN = "unknown key"
@@ -213,10 +208,6 @@ class Translation:
 
     def recurrent(self, net: str, kind: str, size: str, layers: str, position: str, changed: str = "") -> None:
         """Translate a recurrent layer, given the keys of its cell, width and depth."""
-        if not RECURRENT:
-            for key in (kind, size, layers):
-                self.drop(key, NO_RNN)
-            return
         cells = {"lstm": "lstm", "gru": "gru", "LSTM": "lstm", "GRU": "gru"}
         self.use(kind, f"agent.{net}.rnn.type", "lstm", one_of(cells), changed, changed=bool(changed))
         self.use(size, f"agent.{net}.rnn.hidden_size", 256, positive)
