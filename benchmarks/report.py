@@ -36,11 +36,9 @@ KERNELS = 10  # rows of the profile's table
 
 
 def label(result: dict[str, Any], full: bool = False) -> str:
-    """What a line or row is called: a peer by its name, rlcore with its precision and what is not as usual."""
-    if result["name"] != "rlcore":
-        return str(result["name"])
-    words = ["rlcore", str(result["precision"])]
-    if full or result["mode"] != "graph":
+    """What a line or row is called: a library with its precision, and of rlcore what is not as usual."""
+    words = [str(result["name"]), str(result["precision"])]
+    if result["name"] == "rlcore" and (full or result["mode"] != "graph"):
         words.append(str(result["mode"]))
     return " ".join(words) + (", env in the graph" if result.get("env_in_graph") else "")
 
@@ -144,7 +142,7 @@ def markdown(reports: list[dict[str, Any]]) -> str:
 
 def _markdown(report: dict[str, Any]) -> str:
     results = report["results"]
-    peers = list(dict.fromkeys(r["name"] for r in results if r["name"] != "rlcore"))
+    peers = list(dict.fromkeys(label(r) for r in results if r["name"] != "rlcore"))
     heads = [
         "envs",
         "library",
@@ -158,7 +156,7 @@ def _markdown(report: dict[str, Any]) -> str:
     rows = []
     for result in results:
         whole = result["iteration_ms"]
-        theirs = {r["name"]: r["iteration_ms"]["median"] for r in results if r["num_envs"] == result["num_envs"]}
+        theirs = {label(r): r["iteration_ms"]["median"] for r in results if r["num_envs"] == result["num_envs"]}
         rows.append(
             [
                 f"{result['num_envs']:,}",
