@@ -124,7 +124,8 @@ def squashed_sample(
         Actions ``[B, A]``, and their log density ``[B]`` in the env's action units, with the width of the bounds in
         the Jacobian.
     """
-    noise = torch.randn(len(output), output.shape[1] // 2, device=output.device, dtype=output.dtype)
+    kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+    noise = torch.randn(len(output), output.shape[1] // 2, device=output.device, dtype=kind)
     if not available(output.device):
         return squashed_sample_reference(output, noise, log_std_range, center, half)
     return _Squashed.apply(output, noise, log_std_range, center, half)  # type: ignore[no-any-return, no-untyped-call]
