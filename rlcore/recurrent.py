@@ -93,7 +93,7 @@ class RNN(nn.Module):
 
 def cleared(state: State, done: Tensor) -> State:
     """Zero the state, ``[layers, N, hidden]`` each, where ``done`` ``[N]`` or ``[N, 1]``, even if it is not finite."""
-    return tuple(part.masked_fill(done.view(1, -1, 1), 0.0) for part in state)
+    return tuple(torch.where(done.view(1, -1, 1), 0.0, part) for part in state)
 
 
 def _plain(

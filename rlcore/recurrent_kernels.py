@@ -140,12 +140,12 @@ def _step_kernel(
 def _back_kernel(
     later: array, w: array, next_keep: array, d_output: array, gates: array, cells: array, before: array, keep: array,
     carry: array, d_gates: array, N: array,
-    H: constexpr, K: constexpr, W_K: constexpr, W_H: constexpr, LSTM: constexpr, MASKED: constexpr, KIND: constexpr,
+    H: constexpr, K: constexpr, LSTM: constexpr, MASKED: constexpr, KIND: constexpr,
     BM: constexpr, BH: constexpr, BK: constexpr,
 ) -> None:  # fmt: skip
     """One step back: d_gates [N, 4 H] from d_output [N, H] and from d_gates of the following step, later [N, 4 H].
 
-    What comes back through h is the product of later's first K columns with w [K, H]; K = 0 in the last step. carry
+    What comes back through h is the product of later's first K columns with w [H, K]; K = 0 in the last step. carry
     [N, H] is what comes back besides, through the LSTM's c or the GRU's h itself, and is moved on by a step.
     """
     row = (tl.program_id(0) // tl.cdiv(H, BH)).to(tl.int64) * BM
@@ -156,14 +156,14 @@ def _back_kernel(
     total = tl.zeros((BM, BH), tl.float32)
     if K > 0:
         later_at = later + row * (4 * H) + (held * (4 * H))[:, None] + ks[None, :]
-        w_at = w + (tl.minimum(cols, H - 1) * W_H)[None, :] + (ks * W_K)[:, None]
+        w_at = w + (tl.minimum(cols, H - 1) * K)[None, :] + ks[:, None]
         for k in range(0, K, BK):
             if K % BK == 0:
                 left = tl.load(later_at + k)
-                right = tl.load(w_at + k * W_K)
+                right = tl.load(w_at + k)
             else:
                 left = tl.load(later_at + k, mask=ks[None, :] < K - k, other=0.0)
-                right = tl.load(w_at + k * W_K, mask=ks[:, None] < K - k, other=0.0)
+                right = tl.load(w_at + k, mask=ks[:, None] < K - k, other=0.0)
             total = tl.dot(left, right, total, input_precision="ieee" if KIND == "fp32" else "tf32")
         if MASKED:
             total *= tl.load(next_keep + row + held)[:, None]
@@ -264,9 +264,8 @@ class _Sequence(torch.autograd.Function):
         carry = torch.zeros_like(output[0]) if d_cell is None else d_cell.clone()
         into_h = (4 if lstm else 3) * hidden  # gates that read h come first, those that read x last
         from_x = 4 * hidden - into_h
-        w = packed[:into_h, :hidden]
-        if precision != "bf16":  # matrix units read TF32 along the summed dimension only
-            w = w.t().contiguous().t()
+        # Matrix units read TF32 along the summed dimension only, and bfloat16 faster so.
+        w = packed[:into_h, :hidden].t().contiguous()
         d_gates = torch.empty_like(gates, dtype=packed.dtype)
         masks = _masks(keep, carry, steps)
         for t in range(steps - 1, -1, -1):
@@ -275,12 +274,12 @@ class _Sequence(torch.autograd.Function):
                 _back_kernel, "back", precision, rows, hidden, d_gates[t if last else t + 1], w,
                 masks[t if last else t + 1], d_output[t], gates[t], cells[t], cells[t - 1] if t > 0 else state[-1],
                 masks[t], carry, d_gates[t], rows,
-                hidden, 0 if last else into_h, *w.stride(), lstm, keep is not None,
+                hidden, 0 if last else into_h, lstm, keep is not None,
             )  # fmt: skip
         flat = d_gates.flatten(0, 1)
         d_state: list[Tensor | None] = [None, carry] if lstm else [None]
         if ctx.needs_input_grad[8]:
-            d_h = product(d_gates[0, :, :into_h], w)
+            d_h = product(d_gates[0, :, :into_h], w.t())
             d_h = d_h if keep is None else d_h * keep[0]
             d_state[0] = d_h if lstm else d_h + carry
         d_x = None
