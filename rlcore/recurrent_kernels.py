@@ -97,6 +97,11 @@ def _step_kernel(
     ks = tl.arange(0, BK)
     # Beyond the edge the last row is read again and not stored; cheaper than a mask.
     held = tl.minimum(rows, N - 1 - row).to(tl.int32)
+    inside = (row + rows < N)[:, None] & (cols < H)[None, :]
+    at = row * H + (rows * H)[:, None] + cols[None, :]
+    old = tl.load(before + at, mask=inside, other=0.0)  # now, as it comes while the product is made
+    if MASKED:
+        old *= tl.load(keep + row + held)[:, None]
     joined_at = joined + row * K + (held * K)[:, None] + ks[None, :]
     packed_at = packed + (tl.minimum(cols, H - 1) * K)[None, :] + ks[:, None]
     a = tl.zeros((BM, BH), tl.float32)
@@ -109,11 +114,6 @@ def _step_kernel(
         b = tl.dot(left, tl.load(packed_at + H * K + k), b, input_precision="ieee" if KIND == "fp32" else "tf32")
         c = tl.dot(left, tl.load(packed_at + 2 * H * K + k), c, input_precision="ieee" if KIND == "fp32" else "tf32")
         d = tl.dot(left, tl.load(packed_at + 3 * H * K + k), d, input_precision="ieee" if KIND == "fp32" else "tf32")
-    inside = (row + rows < N)[:, None] & (cols < H)[None, :]
-    at = row * H + (rows * H)[:, None] + cols[None, :]
-    old = tl.load(before + at, mask=inside, other=0.0)
-    if MASKED:
-        old *= tl.load(keep + row + held)[:, None]
     b = tl.sigmoid(b)
     if LSTM:
         a, c, d = tl.sigmoid(a), _tanh(c), tl.sigmoid(d)
@@ -153,6 +153,20 @@ def _back_kernel(
     rows = tl.arange(0, BM)
     ks = tl.arange(0, BK)
     held = tl.minimum(rows, N - 1 - row).to(tl.int32)
+    # Loaded now, as they come while the product is made.
+    inside = (row + rows < N)[:, None] & (cols < H)[None, :]
+    at = row * H + (rows * H)[:, None] + cols[None, :]
+    gates_at = row * (4 * H) + (rows * (4 * H))[:, None] + cols[None, :]
+    given = tl.load(d_output + at, mask=inside, other=0.0)
+    passed = tl.load(carry + at, mask=inside, other=0.0)
+    old = tl.load(before + at, mask=inside, other=0.0)
+    new = tl.load(cells + at, mask=inside, other=0.0)
+    a = tl.load(gates + gates_at, mask=inside, other=0.0)
+    b = tl.load(gates + gates_at + H, mask=inside, other=0.0)
+    c = tl.load(gates + gates_at + 2 * H, mask=inside, other=0.0)
+    d = tl.load(gates + gates_at + 3 * H, mask=inside, other=0.0)
+    if MASKED:
+        old *= tl.load(keep + row + held)[:, None]
     total = tl.zeros((BM, BH), tl.float32)
     if K > 0:
         later_at = later + row * (4 * H) + (held * (4 * H))[:, None] + ks[None, :]
@@ -167,19 +181,6 @@ def _back_kernel(
             total = tl.dot(left, right, total, input_precision="ieee" if KIND == "fp32" else "tf32")
         if MASKED:
             total *= tl.load(next_keep + row + held)[:, None]
-    inside = (row + rows < N)[:, None] & (cols < H)[None, :]
-    at = row * H + (rows * H)[:, None] + cols[None, :]
-    gates_at = row * (4 * H) + (rows * (4 * H))[:, None] + cols[None, :]
-    given = tl.load(d_output + at, mask=inside, other=0.0)
-    passed = tl.load(carry + at, mask=inside, other=0.0)
-    old = tl.load(before + at, mask=inside, other=0.0)
-    new = tl.load(cells + at, mask=inside, other=0.0)
-    a = tl.load(gates + gates_at, mask=inside, other=0.0)
-    b = tl.load(gates + gates_at + H, mask=inside, other=0.0)
-    c = tl.load(gates + gates_at + 2 * H, mask=inside, other=0.0)
-    d = tl.load(gates + gates_at + 3 * H, mask=inside, other=0.0)
-    if MASKED:
-        old *= tl.load(keep + row + held)[:, None]
     total += given
     if LSTM:
         top = _tanh(new)
@@ -206,13 +207,15 @@ def _back_kernel(
 
 
 _ALIGN = 64  # K is a multiple of it, and of every BK
+# Measured on an H200 at 1,024 rows, hidden 256 and K 320, of two networks side by side. About half the time of a step
+# goes into reading and writing gates and states, whatever the tiles.
 _TILES: dict[tuple[str, str], dict[str, int]] = {
     ("step", "fp32"): {"BM": 64, "BH": 32, "BK": 16, "num_warps": 8, "num_stages": 2},
     ("step", "tf32"): {"BM": 64, "BH": 32, "BK": 32, "num_warps": 4, "num_stages": 3},
     ("step", "bf16"): {"BM": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 3},
     ("back", "fp32"): {"BM": 64, "BH": 32, "BK": 16, "num_warps": 8, "num_stages": 2},
-    ("back", "tf32"): {"BM": 64, "BH": 32, "BK": 32, "num_warps": 4, "num_stages": 3},
-    ("back", "bf16"): {"BM": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 3},
+    ("back", "tf32"): {"BM": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 4},
+    ("back", "bf16"): {"BM": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 4},
 }
 
 

@@ -134,6 +134,7 @@ def test_float64_is_not_rounded_to_less(kind: str) -> None:
 
 @pytest.mark.parametrize("position", ["before", "after"])
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
+@torch.no_grad()
 def test_a_network_hands_its_precision_to_the_layer(kind: Any, position: Any) -> None:
     config = NetworkConfig(hidden_dims=(64,), rnn=RNNConfig(type=kind, hidden_size=64, position=position))
     net, head = Network(48, config).to(CUDA), torch.nn.Linear(64, 3).to(CUDA)
