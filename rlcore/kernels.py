@@ -272,14 +272,14 @@ def _tiles(kernel: str, half: bool, large: bool, **sizes: int) -> dict[str, int]
     return tiles
 
 
-def _weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
-    """Return ``dz.T @ x`` in float32; cuBLAS does this one best."""
-    if dz.dtype == torch.float32:
-        return dz.t() @ x
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b`` in float32, for what cuBLAS does best: weight gradients, whose sums run over all samples."""
+    if a.dtype == torch.float32:
+        return a @ b
     try:
-        return torch.mm(dz.t(), x, out_dtype=torch.float32)
+        return torch.mm(a, b, out_dtype=torch.float32)
     except TypeError:  # PyTorch before 2.8
-        return (dz.t() @ x).float()
+        return (a @ b).float()
 
 
 class _MLP(torch.autograd.Function):
@@ -341,7 +341,7 @@ class _MLP(torch.autograd.Function):
         for i in range(count - 1, -1, -1):
             n, k = widths[i + 1], widths[i]
             if i > 0 or not fused:
-                products[i] = _weight_gradient(dz, outputs[i])
+                products[i] = product(dz.t(), outputs[i])
             if i > 0:
                 # Matrix units read TF32 along the summed dimension only.
                 w = weights[i] if half else weights[i].t().contiguous()
@@ -355,7 +355,7 @@ class _MLP(torch.autograd.Function):
                     n, k, widths[0] if last else 0, *strides, act, half, BM=_PART, BX=_FIRST, **tiles,
                 )  # fmt: skip
                 dz = out
-        dx = dz.float() @ weights[0].float() if ctx.needs_input_grad[0] else None
+        dx = product(dz, weights[0]) if ctx.needs_input_grad[0] else None
         first, *biases, head_w, head_b = partial.sum(0)[: sum(split)].split(split)
         if fused:
             products[0] = first.view(widths[1], widths[0])

@@ -111,10 +111,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
         """Map a sequence ``[T, N, inputs]`` to a linear head's output and the next state; see ``RNN.forward``."""
         if self.before is not None:
-            x, state = self.before(x, state, keep)
+            x, state = self.before(x, state, keep, self.mlp.precision)
         if self.after is None:
             return self.mlp(x, head), state
-        x, state = self.after(self.mlp(x), state, keep)
+        x, state = self.after(self.mlp(x), state, keep, self.mlp.precision)
         return head(x), state
 
 
