@@ -218,7 +218,7 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
             markerfacecolor="white" if first["env_in_graph"] else None,
             markersize=6 if ours else 5,
             linewidth=2 if ours else 1.5,
-            label=name if ours else f"{name} {first['version']}",
+            label=name if ours else f"{first['name']} {first['version']} {first['precision']}",
         )
     sizes = sorted({size for by_size in lines.values() for size in by_size})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
