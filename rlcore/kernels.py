@@ -1,23 +1,19 @@
 """A fused multi-layer perceptron for NVIDIA GPUs, in Triton, with a plain PyTorch twin.
 
-``mlp`` runs kernels on CUDA tensors and its twin ``mlp_reference`` elsewhere; ``update_kernels`` has the other kernels.
-Triton is imported at the first launch, so machines without it never miss it.
-No kernel uses atomics: sums over the batch are stored per part and added in a fixed order, so equal inputs give equal
-bits. Shapes are known at launch and nothing is read by the host, so CUDA graphs can capture every function.
+``mlp`` runs kernels on CUDA tensors and its twin ``mlp_reference`` elsewhere. See ``launcher`` for what holds of all
+kernels.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from rlcore.launcher import available, kernel, num_blocks, power_of_two, product, shared_memory
 
 _TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -36,49 +32,6 @@ constexpr = Any
 array = Any
 tl: Any = None
 _HELPERS = ("_activate", "_slope", "_rounded")
-
-_KERNELS: dict[str, Any] = {}
-
-
-def available(device: torch.device) -> bool:
-    """Tell whether kernels run on the device; elsewhere their twins do."""
-    return device.type == "cuda" and _shared_memory(device) > 0
-
-
-@functools.cache
-def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program may use of a multiprocessor's own memory; 0 where the kernels cannot run."""
-    if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
-        return 0
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", 1 << 16) if properties.major >= 8 else 0
-
-
-def kernel(fn: Any) -> Any:
-    """Return a function below as a Triton kernel, ``kernel(fn)[grid](...)``."""
-    if fn.__name__ not in _KERNELS:
-        triton = importlib.import_module("triton")
-        language = importlib.import_module("triton.language")
-        module = vars(sys.modules[fn.__module__])
-        if module["tl"] is None:
-            module.update(tl=language, constexpr=language.constexpr, array=language.tensor)
-            for helper in module["_HELPERS"]:  # called by kernels, so known to them under their names
-                module[helper] = triton.jit(module[helper])
-        _KERNELS[fn.__name__] = triton.jit(fn)
-    return _KERNELS[fn.__name__]
-
-
-def num_blocks(size: int, block: int) -> int:
-    """Blocks that cover ``size``."""
-    return -(-size // block)
-
-
-def power_of_two(size: int, least: int = 16) -> int:
-    """The least power of two that holds ``size``, as Triton wants its tiles."""
-    return max(least, 1 << (size - 1).bit_length())
-
-
-# --- Multi-layer perceptron ------------------------------------------------------------------------------------------
 
 
 def _activate(z: array, ACT: constexpr) -> Any:
@@ -272,16 +225,6 @@ def _tiles(kernel: str, half: bool, large: bool, **sizes: int) -> dict[str, int]
     return tiles
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """Return ``a @ b`` in float32, for what cuBLAS does best: weight gradients, whose sums run over all samples."""
-    if a.dtype == torch.float32:
-        return a @ b
-    try:
-        return torch.mm(a, b, out_dtype=torch.float32)
-    except TypeError:  # PyTorch before 2.8
-        return (a @ b).float()
-
-
 class _MLP(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, activation: str, half: bool, head: bool, *parameters: Tensor) -> Tensor:
@@ -291,7 +234,7 @@ class _MLP(torch.autograd.Function):
         weights = [w.to(kind).contiguous() for w in layers[::2]]
         outputs = [x.detach().to(kind).contiguous()]
         rows, result = x.shape[0], x
-        large = rows > _LARGE and _shared_memory(x.device) > _ROOM
+        large = rows > _LARGE and shared_memory(x.device) > _ROOM
         for i, (w, b) in enumerate(zip(weights, layers[1::2], strict=True)):
             n, k = w.shape
             final = i == len(weights) - 1
@@ -319,7 +262,7 @@ class _MLP(torch.autograd.Function):
         outputs, weights = saved[: count + 1], saved[count + 1 :]
         rows, widths = outputs[0].shape[0], [y.shape[1] for y in outputs]
         blocks, size = num_blocks(rows, _PART), widths[-1]
-        roomy = _shared_memory(outputs[0].device) > _ROOM
+        roomy = shared_memory(outputs[0].device) > _ROOM
         large = rows > _LARGE and roomy
         actions = weights[-1].shape[0] if ctx.head else 0
         # Where the loop over the second layer has a single round and BX is below 64, Triton 3.6 gets bfloat16 wrong.

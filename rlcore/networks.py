@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rlcore import kernels
+from rlcore import kernels, launcher
 from rlcore.config import ConfigError, check, nearest
 from rlcore.recurrent import RNN, RNNConfig
 from rlcore.types import Obs, State
@@ -74,7 +74,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
         known = self.activation in kernels.ACTIVATIONS and len(self.layers) > 0
-        if x.is_cuda and known and self.fused and kernels.available(x.device):
+        if x.is_cuda and known and self.fused and launcher.available(x.device):
             linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
             weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
             last = None if head is None else (head.weight, head.bias)

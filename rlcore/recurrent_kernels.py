@@ -1,6 +1,6 @@
 """A recurrent layer over a sequence for NVIDIA GPUs, in Triton: one kernel a step, forward and backward.
 
-``rlcore.recurrent`` has its plain twin; see ``rlcore.kernels`` for what holds of all kernels.
+``rlcore.recurrent`` has its plain twin; see ``rlcore.launcher`` for what holds of all kernels.
 
 What a step multiplies lies side by side in one row, ``[h | x | 1 | 0...]``, and so do the weights, ``[4 * hidden, K]``,
 biases included. So a step is one product of four gates, whose cell is applied while they are in registers, and one
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.kernels import kernel, num_blocks, power_of_two, product
+from rlcore.launcher import kernel, num_blocks, power_of_two, product
 from rlcore.types import State
 
 # As in rlcore.kernels: loading Triton puts its own names in their place.
@@ -311,7 +311,7 @@ def _launch(fn: Any, name: str, precision: str, rows: int, hidden: int, *args: A
 def sequence(
     x: Tensor, state: State, keep: Tensor | None, parameters: tuple[Tensor, Tensor, Tensor, Tensor], precision: str
 ) -> tuple[Tensor, State]:
-    """Run one recurrent layer over a sequence, differentiably, on a device where ``rlcore.kernels`` are available.
+    """Run one recurrent layer over a sequence, differentiably, on a device where kernels run.
 
     Args:
         x: input ``[T, N, inputs]``, float32.

@@ -1,6 +1,6 @@
 """Reading the replay memory as kernels: where windows end and what they earn, and the observations around them.
 
-Both functions run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.kernels`` for what holds of
+Both functions run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.launcher`` for what holds of
 all of them. Written out, the arithmetic of a window is some eighty launches; see ``Replay`` for what is stored.
 """
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rlcore.kernels import available, kernel, num_blocks, power_of_two
+from rlcore.launcher import available, kernel, num_blocks, power_of_two
 
 Timeout = Literal["final_obs", "value", "none"]
 

@@ -1,6 +1,6 @@
 """Sampling from a Gaussian that a tanh squashes into the action bounds, as one kernel forward and one backward.
 
-``squashed_sample`` runs Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.kernels`` for what
+``squashed_sample`` runs Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.launcher`` for what
 holds of all of them. The arithmetic is that of Soft Actor-Critic (Haarnoja et al. 2018, arXiv:1812.05905, appendix C).
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlcore.distributions import Gaussian
-from rlcore.kernels import available, kernel, num_blocks, power_of_two
+from rlcore.launcher import available, kernel, num_blocks, power_of_two
 
 _TILE = 1024
 

@@ -22,7 +22,7 @@ PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made
 LAYERS = (
     {"_version", "types", "env", "config", "checkpoint", "returns", "distributions", "networks", "normalization"}
     | {"capture", "kernels", "update_kernels", "distributional", "replay_kernels", "squashed"}
-    | {"recurrent", "adam"},
+    | {"launcher", "recurrent", "recurrent_kernels", "adam"},
     {"rollout", "replay", "learn", "actor_critic", "off_policy", "q_networks"},
     {"ppo", "sac", "ddpg"},
 )
