@@ -37,6 +37,11 @@ def compiled(fn: F, mode: Mode, device: torch.device) -> F:
     return torch.compile(fn, dynamic=False)  # type: ignore[return-value]
 
 
+def compiling() -> bool:
+    """Whether ``torch.compile`` is reading the code at present; it shall see plain PyTorch, which it can fuse."""
+    return torch.compiler.is_compiling()
+
+
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Choose how CUDA multiplies float32 matrices: ``fp32`` exactly, else with TF32 inputs (10 bits of mantissa)."""

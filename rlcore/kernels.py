@@ -242,6 +242,7 @@ _TILES: dict[str, dict[str, int]] = {
     "forward_half": {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
     "entry": {"BN": 64, "num_warps": 4},
     "backward": {"BN": 32, "BK": 64, "num_warps": 4, "num_stages": 3},
+    "backward_large": {"BN": 32, "BK": 128, "num_warps": 4, "num_stages": 3},  # in 96 KiB
     "backward_first": {"BN": 32, "BK": 256, "num_warps": 8, "num_stages": 3},  # in 144 KiB; the others need 72
     "backward_half": {"BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
 }
@@ -311,6 +312,7 @@ class _MLP(torch.autograd.Function):
             size, actions, act, half, BM=_PART, BA=power_of_two(actions), **tiles,
         )  # fmt: skip
         products: list[Tensor | None] = [None] * count
+        roomy = _shared_memory(dz.device) > 160_000
         for i in range(count - 1, -1, -1):
             n, k = widths[i + 1], widths[i]
             if i > 0 or not fused:
@@ -321,8 +323,8 @@ class _MLP(torch.autograd.Function):
                 strides = (k, 1) if half else (1, n)
                 last = fused and i == 1
                 out = dz if last else torch.empty_like(outputs[i])
-                large = last and _shared_memory(dz.device) > 160_000
-                tiles = _tiles("backward_half" if half else "backward_first" if large else "backward", BK=k)
+                large = ("backward_first" if last else "backward_large") if roomy else "backward"
+                tiles = _tiles("backward_half" if half else large, BK=k)
                 kernel(_backward_kernel)[(blocks * num_blocks(k, tiles["BK"]),)](
                     dz, w, outputs[i], outputs[0], out, bias_parts[i - 1], first_part, rows, stride,
                     n, k, widths[0] if last else 0, *strides, act, half, BM=_PART, BX=_FIRST, **tiles,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlcore import kernels
+from rlcore.capture import compiling
 from rlcore.config import check
 from rlcore.recurrent_kernels import sequence
 from rlcore.types import State
@@ -78,7 +79,7 @@ class RNN(nn.Module):
         Returns:
             Outputs ``[T, N, hidden]`` and the state after the last step.
         """
-        fused = kernels.available(x.device) and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+        fused = kernels.available(x.device) and x.dtype == torch.float32 and not compiling()
         last: list[tuple[Tensor, ...]] = []
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, (nn.LSTMCell, nn.GRUCell))
