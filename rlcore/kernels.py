@@ -210,8 +210,8 @@ _TILES: dict[str, dict[str, int]] = {
     "forward_narrow": {"BM": 64, "BN": 128, "BK": 16, "num_warps": 4, "num_stages": 3},
     "entry": {"BN": 64, "num_warps": 4},
     "backward": {"BN": 32, "BK": 64, "num_warps": 4, "num_stages": 3},
-    "backward_large": {"BN": 32, "BK": 128, "num_warps": 4, "num_stages": 3},
-    "backward_first": {"BN": 32, "BK": 256, "num_warps": 8, "num_stages": 3},  # in 144 KiB
+    "backward_roomy": {"BN": 32, "BK": 128, "num_warps": 4, "num_stages": 3},  # in 96 KiB
+    "backward_first": {"BN": 32, "BK": 256, "num_warps": 8, "num_stages": 3},  # in 144 KiB; the others need 72
     "backward_half": {"BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
 }
 
@@ -291,8 +291,9 @@ class _MLP(torch.autograd.Function):
                 strides = (k, 1) if half else (1, n)
                 last = fused and i == 1
                 out = dz if last else torch.empty_like(outputs[i])
-                wide = last and roomy and not half and not large
-                tiles = _tiles("backward_first" if wide else "backward", half, large, BK=k)
+                wide = roomy and not half
+                kind = ("backward_first" if last and not large else "backward_roomy") if wide else "backward"
+                tiles = _tiles(kind, half, large, BK=k)
                 kernel(_backward_kernel)[(blocks * num_blocks(k, tiles["BK"]),)](
                     dz, w, outputs[i], outputs[0], out, bias_parts[i - 1], first_part, rows, stride,
                     n, k, widths[0] if last else 0, *strides, act, half, BM=_PART, BX=_FIRST, **tiles,

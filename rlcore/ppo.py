@@ -94,7 +94,7 @@ class PPOConfig(ActorCriticConfig):
     mode: Mode = "graph"
     """How rollout and update run on CUDA: recorded as graphs, fused by torch.compile, both, or as written (eager)."""
     precision: Literal["fp32", "tf32", "bf16"] = "tf32"
-    """Matrix products on CUDA; bf16 concerns hidden layers alone: heads, loss and optimizer stay in fp32."""
+    """Matrix products on CUDA; bf16 concerns hidden and recurrent layers: heads, loss and optimizer stay in fp32."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""

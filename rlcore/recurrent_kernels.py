@@ -89,7 +89,7 @@ def _step_kernel(
     """One step: gates [N, 4 H] = act(joined [N, K] @ packed^T), new cells and output [N, H].
 
     before [N, H] is the LSTM's c or the GRU's h after the last step. Each program makes BH columns of all gates, hence
-    of the state, and writes h where the following step reads it.
+    of the state, and writes h where the following step reads it. For fp32 the product is in gates already.
     """
     row = (tl.program_id(0) // tl.cdiv(H, BH)).to(tl.int64) * BM
     cols = (tl.program_id(0) % tl.cdiv(H, BH)) * BH + tl.arange(0, BH)
@@ -102,18 +102,25 @@ def _step_kernel(
     old = tl.load(before + at, mask=inside, other=0.0)  # now, as it comes while the product is made
     if MASKED:
         old *= tl.load(keep + row + held)[:, None]
-    joined_at = joined + row * K + (held * K)[:, None] + ks[None, :]
-    packed_at = packed + (tl.minimum(cols, H - 1) * K)[None, :] + ks[:, None]
-    a = tl.zeros((BM, BH), tl.float32)
-    b = tl.zeros((BM, BH), tl.float32)
-    c = tl.zeros((BM, BH), tl.float32)
-    d = tl.zeros((BM, BH), tl.float32)
-    for k in range(0, K, BK):
-        left = tl.load(joined_at + k)
-        a = tl.dot(left, tl.load(packed_at + k), a, input_precision="ieee" if KIND == "fp32" else "tf32")
-        b = tl.dot(left, tl.load(packed_at + H * K + k), b, input_precision="ieee" if KIND == "fp32" else "tf32")
-        c = tl.dot(left, tl.load(packed_at + 2 * H * K + k), c, input_precision="ieee" if KIND == "fp32" else "tf32")
-        d = tl.dot(left, tl.load(packed_at + 3 * H * K + k), d, input_precision="ieee" if KIND == "fp32" else "tf32")
+    gates_at = gates + row * (4 * H) + (rows * (4 * H))[:, None] + cols[None, :]
+    if KIND == "fp32":
+        a = tl.load(gates_at, mask=inside, other=0.0)
+        b = tl.load(gates_at + H, mask=inside, other=0.0)
+        c = tl.load(gates_at + 2 * H, mask=inside, other=0.0)
+        d = tl.load(gates_at + 3 * H, mask=inside, other=0.0)
+    else:
+        joined_at = joined + row * K + (held * K)[:, None] + ks[None, :]
+        packed_at = packed + (tl.minimum(cols, H - 1) * K)[None, :] + ks[:, None]
+        a = tl.zeros((BM, BH), tl.float32)
+        b = tl.zeros((BM, BH), tl.float32)
+        c = tl.zeros((BM, BH), tl.float32)
+        d = tl.zeros((BM, BH), tl.float32)
+        for k in range(0, K, BK):
+            left = tl.load(joined_at + k)
+            a = tl.dot(left, tl.load(packed_at + k), a, input_precision="tf32")
+            b = tl.dot(left, tl.load(packed_at + H * K + k), b, input_precision="tf32")
+            c = tl.dot(left, tl.load(packed_at + 2 * H * K + k), c, input_precision="tf32")
+            d = tl.dot(left, tl.load(packed_at + 3 * H * K + k), d, input_precision="tf32")
     b = tl.sigmoid(b)
     if LSTM:
         a, c, d = tl.sigmoid(a), _tanh(c), tl.sigmoid(d)
@@ -130,7 +137,6 @@ def _step_kernel(
             h *= tl.load(next_keep + row + held)[:, None]
         tl.store(following + row * K + (rows * K)[:, None] + cols[None, :], _to_kind(h, KIND), mask=inside)
     if SAVE:
-        gates_at = gates + row * (4 * H) + (rows * (4 * H))[:, None] + cols[None, :]
         tl.store(gates_at, a, mask=inside)
         tl.store(gates_at + H, b, mask=inside)
         tl.store(gates_at + 2 * H, c, mask=inside)
@@ -146,7 +152,8 @@ def _back_kernel(
     """One step back: d_gates [N, 4 H] from d_output [N, H] and from d_gates of the following step, later [N, 4 H].
 
     What comes back through h is the product of later's first K columns with w [H, K]; K = 0 in the last step. carry
-    [N, H] is what comes back besides, through the LSTM's c or the GRU's h itself, and is moved on by a step.
+    [N, H] is what comes back besides, through the LSTM's c or the GRU's h itself, and is moved on by a step. For fp32
+    later is the product itself, [N, H].
     """
     row = (tl.program_id(0) // tl.cdiv(H, BH)).to(tl.int64) * BM
     cols = (tl.program_id(0) % tl.cdiv(H, BH)) * BH + tl.arange(0, BH)
@@ -169,16 +176,19 @@ def _back_kernel(
         old *= tl.load(keep + row + held)[:, None]
     total = tl.zeros((BM, BH), tl.float32)
     if K > 0:
-        later_at = later + row * (4 * H) + (held * (4 * H))[:, None] + ks[None, :]
-        w_at = w + (tl.minimum(cols, H - 1) * K)[None, :] + ks[:, None]
-        for k in range(0, K, BK):
-            if K % BK == 0:
-                left = tl.load(later_at + k)
-                right = tl.load(w_at + k)
-            else:
-                left = tl.load(later_at + k, mask=ks[None, :] < K - k, other=0.0)
-                right = tl.load(w_at + k, mask=ks[:, None] < K - k, other=0.0)
-            total = tl.dot(left, right, total, input_precision="ieee" if KIND == "fp32" else "tf32")
+        if KIND == "fp32":
+            total = tl.load(later + at, mask=inside, other=0.0)
+        else:
+            later_at = later + row * (4 * H) + (held * (4 * H))[:, None] + ks[None, :]
+            w_at = w + (tl.minimum(cols, H - 1) * K)[None, :] + ks[:, None]
+            for k in range(0, K, BK):
+                if K % BK == 0:
+                    left = tl.load(later_at + k)
+                    right = tl.load(w_at + k)
+                else:
+                    left = tl.load(later_at + k, mask=ks[None, :] < K - k, other=0.0)
+                    right = tl.load(w_at + k, mask=ks[:, None] < K - k, other=0.0)
+                total = tl.dot(left, right, total, input_precision="tf32")
         if MASKED:
             total *= tl.load(next_keep + row + held)[:, None]
     total += given
@@ -207,14 +217,15 @@ def _back_kernel(
 
 
 _ALIGN = 64  # K is a multiple of it, and of every BK
-# Measured on an H200 at 1,024 rows, hidden 256 and K 320, of two networks side by side. About half the time of a step
-# goes into reading and writing gates and states, whatever the tiles.
+# Measured on an H200 at 1,024 rows, hidden 256 and K 320, two networks side by side. Two thirds of a step are launching
+# it and moving gates and states, whatever the tiles. With fp32 that is all that is left for the kernels: Triton's exact
+# products reached 8 TFLOP/s.
 _TILES: dict[tuple[str, str], dict[str, int]] = {
-    ("step", "fp32"): {"BM": 64, "BH": 32, "BK": 16, "num_warps": 8, "num_stages": 2},
+    ("step", "fp32"): {"BM": 32, "BH": 32, "BK": 16, "num_warps": 4, "num_stages": 1},
     ("step", "tf32"): {"BM": 64, "BH": 32, "BK": 32, "num_warps": 4, "num_stages": 3},
-    ("step", "bf16"): {"BM": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 3},
-    ("back", "fp32"): {"BM": 64, "BH": 32, "BK": 16, "num_warps": 8, "num_stages": 2},
-    ("back", "tf32"): {"BM": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 4},
+    ("step", "bf16"): {"BM": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 4},
+    ("back", "fp32"): {"BM": 32, "BH": 32, "BK": 16, "num_warps": 4, "num_stages": 1},
+    ("back", "tf32"): {"BM": 64, "BH": 32, "BK": 32, "num_warps": 4, "num_stages": 4},
     ("back", "bf16"): {"BM": 64, "BH": 32, "BK": 64, "num_warps": 4, "num_stages": 4},
 }
 
@@ -226,7 +237,7 @@ class _Sequence(torch.autograd.Function):
         w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor, *state: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         (steps, rows, inputs), hidden, lstm = x.shape, w_h.shape[1], len(state) == 2
-        kind = torch.bfloat16 if precision == "bf16" else torch.float32
+        kind, exact = torch.bfloat16 if precision == "bf16" else torch.float32, precision == "fp32"
         width = num_blocks(hidden + inputs + 1, _ALIGN) * _ALIGN
         x = x if x.stride(-1) == 1 else x.contiguous()
         state = tuple(part.contiguous() for part in state)
@@ -244,9 +255,11 @@ class _Sequence(torch.autograd.Function):
         )  # fmt: skip
         output = x.new_empty(steps, rows, hidden)
         cells = torch.empty_like(output) if lstm else output
-        gates = x.new_empty(steps if save else 1, rows if save else 1, 4 * hidden)
+        gates = x.new_empty(steps if save else 1, rows if save or exact else 1, 4 * hidden)
         for t in range(steps):
             last = t == steps - 1
+            if exact:
+                torch.mm(joined[t], packed.t(), out=gates[t if save else 0])
             before = cells[t - 1] if t > 0 else state[-1]
             _launch(
                 _step_kernel, "step", precision, rows, hidden, joined[t], packed, masks[t], before, output[t], cells[t],
@@ -264,7 +277,7 @@ class _Sequence(torch.autograd.Function):
         (steps, rows, hidden), inputs, precision, lstm = output.shape, ctx.inputs, ctx.precision, ctx.lstm
         d_output, d_cell = gradients if lstm else (*gradients, None)
         d_output = torch.zeros_like(output) if d_output is None else d_output.contiguous()
-        carry = torch.zeros_like(output[0]) if d_cell is None else d_cell.clone()
+        carry = torch.zeros_like(output[0]) if d_cell is None else d_cell.clone(memory_format=torch.contiguous_format)
         into_h = (4 if lstm else 3) * hidden  # gates that read h come first, those that read x last
         from_x = 4 * hidden - into_h
         # Matrix units read TF32 along the summed dimension only, and bfloat16 faster so.
@@ -273,8 +286,11 @@ class _Sequence(torch.autograd.Function):
         masks = _masks(keep, carry, steps)
         for t in range(steps - 1, -1, -1):
             last = t == steps - 1
+            later = d_gates[t if last else t + 1]
+            if precision == "fp32" and not last:
+                later = product(later[:, :into_h], w.t())
             _launch(
-                _back_kernel, "back", precision, rows, hidden, d_gates[t if last else t + 1], w,
+                _back_kernel, "back", precision, rows, hidden, later, w,
                 masks[t if last else t + 1], d_output[t], gates[t], cells[t], cells[t - 1] if t > 0 else state[-1],
                 masks[t], carry, d_gates[t], rows,
                 hidden, 0 if last else into_h, lstm, keep is not None,
@@ -319,8 +335,8 @@ def sequence(
         keep: ``[T, N, 1]`` float32, 0 where the state is to be cleared before that step; None keeps it throughout.
         parameters: ``weight_ih, weight_hh, bias_ih, bias_hh`` as in ``torch.nn.LSTMCell`` and ``torch.nn.GRUCell``.
         precision: ``fp32``, ``tf32`` or ``bf16``, to which products round their inputs; sums, state, result and
-            gradients are float32. The products of the weights' gradients run in cuBLAS, where TF32 follows PyTorch's
-            own setting.
+            gradients are float32. Exact products, and those of the weights' gradients, are cuBLAS's, where TF32 follows
+            PyTorch's own setting.
 
     Returns:
         Outputs ``[T, N, hidden]`` and the state after the last step.
