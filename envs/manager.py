@@ -186,13 +186,15 @@ class SimulatorEnv:
             if tensor.shape == (self.num_envs,) and self.num_envs > 1:
                 result[name] = tensor.to(self.device, torch.float32, copy=True)
             elif tensor.numel() > 0:
-                scalars[name] = tensor.float().mean()
+                scalars[name] = tensor.float().reshape(()) if tensor.numel() == 1 else tensor.float().mean()
         if scalars:  # one transfer for all
             moved = torch.stack([x.to(self.simulator_device) for x in scalars.values()]).to(self.device)
             result |= zip(scalars, moved.unbind(), strict=True)
         if numbers:
-            moved = torch.tensor(list(numbers.values()), device=self.device)
-            result |= zip(numbers, moved.unbind(), strict=True)
+            plain = torch.tensor(list(numbers.values()))
+            if self.device.type == "cuda":  # from pinned memory the host need not wait until the device has arrived
+                plain = plain.pin_memory()
+            result |= zip(numbers, plain.to(self.device, non_blocking=True).unbind(), strict=True)
         return result
 
     def read_terminated(self, terminated: Any, truncated: Any) -> tuple[Tensor, Tensor]:
