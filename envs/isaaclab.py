@@ -53,7 +53,7 @@ class IsaacLabEnv(SimulatorEnv):
         final_obs: FinalObs = "auto",
         clip_actions: float | Literal["auto"] | None = None,
         randomize_start: bool = False,
-        groups: Sequence[str] | None = None,
+        groups: str | Sequence[str] | None = None,
     ) -> None:
         """Wrap an env, which is then owned: ``close()`` closes it.
 
@@ -243,7 +243,7 @@ def make_isaaclab(
     final_obs: FinalObs = "auto",
     clip_actions: float | Literal["auto"] | None = None,
     randomize_start: bool = False,
-    groups: Sequence[str] | None = None,
+    groups: str | Sequence[str] | None = None,
     render_mode: str | None = None,
     sim_device: str | None = None,
     presets: Sequence[str] = (),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ class SimulatorEnv:
         env: the env as made, which is then owned: ``close()`` closes it.
         task: name for run folders and exported files.
         device: of the learner; None is that of the simulator.
-        groups: observation groups to hand on; None is all of them.
+        groups: observation groups to hand on, as names or as one text with spaces or commas; None is all of them.
         clip_actions: see the adapters.
         randomize_start: whether ``reset`` lets episodes begin as if part of their time were over.
 
@@ -51,10 +52,12 @@ class SimulatorEnv:
         *,
         task: str,
         device: str | torch.device | None,
-        groups: Sequence[str] | None,
+        groups: str | Sequence[str] | None,
         clip_actions: float | str | None,
         randomize_start: bool,
     ) -> None:
+        if isinstance(groups, str):  # a command line has no lists without brackets
+            groups = re.findall(r"[^\s,()\[\]]+", groups)
         core = env.unwrapped
         self.env = env
         self.core = vars(core).get("env", core)  # a converted multi-agent env keeps its counters inside

@@ -60,7 +60,7 @@ class EpisodeStatistics:
         goals = step.log.get("num_goals")
         # A scalar stands for all episodes that ended in this step.
         scalars = {k: v for k, v in step.log.items() if not isinstance(v, Tensor) or v.dim() == 0}
-        per_env = {k: v for k, v in step.log.items() if k not in scalars}
+        per_env = {k: v for k, v in step.log.items() if isinstance(v, Tensor) and v.dim() > 0}
         parts: list[Tensor] = []  # [2, names]: weighted sums, weights
         # where: outside an episode's end a value may be anything, NaN included.
         if scalars:
