@@ -56,8 +56,7 @@ class SimulatorEnv:
         clip_actions: float | str | None,
         randomize_start: bool,
     ) -> None:
-        if isinstance(groups, str):  # a command line has no lists without brackets
-            groups = re.findall(r"[^\s,()\[\]]+", groups)
+        groups = None if groups is None else as_names(groups)
         core = env.unwrapped
         self.env = env
         self.core = vars(core).get("env", core)  # a converted multi-agent env keeps its counters inside
@@ -228,6 +227,11 @@ class SimulatorEnv:
             torch.as_tensor(self.action_space.low, device=self.simulator_device),
             torch.as_tensor(self.action_space.high, device=self.simulator_device),
         )
+
+
+def as_names(names: str | Sequence[str]) -> list[str]:
+    """Names, or the words of one text: a command line has no lists without brackets."""
+    return re.findall(r"[^\s,()\[\]]+", names) if isinstance(names, str) else list(names)
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -239,7 +239,8 @@ class HookedEnv(FakeEnv):
 
     def __init__(self, cfg: Any, **state: Any) -> None:
         super().__init__(cfg)
-        self.scene = SimpleNamespace(sensor_context=None)
+        self.sensed = 0.0
+        self.sim = SimpleNamespace(sense=self.sense)
         empty: dict[str, Any] = {"actor": {}, "camera": {}}
         self.observation_manager = SimpleNamespace(
             compute_group=lambda group: self.observe()[group],
@@ -249,6 +250,12 @@ class HookedEnv(FakeEnv):
             _group_obs_class_instances=empty,
         )
         vars(self.observation_manager).update(state)
+
+    def sense(self) -> None:
+        self.sensed = float(self.episode_length_buf[0])
+
+    def observe(self) -> dict[str, Tensor]:
+        return super().observe() | {"camera": torch.full((self.num_envs, 1, 2, 2), self.sensed)}
 
     def restart(self, ids: Tensor) -> None:
         self._reset_idx(ids)
@@ -265,6 +272,7 @@ def test_hook_sees_the_observation_before_the_reset() -> None:
     assert first.final_obs is first.obs and not first.log
     assert second.final_obs is not None
     assert second.final_obs["actor"][:, 0].tolist() == [2, 2, 2, 2]
+    assert second.final_obs["camera"].eq(2).all()  # what is sensed is sensed anew
     assert second.obs["actor"][:, 0].tolist() == [0, 2, 2, 2]
     assert "Episode_Termination/fell_over" in second.log
     env.close()
@@ -279,16 +287,13 @@ def test_observations_with_a_memory_are_not_computed_twice(state: str) -> None:
     if state == "gone":  # a version that keeps them elsewhere
         del core.observation_manager._group_obs_term_delay_buffer
     assert MjlabEnv(core).final_obs_source == "manual"
-    with pytest.raises(ValueError, match="'hook' is not possible, observations remember or cast rays"):
+    with pytest.raises(ValueError, match="'hook' is not possible, observations have a memory"):
         MjlabEnv(core, final_obs="hook")
 
 
-def test_rays_are_not_cast_twice() -> None:
-    core = HookedEnv(fake_cfg())
-    core.scene.sensor_context = object()
-    assert MjlabEnv(core).final_obs_source == "manual"
+def test_unknown_way_to_final_observations_is_refused() -> None:
     with pytest.raises(ValueError, match="final_obs is 'exact'; use 'auto', 'hook', 'manual' or 'off'"):
-        MjlabEnv(core, final_obs="exact")  # type: ignore[arg-type]
+        made(final_obs="exact")
 
 
 def test_action_is_a_clipped_copy_without_gradient() -> None:
