@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlcore.envs import nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, launcher_args
-from rlcore.envs.manager import SimulatorEnv, apply_overrides
+from rlcore.envs.manager import SimulatorEnv, apply_overrides, as_names
 from rlcore.types import Obs, Step
 
 FinalObs = Literal["auto", "extras", "hook", "off"]
@@ -53,7 +53,7 @@ class IsaacLabEnv(SimulatorEnv):
         final_obs: FinalObs = "auto",
         clip_actions: float | Literal["auto"] | None = None,
         randomize_start: bool = False,
-        groups: Sequence[str] | None = None,
+        groups: str | Sequence[str] | None = None,
     ) -> None:
         """Wrap an env, which is then owned: ``close()`` closes it.
 
@@ -61,7 +61,8 @@ class IsaacLabEnv(SimulatorEnv):
             env: from ``gymnasium.make(id, cfg=...)``.
             task: name for run folders and exported files; by default the id.
             device: of the learner, where it is not the simulator's.
-            final_obs: how to get the last observation of an episode; ``auto`` takes the first way that there is.
+            final_obs: how to get the last observation of an episode: ``extras``, ``hook``, ``off``; ``auto`` takes the
+                first way that there is.
             clip_actions: clamp actions to ± this number and say so in ``action_space``; ``auto`` takes bounds from the
                 joint limits, or ±1. None passes them on as they are; Isaac Lab's manager-based envs have no bounds.
             randomize_start: let episodes begin at random points of their time limit after ``reset``, so that they do
@@ -243,10 +244,10 @@ def make_isaaclab(
     final_obs: FinalObs = "auto",
     clip_actions: float | Literal["auto"] | None = None,
     randomize_start: bool = False,
-    groups: Sequence[str] | None = None,
+    groups: str | Sequence[str] | None = None,
     render_mode: str | None = None,
     sim_device: str | None = None,
-    presets: Sequence[str] = (),
+    presets: str | Sequence[str] = (),
     **overrides: Any,
 ) -> IsaacLabEnv:
     """Build a registered task from the configuration that it ships.
@@ -266,7 +267,7 @@ def make_isaaclab(
         groups: see there.
         render_mode: ``rgb_array`` to render; needs ``--enable_cameras``.
         sim_device: ``cfg.sim.device`` where it is not the learner's.
-        presets: of Isaac Lab 3, such as ``newton_mjwarp``.
+        presets: of Isaac Lab 3, such as ``newton_mjwarp``, as names or as one text.
         **overrides: fields of the configuration by dotted name, such as ``{"scene.env_spacing": 3.0}``.
 
     Raises:
@@ -285,10 +286,11 @@ def make_isaaclab(
             f"unknown Isaac Lab task '{name}': {hint}write module:{name} if a module of yours registers it"
         )
     cfg = utils.load_cfg_from_registry(name, "env_cfg_entry_point")
+    presets = as_names(presets)
     if hasattr(utils, "resolve_presets"):
         cfg = utils.resolve_presets(cfg, set(presets))
     elif presets:
-        raise ValueError(f"{name}: presets={list(presets)}, but presets came with Isaac Lab 3; leave them out")
+        raise ValueError(f"{name}: presets={presets}, but presets came with Isaac Lab 3; leave them out")
     if hasattr(cfg, "possible_agents"):
         raise ValueError(_multi_agent(name))
     cfg.scene.num_envs = num_envs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,7 +32,7 @@ class SimulatorEnv:
         env: the env as made, which is then owned: ``close()`` closes it.
         task: name for run folders and exported files.
         device: of the learner; None is that of the simulator.
-        groups: observation groups to hand on; None is all of them.
+        groups: observation groups to hand on, as names or as one text with spaces or commas; None is all of them.
         clip_actions: see the adapters.
         randomize_start: whether ``reset`` lets episodes begin as if part of their time were over.
 
@@ -51,10 +52,11 @@ class SimulatorEnv:
         *,
         task: str,
         device: str | torch.device | None,
-        groups: Sequence[str] | None,
+        groups: str | Sequence[str] | None,
         clip_actions: float | str | None,
         randomize_start: bool,
     ) -> None:
+        groups = None if groups is None else as_names(groups)
         core = env.unwrapped
         self.env = env
         self.core = vars(core).get("env", core)  # a converted multi-agent env keeps its counters inside
@@ -186,13 +188,15 @@ class SimulatorEnv:
             if tensor.shape == (self.num_envs,) and self.num_envs > 1:
                 result[name] = tensor.to(self.device, torch.float32, copy=True)
             elif tensor.numel() > 0:
-                scalars[name] = tensor.float().mean()
+                scalars[name] = tensor.float().reshape(()) if tensor.numel() == 1 else tensor.float().mean()
         if scalars:  # one transfer for all
             moved = torch.stack([x.to(self.simulator_device) for x in scalars.values()]).to(self.device)
             result |= zip(scalars, moved.unbind(), strict=True)
         if numbers:
-            moved = torch.tensor(list(numbers.values()), device=self.device)
-            result |= zip(numbers, moved.unbind(), strict=True)
+            plain = torch.tensor(list(numbers.values()))
+            if self.device.type == "cuda":  # from pinned memory the host need not wait until the device has arrived
+                plain = plain.pin_memory()
+            result |= zip(numbers, plain.to(self.device, non_blocking=True).unbind(), strict=True)
         return result
 
     def read_terminated(self, terminated: Any, truncated: Any) -> tuple[Tensor, Tensor]:
@@ -223,6 +227,11 @@ class SimulatorEnv:
             torch.as_tensor(self.action_space.low, device=self.simulator_device),
             torch.as_tensor(self.action_space.high, device=self.simulator_device),
         )
+
+
+def as_names(names: str | Sequence[str]) -> list[str]:
+    """Names, or the words of one text: a command line has no lists without brackets."""
+    return re.findall(r"[^\s,()\[\]]+", names) if isinstance(names, str) else list(names)
 
 
 def as_tensor(value: Any) -> Tensor:

@@ -33,8 +33,8 @@ class EpisodeStatistics:
         self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
         self.lengths = torch.zeros(num_envs, device=device)  # [N]
         self.totals = torch.zeros(5, device=device)  # reward, steps; return, length, number of ended episodes
-        self.log_sums: dict[str, Tensor] = {}
-        self.log_weights: dict[str, Tensor] = {}
+        self.logs: dict[tuple[str, ...], Tensor] = {}
+        """By the names that a step's log had: weighted sums and weights, [2, names]."""
         self._count = Captured(self._count_step, mode, device)
 
     def record(self, step: Step) -> None:
@@ -55,24 +55,29 @@ class EpisodeStatistics:
         self.lengths.masked_fill_(done, 0.0)
 
     def _record_log(self, step: Step) -> None:
+        """Add a step's log in a number of kernels that does not grow with the number of names."""
         ended = (step.terminated | step.truncated).float()  # [N]
-        total = ended.sum()
         goals = step.log.get("num_goals")
-        for name, value in step.log.items():
-            key = "rollout/success" if name == "success" else f"env/{name}"
-            if key not in self.log_sums:
-                self.log_sums[key] = torch.zeros_like(self.totals[0])
-                self.log_weights[key] = torch.zeros_like(self.totals[0])
-            value_sum, weight_sum = self.log_sums[key], self.log_weights[key]
-            # where: outside an episode's end a value may be anything, NaN included.
-            if not isinstance(value, Tensor) or value.dim() == 0:  # stands for all episodes that ended in this step
-                value = value.to(total.device) if isinstance(value, Tensor) else float(value)
-                value_sum.add_(torch.where(total > 0, total * value, 0.0))
-                weight_sum.add_(total)
-            else:
-                weight = goals.where(ended > 0, 0.0) if name == "success" and isinstance(goals, Tensor) else ended
-                value_sum.add_(torch.where(weight > 0, value * weight, 0.0).sum())
-                weight_sum.add_(weight.sum())
+        # A scalar stands for all episodes that ended in this step.
+        scalars = {k: v for k, v in step.log.items() if not isinstance(v, Tensor) or v.dim() == 0}
+        per_env = {k: v for k, v in step.log.items() if isinstance(v, Tensor) and v.dim() > 0}
+        parts: list[Tensor] = []  # [2, names]: weighted sums, weights
+        # where: outside an episode's end a value may be anything, NaN included.
+        if scalars:
+            weight = ended.sum()
+            values = torch.stack(
+                [v.to(weight) if isinstance(v, Tensor) else torch.full_like(weight, v) for v in scalars.values()]
+            )
+            parts.append(torch.stack([torch.where(weight > 0, weight * values, 0.0), weight.expand_as(values)]))
+        if per_env:
+            by_goals = goals.where(ended > 0, 0.0) if isinstance(goals, Tensor) else ended
+            weights = torch.stack([by_goals.to(ended) if k == "success" else ended for k in per_env])  # [names, N]
+            values = torch.stack([value.to(ended) for value in per_env.values()])
+            parts.append(torch.stack([torch.where(weights > 0, weights * values, 0.0), weights]).sum(2))
+        names = (*scalars, *per_env)
+        if names not in self.logs:
+            self.logs[names] = self.totals.new_zeros(2, len(names))
+        self.logs[names] += torch.cat(parts, 1)
 
     def read(self) -> Metrics:
         """Return means as device scalars, NaN where nothing ended, and start anew."""
@@ -84,10 +89,15 @@ class EpisodeStatistics:
             "rollout/episodes": episodes,
         }
         self.totals.zero_()
-        if self.log_sums:
-            sums, weights = list(self.log_sums.values()), list(self.log_weights.values())
-            means |= zip(self.log_sums, (torch.stack(sums) / torch.stack(weights)).unbind(), strict=True)
-            torch._foreach_zero_(sums + weights)
+        if self.logs:
+            totals: dict[str, Tensor] = {}  # [2] each
+            for names, table in self.logs.items():
+                for name, column in zip(names, table.unbind(1), strict=True):
+                    totals[name] = totals[name] + column if name in totals else column
+            sums, weights = torch.stack(list(totals.values()), 1)
+            keys = ["rollout/success" if name == "success" else f"env/{name}" for name in totals]
+            means |= zip(keys, (sums / weights).unbind(), strict=True)
+            torch._foreach_zero_(list(self.logs.values()))
         return means
 
 

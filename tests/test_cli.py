@@ -381,6 +381,32 @@ def test_help_of_train_shows_the_defaults_of_the_task_and_every_docstring(capsys
         assert flag in text
 
 
+@pytest.mark.parametrize(
+    ("task", "parts"),
+    [
+        ("Reach-UR5e-IK-Delayed", ["ik_damping", "(default: 0.05)", "delay steps. (default: 3)"]),
+        ("gym:Pendulum-v1", ["vectorization", "others for `gymnasium.make`"]),
+        ("Mjlab-Any", ["final_obs how to get", "groups observation groups", "others fields of the configuration"]),
+        ("Isaac-Any-v0", ["presets of Isaac Lab 3", "others fields of the configuration"]),
+    ],
+)
+def test_help_of_train_lists_the_options_of_the_task(
+    task: str, parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--task", task, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"env options of {task}, written --env.NAME VALUE" in text
+    assert "num_envs" not in text.partition("env options of")[2]
+    for part in (*parts, "--from {None}|STR"):
+        assert part in text
+    assert "--library" not in text
+
+
+def test_help_of_train_without_a_task_says_where_its_options_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    assert "rlcore train --task TASK --help" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", ["train", "eval", "export", "play", "tasks"])
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0

@@ -427,7 +427,7 @@ def test_isaac_lab_3_is_started_when_the_task_is_made(registered: Any) -> None:
     registered.resolve_presets = lambda cfg, names: (events.append(names), cfg)[1]
     launch.launcher_args.update(headless=True)
     try:
-        env: Any = make_env("Isaac-Fake-v0", 2, presets=["newton"])
+        env: Any = make_env("Isaac-Fake-v0", 2, presets="newton")
     finally:
         launch.launcher_args.clear()
     assert events == [{"newton"}, ("launch", 2, {"headless": True}), "enter"]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore import PPO, NetworkConfig, PPOConfig, Step
 from rlcore.envs.null import Null
@@ -141,3 +142,34 @@ def test_an_env_that_cannot_be_captured_is_refused() -> None:
     agent = PPO(Null(4, obs_size=3, action_size=2), CONFIG, seed=0)
     with pytest.raises(ValueError, match="capture_env: Null"):
         agent.learn(1, capture_env=True)
+
+
+def test_a_log_costs_as_many_operations_for_many_names_as_for_few() -> None:
+    class Counter(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            views = ("aten.expand", "aten.unbind", "aten.select", "aten.alias", "aten.detach", "aten.view")
+            self.calls += not str(func).startswith(views)
+            return func(*args, **(kwargs or {}))
+
+    def operations(names: int) -> int:
+        episodes = EpisodeStatistics(2, torch.device("cpu"))
+        log: dict[str, Tensor | float] = {f"s{i}": torch.tensor(float(i)) for i in range(names)}
+        log |= {f"e{i}": torch.tensor([1.0, 2.0]) for i in range(names)}
+        record = step([1.0, 1.0], [True, False], log)
+        episodes.record(record)
+        with Counter() as counter:
+            episodes.record(record)
+        return counter.calls
+
+    assert 0 < operations(2) == operations(40)
+
+
+def test_steps_may_log_different_names() -> None:
+    episodes = EpisodeStatistics(2, torch.device("cpu"))
+    episodes.record(step([0.0, 0.0], [True, True], {"a": 1.0, "b": torch.tensor(2.0)}))
+    episodes.record(step([0.0, 0.0], [True, False], {"b": 5.0, "c": torch.tensor([7.0, 9.0])}))
+    means = episodes.read()
+    found = {key: float(value) for key, value in means.items() if key.startswith("env/")}
+    assert found == {"env/a": 1.0, "env/b": 3.0, "env/c": 7.0}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import types
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from rlcore.env import VecEnv, spec_of
 from rlcore.envs import make_env
-from rlcore.envs.mjlab import MjlabEnv
+from rlcore.envs.mjlab import MjlabEnv, quiet_warp
 
 TASK = "Mjlab-Cartpole-Balance"
 N = 16
@@ -151,6 +152,14 @@ def test_adapter_is_a_vec_env_with_flat_groups() -> None:
     assert MjlabEnv(FakeEnv(fake_cfg()), groups=["actor"]).observation_spaces.keys() == {"actor"}
 
 
+@pytest.mark.parametrize(("words", "groups"), [("actor", ["actor"]), ("camera actor", ["camera", "actor"])])
+def test_groups_may_be_written_as_on_a_command_line(words: str, groups: list[str]) -> None:
+    for text in (words, words.replace(" ", ","), f"[{words.replace(' ', ', ')}]"):
+        assert list(MjlabEnv(FakeEnv(fake_cfg()), groups=text).observation_spaces) == groups
+    with pytest.raises(ValueError, match="did you mean groups=actor"):
+        MjlabEnv(FakeEnv(fake_cfg()), groups="acter")
+
+
 def test_final_observation_is_the_one_before_the_reset() -> None:
     env = made()
     assert env.final_obs_source == "manual" and env.core.cfg.auto_reset is False
@@ -223,6 +232,68 @@ def test_version_that_cannot_leave_resets_to_others_falls_back() -> None:
     assert MjlabEnv(FakeEnv(cfg), groups=["actor"]).final_obs_source == "off"
     with pytest.raises(ValueError, match=r"needs mjlab 1\.3"):
         MjlabEnv(FakeEnv(cfg), groups=["actor"], final_obs="manual")
+
+
+class HookedEnv(FakeEnv):
+    """The same with mjlab's manager of observations, and the method that resets."""
+
+    def __init__(self, cfg: Any, **state: Any) -> None:
+        super().__init__(cfg)
+        self.sensed = 0.0
+        self.sim = SimpleNamespace(sense=self.sense)
+        empty: dict[str, Any] = {"actor": {}, "camera": {}}
+        self.observation_manager = SimpleNamespace(
+            compute_group=lambda group: self.observe()[group],
+            _group_obs_term_delay_buffer=empty,
+            _group_obs_term_history_buffer=empty,
+            _group_obs_class_term_cfgs={"actor": [], "camera": []},
+            _group_obs_class_instances=empty,
+        )
+        vars(self.observation_manager).update(state)
+
+    def sense(self) -> None:
+        self.sensed = float(self.episode_length_buf[0])
+
+    def observe(self) -> dict[str, Tensor]:
+        return super().observe() | {"camera": torch.full((self.num_envs, 1, 2, 2), self.sensed)}
+
+    def restart(self, ids: Tensor) -> None:
+        self._reset_idx(ids)
+
+    def _reset_idx(self, ids: Tensor) -> None:
+        super().restart(ids)
+
+
+def test_hook_sees_the_observation_before_the_reset() -> None:
+    env = MjlabEnv(HookedEnv(fake_cfg()))
+    assert env.final_obs_source == "hook" and env.core.cfg.auto_reset
+    env.reset()
+    first, second = env.step(torch.zeros(4, 3)), env.step(torch.zeros(4, 3))
+    assert first.final_obs is first.obs and not first.log
+    assert second.final_obs is not None
+    assert second.final_obs["actor"][:, 0].tolist() == [2, 2, 2, 2]
+    assert second.final_obs["camera"].eq(2).all()  # what is sensed is sensed anew
+    assert second.obs["actor"][:, 0].tolist() == [0, 2, 2, 2]
+    assert "Episode_Termination/fell_over" in second.log
+    env.close()
+    assert "_reset_idx" not in vars(env.core)  # as it was
+
+
+@pytest.mark.parametrize(
+    "state", ["_group_obs_term_delay_buffer", "_group_obs_term_history_buffer", "_group_obs_class_term_cfgs", "gone"]
+)
+def test_observations_with_a_memory_are_not_computed_twice(state: str) -> None:
+    core = HookedEnv(fake_cfg(), **{state: {"actor": {"joints": object()}}})
+    if state == "gone":  # a version that keeps them elsewhere
+        del core.observation_manager._group_obs_term_delay_buffer
+    assert MjlabEnv(core).final_obs_source == "manual"
+    with pytest.raises(ValueError, match="'hook' is not possible, observations have a memory"):
+        MjlabEnv(core, final_obs="hook")
+
+
+def test_unknown_way_to_final_observations_is_refused() -> None:
+    with pytest.raises(ValueError, match="final_obs is 'exact'; use 'auto', 'hook', 'manual' or 'off'"):
+        made(final_obs="exact")
 
 
 def test_action_is_a_clipped_copy_without_gradient() -> None:
@@ -315,6 +386,18 @@ def test_refusal_names_the_remedy(registry: dict[str, Any], task: str, options: 
     assert "\n" not in str(raised.value)
 
 
+def test_warp_is_quiet_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    warp: Any = types.ModuleType("warp")
+    warp.LOG_WARNING, warp.config = 30, SimpleNamespace(log_level=20)
+    monkeypatch.setitem(sys.modules, "warp", warp)
+    monkeypatch.setenv("MJLAB_WARP_QUIET", "0")
+    quiet_warp()
+    assert warp.config.log_level == 20
+    monkeypatch.delenv("MJLAB_WARP_QUIET")
+    quiet_warp()
+    assert warp.config.log_level == 30 and os.environ["MJLAB_WARP_QUIET"] == "1"  # which mjlab reads
+
+
 def test_missing_mjlab_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mjlab", None)
     monkeypatch.delitem(sys.modules, "mjlab.tasks", raising=False)
@@ -346,8 +429,10 @@ def raw_env(registry: Any, **values: Any) -> Any:
 def test_real_cartpole_gives_the_observation_that_an_env_without_resets_sees(mjlab: Any) -> None:
     actions = torch.randn(60, N, 1, generator=torch.Generator().manual_seed(2))
     endless, by_hand = raw_env(mjlab, episode_length_s=100.0), raw_env(mjlab, episode_length_s=1.0)
-    env: Any = make_env(TASK, N, seed=1, episode_length_s=1)
+    env: Any = make_env(TASK, N, seed=1, episode_length_s=1, final_obs="manual")
+    hooked: Any = make_env(TASK, N, seed=1, episode_length_s=1)
     assert env.final_obs_source == "manual" and env.max_episode_length == 20
+    assert hooked.final_obs_source == "hook"
     assert spec_of(env).observation_sizes == {"actor": 5, "critic": 5}
 
     endless.reset(seed=4)
@@ -361,6 +446,13 @@ def test_real_cartpole_gives_the_observation_that_an_env_without_resets_sees(mjl
         reward = reward.clone()
         after = by_hand.reset(env_ids=done.nonzero().squeeze(-1))[0]["critic"] if done.any() else final
         expected.append((final, after.clone(), reward, done))
+
+    hooked.reset(4)
+    for action, (final, _, reward, done) in zip(actions[:20], expected, strict=False):
+        other = hooked.step(action)
+        assert other.final_obs is not None
+        assert torch.equal(other.final_obs["critic"], final) and bool(other.log) == bool(done.any())
+        assert torch.equal(other.reward, reward) and torch.equal(other.truncated, done)
 
     env.reset(4)
     ended = 0

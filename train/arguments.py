@@ -98,10 +98,10 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     Raises:
         UsageError: a value is missing or of the wrong type, or the dataclass refuses it.
     """
-    settings = settings_of(cls)
+    settings, flags = settings_of(cls), _flags(cls)
     words: list[str] = []
     for key, values in pairs:
-        words += _words_for(key, values, settings[key])
+        words += _words_for(flags.get(key, key), values, settings[key])
     box = io.StringIO()
     base: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -154,6 +154,13 @@ def read(words: Sequence[str], cls: type[T], prog: str, free: str | None = None)
 def asks_help(words: Sequence[str]) -> bool:
     """Whether the words are a call for help."""
     return "-h" in words or "--help" in words
+
+
+def _flags(cls: type[Any]) -> dict[str, str]:
+    """Settings whose flag has another name, as tyro is told with ``Annotated``."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    named = {key: getattr(extra, "name", None) for key, hint in hints.items() for extra in typing.get_args(hint)[1:]}
+    return {key: name for key, name in named.items() if isinstance(name, str)}
 
 
 def _words_for(key: str, values: list[str], hint: Any) -> list[str]:

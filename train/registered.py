@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import gymnasium
 from rlcore.config import ConfigError, from_dict, to_dict
 from rlcore.envs import nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, simulator_of
+from rlcore.envs.mjlab import quiet_warp
 from rlcore.ppo import PPOConfig
 from rlcore.train.config import TrainConfig
 from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
@@ -120,7 +120,7 @@ def _mjlab(task: str, name: str) -> tuple[dict[str, Any], int]:
 
 
 def _mjlab_registry(where: str) -> Any:
-    os.environ.setdefault("MJLAB_WARP_QUIET", "1")  # a line for each of a hundred kernels
+    quiet_warp()
     _import("mjlab.tasks", f"{where}{GET_MJLAB}")  # registers what is shipped
     return _import("mjlab.tasks.registry", f"{where}{GET_MJLAB}")
 

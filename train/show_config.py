@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 import yaml
 from rich.console import Console
 
@@ -27,8 +28,8 @@ class ConfigArguments:
     """Learning algorithm that the task is trained with."""
     file: Path | None = None
     """Configuration file of rsl_rl, rl_games, skrl or SB3 to convert instead."""
-    library: str | None = None
-    """Written --from: whose configuration to take, rsl_rl, rl_games, skrl or sb3; None: the first, or guessed."""
+    library: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Whose configuration to take, rsl_rl, rl_games, skrl or sb3; None: the first, or guessed."""
     num_envs: int | None = None
     """Copies of the task, on which the number of minibatches may depend; None: the task's own."""
     show: bool = False

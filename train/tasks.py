@@ -2,16 +2,80 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import re
+import textwrap
 import warnings
+from typing import Any
 
 import gymnasium
 from rich.console import Console
 from rich.table import Table
 
 from rlcore.env import spec_of
-from rlcore.envs import GYM_PREFIX, TASKS, make_env, nearest_names
+from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, make_env, nearest_names
+from rlcore.envs.launch import simulator_of
 from rlcore.train.evaluate import ENDLESS
 from rlcore.train.registered import registered_names
+
+MAKERS = {
+    "isaaclab": ["rlcore.envs.isaaclab:make_isaaclab", "rlcore.envs.isaaclab:IsaacLabEnv"],
+    "mjlab": ["rlcore.envs.mjlab:make_mjlab", "rlcore.envs.mjlab:MjlabEnv"],
+    "gymnasium": ["rlcore.envs.gymnasium:make_gymnasium"],
+}
+"""What takes the options of tasks that are not built in, and what else describes them."""
+
+
+def print_env_options(task: str | None) -> None:
+    """Print the options of a task's env with their defaults; nothing of its simulator is imported."""
+    if task is None:
+        print("\nenv options, written --env.NAME VALUE, are those of the task: rlcore train --task TASK --help")
+        return
+    options = env_options(task)
+    if options:
+        print(f"\nenv options of {task}, written --env.NAME VALUE or env.NAME=VALUE")
+    for name, (default, text) in options.items():
+        shown, about = ("others", text) if name.startswith("*") else (name, f"{text} (default: {default})".strip())
+        about = about.replace("``", "`")
+        for line in textwrap.wrap(about, 108, initial_indent=f"  {shown:<20}  ", subsequent_indent=" " * 24):
+            print(line)
+
+
+def env_options(task: str) -> dict[str, tuple[Any, str]]:
+    """Default and description of each option that a task's env takes; a name that begins with ** stands for more."""
+    fixed: dict[str, Any] = {}
+    places = MAKERS.get(simulator_of(task), [])
+    if task in TASKS:
+        place, fixed = TASKS[task]
+        ending = task.rpartition("-")[2]
+        places = [place, *([WRAPPERS[ending]] if ending in WRAPPERS else [])]
+    own = {"self", "env", "task", "env_id", "num_envs", "device", "seed", "wrappers", *fixed}
+    found: dict[str, tuple[Any, str]] = {}
+    for place in places:
+        module, _, name = place.partition(":")
+        maker = getattr(importlib.import_module(module), name)
+        texts = _described(maker)
+        for key, parameter in inspect.signature(maker).parameters.items():
+            shown = f"**{key}" if parameter.kind is parameter.VAR_KEYWORD else key
+            text, before = texts.get(shown, ""), found.get(shown)
+            if key not in own and (before is None or before[1].startswith("see ")):
+                found[shown] = (parameter.default if before is None else before[0], text)
+    return found
+
+
+def _described(maker: Any) -> dict[str, str]:
+    """Arguments and their descriptions, from a docstring in Google's style."""
+    documents = [inspect.getdoc(x) or "" for x in (maker, getattr(maker, "__init__", None)) if x is not None]
+    sections = [
+        match[1] for text in documents for match in re.finditer(r"^Args:\n((?: .*\n?|\n)+)", text, re.MULTILINE)
+    ]
+    found: dict[str, str] = {}
+    for section in sections:
+        for entry in re.split(r"\n(?=\S)", textwrap.dedent(section)):
+            name, _, text = entry.partition(":")
+            found.setdefault(name.strip(), " ".join(text.split()))
+    return found
 
 
 def print_tasks(part: str) -> None:

@@ -9,7 +9,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import tyro
 
 from rlcore.train import arguments
 from rlcore.train.arguments import Job, UsageError
@@ -49,8 +51,8 @@ def train_command(words: Sequence[str]) -> Job:
         """YAML file over the defaults of the task; RUN/config.yaml repeats a run."""
         resume: Path | None = None
         """Run folder or checkpoint to go on from."""
-        library: str | None = None
-        """Written --from: whose configuration of a simulator's task to take; None: rlcore's, else the first."""
+        library: Annotated[str | None, tyro.conf.arg(name="from")] = None
+        """Whose configuration of a simulator's task to take; None: rlcore's, else the first."""
 
     pairs = arguments.pairs_of(words, TrainArguments, free="env")
     given = {key: values[0] for key, values in pairs if values}
@@ -73,6 +75,9 @@ def train_command(words: Sequence[str]) -> Job:
             )
             shown = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(Own)})
             arguments.print_help(TrainArguments, shown, "rlcore train", text)
+            from rlcore.train.tasks import print_env_options
+
+            print_env_options(task)
             return lambda: 0
     pairs += [("num_envs", values) for key, values in pairs if key == SCENE_NUM_ENVS]
     pairs = [(key, values) for key, values in pairs if key != SCENE_NUM_ENVS]

@@ -1,0 +1,326 @@
+"""Train a task of a simulator with rlcore or with rsl_rl, or step its env alone: reward and time of each iteration.
+
+    task=Mjlab-Velocity-Flat-Unitree-Go1
+    python benchmarks/simulators.py --library rlcore --task $task --seed 1 --json rlcore-1.json
+    python benchmarks/simulators.py --library rsl_rl --task $task --seed 1 --json rsl_rl-1.json
+    python benchmarks/simulators.py --show r*.json --plot go1.png --markdown
+
+One process is one run; runs that are to be compared go one after the other, or each to a GPU of its own. Both
+libraries take what the task ships: rsl_rl through mjlab's own runner, rlcore converted. For both, the reward is the
+mean return of the latest 100 episodes, counted by the same code on the simulator's own step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from facts import header, write
+from rich.console import Console
+from simulator_curves import draw, markdown, show, summarize
+from timing import heard_warnings, peak_memory
+from torch import Tensor
+
+from rlcore.env import spec_of
+from rlcore.envs import make_env
+from rlcore.envs.mjlab import quiet_warp
+from rlcore.export import OnnxPolicy, export_onnx
+from rlcore.learn import Progress, Report
+from rlcore.ppo import PPO
+from rlcore.train.config import TrainConfig, default_config
+from rlcore.train.evaluate import Evaluation, evaluate
+from rlcore.train.logger import RunLogger
+from rlcore.train.registered import registered_config
+
+EVAL_SEED = 1_000_003
+"""Added to the run's seed for the evaluations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Train a simulator's task, or step it alone."""
+
+    library: Literal["rlcore", "rsl_rl", "env", "adapter"] = "rlcore"
+    """What runs; env steps the simulator with random actions and nothing else, adapter does so through rlcore's env."""
+    task: str = "Mjlab-Cartpole-Balance"
+    """A task of mjlab."""
+    seed: int = 1
+    """Of networks, exploration and env."""
+    num_envs: int = 4096
+    """Envs stepped together."""
+    iterations: int = 300
+    """Rollouts, each with its update where something is trained."""
+    seconds: float = float("inf")
+    """Stop after the iteration that passes this much time."""
+    warmup: int = 10
+    """First iterations that the medians leave out."""
+    randomize_start: bool = True
+    """Let episodes begin at random points of their time limit, as the training scripts of both libraries do."""
+    final_obs: Literal["auto", "manual", "off"] = "auto"
+    """Where rlcore takes the last observation of an episode from."""
+    rewards: bool = True
+    """Count returns. Off for the shortest times: it is a dozen kernels a step."""
+    onnx: Path | None = None
+    """Export rlcore's policy to this file, then evaluate policy and file on the same episodes."""
+    eval_envs: int = 1024
+    """Episodes of these evaluations."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where everything lives."""
+    json: Path | None = None
+    """File for the results, written anew every 20 iterations."""
+    show: tuple[Path, ...] = ()
+    """Runs to make a table of, instead of running something."""
+    plot: Path | None = None
+    """File for a picture of the rewards of these runs."""
+    markdown: bool = False
+    """Print the table as Markdown."""
+
+
+class Window:
+    """Mean return of the latest episodes, kept on the device so that counting waits for nothing.
+
+    Of more than ``size`` episodes that end in one step, some are left out.
+    """
+
+    def __init__(self, num_envs: int, device: torch.device, size: int = 100) -> None:
+        self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
+        self.latest = torch.full((size + 1,), torch.nan, device=device)  # and a place for what is not over
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        self.size = size
+
+    def record(self, reward: Tensor, done: Tensor) -> None:
+        """Take in one vector step."""
+        self.returns += reward
+        order = done.cumsum(0)  # [N], 1 for the first that ended
+        place = torch.where(done, (self.count + order - 1) % self.size, self.size)
+        self.latest.scatter_(0, place, self.returns)
+        self.count += order[-1]
+        self.returns.masked_fill_(done, 0.0)
+
+    def mean(self) -> Tensor:
+        """NaN until an episode has ended."""
+        return self.latest[:-1].nanmean()
+
+    def watch(self, core: Any) -> None:
+        """Count what an env of mjlab returns."""
+        step = core.step
+
+        def counted(action: Tensor) -> Any:
+            result = step(action)
+            self.record(result[1], result[2] | result[3])
+            return result
+
+        core.step = counted
+
+
+class Diary:
+    """What is known after each iteration, and the time; the device is asked for rewards every 20 iterations only."""
+
+    def __init__(self, report: dict[str, Any], settings: Settings, window: Window | None) -> None:
+        self.report, self.settings, self.window = report, settings, window
+        self.rows: list[dict[str, Any]] = []
+        self.rewards: list[Tensor] = []
+        self.began = time.perf_counter()
+
+    def tick(self, env_steps: int) -> bool:
+        """Note the end of an iteration; returns whether time is up."""
+        seconds = time.perf_counter() - self.began
+        self.rows.append({"iteration": len(self.rows) + 1, "env_steps": env_steps, "seconds": seconds})
+        if self.window is not None:
+            self.rewards.append(self.window.mean())
+        if len(self.rows) % 20 == 0:
+            self.save()
+        return seconds >= self.settings.seconds or len(self.rows) >= self.settings.iterations
+
+    def save(self) -> None:
+        """Write what there is."""
+        first = len(self.rows) - len(self.rewards)
+        if self.rewards:
+            for row, reward in zip(self.rows[first:], torch.stack(self.rewards).tolist(), strict=True):
+                row["reward"] = reward if reward == reward else None
+            self.rewards.clear()
+        self.report["rows"] = self.rows
+        self.report["summary"] = summarize(self.report)
+        write(self.report, self.settings.json)
+
+
+class Enough(Exception):
+    """Raised to leave a runner that cannot be asked to stop."""
+
+
+def shipped(settings: Settings) -> TrainConfig:
+    """What the task is trained with, as rlcore's."""
+    registered, _ = registered_config(settings.task, settings.num_envs)
+    return default_config(settings.task, None, registered)[0]
+
+
+def rlcore_env(settings: Settings, config: TrainConfig, num_envs: int, seed: int, **options: Any) -> Any:
+    """The task through rlcore's adapter."""
+    own = {"final_obs": settings.final_obs, "randomize_start": settings.randomize_start}
+    return make_env(settings.task, num_envs, settings.device, seed=seed, **{**config.env, **own, **options})
+
+
+def mjlab_env(settings: Settings) -> Any:
+    """The task as mjlab makes it."""
+    registry: Any = importlib.import_module("mjlab.tasks.registry")
+    cfg = registry.load_env_cfg(settings.task)
+    cfg.scene.num_envs, cfg.seed = settings.num_envs, settings.seed
+    return importlib.import_module("mjlab.envs").ManagerBasedRlEnv(cfg, device=settings.device)
+
+
+def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, Any]:
+    """Train with rlcore, logging as `rlcore train` does, without checkpoints and evaluations on the way."""
+    config = shipped(settings)
+    env = rlcore_env(settings, config, settings.num_envs, settings.seed)
+    agent = PPO(env, config.agent, seed=settings.seed, num_iterations=settings.iterations)
+    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
+        quiet = Console(file=nowhere)
+        logs = RunLogger(Path(folder), total=settings.iterations, log_interval=config.log_interval, console=quiet)
+        diary, enough = begin(env.core), False
+
+        def on_iteration(progress: Progress) -> None:
+            nonlocal enough
+            enough = diary.tick(progress.env_steps)
+
+        def on_report(report: Report) -> None:
+            logs.report(report, {})
+            names = {"collect_s": "time/collect_s", "learn_s": "time/learn_s", "return": "rollout/episode_return"}
+            found = {key: report.metrics[name] for key, name in names.items() if name in report.metrics}
+            diary.rows[report.iteration - 1].update(found)
+
+        with logs:
+            agent.learn(settings.iterations, on_iteration=on_iteration, on_report=on_report, should_stop=lambda: enough)
+        diary.save()
+    facts: dict[str, Any] = {"final_obs": env.final_obs_source, "time_outs": agent.timeout_bootstrap}
+    if settings.onnx is not None:
+        spec, recording = spec_of(env), agent.recording()
+        env.close()
+        seed = settings.seed + EVAL_SEED
+        judge = rlcore_env(settings, config, settings.eval_envs, seed, randomize_start=False)
+        parity = export_onnx(agent.policy, spec, settings.onnx, recording=recording).parity
+        live, file = (evaluate(judge, policy, seed) for policy in (agent.policy, OnnxPolicy(settings.onnx)))
+        facts["evaluation"] = {"policy": figures(live), "file": figures(file), "parity": str(parity)}
+    return facts
+
+
+def figures(result: Evaluation) -> dict[str, Any]:
+    """Plain values of an evaluation, and the line that `rlcore eval` prints."""
+    return {**result.as_dict(), "summary": result.summary()}
+
+
+def run_rsl_rl(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, Any]:
+    """Train with rsl_rl as mjlab's training script does, to tensorboard and without checkpoints on the way."""
+    rl: Any = importlib.import_module("mjlab.rl")
+    registry: Any = importlib.import_module("mjlab.tasks.registry")
+    importlib.import_module("mjlab.utils.torch").configure_torch_backends()  # TF32
+    cfg = registry.load_rl_cfg(settings.task)
+    cfg.seed, cfg.logger, cfg.upload_model, cfg.save_interval = settings.seed, "tensorboard", False, 10**9
+    env = mjlab_env(settings)
+    wrapped = rl.RslRlVecEnvWrapper(env, clip_actions=cfg.clip_actions)
+    runner_class = registry.load_runner_cls(settings.task) or rl.MjlabOnPolicyRunner
+    with tempfile.TemporaryDirectory() as folder:
+        runner = runner_class(wrapped, dataclasses.asdict(cfg), folder, settings.device)
+        runner.save = lambda *_: None  # the first iteration would
+        log, steps, diary = runner.logger.log, cfg.num_steps_per_env * settings.num_envs, begin(env)
+
+        def logged(**values: Any) -> None:
+            log(**values)
+            enough = diary.tick((values["it"] + 1) * steps)
+            diary.rows[-1].update(collect_s=values["collect_time"], learn_s=values["learn_time"])
+            if runner.logger.rewbuffer:
+                diary.rows[-1]["return"] = statistics.fmean(runner.logger.rewbuffer)  # its own count of the same
+            if enough:
+                raise Enough
+
+        runner.logger.log = logged
+        try:
+            runner.learn(settings.iterations, init_at_random_ep_len=settings.randomize_start)
+        except Enough:
+            diary.save()
+    return {"rsl_rl": version("rsl-rl-lib")}
+
+
+def run_alone(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, Any]:
+    """Step with random actions as many steps an iteration as the training takes."""
+    config = shipped(settings)
+    if settings.library == "adapter":
+        env = rlcore_env(settings, config, settings.num_envs, settings.seed)
+        core = env.core
+        env.reset(settings.seed)
+    else:
+        env = core = mjlab_env(settings)
+        env.reset(seed=settings.seed)
+        if settings.randomize_start:
+            core.episode_length_buf = torch.randint_like(core.episode_length_buf, core.max_episode_length)
+    size, steps = core.single_action_space.shape[0], config.agent.num_steps
+    diary = begin(core)
+    for iteration in range(1, settings.iterations + 1):
+        for _ in range(steps):
+            env.step(torch.randn(settings.num_envs, size, device=settings.device))
+        if settings.device.startswith("cuda"):
+            torch.cuda.synchronize()  # as a training would wait for its losses
+        if diary.tick(iteration * steps * settings.num_envs):
+            break
+    diary.save()
+    return {}
+
+
+RUNS = {"rlcore": run_rlcore, "rsl_rl": run_rsl_rl, "env": run_alone, "adapter": run_alone}
+
+
+@contextmanager
+def prepared() -> Iterator[None]:
+    """Leave out what mjlab would print of kernels, and what GitPython would demand."""
+    quiet_warp()
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    importlib.import_module("mjlab.tasks")  # registers them
+    with heard_warnings():
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run, or make a table and a picture of runs; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    settings = tyro.cli(Settings, args=arguments)
+    console = Console()
+    console = Console(width=max(console.width, 180))
+    if settings.show:
+        reports = [json.loads(path.read_text()) for path in settings.show]
+        print(markdown(reports)) if settings.markdown else show(reports, console)
+        if settings.plot is not None:
+            draw(reports, settings.plot)
+        return 0
+    began = time.perf_counter()
+    report = header("simulators", arguments, settings) | {"rows": []}
+
+    def begin(core: Any) -> Diary:
+        window = Window(settings.num_envs, torch.device(settings.device)) if settings.rewards else None
+        if window is not None:
+            window.watch(core)
+        report["setup_s"] = time.perf_counter() - began
+        return Diary(report, settings, window)
+
+    with prepared():
+        report |= RUNS[settings.library](settings, begin)
+    report["memory_mib"] = peak_memory(settings.device)
+    write(report, settings.json)
+    show([report], console)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The benchmark of simulators' tasks: what it counts, and its tables."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import simulator_curves
+import simulators
+import torch
+
+
+def test_window_is_the_mean_of_the_latest_episodes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n = 7
+    window = simulators.Window(n, torch.device("cpu"), size=20)
+    running, latest = [0.0] * n, deque[float](maxlen=20)
+    assert window.mean().isnan()
+    for _ in range(60):
+        reward, done = torch.randn(n, generator=generator), torch.rand(n, generator=generator) < 0.3
+        window.record(reward, done)
+        for i in range(n):
+            running[i] += float(reward[i])
+            if done[i]:
+                latest.append(running[i])
+                running[i] = 0.0
+        if latest:
+            assert float(window.mean()) == pytest.approx(sum(latest) / len(latest), abs=1e-5)
+
+
+def test_window_counts_what_the_env_returns() -> None:
+    reward, ended, cut = torch.tensor([1.0, 2.0]), torch.tensor([True, False]), torch.tensor([False, False])
+    core = SimpleNamespace(step=lambda action: ({}, reward, ended, cut, {}))
+    window = simulators.Window(2, torch.device("cpu"))
+    window.watch(core)
+    assert core.step(None)[1] is reward
+    cut[1] = True
+    core.step(None)
+    assert float(window.mean()) == pytest.approx((1 + 1 + 4) / 3)
+
+
+def run(library: str, seed: int, seconds: float, **settings: Any) -> dict[str, Any]:
+    """A run of 40 iterations of ``seconds`` each, of which the first took ten times as long."""
+    rows = [
+        {"iteration": i + 1, "env_steps": 24 * 8 * (i + 1), "seconds": seconds * (i + 10), "reward": i + seed}
+        for i in range(60)
+    ]
+    own = {"library": library, "task": "Walk", "seed": seed, "num_envs": 8, "warmup": 10}
+    report = {
+        "command": f"python benchmarks/simulators.py --library {library} --seed {seed}",
+        "date": "2026-11-21T00:00:00+00:00",
+        "hardware": {"cpu": "Fast", "cores": 2},
+        "versions": {"python": "3.11", "torch": "2.13"},
+        "settings": {**own, "final_obs": "auto", "randomize_start": True, **settings},
+        "rows": rows,
+    }
+    return report | {"summary": simulator_curves.summarize(report)}
+
+
+def test_table_compares_with_the_env_alone() -> None:
+    reports = [run("rlcore", 1, 0.1), run("rlcore", 2, 0.1), run("rsl_rl", 1, 0.16), run("env", 1, 0.08)]
+    reports.append(run("rlcore", 1, 0.1, randomize_start=False))
+    assert reports[0]["summary"]["iteration_ms"] == pytest.approx(100)
+    assert reports[0]["summary"]["env_steps_per_s"] == pytest.approx(24 * 8 / 0.1)
+    heads, rows = simulator_curves.table(reports)
+    shares = {row[1]: row[heads.index("of env alone")] for row in rows}
+    assert shares == {"rlcore": "0.80", "rsl_rl": "0.50", "env alone": "1.00", "rlcore, episodes in step": ""}
+    assert rows[0][heads.index("runs")] == "2" and rows[0][heads.index("reward at 50")] == "50.0, 51.0"
+
+
+def test_runs_are_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reports = [run("rlcore", 1, 0.1), run("rlcore", 2, 0.1), run("rsl_rl", 1, 0.16), run("env", 1, 0.08)]
+    reports[0]["evaluation"] = {"policy": {"summary": "return 5"}, "file": {"summary": "return 5"}}
+    files = []
+    for number, report in enumerate(reports):
+        files.append(str(tmp_path / f"{number}.json"))
+        Path(files[-1]).write_text(json.dumps(report))
+    picture = tmp_path / "out.png"
+    assert simulators.main(["--show", *files, "--plot", str(picture), "--markdown"]) == 0
+    printed = capsys.readouterr().out
+    assert "| Walk | rlcore | 8 | 2 |" in printed and "file alone return 5" in printed
+    assert reports[0]["command"] in printed and picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("library", ["rlcore", "rsl_rl", "env", "adapter"])
+def test_real_cartpole_is_measured(library: str, tmp_path: Path) -> None:
+    pytest.importorskip("mjlab", reason="mjlab is not installed")
+    path = tmp_path / "out.json"
+    words = ["--library", library, "--num-envs", "8", "--iterations", "3", "--warmup", "1", "--device", "cpu"]
+    assert simulators.main([*words, "--json", str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert [row["env_steps"] for row in report["rows"]] == [256, 512, 768]  # 32 steps of 8 envs
+    assert report["summary"]["env_steps_per_s"] > 0
+    trained = library in ("rlcore", "rsl_rl")
+    assert all(("learn_s" in row) == trained for row in report["rows"])
