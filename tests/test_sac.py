@@ -403,7 +403,7 @@ def test_sac_solves_pendulum_in_six_thousand_steps() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("preset", ["classic", "gpu"])
+@pytest.mark.parametrize("preset", ["classic", "gpu", "fused"])
 @pytest.mark.parametrize("algorithm", [SAC, DDPG])
 def test_a_hundred_updates_as_graphs_equal_a_hundred_as_written(algorithm: Any, preset: str) -> None:
     """Two patterns of actor steps, so two graphs; the env's part is recorded too."""
@@ -440,7 +440,9 @@ def test_nothing_waits_for_the_device(algorithm: Any, preset: str) -> None:
 def on_gpu(algorithm: Any, preset: str, **changes: Any) -> Any:
     kind = SACConfig if algorithm is SAC else DDPGConfig
     sizes = {"learning_starts": 40, "buffer_size": 2000, "batch_size": 64, "policy_delay": 2, "n_step": 3, **changes}
-    if preset == "classic":
+    if preset != "gpu":
         sizes |= {"actor": SMALL, "critic": SMALL}
+    if preset == "fused":  # our own kernels for the layers, and for the loss
+        preset, sizes = "gpu", sizes | {"precision": "bf16"}
     env = make_env("Pendulum", 4, "cuda", seed=0, max_episode_length=20)
     return algorithm(env, kind.preset(preset, **sizes), seed=0)
