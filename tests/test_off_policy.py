@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -344,20 +343,19 @@ def test_the_gpu_preset_made_small_solves_pendulum(kind: Any) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("layers", [{"kind": "residual"}, {"layer_norm": True}, {"activation": "relu"}])
+@pytest.mark.parametrize("layers", [{"kind": "residual"}, {"layer_norm": True}, {"activation": "elu"}])
 def test_half_precision_is_near_full_precision_on_a_gpu(layers: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network = NetworkConfig(**{"hidden_dims": (64, 64), "activation": "silu", **layers})
     module = (Residual if network.kind == "residual" else MLP)(20, network).cuda()
     x = torch.randn(100, 20, device="cuda", requires_grad=True)
-    parameters = [x, *module.parameters()]
+    parameters, direction = [x, *module.parameters()], torch.randn(100, 64, device="cuda")
     results = []
     for precision in ("fp32", "bf16"):
         module.precision, module.fused = precision, precision == "bf16"
         y = module(x)
         assert y.dtype == torch.float32
-        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), parameters)])
+        results.append([y.detach(), *torch.autograd.grad((y * direction).sum(), parameters)])
     for full, half in zip(*results, strict=True):
         assert half.dtype == torch.float32
-        assert float((full - half).norm() / full.norm()) < 2e-2
-    assert replace(network, layer_norm=False).kind == network.kind
+        assert float((full - half).norm() / full.norm()) < 3e-2
