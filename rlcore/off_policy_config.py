@@ -16,7 +16,7 @@ C = TypeVar("C", bound="OffPolicyConfig")
 # categorical critics of normalized rewards, so that no range of values has to be known beforehand.
 GPU: dict[str, Any] = {
     "num_updates": 4,
-    "batch_size": 4096,
+    "batch_size": 2048,
     "buffer_size": 10_000_000,
     "learning_starts": 100_000,
     "save_buffer": False,
