@@ -104,8 +104,7 @@ class Residual(nn.Module):
 
     A linear layer leads to the width of the blocks. A block normalizes, widens, activates, narrows and adds the result
     to what it was given; what leaves the last block is normalized once more. Normalizations have no weights of their
-    own, because a linear layer follows each, and blocks no biases (FlashSAC does without them, too): they would cost as
-    much as the products on a GPU.
+    own, because a linear layer follows each, and the narrowing layers no biases, which take long to learn on a GPU.
 
     Args:
         inputs: size of the input.
@@ -122,7 +121,7 @@ class Residual(nn.Module):
         """Not used: there are no kernels of our own for it."""
         wide = config.expansion * self.size
         self.entry = nn.Linear(inputs, self.size)
-        self.widen = nn.ModuleList(nn.Linear(self.size, wide, bias=False) for _ in config.hidden_dims)
+        self.widen = nn.ModuleList(nn.Linear(self.size, wide) for _ in config.hidden_dims)
         self.narrow = nn.ModuleList(nn.Linear(wide, self.size, bias=False) for _ in config.hidden_dims)
         self.activation = _ACTIVATIONS[config.activation]()
         if config.init == "orthogonal":
@@ -134,11 +133,13 @@ class Residual(nn.Module):
         if x.is_cuda and self.precision == "bf16":
             # Not by autocast, which would normalize in float32 and convert back and forth.
             x, parameters = x.bfloat16(), _Rounded.apply(*parameters)  # type: ignore[no-untyped-call]
-        weight, bias, *blocks = parameters
+        # In the order of the layers above: weight and bias of entry, then of each widening, then narrowing weights.
+        weight, bias, *rest = parameters
         x = F.linear(x, weight, bias)
-        for widen, narrow in zip(blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :], strict=True):
-            inner = self.activation(F.linear(F.layer_norm(x, (self.size,)), widen))
-            x = x + F.linear(inner, narrow)
+        count = len(self.narrow)
+        for i in range(count):
+            wide = self.activation(F.linear(F.layer_norm(x, (self.size,)), rest[2 * i], rest[2 * i + 1]))
+            x = x + F.linear(wide, rest[2 * count + i])
         features = F.layer_norm(x, (self.size,)).float()
         return features if head is None else head(features)
 

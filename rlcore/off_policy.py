@@ -102,7 +102,7 @@ class OffPolicy:
         low, high = policy.center - policy.reach, policy.center + policy.reach
         numbers = ", ".join(f"{a:g} to {b:g}" for a, b in sorted(set(zip(low.tolist(), high.tolist(), strict=True))))
         source = "env" if config.action_low is None and config.action_high is None else "settings"
-        self.notes = (
+        self.notes: tuple[str, ...] = (
             f"actions within {numbers}, from the {source}",
             f"replay memory of {self.replay.num_rows * env.num_envs:,} transitions, {size_text(self.replay.num_bytes)} "
             f"on {device}; {self.num_updates} gradient steps an iteration, from step {rows * env.num_envs:,} on",
@@ -305,6 +305,9 @@ class OffPolicy:
         self.stored = 0 if state["replay"] is None else state["stored"]
         if state["replay"] is not None:
             self.replay.load_state_dict(state["replay"])
+        elif state["stored"]:
+            first = self.first_rows * self.env.num_envs
+            self.notes += (f"the replay memory was not saved (save_buffer): learning waits for {first:,} new steps",)
         self.trace.load_state_dict(state["trace"])
 
 

@@ -80,7 +80,8 @@ class OffPolicyConfig:
     num_critics: int = 2
     """Critics, which learn side by side."""
     q_reduce: Literal["min", "mean", "own"] = "min"
-    """What critics learn from: the lowest of the target critics, their mean, or each from its own."""
+    """What critics learn from: the lowest of the target critics, their mean, or each from its own. SAC's actor climbs
+    the lowest with min, else their mean."""
     value_loss: Literal["mse", "categorical"] = "mse"
     """What a critic predicts: the mean return, or the chance of each of num_atoms returns (C51, arXiv:1707.06887)."""
     num_atoms: int = 101
@@ -118,7 +119,8 @@ class OffPolicyConfig:
     """How acting and learning run on CUDA: recorded as graphs, networks fused by torch.compile, both, or as written
     (eager)."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
-    """Matrix products of hidden layers on CUDA; last layers, losses, log densities and Adam stay float32."""
+    """Matrix products on CUDA. With bf16 those of hidden layers, while last layers are multiplied as with tf32, and
+    losses, log densities and Adam stay float32."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""

@@ -224,6 +224,9 @@ def test_residual_network_equals_its_formula() -> None:
     torch.manual_seed(0)
     network = Residual(5, NetworkConfig(kind="residual", hidden_dims=(8, 8), expansion=3, activation="relu"))
     x = torch.randn(7, 5)
+    with torch.no_grad():
+        for parameter in network.parameters():  # biases begin at 0
+            parameter.add_(0.1 * torch.randn_like(parameter))
 
     def norm(y: Tensor) -> Tensor:
         deviation = (y.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
@@ -232,7 +235,8 @@ def test_residual_network_equals_its_formula() -> None:
     y = x @ network.entry.weight.T + network.entry.bias
     for widen, narrow in zip(network.widen, network.narrow, strict=True):
         assert widen.weight.shape == (24, 8)  # type: ignore[union-attr]
-        y = y + (norm(y) @ widen.weight.T).clamp(min=0) @ narrow.weight.T  # type: ignore[union-attr,operator]
+        wide = norm(y) @ widen.weight.T + widen.bias  # type: ignore[union-attr,operator]
+        y = y + wide.clamp(min=0) @ narrow.weight.T  # type: ignore[union-attr,operator]
     torch.testing.assert_close(network(x), norm(y), rtol=1e-4, atol=1e-5)
     assert network.size == 8
 
@@ -254,7 +258,8 @@ def test_impossible_networks_are_refused(changes: dict[str, Any]) -> None:
 def test_an_actor_begins_near_the_center_with_the_deviation_it_is_told() -> None:
     learner = agent(init_head_scale=1e-3, init_std=0.3)
     obs = torch.randn(100, 3)
-    mean, log_std = learner._distribution(obs)
+    with torch.no_grad():
+        mean, log_std = learner._distribution(obs)
     assert float(mean.abs().max()) < 0.01
     torch.testing.assert_close(log_std.exp(), torch.full((100, 2), 0.3), rtol=0.02, atol=0)
 
@@ -337,7 +342,7 @@ def test_the_gpu_preset_made_small_solves_pendulum(kind: Any) -> None:
     sizes = {"num_updates": 2, "batch_size": 128, "buffer_size": 50_000, "learning_starts": 1000, "num_atoms": 51}
     config = (SACConfig if kind is SAC else DDPGConfig).preset("gpu", **sizes, **nets, learning_rate=1e-3, lr_end=3e-4)
     learner = kind(make_env("Pendulum", 16, seed=1), config, seed=1)
-    learner.learn(1200)
+    learner.learn(900)
     result = evaluate(make_env("Pendulum", 50, seed=1), learner.policy, seed=100)
     assert result.mean_return >= -200
 

@@ -277,6 +277,7 @@ def test_without_its_memory_a_resumed_run_fills_a_new_one_with_the_policy_first(
     assert content["agent"]["replay"] is None
     other = agent_on(save_buffer=False, seed=None)
     progress, _ = resume(other.env, other, content)
+    assert other.notes[-1].startswith("the replay memory was not saved (save_buffer): learning waits for 40 new steps")
     seen: list[bool] = []
     learn(other.env, other, 26, progress=progress, on_report=lambda r: seen.append("loss/value" in r.metrics))
     assert seen == [False] * 9 + [True] * 2
