@@ -36,11 +36,9 @@ KERNELS = 10  # rows of the profile's table
 
 
 def label(result: dict[str, Any], full: bool = False) -> str:
-    """What a line or row is called: a peer by its name, rlcore with its precision and what is not as usual."""
-    if result["name"] != "rlcore":
-        return str(result["name"])
-    words = ["rlcore", str(result["precision"])]
-    if full or result["mode"] != "graph":
+    """What a line or row is called: a library with its precision, and of rlcore what is not as usual."""
+    words = [str(result["name"]), str(result["precision"])]
+    if result["name"] == "rlcore" and (full or result["mode"] != "graph"):
         words.append(str(result["mode"]))
     return " ".join(words) + (", env in the graph" if result.get("env_in_graph") else "")
 
@@ -144,7 +142,7 @@ def markdown(reports: list[dict[str, Any]]) -> str:
 
 def _markdown(report: dict[str, Any]) -> str:
     results = report["results"]
-    peers = list(dict.fromkeys(r["name"] for r in results if r["name"] != "rlcore"))
+    peers = list(dict.fromkeys(label(r) for r in results if r["name"] != "rlcore"))
     heads = [
         "envs",
         "library",
@@ -158,7 +156,7 @@ def _markdown(report: dict[str, Any]) -> str:
     rows = []
     for result in results:
         whole = result["iteration_ms"]
-        theirs = {r["name"]: r["iteration_ms"]["median"] for r in results if r["num_envs"] == result["num_envs"]}
+        theirs = {label(r): r["iteration_ms"]["median"] for r in results if r["num_envs"] == result["num_envs"]}
         rows.append(
             [
                 f"{result['num_envs']:,}",
@@ -220,7 +218,7 @@ def plot(reports: list[dict[str, Any]], path: Path) -> None:
             markerfacecolor="white" if first["env_in_graph"] else None,
             markersize=6 if ours else 5,
             linewidth=2 if ours else 1.5,
-            label=name if ours else f"{name} {first['version']}",
+            label=name if ours else f"{first['name']} {first['version']} {first['precision']}",
         )
     sizes = sorted({size for by_size in lines.values() for size in by_size})
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])

@@ -73,13 +73,14 @@ class Settings(Common):
             ("rlcore", Work(**common, num_envs=num_envs, precision=precision, mode=mode, capture_env=env == "yes"))
             for precision, mode, env in itertools.product(self.precision, self.mode, self.capture_env)
         ]
-        theirs: Precision = "fp32" if set(self.precision) == {"fp32"} else "tf32"
+        # What multiplies float32 matrices in the peers; bf16 is not set up for them here.
+        theirs: dict[Precision, None] = {"fp32" if own == "fp32" else "tf32": None for own in self.precision}
         for name in self.libraries():
             if name not in PEERS:
                 raise ValueError(f"--peers: unknown library '{name}'; choose from {' '.join(PEERS)}")
             if self.rnn != "none" and not name.startswith("rsl_rl"):
                 raise ValueError(f"--rnn {self.rnn}: {name} is not set up for it here; leave it out of --peers")
-            works.append((name, Work(**common, num_envs=num_envs, precision=theirs)))
+            works += [(name, Work(**common, num_envs=num_envs, precision=precision)) for precision in theirs]
         return works
 
 

@@ -37,6 +37,11 @@ def compiled(fn: F, mode: Mode, device: torch.device) -> F:
     return torch.compile(fn, dynamic=False)  # type: ignore[return-value]
 
 
+def compiling() -> bool:
+    """Tell whether ``torch.compile`` is reading the code that asks; it cannot look into kernels launched from there."""
+    return torch.compiler.is_compiling()
+
+
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Choose how CUDA multiplies float32 matrices: ``fp32`` exactly, else with TF32 inputs (10 bits of mantissa)."""

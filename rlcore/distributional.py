@@ -1,7 +1,7 @@
 """Categorical critics: the distribution of returns on fixed atoms (C51, Bellemare et al. 2017, arXiv:1707.06887).
 
 A critic gives logits of K atoms, evenly spaced from ``low`` to ``high``. ``expected_value`` and ``categorical_loss``
-run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.kernels`` for what holds of all of them.
+run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.launcher`` for what holds of all of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcore.kernels import available, kernel, power_of_two
+from rlcore.launcher import available, kernel, power_of_two
 
 Reduce = Literal["min", "mean", "own"]
 

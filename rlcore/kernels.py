@@ -1,23 +1,19 @@
 """A fused multi-layer perceptron for NVIDIA GPUs, in Triton, with a plain PyTorch twin.
 
-``mlp`` runs kernels on CUDA tensors and its twin ``mlp_reference`` elsewhere; ``update_kernels`` has the other kernels.
-Triton is imported at the first launch, so machines without it never miss it.
-No kernel uses atomics: sums over the batch are stored per part and added in a fixed order, so equal inputs give equal
-bits. Shapes are known at launch and nothing is read by the host, so CUDA graphs can capture every function.
+``mlp`` runs kernels on CUDA tensors and its twin ``mlp_reference`` elsewhere. See ``launcher`` for what holds of all
+kernels.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from rlcore.launcher import available, kernel, num_blocks, power_of_two, product, shared_memory
 
 _TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -36,49 +32,6 @@ constexpr = Any
 array = Any
 tl: Any = None
 _HELPERS = ("_activate", "_slope", "_rounded")
-
-_KERNELS: dict[str, Any] = {}
-
-
-def available(device: torch.device) -> bool:
-    """Tell whether kernels run on the device; elsewhere their twins do."""
-    return device.type == "cuda" and _shared_memory(device) > 0
-
-
-@functools.cache
-def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program may use of a multiprocessor's own memory; 0 where the kernels cannot run."""
-    if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
-        return 0
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", 1 << 16) if properties.major >= 8 else 0
-
-
-def kernel(fn: Any) -> Any:
-    """Return a function below as a Triton kernel, ``kernel(fn)[grid](...)``."""
-    if fn.__name__ not in _KERNELS:
-        triton = importlib.import_module("triton")
-        language = importlib.import_module("triton.language")
-        module = vars(sys.modules[fn.__module__])
-        if module["tl"] is None:
-            module.update(tl=language, constexpr=language.constexpr, array=language.tensor)
-            for helper in module["_HELPERS"]:  # called by kernels, so known to them under their names
-                module[helper] = triton.jit(module[helper])
-        _KERNELS[fn.__name__] = triton.jit(fn)
-    return _KERNELS[fn.__name__]
-
-
-def num_blocks(size: int, block: int) -> int:
-    """Blocks that cover ``size``."""
-    return -(-size // block)
-
-
-def power_of_two(size: int, least: int = 16) -> int:
-    """The least power of two that holds ``size``, as Triton wants its tiles."""
-    return max(least, 1 << (size - 1).bit_length())
-
-
-# --- Multi-layer perceptron ------------------------------------------------------------------------------------------
 
 
 def _activate(z: array, ACT: constexpr) -> Any:
@@ -119,12 +72,14 @@ def _rounded(v: array, HALF: constexpr) -> Any:
 
 
 def _forward_kernel(
-    x: array, w: array, b: array, y: array, M: array, K: constexpr, N: constexpr, ACT: constexpr, HALF: constexpr,
-    BM: constexpr, BN: constexpr, BK: constexpr,
+    x: array, w: array, b: array, y: array, head: array, head_b: array, out: array, M: array,
+    K: constexpr, N: constexpr, A: constexpr, ACT: constexpr, HALF: constexpr,
+    BM: constexpr, BN: constexpr, BK: constexpr, BA: constexpr,
 ) -> None:  # fmt: skip
-    """Make y [M, N] = act(x [M, K] @ w [N, K]^T + b [N]).
+    """Make y [M, N] = act(x [M, K] @ w [N, K]^T + b [N]), and with A > 0 out [M, A] = y @ head [A, N]^T + head_b [A].
 
-    One program makes one BM x BN tile. Programs that share rows of x are neighbors, so that x comes from the cache.
+    One program makes one BM x BN tile, for a head of whole rows. Programs that share rows of x are neighbors, so that x
+    comes from the cache.
     """
     row = (tl.program_id(0) // tl.cdiv(N, BN)).to(tl.int64) * BM
     cols = (tl.program_id(0) % tl.cdiv(N, BN)) * BN + tl.arange(0, BN)
@@ -143,12 +98,17 @@ def _forward_kernel(
             right = tl.load(w_at + k, mask=ks[:, None] < K - k, other=0.0)
         total = tl.dot(left, right, total, input_precision="tf32")
     inside = cols < N
-    total = _activate(total + tl.load(b + cols, mask=inside, other=0.0)[None, :], ACT)
-    tl.store(
-        y + row * N + (rows * N)[:, None] + cols[None, :],
-        _rounded(total, HALF),
-        mask=(row + rows < M)[:, None] & inside[None, :],
-    )
+    valid = (row + rows < M)[:, None]
+    total = _rounded(_activate(total + tl.load(b + cols, mask=inside, other=0.0)[None, :], ACT), HALF)
+    tl.store(y + row * N + (rows * N)[:, None] + cols[None, :], total, mask=valid & inside[None, :])
+    if A > 0:
+        outs = tl.arange(0, BA)
+        held = inside[:, None] & (outs < A)[None, :]
+        last = tl.load(head + (outs * N)[None, :] + cols[:, None], mask=held, other=0.0)
+        total = tl.where(inside[None, :], total, 0.0)
+        value = tl.dot(total, _rounded(last, False), input_precision="tf32")
+        value += tl.load(head_b + outs, mask=outs < A, other=0.0)[None, :]
+        tl.store(out + row * A + (rows * A)[:, None] + outs[None, :], value, mask=valid & (outs < A)[None, :])
 
 
 def _entry_kernel(
@@ -233,36 +193,36 @@ def _backward_kernel(
         tl.store(at, value, mask=valid[:, None] & (cols < K)[None, :])
 
 
-# Block sizes, measured on an H200 at 24,576 rows and layers of 512, 256 and 128. Few warps and registers let several
-# programs share a multiprocessor, so that one loads while another computes; that matters more than large tiles.
+# Block sizes, measured on an H200 with layers of 512, 256 and 128, at 24,576 rows and (large) 393,216. Few warps and
+# registers let several programs share a multiprocessor, so that one loads while another computes; with fewer rows that
+# matters more than large tiles. Slower: the first two layers in one kernel, which saves reading the first one's output
+# (66 instead of 54 us), and programs that sum over four tiles, which saves writing sums (185 ms an iteration, not 150).
 _PART = 128  # samples whose gradients are summed within one program
+_LARGE = 2**17  # rows
+_ROOM = 160_000  # bytes of a multiprocessor's own memory, from which on large tiles fit
+_WIDEST_HEAD = 64  # that is made along with the layer below
 _FIRST = 64  # widest input whose weight gradient is computed along the way
 _TILES: dict[str, dict[str, int]] = {
     "forward": {"BM": 64, "BN": 128, "BK": 32, "num_warps": 4, "num_stages": 3},
+    "forward_large": {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
     "forward_half": {"BM": 64, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
+    "forward_half_large": {"BM": 128, "BN": 128, "BK": 64, "num_warps": 4, "num_stages": 3},
+    "forward_narrow": {"BM": 64, "BN": 128, "BK": 16, "num_warps": 4, "num_stages": 3},
     "entry": {"BN": 64, "num_warps": 4},
     "backward": {"BN": 32, "BK": 64, "num_warps": 4, "num_stages": 3},
+    "backward_roomy": {"BN": 32, "BK": 128, "num_warps": 4, "num_stages": 3},  # in 96 KiB
     "backward_first": {"BN": 32, "BK": 256, "num_warps": 8, "num_stages": 3},  # in 144 KiB; the others need 72
     "backward_half": {"BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
 }
 
 
-def _tiles(kernel: str, **sizes: int) -> dict[str, int]:
+def _tiles(kernel: str, half: bool, large: bool, **sizes: int) -> dict[str, int]:
     """Return a launch's block sizes, none much larger than the matrix, nor too small for the matrix units."""
-    tiles = dict(_TILES[kernel])
+    names = [kernel + "_half" * half, kernel]
+    tiles = next(dict(_TILES[name]) for name in [f"{names[0]}_large"] * large + names if name in _TILES)
     for name, size in sizes.items():
         tiles[name] = min(tiles[name], power_of_two(size, 64))
     return tiles
-
-
-def _weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
-    """Return ``dz.T @ x`` in float32; cuBLAS does this one best."""
-    if dz.dtype == torch.float32:
-        return dz.t() @ x
-    try:
-        return torch.mm(dz.t(), x, out_dtype=torch.float32)
-    except TypeError:  # PyTorch before 2.8
-        return (dz.t() @ x).float()
 
 
 class _MLP(torch.autograd.Function):
@@ -273,20 +233,28 @@ class _MLP(torch.autograd.Function):
         layers = parameters[:-2] if head else parameters
         weights = [w.to(kind).contiguous() for w in layers[::2]]
         outputs = [x.detach().to(kind).contiguous()]
-        rows = x.shape[0]
+        rows, result = x.shape[0], x
+        large = rows > _LARGE and shared_memory(x.device) > _ROOM
         for i, (w, b) in enumerate(zip(weights, layers[1::2], strict=True)):
             n, k = w.shape
-            y = x.new_empty(rows, n, dtype=torch.float32 if i == len(weights) - 1 else kind)
-            tiles = _tiles("forward_half" if half else "forward", BN=n)
-            if k <= 64:
-                tiles["BK"] = 16
-            grid = (num_blocks(rows, tiles["BM"]) * num_blocks(n, tiles["BN"]),)
-            to_half = y.dtype == torch.bfloat16
-            kernel(_forward_kernel)[grid](outputs[-1], w, b, y, rows, k, n, activation, to_half, **tiles)
-            outputs.append(y)
+            final = i == len(weights) - 1
+            result = x.new_empty(rows, n, dtype=torch.float32 if final else kind)
+            outputs.append(result)
+            tiles = _tiles("forward" if k > 64 else "forward_narrow", half, large, BN=n)
+            columns = num_blocks(n, tiles["BN"])
+            actions = parameters[-2].shape[0] if head and final and columns == 1 else 0
+            actions = actions if actions <= _WIDEST_HEAD else 0
+            if actions:
+                result = x.new_empty(rows, actions, dtype=torch.float32)
+            kernel(_forward_kernel)[(num_blocks(rows, tiles["BM"]) * columns,)](
+                outputs[i], w, b, outputs[-1], parameters[-2], parameters[-1], result, rows,
+                k, n, actions, activation, half and not final, BA=power_of_two(actions), **tiles,
+            )  # fmt: skip
+        if head and result is outputs[-1]:  # too wide to be made along the way
+            result = F.linear(result, *parameters[-2:])
         ctx.save_for_backward(*outputs, *weights, *((parameters[-2],) if head else ()))
         ctx.activation, ctx.half, ctx.count, ctx.head = activation, half, len(weights), head
-        return F.linear(outputs[-1], *parameters[-2:]) if head else outputs[-1]
+        return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -295,6 +263,8 @@ class _MLP(torch.autograd.Function):
         outputs, weights = saved[: count + 1], saved[count + 1 :]
         rows, widths = outputs[0].shape[0], [y.shape[1] for y in outputs]
         blocks, size = num_blocks(rows, _PART), widths[-1]
+        roomy = shared_memory(outputs[0].device) > _ROOM
+        large = rows > _LARGE and roomy
         actions = weights[-1].shape[0] if ctx.head else 0
         # Where the loop over the second layer has a single round and BX is below 64, Triton 3.6 gets bfloat16 wrong.
         fused = count > 1 and widths[0] <= _FIRST and widths[2] > _FIRST and not ctx.needs_input_grad[0]
@@ -306,7 +276,7 @@ class _MLP(torch.autograd.Function):
         first_part, *bias_parts, head_part, _ = partial[:, : sum(split)].split(split, 1)
 
         dz = torch.empty_like(outputs[-1], dtype=outputs[0].dtype)
-        tiles = _tiles("entry", BN=size)
+        tiles = _tiles("entry", half, large, BN=size)
         kernel(_entry_kernel)[(blocks, num_blocks(size, tiles["BN"]))](
             gradients[0].contiguous(), weights[-1], outputs[-1], dz, bias_parts[-1], head_part, rows, stride,
             size, actions, act, half, BM=_PART, BA=power_of_two(actions), **tiles,
@@ -315,21 +285,22 @@ class _MLP(torch.autograd.Function):
         for i in range(count - 1, -1, -1):
             n, k = widths[i + 1], widths[i]
             if learned and (i > 0 or not fused):
-                products[i] = _weight_gradient(dz, outputs[i])
+                products[i] = product(dz.t(), outputs[i])
             if i > 0:
                 # Matrix units read TF32 along the summed dimension only.
                 w = weights[i] if half else weights[i].t().contiguous()
                 strides = (k, 1) if half else (1, n)
                 last = fused and i == 1
                 out = dz if last else torch.empty_like(outputs[i])
-                large = last and _shared_memory(dz.device) > 160_000
-                tiles = _tiles("backward_half" if half else "backward_first" if large else "backward", BK=k)
+                wide = roomy and not half
+                kind = ("backward_first" if last and not large else "backward_roomy") if wide else "backward"
+                tiles = _tiles(kind, half, large, BK=k)
                 kernel(_backward_kernel)[(blocks * num_blocks(k, tiles["BK"]),)](
                     dz, w, outputs[i], outputs[0], out, bias_parts[i - 1], first_part, rows, stride,
                     n, k, widths[0] if last else 0, *strides, act, half, BM=_PART, BX=_FIRST, **tiles,
                 )  # fmt: skip
                 dz = out
-        dx = (dz @ weights[0]).float() if ctx.needs_input_grad[0] else None
+        dx = product(dz, weights[0]) if ctx.needs_input_grad[0] else None
         if not learned:
             return dx, None, None, None, *[None] * (2 * (count + ctx.head))
         first, *biases, head_w, head_b = partial.sum(0)[: sum(split)].split(split)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlcore import kernels
+from rlcore import kernels, launcher
 from rlcore.config import ConfigError, check, nearest
 from rlcore.recurrent import RNN, RNNConfig
 from rlcore.types import Obs, State
@@ -89,7 +89,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
-        if x.is_cuda and self.known and self.fused and kernels.available(x.device):
+        if x.is_cuda and self.known and self.fused and launcher.available(x.device):
             linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
             weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
             last = None if head is None else (head.weight, head.bias)
@@ -188,10 +188,10 @@ class Network(nn.Module):
     def forward(self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
         """Map a sequence ``[T, N, inputs]`` to a linear head's output and the next state; see ``RNN.forward``."""
         if self.before is not None:
-            x, state = self.before(x, state, keep)
+            x, state = self.before(x, state, keep, self.mlp.precision)
         if self.after is None:
             return self.mlp(x, head), state
-        x, state = self.after(self.mlp(x), state, keep)
+        x, state = self.after(self.mlp(x), state, keep, self.mlp.precision)
         return head(x), state
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcore import kernels
+from rlcore import launcher
 from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
 from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
@@ -94,7 +94,7 @@ class PPOConfig(ActorCriticConfig):
     mode: Mode = "graph"
     """How rollout and update run on CUDA: recorded as graphs, fused by torch.compile, both, or as written (eager)."""
     precision: Literal["fp32", "tf32", "bf16"] = "tf32"
-    """Matrix products on CUDA; bf16 concerns hidden layers alone: heads, loss and optimizer stay in fp32."""
+    """Matrix products on CUDA; bf16 concerns hidden and recurrent layers: heads, loss and optimizer stay in fp32."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -177,7 +177,7 @@ class PPO:
         self._update = Captured(self._improve, config.mode, device)
         # The kernel computes the common loss; torch.compile fuses any.
         self.fused_loss = (
-            kernels.available(device)
+            launcher.available(device)
             and not spec.discrete
             and config.bounds_loss_coef == 0
             and config.normalize_advantage != "minibatch"

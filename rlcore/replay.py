@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError
+from rlcore.replay_kernels import CUT, NONE, Outcomes, Windows, read_ends, read_windows
+from rlcore.replay_kernels import Timeout as Timeout
 from rlcore.types import Obs
-
-Timeout = Literal["final_obs", "value", "none"]
-
-_NONE, _CUT = -1, -2  # in place of the number of a final observation: not stored; the env was reset in mid-episode
+from rlcore.update_kernels import gather
 
 
 class Transitions(NamedTuple):
@@ -80,7 +79,7 @@ class Replay:
         self.reward = ring()  # [C, N]
         self.terminated = ring(kind=torch.bool)  # [C, N]
         self.truncated = ring(kind=torch.bool)  # [C, N], and not terminated
-        self.final = ring(kind=torch.int32)  # [C, N], number of the final observation, or one of those below
+        self.final = ring(kind=torch.int32)  # [C, N], number of the final observation, or NONE or CUT
         # One row more than is used: what has no place is written there, so that every write has the same shape.
         self.final_obs = {
             group: torch.zeros(self.num_finals + 1, size, dtype=dtype, device=device)
@@ -98,7 +97,7 @@ class Replay:
         ended = truncated & ~terminated  # [N]
         for group, ring in self.obs.items():
             ring.index_copy_(0, self.row, obs[group].to(ring.dtype).unsqueeze(0))
-        number = torch.full_like(self.final[0], _NONE)
+        number = torch.full_like(self.final[0], NONE)
         if final_obs is not None:
             order = self.num_written + ended.cumsum(0) - 1  # [N]
             slot = torch.where(ended, order % self.num_finals, self.num_finals)
@@ -123,7 +122,7 @@ class Replay:
         latest = (self.row - 1) % self.num_rows
         going = ~(self.terminated.index_select(0, latest) | self.truncated.index_select(0, latest))  # [1, N]
         self.truncated.index_copy_(0, latest, self.truncated.index_select(0, latest) | going)
-        self.final.index_copy_(0, latest, self.final.index_select(0, latest).masked_fill(going, _CUT))
+        self.final.index_copy_(0, latest, self.final.index_select(0, latest).masked_fill(going, CUT))
 
     @torch.no_grad()
     def sample(self, number: int, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs") -> Transitions:
@@ -139,50 +138,31 @@ class Replay:
             timeout: next observation of a truncated step: its final one, or the one before it; or no future.
         """
         draw = torch.randint(2**62, (number,), device=self.device)
-        age = draw % (self.size - n_step).clamp(min=1)  # [B], 0 is the oldest row
         env = torch.randint(self.num_envs, (number,), device=self.device)
-        return self.window((self.row - self.size + age) % self.num_rows, env, gamma, n_step, timeout)
+        return self._read(read_windows(self.outcomes, draw, env, gamma, n_step, timeout, self.num_finals, drawn=True))
 
     @torch.no_grad()
     def window(
         self, start: Tensor, env: Tensor, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs"
     ) -> Transitions:
         """Read the transitions that begin in the given rows ``[B]`` and envs ``[B]``; see ``sample``."""
-        reward = torch.zeros(start.shape, device=self.device)
-        discount = torch.ones_like(reward)
-        going = torch.ones_like(start, dtype=torch.bool)  # [B], the window has not ended before this step
-        end, terminated, truncated = start, ~going, ~going
-        for i in range(n_step):
-            here = (start + i) % self.num_rows * self.num_envs + env if i else start * self.num_envs + env  # [B]
-            end = torch.where(going, here, end) if i else here
-            reward += torch.where(going, discount * self.reward.flatten().index_select(0, here), 0.0)
-            discount *= torch.where(going, gamma, 1.0)
-            terminated = terminated | (going & self.terminated.flatten().index_select(0, here))
-            truncated = truncated | (going & self.truncated.flatten().index_select(0, here))
-            going = going & ~(terminated | truncated)
-        number = self.final.flatten().index_select(0, end)  # [B]
-        after = (end + self.num_envs) % (self.num_rows * self.num_envs)
-        if timeout == "final_obs":
-            lost = truncated & ((number < 0) | (number < self.num_written - self.num_finals))
-        else:
-            lost = truncated & (number == _CUT)
-            after = torch.where(truncated, end, after)
-        begin = start * self.num_envs + env
-        obs = {group: ring.flatten(0, 1).index_select(0, begin).float() for group, ring in self.obs.items()}
-        next_obs = {group: ring.flatten(0, 1).index_select(0, after).float() for group, ring in self.obs.items()}
-        if timeout == "final_obs":
-            slot = torch.where(truncated, number % self.num_finals, self.num_finals)
-            for group, ring in self.final_obs.items():
-                final = ring.index_select(0, slot).float()
-                next_obs[group] = torch.where(truncated.unsqueeze(1), final, next_obs[group])
-        over = terminated | truncated if timeout == "none" else terminated
+        return self._read(read_windows(self.outcomes, start, env, gamma, n_step, timeout, self.num_finals))
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """What came of every step, and which of them are in memory."""
+        flags = (self.terminated, self.truncated, self.final)
+        return Outcomes(self.reward, *flags, self.num_written, self.row, self.size)
+
+    def _read(self, windows: Windows) -> Transitions:
+        ends = {group: read_ends(ring, self.final_obs[group], windows) for group, ring in self.obs.items()}
         return Transitions(
-            obs,
-            self.action.flatten(0, 1).index_select(0, begin),
-            reward,
-            discount.masked_fill(over, 0.0),
-            next_obs,
-            (~lost).float(),
+            {group: obs for group, (obs, _) in ends.items()},
+            gather({"action": self.action.flatten(0, 1)}, windows.begin)["action"],
+            windows.reward,
+            windows.discount,
+            {group: next_obs for group, (_, next_obs) in ends.items()},
+            windows.weight,
         )
 
     def state_dict(self, rows: int) -> dict[str, Tensor]:

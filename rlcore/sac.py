@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from rlcore.config import check
-from rlcore.distributions import Gaussian
 from rlcore.env import EnvSpec, VecEnv, spec_of
 from rlcore.off_policy import Batch, OffPolicy, descend
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_networks import SquashedPolicy, frozen
+from rlcore.squashed import squashed_sample
 from rlcore.types import Metrics
 
 
@@ -110,15 +109,12 @@ class SAC(OffPolicy):
 
     def _sample(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions ``[B, A]`` and their log density ``[B]``, for normalized observations ``[B, O]``."""
-        return sample(*self._distribution(normalized), self.policy.center, self.policy.reach)
-
-    def _distribution(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.policy.output(normalized).chunk(2, -1)
-        return mean, log_std.clamp(*self.config.log_std_range)
+        policy = self.policy
+        return squashed_sample(policy.output(normalized), self.config.log_std_range, policy.center, policy.reach)
 
     def _explore(self, normalized: Tensor) -> Tensor:
-        mean, log_std = self._distribution(normalized)
-        return self.policy.squash(mean + log_std.exp() * self.held.draw())
+        mean, log_std = self.policy.output(normalized).chunk(2, -1)
+        return self.policy.squash(mean + log_std.clamp(*self.config.log_std_range).exp() * self.held.draw())
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         with torch.no_grad():
@@ -153,25 +149,6 @@ class SAC(OffPolicy):
         super().load_state_dict(state)
         self.log_temperature.detach().copy_(state["log_temperature"])
         self.temperature_optimizer.load_state_dict(state["temperature_optimizer"])
-
-
-def sample(mean: Tensor, log_std: Tensor, center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw from a normal distribution that a tanh squashes and the action bounds rescale.
-
-    Args:
-        mean: ``[B, A]``, before the tanh.
-        log_std: ``[B, A]``, before the tanh.
-        center: ``[A]``, of the action bounds.
-        half: ``[A]``, half the width of the action bounds.
-
-    Returns:
-        Actions ``[B, A]``, and their log density ``[B]`` in the env's action units (arXiv:1812.05905, appendix C,
-        with the width of the bounds in the Jacobian; ``log(1 - tanh(u)^2)`` in a form that does not overflow).
-    """
-    normal = Gaussian(mean, log_std.exp())
-    raw = normal.sample()
-    slope = half.log() + 2 * (math.log(2) - raw - F.softplus(-2 * raw))  # log |d action / d raw|
-    return center + half * torch.tanh(raw), normal.log_prob(raw) - slope.sum(-1)
 
 
 def build_policy(spec: EnvSpec, config: SACConfig) -> SquashedPolicy:

@@ -1,7 +1,7 @@
 """The rest of a PPO update as kernels: loss, optimizer step and shuffling, each with a plain PyTorch twin.
 
 ``gaussian_ppo_loss``, ``clipped_adam`` and ``gather`` run Triton kernels on CUDA tensors and their twin elsewhere; see
-``rlcore.kernels`` for what holds of all of them.
+``rlcore.launcher`` for what holds of all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.distributions import Gaussian
-from rlcore.kernels import available, kernel, num_blocks, power_of_two
+from rlcore.launcher import available, kernel, num_blocks, power_of_two
 
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction", "policy/std")
 """What the second result of ``gaussian_ppo_loss`` holds, in order."""

@@ -150,7 +150,7 @@ def test_unknown_peer_is_one_line_and_exit_code_2() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_works_are_all_combinations_and_peers_at_one_precision() -> None:
+def test_works_are_all_combinations_and_peers_with_and_without_tf32() -> None:
     works = Settings(precision=("bf16", "fp32"), mode=("eager", "graph"), peers=("skrl",)).works(64)
     assert [(name, work.precision, work.mode) for name, work in works] == [
         ("rlcore", "bf16", "eager"),
@@ -158,6 +158,7 @@ def test_works_are_all_combinations_and_peers_at_one_precision() -> None:
         ("rlcore", "fp32", "eager"),
         ("rlcore", "fp32", "graph"),
         ("skrl", "tf32", "graph"),
+        ("skrl", "fp32", "graph"),
     ]
     assert Settings(precision=("fp32",), peers=("skrl",)).works(64)[1][1].precision == "fp32"
 

@@ -112,6 +112,16 @@ def test_mlp_and_its_gradients_are_right_to_its_precision(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize(("rows", "sizes", "head"), [(4000, *SHAPES[0][1:]), *SHAPES[1:3], *SHAPES[4:6]])
+def test_mlp_is_as_right_with_the_launches_meant_for_many_rows(
+    rows: int, sizes: tuple[int, ...], head: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_LARGE", 0)
+    test_mlp_and_its_gradients_are_right_to_its_precision(rows, sizes, head, "elu", precision)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", LIMITS)
 def test_mlp_differentiates_its_input_where_asked(precision: str) -> None:
     parameters = network((48, 40, 24), 0, "elu", CUDA)
     x, g = torch.randn(5, 60, 48, device=CUDA), torch.randn(5, 60, 24, device=CUDA)

@@ -259,7 +259,7 @@ def test_an_actor_begins_near_the_center_with_the_deviation_it_is_told() -> None
     learner = agent(init_head_scale=1e-3, init_std=0.3)
     obs = torch.randn(100, 3)
     with torch.no_grad():
-        mean, log_std = learner._distribution(obs)
+        mean, log_std = learner.policy.output(obs).chunk(2, -1)
     assert float(mean.abs().max()) < 0.01
     torch.testing.assert_close(log_std.exp(), torch.full((100, 2), 0.3), rtol=0.02, atol=0)
 

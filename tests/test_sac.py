@@ -21,7 +21,8 @@ from rlcore.config import to_dict
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import learn, resume, snapshot
-from rlcore.sac import build_policy, sample
+from rlcore.sac import build_policy
+from rlcore.squashed import squashed_sample
 from rlcore.train.cli import main
 from rlcore.train.config import CONFIGS, TrainConfig, config_class, default_config, read_config
 from rlcore.train.evaluate import evaluate
@@ -50,6 +51,10 @@ def leaves(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return [leaf for item in value for leaf in leaves(item)]
     return [value]
+
+
+def sample(mean: Tensor, log_std: Tensor, center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    return squashed_sample(torch.cat([mean, log_std], -1), (-20.0, 2.0), center, half)
 
 
 def test_log_density_is_that_of_the_action_in_the_units_of_the_env() -> None:

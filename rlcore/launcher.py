@@ -1,0 +1,72 @@
+"""What all Triton kernels of rlcore share: where they run, and how a function becomes one.
+
+A module with kernels has a plain PyTorch twin for each, which runs elsewhere and is the reference in tests. Triton is
+imported at the first launch, so machines without it never miss it. No kernel uses atomics: sums over the batch are
+stored per part and added in a fixed order, so equal inputs give equal bits. Shapes are known at launch and nothing is
+read by the host, so CUDA graphs can capture every function.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_KERNELS: dict[Any, Any] = {}
+
+
+def available(device: torch.device) -> bool:
+    """Tell whether kernels run on the device; elsewhere their twins do."""
+    return device.type == "cuda" and shared_memory(device) > 0
+
+
+@functools.cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes that a program may use of a multiprocessor's own memory; 0 where the kernels cannot run."""
+    if importlib.util.find_spec("triton") is None or torch.version.cuda is None:
+        return 0
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", 1 << 16) if properties.major >= 8 else 0
+
+
+def kernel(fn: Any) -> Any:
+    """Return a module's function as a Triton kernel, ``kernel(fn)[grid](...)``.
+
+    The module holds ``tl``, ``constexpr`` and ``array``, which Triton's own replace, and in ``_HELPERS`` the names of
+    functions that its kernels call.
+    """
+    if fn not in _KERNELS:
+        triton = importlib.import_module("triton")
+        language = importlib.import_module("triton.language")
+        module = vars(sys.modules[fn.__module__])
+        if module["tl"] is None:
+            module.update(tl=language, constexpr=language.constexpr, array=language.tensor)
+            for helper in module["_HELPERS"]:  # called by kernels, so known to them under their names
+                module[helper] = triton.jit(module[helper])
+        _KERNELS[fn] = triton.jit(fn)
+    return _KERNELS[fn]
+
+
+def num_blocks(size: int, block: int) -> int:
+    """Blocks that cover ``size``."""
+    return -(-size // block)
+
+
+def power_of_two(size: int, least: int = 16) -> int:
+    """The least power of two that holds ``size``, as Triton wants its tiles."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return ``a @ b`` in float32, for what cuBLAS does best: weight gradients, whose sums run over all samples."""
+    if a.dtype == torch.float32:
+        return a @ b
+    try:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    except TypeError:  # PyTorch before 2.8
+        return (a @ b).float()
