@@ -23,7 +23,7 @@ LAYERS = (
     {"_version", "types", "env", "config", "checkpoint", "returns", "distributions", "networks", "normalization"}
     | {"capture", "kernels", "update_kernels", "distributional", "replay_kernels", "squashed"}
     | {"launcher", "recurrent", "recurrent_kernels", "adam"},
-    {"rollout", "replay", "learn", "actor_critic", "off_policy", "q_networks"},
+    {"rollout", "replay", "learn", "actor_critic", "off_policy", "q_networks"} | {"off_policy_config", "exploration"},
     {"ppo", "sac", "ddpg"},
 )
 CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite", "triton"}  # triton comes with PyTorch for CUDA

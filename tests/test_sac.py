@@ -21,7 +21,8 @@ from rlcore.config import to_dict
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import learn, resume, snapshot
-from rlcore.sac import build_policy, sample
+from rlcore.sac import build_policy
+from rlcore.squashed import squashed_sample
 from rlcore.train.cli import main
 from rlcore.train.config import CONFIGS, TrainConfig, config_class, default_config, read_config
 from rlcore.train.evaluate import evaluate
@@ -50,6 +51,10 @@ def leaves(value: Any) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return [leaf for item in value for leaf in leaves(item)]
     return [value]
+
+
+def sample(mean: Tensor, log_std: Tensor, center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
+    return squashed_sample(torch.cat([mean, log_std], -1), (-20.0, 2.0), center, half)
 
 
 def test_log_density_is_that_of_the_action_in_the_units_of_the_env() -> None:
@@ -158,6 +163,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "time-outs worth the value before": {"timeout_bootstrap": "value"},
     "time-outs worth nothing": {"timeout_bootstrap": "none", "max_grad_norm": 0.5, "reward_scale": 0.1},
     "half as many gradient steps": {"update_ratio": 0.5},
+    "categorical critics of normalized rewards": {"value_loss": "categorical", "normalize_reward": True},
+    "three critics, each by itself": {"num_critics": 3, "q_reduce": "own"},
+    "mean of categorical critics": {"num_critics": 3, "q_reduce": "mean", "value_loss": "categorical"},
+    "held noise, falling rate": {"noise_hold": 16, "lr_schedule": "cosine", "lr_end": 1e-4, "num_updates": 3},
+    "entropy from its target on": {"target_std": 0.15, "center_entropy": True, "init_std": 0.2},
+    "layers normalized": {"actor": replace(SMALL, layer_norm=True), "critic": replace(SMALL, layer_norm=True)},
+    "residual": {"actor": replace(SMALL, kind="residual"), "critic": replace(SMALL, kind="residual", expansion=2)},
 }
 
 
@@ -177,7 +189,7 @@ class NoHostRead(TorchDispatchMode):
 def test_every_variant_learns_without_reading_a_tensor_on_the_host(name: str) -> None:
     env = null(obs_size=5, episode_length=7)
     agent = SAC(env, config(**VARIANTS[name]), seed=0)
-    agent.learn(5)  # allocates
+    agent.learn(20)  # allocates
     before = [p.detach().clone() for p in agent.policy.parameters()]
     obs = env.reset()
     metrics: dict[str, Tensor] = {}
@@ -225,20 +237,30 @@ def test_actor_waits_for_its_turn_across_updates() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [SAC, DDPG])
-@pytest.mark.parametrize("changes", [{}, {"n_step": 3, "normalize_obs": True, "policy_delay": 2, "buffer_size": 48}])
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("classic", {}),
+        ("classic", {"n_step": 3, "normalize_obs": True, "policy_delay": 2, "buffer_size": 48}),
+        ("gpu", {"save_buffer": True, "num_updates": 3, "critic": replace(SMALL, kind="residual")}),
+    ],
+)
 def test_twenty_iterations_equal_ten_and_resume_and_ten_bitwise(
-    tmp_path: Path, algorithm: Any, changes: dict[str, Any]
+    tmp_path: Path, algorithm: Any, preset: str, changes: dict[str, Any]
 ) -> None:
     kind = SACConfig if algorithm is SAC else DDPGConfig
-    own = {**SIZES, "learning_starts": 16, **changes} | ({"noise": "ou"} if algorithm is DDPG else {})
+    own = {**SIZES, "learning_starts": 16, **changes}
+    if algorithm is DDPG:
+        own |= {"noise": "ou"} if preset == "classic" else {"noise_spread": "episodes"}
 
     def build(seed: int | None = 3) -> Any:
-        return algorithm(make_env("Pendulum", 4, seed=seed, max_episode_length=9), kind(**own), seed=seed)
+        env = make_env("Pendulum", 4, seed=seed, max_episode_length=9)
+        return algorithm(env, kind.preset(preset, **own), seed=seed, num_iterations=20)
 
     whole = build()
     straight = whole.learn(20)
     first = build()
-    content = snapshot(first.env, first, first.learn(10))
+    content = snapshot(first.env, first, learn(first.env, first, 10, seed=3))
     facts = {"config": to_dict(first.config), "spec": asdict(spec_of(first.env))}
     save_checkpoint(tmp_path / "10.pt", {**facts, **content})
 
@@ -260,6 +282,7 @@ def test_without_its_memory_a_resumed_run_fills_a_new_one_with_the_policy_first(
     assert content["agent"]["replay"] is None
     other = agent_on(save_buffer=False, seed=None)
     progress, _ = resume(other.env, other, content)
+    assert other.notes[-1].startswith("the replay memory was not saved (save_buffer): learning waits for 40 new steps")
     seen: list[bool] = []
     learn(other.env, other, 26, progress=progress, on_report=lambda r: seen.append("loss/value" in r.metrics))
     assert seen == [False] * 9 + [True] * 2
@@ -318,6 +341,16 @@ def test_wide_or_missing_bounds_can_be_given_in_the_settings() -> None:
         ({"learning_starts": 5000}, "learning_starts: 5000 is not possible; set 0 to buffer_size"),
         ({"log_std_range": (1.0, 0.0)}, "log_std_range"),
         ({"init_temperature": 0.0}, "init_temperature"),
+        ({"target_std": 0.1, "target_entropy": -1.0}, "target_std: 0.1 is not possible; leave either"),
+        ({"init_std": 0.0}, "init_std"),
+        ({"num_critics": 0}, "num_critics"),
+        ({"num_updates": 0}, "num_updates"),
+        ({"num_atoms": 1}, "num_atoms"),
+        ({"noise_hold": 0}, "noise_hold"),
+        ({"value_range": (1.0, 1.0)}, "value_range"),
+        ({"value_range": (-1.0, 0.0), "normalize_reward": True}, "value_range: .* its upper end must be positive"),
+        ({"lr_end": -1.0}, "lr_end"),
+        ({"init_head_scale": 0.0}, "init_head_scale"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -327,15 +360,15 @@ def test_impossible_settings_are_refused_by_name(changes: dict[str, Any], messag
 
 @pytest.mark.parametrize("algo", ["sac", "ddpg"])
 def test_shipped_configurations_are_read_by_their_own_dataclass(algo: str) -> None:
-    files = sorted((CONFIGS / algo).glob("*.yaml"))
-    assert files
-    for path in files:
-        task = path.stem.replace("gym_", "gym:")
-        config, sources = default_config(task, algo=algo)
-        assert sources == [path]
-        assert (config.algo, type(config)) == (algo, config_class(algo))
-        assert read_config(to_dict(config)) == config
-    assert default_config("Reach-UR10-IK", algo=algo)[1] == [CONFIGS / algo / "default.yaml"]
+    for preset, folder in (("classic", CONFIGS / algo), ("gpu", CONFIGS / f"{algo}-gpu")):
+        files = sorted(folder.glob("*.yaml"))
+        assert files
+        for path in files:
+            task = path.stem.replace("gym_", "gym:")
+            config, sources = default_config(task, algo=algo, preset=preset)
+            assert sources == [path]
+            assert (config.algo, type(config), config.preset) == (algo, config_class(algo), preset)  # type: ignore[attr-defined]
+            assert read_config(to_dict(config)) == config
     with pytest.raises(ConfigError, match=f"algo: '{algo}' is not possible; the other settings are those of ppo"):
         TrainConfig(task="Pendulum", algo=algo)  # type: ignore[arg-type]
 
@@ -376,18 +409,46 @@ def test_sac_solves_pendulum_in_six_thousand_steps() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["classic", "gpu", "fused"])
 @pytest.mark.parametrize("algorithm", [SAC, DDPG])
-def test_a_hundred_updates_as_graphs_equal_a_hundred_as_written(algorithm: Any) -> None:
+def test_a_hundred_updates_as_graphs_equal_a_hundred_as_written(algorithm: Any, preset: str) -> None:
     """Two patterns of actor steps, so two graphs; the env's part is recorded too."""
-    kind = SACConfig if algorithm is SAC else DDPGConfig
     results = []
     for mode in ("graph", "eager"):
-        sizes: dict[str, Any] = {**SIZES, "policy_delay": 2, "update_ratio": 0.25, "n_step": 3, "mode": mode}
-        env = make_env("Pendulum", 4, "cuda", seed=0, max_episode_length=20)
-        learner = algorithm(env, kind(**sizes), seed=0)
-        learner.learn(110)
+        learner = on_gpu(algorithm, preset, mode=mode, num_updates=1)
+        learner.learn(120)
         if mode == "graph":
             assert all(captured.graph is not None for captured in learner._updates)
         results.append(leaves(learner.state_dict()))
     for graph, eager in zip(*results, strict=True):
         assert torch.equal(graph, eager) if isinstance(graph, Tensor) else graph == eager
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["classic", "gpu"])
+@pytest.mark.parametrize("algorithm", [SAC, DDPG])
+def test_nothing_waits_for_the_device(algorithm: Any, preset: str) -> None:
+    learner = on_gpu(algorithm, preset, num_updates=2)
+    obs = learner.learn(30).obs
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            action, _, _ = learner.act(obs, ())
+            step = learner.env.step(action)
+            learner.record(obs, action, None, (), step)
+            learner.update()
+            obs = step.obs
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def on_gpu(algorithm: Any, preset: str, **changes: Any) -> Any:
+    kind = SACConfig if algorithm is SAC else DDPGConfig
+    sizes = {"learning_starts": 40, "buffer_size": 2000, "batch_size": 64, "policy_delay": 2, "n_step": 3, **changes}
+    if preset != "gpu":
+        sizes |= {"actor": SMALL, "critic": SMALL}
+    if preset == "fused":  # our own kernels for the layers, and for the loss
+        preset, sizes = "gpu", sizes | {"precision": "bf16"}
+    env = make_env("Pendulum", 4, "cuda", seed=0, max_episode_length=20)
+    return algorithm(env, kind.preset(preset, **sizes), seed=0)
