@@ -61,7 +61,8 @@ def summary(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 _range([r["total_s"] for r in runs], 1),
             ]
         )
-    return heads, rows
+    told = [column for column in range(len(heads)) if any(row[column] for row in rows)]
+    return [heads[column] for column in told], [[row[column] for column in told] for row in rows]
 
 
 def _range(values: list[float], digits: int) -> str:
@@ -76,8 +77,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     texts = [
         "Mean over the seeds (least..most); sd and Student's interval of the mean are over the seeds too. Seconds "
         "count from the making of the env; set-up, which they include, ends with the third iteration, when the graphs "
-        f"are recorded. Importing the libraries, {_range([r['setup']['import_s'] for r in report['results']], 1)} s, comes "
-        "before."
+        "are recorded. Importing the libraries, "
+        f"{_range([r['setup']['import_s'] for r in report['results']], 1)} s, comes before."
     ]
     if report["settings"]["jobs"] > 1:
         texts.append(f"{report['settings']['jobs']} runs shared the device: the seconds are longer than those of one.")

@@ -92,6 +92,8 @@ class Settings:
     """File for a picture of the curves."""
     markdown: bool = False
     """Also print the results as Markdown."""
+    verbose: bool = False
+    """Say when a policy is put aside."""
 
 
 def shipped(task: str, algo: str, settings: Settings) -> TrainConfig:
@@ -145,6 +147,8 @@ def train(key: Key, settings: Settings, submitted: float) -> Run:
         def put_aside(progress: Progress, seconds: float) -> None:
             curve.append({"iteration": progress.iteration, "env_steps": progress.env_steps, "seconds": seconds})
             states.append({name: value.detach().clone() for name, value in agent.policy.state_dict().items()})
+            if settings.verbose:
+                print(f"{named(key)}: {progress.env_steps:,} steps in {seconds:.0f} s", flush=True)
 
         def late() -> bool:
             return settings.limit is not None and time.perf_counter() - began > settings.limit
