@@ -1,7 +1,7 @@
 """Deep Deterministic Policy Gradient (Lillicrap et al. 2016, arXiv:1509.02971), and what makes it TD3.
 
-With ``twin_critics``, ``policy_delay: 2`` and ``target_noise: 0.2`` it is TD3 (Fujimoto et al. 2018,
-arXiv:1802.09477); each of the three can also be had alone.
+With ``num_critics: 2``, ``policy_delay: 2`` and ``target_noise: 0.2`` it is TD3 (Fujimoto et al. 2018,
+arXiv:1802.09477), which is what the preset ``td3`` sets; each of the three can also be had alone.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import Tensor
 
 from rlcore.config import check
 from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.exploration import Deviation
 from rlcore.off_policy import Batch, OffPolicy
-from rlcore.q_networks import OffPolicyConfig, SquashedPolicy
+from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.q_networks import SquashedPolicy, frozen
 from rlcore.types import Metrics
 
 
@@ -24,14 +26,18 @@ from rlcore.types import Metrics
 class DDPGConfig(OffPolicyConfig):
     """Settings of DDPG; the defaults are the classic ones, for one or a few envs."""
 
+    num_critics: int = 1
+    """Critics, which learn side by side; TD3 has two. The actor climbs the first."""
     noise: Literal["gaussian", "ou"] = "gaussian"
     """Exploration: independent at each step, or an Ornstein-Uhlenbeck process that begins anew with each episode."""
     noise_std: float = 0.1
     """Deviation of the noise that is added to actions, in half widths of their bounds; of each increment with ou."""
     noise_decay: float = 0.15
     """Part that the Ornstein-Uhlenbeck process loses at each step."""
-    twin_critics: bool = False
-    """Learn two critics and believe the lower one (TD3)."""
+    noise_range: tuple[float, float] | None = None
+    """Deviations of the noise that the envs are spread over, in place of noise_std for all."""
+    noise_spread: Literal["envs", "episodes"] = "envs"
+    """Whether each env keeps its deviation for good, evenly over noise_range, or draws one for each episode."""
     target_noise: float = 0.0
     """Deviation of the noise on the actions that targets are computed with, in half widths of their bounds (TD3)."""
     target_noise_clip: float = 0.5
@@ -42,7 +48,22 @@ class DDPGConfig(OffPolicyConfig):
         super().__post_init__()
         for key in ("noise_std", "target_noise", "target_noise_clip"):
             check(getattr(self, key) >= 0, key, getattr(self, key), "set 0 or more")
+        if self.noise_range is not None:
+            low, high = self.noise_range
+            check(0 <= low <= high, "noise_range", self.noise_range, "set two numbers from 0 on, the smaller one first")
+        fresh = self.noise == "gaussian" or self.noise_hold == 1
+        check(fresh, "noise_hold", self.noise_hold, "an Ornstein-Uhlenbeck process lasts by itself; set 1")
         check(0 <= self.noise_decay <= 1, "noise_decay", self.noise_decay, "set a number from 0 to 1")
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, Any]]:
+        """See ``OffPolicyConfig.presets``; ``td3`` makes of the classic settings TD3, and ``gpu`` has that in it."""
+        common = super().presets()
+        return common | {"td3": TD3, "gpu": common["gpu"] | TD3 | GPU}
+
+
+TD3: dict[str, Any] = {"num_critics": 2, "policy_delay": 2, "target_noise": 0.2, "target_noise_clip": 0.5}
+GPU: dict[str, Any] = {"target_noise": 0.05, "noise_range": (0.05, 0.5)}
 
 
 class DDPG(OffPolicy):
@@ -52,7 +73,7 @@ class DDPG(OffPolicy):
         env: what to learn on; its actions need finite bounds, or ``action_low`` and ``action_high`` in the settings.
         config: settings.
         seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
-        num_iterations: not used; other algorithms plan by it.
+        num_iterations: planned length of the run, for the cosine schedule.
 
     Raises:
         ConfigError: the settings do not fit the env.
@@ -67,20 +88,24 @@ class DDPG(OffPolicy):
         if seed is not None:
             torch.manual_seed(seed)
         policy = build_policy(spec_of(env), config)
-        super().__init__(env, config, policy, num_critics=2 if config.twin_critics else 1, seed=seed)
+        super().__init__(env, config, policy, seed, num_iterations)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        low, high = config.noise_range or (config.noise_std, config.noise_std)
+        self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, policy.actions, device=self.device)  # [N, A], of the process
 
     def _explore(self, normalized: Tensor) -> Tensor:
         policy = self.policy
         action = policy.squash(policy.output(normalized))
-        noise = self.config.noise_std * torch.randn_like(action)
+        noise = self.deviation.value * self.held.draw()
         if self.config.noise == "ou":
             noise = self.noise.mul_(1 - self.config.noise_decay).add_(noise)
         return policy.limit(action + policy.reach * noise)
 
     def _end_episodes(self, done: Tensor) -> None:
         self.noise.masked_fill_(done.unsqueeze(1), 0.0)
+        if self.config.noise_range is not None:
+            self.deviation.end(done)
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         config, policy = self.config, self.target_policy
@@ -90,25 +115,30 @@ class DDPG(OffPolicy):
                 noise = config.target_noise * torch.randn_like(action)
                 noise = noise.clamp(-config.target_noise_clip, config.target_noise_clip)
                 action = policy.limit(action + policy.reach * noise)
-            value = self.target_critics(batch["next_critic_obs"], action).amin(0)  # [B]
-            target = batch["reward"] + batch["discount"] * value
-        metrics = self._improve_critics(batch, target)
+        metrics = self._improve_critics(batch, action)
         if with_actor:  # the targets wait for it too, as in TD3
             action = self.policy.squash(self.policy.output(batch["actor_obs"]))
-            metrics |= self._improve_actor(-self.critics(batch["critic_obs"], action)[0].mean())
+            with frozen(self.critics):
+                value = self.critics(batch["critic_obs"], action, count=1)
+            metrics |= self._improve_actor(-value.mean())
             self._follow(self.target_critics, self.critics)
             self._follow(self.target_policy, self.policy)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning depends on between two iterations."""
-        return super().state_dict() | {"target_policy": self.target_policy.state_dict(), "noise": self.noise}
+        return super().state_dict() | {
+            "target_policy": self.target_policy.state_dict(),
+            "noise": self.noise,
+            "deviation": self.deviation.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result; see ``OffPolicy.load_state_dict``."""
         super().load_state_dict(state)
         self.target_policy.load_state_dict(state["target_policy"])
         self.noise.copy_(state["noise"])
+        self.deviation.load_state_dict(state["deviation"])
 
 
 def build_policy(spec: EnvSpec, config: DDPGConfig) -> SquashedPolicy:

@@ -291,6 +291,7 @@ class _MLP(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         count, half, act, saved = ctx.count, ctx.half, ctx.activation, ctx.saved_tensors
+        learned = any(ctx.needs_input_grad[4:])  # false where a gradient only passes through
         outputs, weights = saved[: count + 1], saved[count + 1 :]
         rows, widths = outputs[0].shape[0], [y.shape[1] for y in outputs]
         blocks, size = num_blocks(rows, _PART), widths[-1]
@@ -313,7 +314,7 @@ class _MLP(torch.autograd.Function):
         products: list[Tensor | None] = [None] * count
         for i in range(count - 1, -1, -1):
             n, k = widths[i + 1], widths[i]
-            if i > 0 or not fused:
+            if learned and (i > 0 or not fused):
                 products[i] = _weight_gradient(dz, outputs[i])
             if i > 0:
                 # Matrix units read TF32 along the summed dimension only.
@@ -329,6 +330,8 @@ class _MLP(torch.autograd.Function):
                 )  # fmt: skip
                 dz = out
         dx = dz.float() @ weights[0].float() if ctx.needs_input_grad[0] else None
+        if not learned:
+            return dx, None, None, None, *[None] * (2 * (count + ctx.head))
         first, *biases, head_w, head_b = partial.sum(0)[: sum(split)].split(split)
         if fused:
             products[0] = first.view(widths[1], widths[0])

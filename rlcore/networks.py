@@ -1,14 +1,15 @@
-"""Multi-layer perceptrons, and the choice of observation groups that feed them."""
+"""Multi-layer perceptrons, residual networks, and the choice of observation groups that feed them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rlcore import kernels
 from rlcore.config import ConfigError, check, nearest
@@ -30,10 +31,17 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """A multi-layer perceptron."""
+    """A multi-layer perceptron, or residual blocks."""
 
+    kind: Literal["mlp", "residual"] = "mlp"
+    """Hidden layers one after the other, or blocks that each add to what they are given, see ``Residual``."""
     hidden_dims: tuple[int, ...] = (256, 128, 64)
-    """Width of each hidden layer."""
+    """Width of each hidden layer; of each residual block, which are all as wide as the first."""
+    layer_norm: bool = False
+    """Normalize what enters each activation of a perceptron (Ba et al. 2016, arXiv:1607.06450); residual blocks always
+    do."""
+    expansion: int = 4
+    """Width of the hidden layer inside a residual block, in widths of the block."""
     activation: Activation = "elu"
     """Nonlinearity after each hidden layer."""
     init: Literal["orthogonal", "default"] = "orthogonal"
@@ -44,6 +52,10 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         check(all(d > 0 for d in self.hidden_dims), "hidden_dims", self.hidden_dims, "widths are at least 1")
+        check(self.expansion >= 1, "expansion", self.expansion, "set at least 1")
+        if self.kind == "residual":
+            same = len(set(self.hidden_dims)) == 1
+            check(same, "hidden_dims", self.hidden_dims, "residual blocks are equally wide, such as [256, 256]")
 
 
 class MLP(nn.Module):
@@ -62,10 +74,14 @@ class MLP(nn.Module):
         """How CUDA multiplies: fp32, tf32, or bf16; inputs, outputs and weights are float32 in any case."""
         self.fused = False
         """Whether CUDA runs activations inside the products, by kernels of our own; fp32 has none."""
+        self.known = config.activation in kernels.ACTIVATIONS and len(config.hidden_dims) > 0 and not config.layer_norm
+        """Whether those kernels can do it."""
         self.activation = config.activation
         self.layers = nn.Sequential()
         for width in config.hidden_dims:
             self.layers.append(nn.Linear(inputs, width))
+            if config.layer_norm:
+                self.layers.append(nn.LayerNorm(width))
             self.layers.append(_ACTIVATIONS[config.activation]())
             inputs = width
         if config.init == "orthogonal":
@@ -73,8 +89,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
-        known = self.activation in kernels.ACTIVATIONS and len(self.layers) > 0
-        if x.is_cuda and known and self.fused and kernels.available(x.device):
+        if x.is_cuda and self.known and self.fused and kernels.available(x.device):
             linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
             weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
             last = None if head is None else (head.weight, head.bias)
@@ -82,6 +97,50 @@ class MLP(nn.Module):
         with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda and self.precision == "bf16"):
             features = self.layers(x).float()
         return features if head is None else head(features)  # type: ignore[no-any-return]
+
+
+class Residual(nn.Module):
+    """Residual blocks in the manner of SimBa (Lee et al. 2024, arXiv:2410.09754).
+
+    A linear layer leads to the width of the blocks. A block normalizes, widens, activates, narrows and adds the result
+    to what it was given; what leaves the last block is normalized once more. Normalizations have no weights of their
+    own, because a linear layer follows each.
+
+    Args:
+        inputs: size of the input.
+        config: number and width of blocks, expansion, activation, initial weights.
+    """
+
+    def __init__(self, inputs: int, config: NetworkConfig) -> None:
+        super().__init__()
+        self.size = config.hidden_dims[0]
+        """Size of the output."""
+        self.precision = "fp32"
+        """As for ``MLP``."""
+        self.fused = False
+        """Not used: there are no kernels of our own for it."""
+        self.entry = nn.Linear(inputs, self.size)
+        wide = config.expansion * self.size
+        self.widen = nn.ModuleList(nn.Linear(self.size, wide) for _ in config.hidden_dims)
+        self.narrow = nn.ModuleList(nn.Linear(wide, self.size) for _ in config.hidden_dims)
+        self.activation = _ACTIVATIONS[config.activation]()
+        if config.init == "orthogonal":
+            orthogonal_(self, math.sqrt(2))
+
+    def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
+        """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
+        # Not by autocast, which would normalize in float32 and convert back and forth.
+        kind = torch.bfloat16 if x.is_cuda and self.precision == "bf16" else x.dtype
+
+        def linear(y: Tensor, layer: Any) -> Tensor:
+            return F.linear(y, layer.weight.to(kind), layer.bias.to(kind))
+
+        x = linear(x.to(kind), self.entry)
+        for widen, narrow in zip(self.widen, self.narrow, strict=True):
+            inner = self.activation(linear(F.layer_norm(x, (self.size,)), widen))
+            x = x + linear(inner, narrow)
+        features = F.layer_norm(x, (self.size,)).float()
+        return features if head is None else head(features)
 
 
 class Network(nn.Module):
@@ -97,7 +156,8 @@ class Network(nn.Module):
         rnn = config.rnn
         before, after = (rnn.type != "none" and rnn.position == place for place in ("before", "after"))
         self.before = RNN(inputs, rnn) if before else None
-        self.mlp = MLP(rnn.hidden_size if before else inputs, config)
+        layers = MLP if config.kind == "mlp" else Residual
+        self.mlp: MLP | Residual = layers(rnn.hidden_size if before else inputs, config)
         self.after = RNN(self.mlp.size, rnn) if after else None
         self.size = rnn.hidden_size if after else self.mlp.size
         """Size of the output."""

@@ -58,6 +58,42 @@ class RunningNormalizer(nn.Module):
         return y * (self.var.sqrt() + self.epsilon) + self.mean
 
 
+class ReturnScale(nn.Module):
+    """What rewards are divided by so that returns have about unit deviation and stay within a limit.
+
+    The larger of the deviation of discounted returns and of their largest magnitude over the limit, both over all that
+    was seen (FlashSAC). Returns are counted forward in time, ``G_t = r_t + gamma G_(t-1)``, anew in each episode.
+
+    Args:
+        num_envs: N.
+        gamma: discount per step.
+        limit: what no return is to exceed after division.
+    """
+
+    running: Tensor  # [N]
+    largest: Tensor  # []
+
+    def __init__(self, num_envs: int, gamma: float, limit: float) -> None:
+        super().__init__()
+        self.gamma, self.limit = gamma, limit
+        self.statistics = RunningNormalizer(1)
+        self.register_buffer("running", torch.zeros(num_envs))
+        self.register_buffer("largest", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, reward: Tensor, done: Tensor) -> None:
+        """Take in a vector step: rewards ``[N]``, and where an episode ended with them ``[N]``."""
+        self.running.mul_(self.gamma).add_(reward.nan_to_num(0.0, 0.0, 0.0))
+        self.statistics.update(self.running.unsqueeze(1))
+        torch.maximum(self.largest, self.running.abs().amax(), out=self.largest)
+        self.running.masked_fill_(done, 0.0)
+
+    def forward(self) -> Tensor:
+        """Return the divisor, a scalar."""
+        deviation = self.statistics.var.sqrt().squeeze(0)
+        return torch.maximum(deviation, self.largest / self.limit).clamp(min=1e-8)
+
+
 class NoNormalizer(nn.Module):
     """Stands where a normalizer is switched off."""
 

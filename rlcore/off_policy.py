@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,15 @@ from torch import Tensor, nn
 
 from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, matmul_precision
-from rlcore.config import check
+from rlcore.config import ConfigError, check
+from rlcore.distributional import categorical_loss
 from rlcore.env import VecEnv, spec_of
+from rlcore.exploration import HeldNoise
 from rlcore.learn import Progress, learn
-from rlcore.networks import choose_groups, concatenate
-from rlcore.q_networks import Critics, OffPolicyConfig, SquashedPolicy, make_normalizer
+from rlcore.networks import Network, choose_groups, concatenate
+from rlcore.normalization import ReturnScale
+from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.q_networks import Critics, SquashedPolicy, make_normalizer
 from rlcore.replay import Replay, Transitions, size_text
 from rlcore.rollout import Rollout
 from rlcore.types import Metrics, Mode, Obs, State, Step
@@ -34,14 +39,14 @@ class OffPolicy:
         env: what to learn on.
         config: settings.
         policy: the actor.
-        num_critics: independent critics.
         seed: for the env; None leaves it as it is.
+        num_iterations: planned length of the run, for the cosine schedule.
     """
 
     config: OffPolicyConfig
 
     def __init__(
-        self, env: VecEnv, config: OffPolicyConfig, policy: SquashedPolicy, num_critics: int, seed: int | None
+        self, env: VecEnv, config: OffPolicyConfig, policy: SquashedPolicy, seed: int | None, num_iterations: int | None
     ) -> None:
         device = torch.device(env.device)
         self.env, self.config, self.policy, self.device, self.seed = env, config, policy.to(device), device, seed
@@ -53,12 +58,19 @@ class OffPolicy:
         size = sum(sizes[group] for group in self.critic_groups)
         same = self.critic_groups == policy.groups
         self.critic_normalizer = policy.normalizer if same else make_normalizer(size, config).to(device)
-        self.critics = Critics(size + policy.actions, config.critic, num_critics).to(device)
+        self.critics = Critics(size + policy.actions, config).to(device)
+        for network in (*policy.modules(), *self.critics.modules()):
+            if isinstance(network, Network):
+                network.mlp.precision = config.precision
+                network.mlp.fused = config.precision != "fp32" and "compile" not in config.mode
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
+        self.num_iterations = num_iterations
+        self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
+        self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
         self.actor_optimizer = self._adam(list(policy.parameters()))
         self.critic_optimizer = self._adam(list(self.critics.parameters()))
-        self.num_updates = round(config.update_ratio * config.num_steps * env.num_envs)
+        self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
         self.replay = Replay(
@@ -75,6 +87,9 @@ class OffPolicy:
         check(self.replay.num_rows >= rows, "buffer_size", config.buffer_size, remedy)
         self.first_rows = rows
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
+        scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
+        self.return_scale = scale if config.normalize_reward else None
+        self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
         self.timeout_bootstrap = config.timeout_bootstrap
@@ -94,7 +109,12 @@ class OffPolicy:
         )
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``."""
+        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+
+        The number is what a cosine schedule reaches its end at.
+        """
+        self.num_iterations = num_iterations
+        self.horizon.fill_(num_iterations)
         return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
 
     def initial_state(self) -> State:
@@ -137,8 +157,12 @@ class OffPolicy:
     def _store(
         self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
     ) -> None:
-        self.replay.write(obs, action, reward * self.config.reward_scale, terminated, truncated, final_obs)
+        reward = reward * self.config.reward_scale
+        self.replay.write(obs, action, reward, terminated, truncated, final_obs)
         done = terminated | truncated  # [N]
+        if self.return_scale is not None:
+            self.return_scale.update(reward, done)
+        self.held.end(done)
         self._end_episodes(done)
         few = self.trace.num_envs
         self.trace.write({**{group: value[:few] for group, value in obs.items()}, "done": done[:few]})
@@ -148,6 +172,8 @@ class OffPolicy:
         """Take this iteration's gradient steps, if learning has begun; the metrics are overwritten by the next call."""
         self.iteration += 1
         self.stored += self.num_steps
+        if self.config.lr_schedule == "cosine" and self.num_iterations is None:
+            raise ConfigError("lr_schedule: 'cosine' needs the length of the run; pass num_iterations")
         if self.stored < self.first_rows:
             return {}
         done = (self.iteration - 1) * self.num_updates
@@ -155,6 +181,10 @@ class OffPolicy:
 
     def _improve(self, phase: int) -> Metrics:
         config, rows = self.config, self.num_updates
+        if config.lr_schedule == "cosine":
+            gone = (self.steps / (config.num_steps * self.horizon)).clamp(max=1).squeeze(0)  # part of the run
+            fall = (1 - torch.cos(math.pi * gone)) / 2
+            self.learning_rate.copy_(torch.lerp(self._rates[0], self._rates[1], fall))
         with matmul_precision(config.precision):
             # Drawn at once for all steps of this update, which then read views.
             transitions = self.replay.sample(
@@ -169,7 +199,10 @@ class OffPolicy:
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
         names = dict.fromkeys(name for log in logs for name in log)
-        return {name: torch.stack([log[name] for log in logs if name in log]).mean() for name in names}
+        means = {name: torch.stack([log[name] for log in logs if name in log]).mean() for name in names}
+        if config.lr_schedule != "constant":
+            means["policy/learning_rate"] = self.learning_rate.clone()
+        return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}
 
     @torch.no_grad()
     def _batch(self, transitions: Transitions) -> Batch:
@@ -180,9 +213,10 @@ class OffPolicy:
             if self.critic_groups != self.policy.groups:
                 batch[f"{prefix}critic_obs"] = self.critic_normalizer(concatenate(obs, self.critic_groups))
         weight = transitions.weight / transitions.weight.mean().clamp(min=1 / transitions.weight.numel())
+        reward = transitions.reward
         return batch | {
             "action": transitions.action,
-            "reward": transitions.reward,
+            "reward": reward if self.return_scale is None else reward / self.return_scale(),
             "discount": transitions.discount,
             "weight": weight,
         }
@@ -191,12 +225,36 @@ class OffPolicy:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""
         raise NotImplementedError
 
-    def _improve_critics(self, batch: Batch, target: Tensor) -> Metrics:
-        """Move every critic towards ``target`` ``[B]`` by the mean squared error."""
-        values = self.critics(batch["critic_obs"], batch["action"])  # [critics, B]
-        loss = (batch["weight"] * (values - target).square()).mean(1).sum()
-        metrics = {"loss/value": loss.detach(), "policy/value": values.detach().mean()}
+    def _improve_critics(self, batch: Batch, next_action: Tensor, bonus: Tensor | None = None) -> Metrics:
+        """Move every critic towards what ``next_action`` ``[B, A]`` leads to.
+
+        Args:
+            batch: samples.
+            next_action: chosen in the next observations.
+            bonus: ``[B]``, what the next value is worth beside what the target critics say; none: nothing.
+        """
+        reward, discount, weight = batch["reward"], batch["discount"], batch["weight"]
+        if self.config.value_loss == "categorical":
+            shift = reward if bonus is None else reward + discount * bonus
+            with torch.no_grad():
+                following = self.target_critics.output(batch["next_critic_obs"], next_action)
+            output = self.critics.output(batch["critic_obs"], batch["action"])  # [critics, B, atoms]
+            fixed = (following, shift, discount, weight)
+            loss, mean = categorical_loss(output, *fixed, *self.config.value_range, self.config.q_reduce)
+        else:
+            with torch.no_grad():
+                value = self.reduce(self.target_critics(batch["next_critic_obs"], next_action))
+                target = reward + discount * (value if bonus is None else value + bonus)
+            values = self.critics(batch["critic_obs"], batch["action"])  # [critics, B]
+            loss, mean = (weight * (values - target).square()).mean(1).sum(), values.detach()
+        metrics = {"loss/value": loss.detach(), "policy/value": mean.mean()}
         return metrics | {"policy/value_gradient_norm": descend(self.critic_optimizer, loss)}
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """Settle on one of the critics' values ``[critics, B]`` as ``q_reduce`` says; with ``own`` on each."""
+        if self.config.q_reduce == "min":
+            return values.amin(0)
+        return values.mean(0) if self.config.q_reduce == "mean" else values
 
     def _improve_actor(self, loss: Tensor) -> Metrics:
         """Take the actor's step; the critics' own gradients are not wanted."""
@@ -230,14 +288,15 @@ class OffPolicy:
             "stored": self.stored,
             "replay": self.replay.state_dict(self.stored) if self.config.save_buffer else None,
             "timeout_bootstrap": self.timeout_bootstrap,
+            "held": self.held.state_dict(),
+            "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
             "trace": self.trace.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result; without a saved replay memory, learning waits until a new one is filled."""
-        names = ["policy", "critics", "target_critics", "actor_optimizer", "critic_optimizer"]
-        if state["critic_normalizer"] is not None:
-            names.append("critic_normalizer")
+        names = ["policy", "critics", "target_critics", "actor_optimizer", "critic_optimizer", "held"]
+        names += [name for name in ("critic_normalizer", "return_scale") if state[name] is not None]
         for name in names:
             getattr(self, name).load_state_dict(state[name])
         self.iteration = state["iteration"]

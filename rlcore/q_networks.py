@@ -1,100 +1,24 @@
-"""Settings, actor and action values for learning from a replay memory."""
+"""Actor and action values for learning from a replay memory."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from rlcore.capture import side_by_side
 from rlcore.config import ConfigError, check
+from rlcore.distributional import expected_value
 from rlcore.env import EnvSpec
-from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate
+from rlcore.networks import Network, choose_groups, concatenate
 from rlcore.normalization import NoNormalizer, RunningNormalizer
-from rlcore.replay import Timeout
-from rlcore.types import Mode, Obs, Policy, State
+from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.types import Obs, Policy, State
 
 _WIDEST = 10.0  # action bounds beyond +- this are hardly meant
-
-
-def _network() -> NetworkConfig:
-    return NetworkConfig(hidden_dims=(256, 256), activation="relu", init="default")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OffPolicyConfig:
-    """Settings of learning from a replay memory; the defaults are the classic ones, for one or a few envs."""
-
-    num_steps: int = 1
-    """Vector steps between two updates."""
-    update_ratio: float = 1.0
-    """Gradient steps per step of a single env; an update takes update_ratio * num_steps * num_envs of them."""
-    learning_starts: int = 10_000
-    """Steps of single envs before learning begins; until then actions are drawn uniformly."""
-    buffer_size: int = 1_000_000
-    """Transitions in the replay memory."""
-    batch_size: int = 256
-    """Samples of a gradient step (B)."""
-    save_buffer: bool = True
-    """Keep the replay memory in checkpoints. Without it a resumed run is not the same: it first fills a new one."""
-    store_obs: Literal["fp32", "bf16"] = "fp32"
-    """How the replay memory stores observations; bf16 takes half the room and keeps 8 bits of mantissa."""
-    learning_rate: float = 3e-4
-    """Adam's step size."""
-    gamma: float = 0.99
-    """Discount per step."""
-    n_step: int = 1
-    """Rewards summed before a target critic takes over; windows end with their episode."""
-    timeout_bootstrap: Timeout = "final_obs"
-    """What follows a time-out: the true last observation (else, where the env hides it, as value); the observation
-    before it; or nothing."""
-    tau: float = 0.005
-    """Part of the way that target networks go towards the learned ones at each step."""
-    policy_delay: int = 1
-    """Critic steps per actor step."""
-    max_grad_norm: float | None = None
-    """Gradients are scaled down to this norm; none for no limit."""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this before learning; logs show them unscaled."""
-    normalize_obs: bool = False
-    """Bring observations to zero mean and unit deviation, by running statistics inside the policy."""
-    clip_obs: float | None = 10.0
-    """Largest magnitude of a normalized observation; none for no limit."""
-    actor: NetworkConfig = field(default_factory=_network)
-    """Hidden layers of the actor."""
-    critic: NetworkConfig = field(default_factory=_network)
-    """Hidden layers of each critic."""
-    actor_obs: tuple[str, ...] | None = None
-    """Observation groups of the actor; none: 'policy', else 'actor'."""
-    critic_obs: tuple[str, ...] | None = None
-    """Observation groups of the critic; none: 'critic', else the actor's."""
-    action_low: tuple[float, ...] | None = None
-    """Lower action bounds, one for all dimensions or one each; none: those of the env."""
-    action_high: tuple[float, ...] | None = None
-    """Upper action bounds, one for all dimensions or one each; none: those of the env."""
-    mode: Mode = "graph"
-    """How acting and learning run on CUDA: recorded as graphs, or as written (eager)."""
-    precision: Literal["fp32", "tf32"] = "fp32"
-    """Matrix products on CUDA."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        for key in ("num_steps", "buffer_size", "batch_size", "n_step", "policy_delay"):
-            check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
-        for key in ("learning_rate", "update_ratio", "reward_scale"):
-            check(getattr(self, key) > 0, key, getattr(self, key), "set a positive number")
-        for key in ("clip_obs", "max_grad_norm"):
-            value = getattr(self, key)
-            check(value is None or value > 0, key, value, "set a positive number or none")
-        check(0 <= self.gamma <= 1, "gamma", self.gamma, "set a number from 0 to 1")
-        check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")
-        fits = 0 <= self.learning_starts <= self.buffer_size
-        check(fits, "learning_starts", self.learning_starts, f"set 0 to buffer_size ({self.buffer_size})")
-        for name in ("actor", "critic"):
-            kind = getattr(self, name).rnn.type
-            check(kind == "none", f"{name}.rnn.type", kind, "recurrent layers need ppo; set none")
 
 
 class SquashedPolicy(Policy):
@@ -118,6 +42,10 @@ class SquashedPolicy(Policy):
         self.normalizer = make_normalizer(size, config)
         self.trunk = Network(size, config.actor)
         self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)
+        if config.init_head_scale != 1:
+            with torch.no_grad():
+                self.head.weight.mul_(config.init_head_scale)
+                self.head.bias.zero_()
         self.actions = spec.action_size
         # Not in the state: they follow from the configuration and the env.
         self.register_buffer("center", (high + low) / 2, persistent=False)
@@ -142,18 +70,49 @@ class SquashedPolicy(Policy):
 
 
 class Critics(nn.Module):
-    """One or more independent action values."""
+    """Independent action values: each a number, or logits of the returns that a categorical critic tells apart.
 
-    def __init__(self, inputs: int, config: NetworkConfig, count: int) -> None:
+    Args:
+        inputs: size of normalized observation and action together.
+        config: settings.
+    """
+
+    def __init__(self, inputs: int, config: OffPolicyConfig) -> None:
         super().__init__()
-        self.trunks = nn.ModuleList(Network(inputs, config) for _ in range(count))
-        self.heads = nn.ModuleList(nn.Linear(trunk.size, 1) for trunk in self.trunks)  # type: ignore[arg-type]
+        self.categorical, self.range = config.value_loss == "categorical", config.value_range
+        outputs = config.num_atoms if self.categorical else 1
+        self.trunks = nn.ModuleList(Network(inputs, config.critic) for _ in range(config.num_critics))
+        self.heads = nn.ModuleList(nn.Linear(trunk.size, outputs) for trunk in self.trunks)  # type: ignore[arg-type]
 
-    def forward(self, normalized: Tensor, action: Tensor) -> Tensor:
-        """Value actions ``[B, A]`` in normalized observations ``[B, O]``, ``[critics, B]``."""
+    def output(self, normalized: Tensor, action: Tensor, count: int | None = None) -> Tensor:
+        """Return what the first ``count`` critics, or all, say of actions ``[B, A]``, ``[critics, B, outputs]``."""
         x = torch.cat([normalized, action], -1)
-        values = [trunk(x, head, ())[0] for trunk, head in zip(self.trunks, self.heads, strict=True)]
-        return torch.stack(values).squeeze(-1)
+        return torch.stack(self._each(x, 0, len(self.heads) if count is None else count))
+
+    def _each(self, x: Tensor, first: int, last: int) -> list[Tensor]:
+        if last - first == 1:
+            trunk, head = self.trunks[first], self.heads[first]
+            # Our kernels take in a head of few outputs; a wide one is better left to cuBLAS.
+            return [head(trunk.mlp(x)) if self.categorical else trunk(x, head, ())[0]]  # type: ignore[operator]
+        one, others = side_by_side(
+            lambda: self._each(x, first, first + 1), lambda: self._each(x, first + 1, last), len(x)
+        )
+        return one + others
+
+    def forward(self, normalized: Tensor, action: Tensor, count: int | None = None) -> Tensor:
+        """Value actions ``[B, A]`` in normalized observations ``[B, O]``, ``[critics, B]``."""
+        output = self.output(normalized, action, count)
+        return expected_value(output, *self.range) if self.categorical else output.squeeze(-1)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Let gradients pass through a module's parameters without being computed for them."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)
 
 
 def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tensor]:

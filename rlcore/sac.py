@@ -14,7 +14,8 @@ from rlcore.config import check
 from rlcore.distributions import Gaussian
 from rlcore.env import EnvSpec, VecEnv, spec_of
 from rlcore.off_policy import Batch, OffPolicy, descend
-from rlcore.q_networks import OffPolicyConfig, SquashedPolicy
+from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.q_networks import SquashedPolicy, frozen
 from rlcore.types import Metrics
 
 
@@ -30,6 +31,13 @@ class SACConfig(OffPolicyConfig):
     """Adam's step size for the logarithm of the temperature; none: learning_rate."""
     target_entropy: float | None = None
     """Entropy to keep, in nats and in the env's own action units; none: minus the number of action dimensions."""
+    target_std: float | None = None
+    """Instead of target_entropy: that of a normal distribution of this deviation, in half widths of the bounds."""
+    center_entropy: bool = False
+    """Count the entropy that is part of a value from the target on. It is then worth nothing where the target is met,
+    and values stay about those of the rewards however many actions there are, as a value_range wants it."""
+    init_std: float | None = None
+    """Deviation before the tanh at the start, about; none: what the initial weights give."""
     log_std_range: tuple[float, float] = (-20.0, 2.0)
     """Bounds of the logarithm of the standard deviation before the tanh."""
 
@@ -39,8 +47,28 @@ class SACConfig(OffPolicyConfig):
         check(self.init_temperature > 0, "init_temperature", self.init_temperature, "set a positive number")
         rate = self.temperature_learning_rate
         check(rate is None or rate > 0, "temperature_learning_rate", rate, "set a positive number or none")
+        single = self.target_std is None or self.target_entropy is None
+        check(single, "target_std", self.target_std, "leave either it or target_entropy at none")
+        for key in ("target_std", "init_std"):
+            value = getattr(self, key)
+            check(value is None or value > 0, key, value, "set a positive number or none")
         low, high = self.log_std_range
         check(low < high, "log_std_range", self.log_std_range, "set two rising numbers")
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, Any]]:
+        """See ``OffPolicyConfig.presets``; ``gpu`` follows FlashSAC in how it explores."""
+        common = super().presets()
+        return common | {"gpu": common["gpu"] | GPU}
+
+
+GPU: dict[str, Any] = {
+    "init_temperature": 0.01,
+    "target_std": 0.15,
+    "center_entropy": True,
+    "init_std": 0.5,
+    "log_std_range": (-10.0, 2.0),
+}
 
 
 class SAC(OffPolicy):
@@ -50,7 +78,7 @@ class SAC(OffPolicy):
         env: what to learn on; its actions need finite bounds, or ``action_low`` and ``action_high`` in the settings.
         config: settings.
         seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
-        num_iterations: not used; other algorithms plan by it.
+        num_iterations: planned length of the run, for the cosine schedule.
 
     Raises:
         ConfigError: the settings do not fit the env.
@@ -64,9 +92,8 @@ class SAC(OffPolicy):
         config = config or SACConfig()
         if seed is not None:
             torch.manual_seed(seed)
-        super().__init__(env, config, build_policy(spec_of(env), config), num_critics=2, seed=seed)
-        actions = self.policy.actions
-        self.target_entropy = -float(actions) if config.target_entropy is None else config.target_entropy
+        super().__init__(env, config, build_policy(spec_of(env), config), seed, num_iterations)
+        self.target_entropy = self._target_entropy()
         start = torch.tensor(math.log(config.init_temperature), device=self.device)
         self.log_temperature = nn.Parameter(start)
         self.temperature_optimizer = self._adam([self.log_temperature])
@@ -74,25 +101,38 @@ class SAC(OffPolicy):
             rate = torch.tensor(config.temperature_learning_rate, device=self.device)
             self.temperature_optimizer.learning_rate = rate
 
+    def _target_entropy(self) -> float:
+        config, policy = self.config, self.policy
+        if config.target_std is None:
+            return -float(policy.actions) if config.target_entropy is None else config.target_entropy
+        std = config.target_std * policy.reach  # [A], in the env's units
+        return float((0.5 * math.log(2 * math.pi * math.e) + std.log()).sum())
+
     def _sample(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions ``[B, A]`` and their log density ``[B]``, for normalized observations ``[B, O]``."""
+        return sample(*self._distribution(normalized), self.policy.center, self.policy.reach)
+
+    def _distribution(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = self.policy.output(normalized).chunk(2, -1)
-        return sample(mean, log_std.clamp(*self.config.log_std_range), self.policy.center, self.policy.reach)
+        return mean, log_std.clamp(*self.config.log_std_range)
 
     def _explore(self, normalized: Tensor) -> Tensor:
-        return self._sample(normalized)[0]
+        mean, log_std = self._distribution(normalized)
+        return self.policy.squash(mean + log_std.exp() * self.held.draw())
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         with torch.no_grad():
             temperature = self.log_temperature.exp()
             action, log_prob = self._sample(batch["next_actor_obs"])
-            value = self.target_critics(batch["next_critic_obs"], action).amin(0)  # [B]
-            # With n steps the entropy of those in between is left out.
-            target = batch["reward"] + batch["discount"] * (value - temperature * log_prob)
-        metrics = self._improve_critics(batch, target)
+            if self.config.center_entropy:
+                log_prob = log_prob + self.target_entropy
+        # With n steps the entropy of those in between is left out.
+        metrics = self._improve_critics(batch, action, -(temperature * log_prob))
         if with_actor:
             action, log_prob = self._sample(batch["actor_obs"])
-            value = self.critics(batch["critic_obs"], action).amin(0)
+            with frozen(self.critics):
+                value = self.critics(batch["critic_obs"], action)
+            value = value.amin(0) if self.config.q_reduce == "min" else value.mean(0)
             metrics |= self._improve_actor((temperature * log_prob - value).mean())
             entropy = -log_prob.detach().mean()
             if self.config.learn_temperature:
@@ -136,4 +176,8 @@ def sample(mean: Tensor, log_std: Tensor, center: Tensor, half: Tensor) -> tuple
 
 def build_policy(spec: EnvSpec, config: SACConfig) -> SquashedPolicy:
     """Build an untrained policy, whose action is the squashed mean; one in a checkpoint loads without an env."""
-    return SquashedPolicy(spec, config, outputs=2)
+    policy = SquashedPolicy(spec, config, outputs=2)
+    if config.init_std is not None:
+        with torch.no_grad():
+            policy.head.bias[policy.actions :] = math.log(config.init_std)
+    return policy

@@ -41,7 +41,7 @@ def batch(number: int = 24) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("twin", [False, True])
 def test_losses_equal_the_formulas_written_out(twin: bool) -> None:
-    learner, data = agent(twin_critics=twin, tau=0.25), batch()
+    learner, data = agent(num_critics=1 + twin, tau=0.25), batch()
     assert len(learner.critics.heads) == 1 + twin
     targets = [p.clone() for p in [*learner.target_critics.parameters(), *learner.target_policy.parameters()]]
     total, climbed = 0.0, 0.0
@@ -118,7 +118,7 @@ def test_target_noise_is_clipped() -> None:
 
 
 def test_td3_learns_with_everything_on() -> None:
-    learner = agent(twin_critics=True, policy_delay=2, target_noise=0.2, noise="ou", n_step=3, normalize_obs=True)
+    learner = agent(num_critics=2, policy_delay=2, target_noise=0.2, noise="ou", n_step=3, normalize_obs=True)
     seen: dict[str, float] = {}
     learner.learn(30, on_report=lambda report: seen.update(report.metrics))
     assert seen["loss/value"] >= 0

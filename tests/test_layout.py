@@ -21,8 +21,8 @@ PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made
 # A module of the core may import its own layer and those below; algorithms never import each other.
 LAYERS = (
     {"_version", "types", "env", "config", "checkpoint", "returns", "distributions", "networks", "normalization"}
-    | {"capture", "kernels", "update_kernels", "recurrent", "adam"},
-    {"rollout", "replay", "learn", "actor_critic", "off_policy", "q_networks"},
+    | {"capture", "kernels", "update_kernels", "distributional", "recurrent", "adam"},
+    {"rollout", "replay", "learn", "actor_critic", "off_policy", "q_networks"} | {"off_policy_config", "exploration"},
     {"ppo", "sac", "ddpg"},
 )
 CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite", "triton"}  # triton comes with PyTorch for CUDA

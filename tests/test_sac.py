@@ -327,15 +327,15 @@ def test_impossible_settings_are_refused_by_name(changes: dict[str, Any], messag
 
 @pytest.mark.parametrize("algo", ["sac", "ddpg"])
 def test_shipped_configurations_are_read_by_their_own_dataclass(algo: str) -> None:
-    files = sorted((CONFIGS / algo).glob("*.yaml"))
-    assert files
-    for path in files:
-        task = path.stem.replace("gym_", "gym:")
-        config, sources = default_config(task, algo=algo)
-        assert sources == [path]
-        assert (config.algo, type(config)) == (algo, config_class(algo))
-        assert read_config(to_dict(config)) == config
-    assert default_config("Reach-UR10-IK", algo=algo)[1] == [CONFIGS / algo / "default.yaml"]
+    for preset, folder in (("classic", CONFIGS / algo), ("gpu", CONFIGS / f"{algo}-gpu")):
+        files = sorted(folder.glob("*.yaml"))
+        assert files
+        for path in files:
+            task = path.stem.replace("gym_", "gym:")
+            config, sources = default_config(task, algo=algo, preset=preset)
+            assert sources == [path]
+            assert (config.algo, type(config), config.preset) == (algo, config_class(algo), preset)  # type: ignore[attr-defined]
+            assert read_config(to_dict(config)) == config
     with pytest.raises(ConfigError, match=f"algo: '{algo}' is not possible; the other settings are those of ppo"):
         TrainConfig(task="Pendulum", algo=algo)  # type: ignore[arg-type]
 
@@ -376,18 +376,44 @@ def test_sac_solves_pendulum_in_six_thousand_steps() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["classic", "gpu"])
 @pytest.mark.parametrize("algorithm", [SAC, DDPG])
-def test_a_hundred_updates_as_graphs_equal_a_hundred_as_written(algorithm: Any) -> None:
+def test_a_hundred_updates_as_graphs_equal_a_hundred_as_written(algorithm: Any, preset: str) -> None:
     """Two patterns of actor steps, so two graphs; the env's part is recorded too."""
-    kind = SACConfig if algorithm is SAC else DDPGConfig
     results = []
     for mode in ("graph", "eager"):
-        sizes: dict[str, Any] = {**SIZES, "policy_delay": 2, "update_ratio": 0.25, "n_step": 3, "mode": mode}
-        env = make_env("Pendulum", 4, "cuda", seed=0, max_episode_length=20)
-        learner = algorithm(env, kind(**sizes), seed=0)
-        learner.learn(110)
+        learner = on_gpu(algorithm, preset, mode=mode, num_updates=1)
+        learner.learn(120)
         if mode == "graph":
             assert all(captured.graph is not None for captured in learner._updates)
         results.append(leaves(learner.state_dict()))
     for graph, eager in zip(*results, strict=True):
         assert torch.equal(graph, eager) if isinstance(graph, Tensor) else graph == eager
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("preset", ["classic", "gpu"])
+@pytest.mark.parametrize("algorithm", [SAC, DDPG])
+def test_nothing_waits_for_the_device(algorithm: Any, preset: str) -> None:
+    learner = on_gpu(algorithm, preset, num_updates=2)
+    obs = learner.learn(30).obs
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(20):
+            action, _, _ = learner.act(obs, ())
+            step = learner.env.step(action)
+            learner.record(obs, action, None, (), step)
+            learner.update()
+            obs = step.obs
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def on_gpu(algorithm: Any, preset: str, **changes: Any) -> Any:
+    kind = SACConfig if algorithm is SAC else DDPGConfig
+    sizes = {"learning_starts": 40, "buffer_size": 2000, "batch_size": 64, "policy_delay": 2, "n_step": 3, **changes}
+    if preset == "classic":
+        sizes |= {"actor": SMALL, "critic": SMALL}
+    env = make_env("Pendulum", 4, "cuda", seed=0, max_episode_length=20)
+    return algorithm(env, kind.preset(preset, **sizes), seed=0)

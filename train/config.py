@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, to_dict
 from rlcore.ddpg import DDPGConfig
+from rlcore.envs.launch import simulator_of
+from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.ppo import PPOConfig
 from rlcore.sac import SACConfig
 
@@ -102,6 +104,9 @@ class SACTrainConfig(TrainConfig):
 
     algo: Literal["ppo", "sac", "ddpg"] = "sac"
     """Learning algorithm; the settings of the agent are its own."""
+    preset: Literal["classic", "gpu"] = "classic"
+    """Settings that files and command line change: classic for one or a few envs, gpu for hundreds and more. Without
+    it, that of the file that is shipped for the task; gpu for tasks of simulators, else classic."""
     agent: SACConfig = field(default_factory=SACConfig)  # type: ignore[assignment]
     """Settings of the algorithm."""
 
@@ -112,11 +117,21 @@ class DDPGTrainConfig(TrainConfig):
 
     algo: Literal["ppo", "sac", "ddpg"] = "ddpg"
     """Learning algorithm; the settings of the agent are its own."""
+    preset: Literal["classic", "td3", "gpu"] = "classic"
+    """Settings that files and command line change: classic for one or a few envs, td3 for the same with what makes it
+    TD3, gpu for hundreds of envs and more. Without it, that of the file that is shipped for the task; gpu for tasks of
+    simulators, else classic."""
     agent: DDPGConfig = field(default_factory=DDPGConfig)  # type: ignore[assignment]
     """Settings of the algorithm."""
 
 
 CONFIG_CLASSES: dict[str, type[TrainConfig]] = {"ppo": TrainConfig, "sac": SACTrainConfig, "ddpg": DDPGTrainConfig}
+_AGENTS: dict[str, type[OffPolicyConfig]] = {"sac": SACConfig, "ddpg": DDPGConfig}
+
+
+def algorithm(name: str, preset: str | None = None) -> tuple[str, str | None]:
+    """Algorithm and preset that a command line means: ``td3`` is a name for DDPG with a preset."""
+    return ("ddpg", preset or "td3") if name == "td3" else (name, preset)
 
 
 def config_class(algo: object, where: str = "algo") -> type[TrainConfig]:
@@ -144,13 +159,14 @@ def safe_name(task: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "_", task)
 
 
-def shipped_config(task: str, algo: str = "ppo") -> Path | None:
-    """The file in ``train/configs`` for a task or, failing that, for its family; not PPO's are in a folder each.
+def shipped_config(task: str, algo: str = "ppo", preset: str = "classic") -> Path | None:
+    """The file in ``train/configs`` for a task or, failing that, for its family.
 
-    ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``, ``Reach-UR5e`` and ``Reach``, a gymnasium id last for ``gym``, and
-    every task for ``default``.
+    PPO's are in the folder itself, those of others in one each, and those of the preset ``gpu`` in another, such as
+    ``sac-gpu``. ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``, ``Reach-UR5e`` and ``Reach``, a gymnasium id last for
+    ``gym``, and every task for ``default``.
     """
-    folder = CONFIGS if algo == "ppo" else CONFIGS / algo
+    folder = CONFIGS if algo == "ppo" else CONFIGS / (f"{algo}-gpu" if preset == "gpu" else algo)
     name = safe_name(task)
     names = [name]
     while "-" in name:
@@ -162,22 +178,49 @@ def shipped_config(task: str, algo: str = "ppo") -> Path | None:
     return next((path for name in names if (path := folder / f"{name}.yaml").is_file()), None)
 
 
+def preset_of(task: str, algo: str, file: Path | None = None) -> str | None:
+    """The preset that a task is trained with if the command line names none; None for PPO, which has no presets.
+
+    It is the one that the given file names, else the one that a file is shipped with for the task, else ``gpu`` for the
+    tasks of simulators, which are many envs on a GPU.
+    """
+    if algo == "ppo":
+        return None
+    named = None if file is None else load_yaml(file).get("preset")
+    if named is not None:
+        return str(named)
+    for preset in ("classic", "gpu"):
+        path = shipped_config(task, algo, preset)
+        if path is not None and path.stem != "default":
+            return preset
+    return "gpu" if simulator_of(task) in ("isaaclab", "mjlab") else "classic"
+
+
 def default_config(
-    task: str, file: Path | None = None, registered: Mapping[str, Any] | None = None, algo: str = "ppo"
+    task: str,
+    file: Path | None = None,
+    registered: Mapping[str, Any] | None = None,
+    algo: str = "ppo",
+    preset: str | None = None,
 ) -> tuple[TrainConfig, list[Path]]:
     """Defaults of the dataclass, then of the shipped file or what the task is registered with, then the given file.
 
-    A given file's own ``algo`` has to be the one that is asked for.
+    A given file's own ``algo`` has to be the one that is asked for. SAC and DDPG begin with a preset: see ``preset_of``
+    for what it is unless named.
 
     Returns:
         The configuration, and the files it came from.
 
     Raises:
-        ConfigError: a file is missing, or has an unknown key or an impossible value.
+        ConfigError: a file is missing, or has an unknown key or an impossible value, or there is no such preset.
     """
     own = config_class(algo)
-    files = [path for path in (shipped_config(task, algo), file) if path is not None]
-    data = _merged(to_dict(own(task=task)), registered or {})
+    preset = preset or preset_of(task, algo, file)
+    if preset is not None and algo == "ppo":
+        raise ConfigError(f"--preset is '{preset}', and ppo has none; leave it out, or add --algo sac or --algo ddpg")
+    files = [path for path in (shipped_config(task, algo, preset or "classic"), file) if path is not None]
+    begin = {} if preset is None else {"preset": preset, "agent": to_dict(_AGENTS[algo].preset(preset))}
+    data = _merged(_merged(to_dict(own(task=task)), begin), registered or {})
     config = from_dict(own, data)
     for path in files:
         data = _merged(data, load_yaml(path))

@@ -12,7 +12,7 @@ from rich.console import Console
 from rlcore.config import ConfigError, save_yaml, to_dict
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
-from rlcore.train.config import default_config, read_config
+from rlcore.train.config import algorithm, default_config, read_config
 from rlcore.train.importers import Conversion, convert_file, show
 from rlcore.train.registered import registered_config
 
@@ -23,8 +23,10 @@ class ConfigArguments:
 
     task: str | None = None
     """Task whose configuration to print."""
-    algo: Literal["ppo", "sac", "ddpg"] = "ppo"
-    """Learning algorithm that the task is trained with."""
+    algo: Literal["ppo", "sac", "ddpg", "td3"] = "ppo"
+    """Learning algorithm that the task is trained with; td3 is DDPG with the preset td3."""
+    preset: str | None = None
+    """Preset of SAC or DDPG, classic or gpu; None: the one that the task is trained with."""
     file: Path | None = None
     """Configuration file of rsl_rl, rl_games, skrl or SB3 to convert instead."""
     library: str | None = None
@@ -46,17 +48,19 @@ def show_config(args: ConfigArguments) -> int:
     if (args.task is None) == (args.file is None):
         raise ConfigError("give either --task TASK or --file FILE")
     conversion: Conversion | None = None
+    algo, preset = algorithm(args.algo, args.preset)
     if args.file is not None:
         conversion = convert_file(args.file, args.library, num_envs=args.num_envs or 4096, task="TASK")  # type: ignore[arg-type]
         settings: dict[str, Any] = conversion.config
-    elif simulator_of(args.task or "") in ("isaaclab", "mjlab"):
+    elif algo == "ppo" and simulator_of(args.task or "") in ("isaaclab", "mjlab"):
         settings, conversion = registered_config(args.task or "", args.num_envs, args.library)
     else:
         if args.library is not None:
-            raise ConfigError(f"task '{args.task}' ships no configuration of another library; leave --from out")
+            reason = "only settings of ppo are converted" if algo != "ppo" else f"'{args.task}' ships none to convert"
+            raise ConfigError(f"--from is '{args.library}', and {reason}; leave it out")
         if simulator_of(args.task or "") == "builtin":
             make_env(args.task or "", 1).close()  # refuses what there is not
-        settings = to_dict(default_config(args.task or "", algo=args.algo)[0])
+        settings = to_dict(default_config(args.task or "", algo=algo, preset=preset)[0])
     config = read_config({**settings, "task": args.task or "TASK"})
     if conversion is not None and args.show:
         show(conversion, Console())

@@ -25,7 +25,7 @@ def train_command(words: Sequence[str]) -> Job:
     """Read the words of ``rlcore train``."""
     words = launched(with_library(words))
     from rlcore.config import ConfigError, load_yaml
-    from rlcore.train.config import config_class, default_config, task_of
+    from rlcore.train.config import algorithm, config_class, default_config, task_of
 
     named, helping = _named(words), arguments.asks_help(words)
     base: Any = None
@@ -38,7 +38,10 @@ def train_command(words: Sequence[str]) -> Job:
         base, resumed = resumed_config(Path(named["resume"]))
     elif "algo" not in named and named.get("config") and not helping:
         named["algo"] = load_yaml(named["config"]).get("algo", "ppo")
-    algo = named.get("algo", "ppo") if base is None else base.algo
+    named["algo"], preset = algorithm(named.get("algo", "ppo"), named.get("preset"))
+    algo = named["algo"] if base is None else base.algo
+    if preset is not None and algo == "ppo":
+        raise UsageError(f"--preset is '{preset}', and ppo has none; leave it out, or add --algo sac or --algo ddpg")
     Own: Any = config_class(algo, "--algo")
 
     @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ def train_command(words: Sequence[str]) -> Job:
         """Written --from: whose configuration of a simulator's task to take; None: rlcore's, else the first."""
 
     pairs = arguments.pairs_of(words, TrainArguments, free="env")
+    if ("algo", ["td3"]) in pairs:
+        pairs = [(key, ["ddpg"] if key == "algo" else values) for key, values in pairs]
     given = {key: values[0] for key, values in pairs if values}
     if base is None:
         file = Path(given["config"]) if "config" in given else None
@@ -62,8 +67,8 @@ def train_command(words: Sequence[str]) -> Job:
         if algo != "ppo" and "library" in given:
             raise ConfigError(f"--from is '{given['library']}', and only settings of ppo are converted; leave it out")
         # What a simulator's task is registered with is for PPO.
-        registered = {} if helping or algo != "ppo" else _registered(task or "", pairs)
-        base, files = default_config(task or "TASK", file, registered, algo)
+        registered = {} if helping else _registered(task or "", pairs) if algo == "ppo" else _scattered(task or "")
+        base, files = default_config(task or "TASK", file, registered, algo, preset)
         about = f" Defaults from {', '.join(map(str, files))}." if files else ""
         if helping:
             text = (
@@ -125,7 +130,7 @@ def close_simulator() -> None:
 def _named(words: Sequence[str]) -> dict[str, str]:
     """What has to be known before the other words can be read."""
     given: dict[str, str] = {}
-    names = "task|run|resume|onnx|config|algo"
+    names = "task|run|resume|onnx|config|algo|preset"
     for word, following in zip(words, [*words[1:], ""], strict=False):
         found = re.fullmatch(rf"(?:--)?({names})=(.*)|--({names})", word)
         if found:
@@ -166,6 +171,13 @@ def _registered(task: str, pairs: list[arguments.Pair]) -> dict[str, Any]:
         counts = ", ".join(f"{count} {status}" for status, count in conversion.counts.items())
         print(f"settings     of {conversion.library}: {counts}; `rlcore config --task {task} --show` lists them")
     return settings
+
+
+def _scattered(task: str) -> dict[str, Any]:
+    """What holds for a simulator's tasks with any algorithm: first episodes begin at random times, as with PPO."""
+    from rlcore.envs.launch import simulator_of
+
+    return {"env": {"randomize_start": True}} if simulator_of(task) in ("isaaclab", "mjlab") else {}
 
 
 def _training(base: Any, config: Any, resumed: Path | None) -> Job:

@@ -1,0 +1,165 @@
+"""Settings of learning from a replay memory, and those that were chosen together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from rlcore.config import ConfigError, check, nearest
+from rlcore.networks import NetworkConfig
+from rlcore.replay import Timeout
+from rlcore.types import Mode
+
+C = TypeVar("C", bound="OffPolicyConfig")
+
+# Many envs on one GPU, after FlashSAC and FastTD3 (arXiv:2505.22642): wide batches and few of them, n-step targets, and
+# categorical critics of normalized rewards, so that no range of values has to be known beforehand.
+GPU: dict[str, Any] = {
+    "num_updates": 4,
+    "batch_size": 4096,
+    "buffer_size": 10_000_000,
+    "learning_starts": 100_000,
+    "save_buffer": False,
+    "n_step": 3,
+    "tau": 0.01,
+    "policy_delay": 2,
+    "lr_schedule": "cosine",
+    "lr_end": 1.5e-4,
+    "value_loss": "categorical",
+    "normalize_reward": True,
+    "normalize_obs": True,
+    "init_head_scale": 0.01,
+    "noise_hold": 16,
+    "actor": NetworkConfig(kind="residual", hidden_dims=(128, 128), activation="relu", init="orthogonal"),
+    "critic": NetworkConfig(kind="residual", hidden_dims=(512, 512), activation="relu", init="orthogonal"),
+    "precision": "bf16",
+}
+
+
+def _network() -> NetworkConfig:
+    return NetworkConfig(hidden_dims=(256, 256), activation="relu", init="default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffPolicyConfig:
+    """Settings of learning from a replay memory; the defaults are the classic ones, for one or a few envs."""
+
+    num_steps: int = 1
+    """Vector steps between two updates."""
+    update_ratio: float = 1.0
+    """Gradient steps per step of a single env; an update takes update_ratio * num_steps * num_envs of them."""
+    num_updates: int | None = None
+    """Gradient steps of an update, however many envs there are; none: as update_ratio says."""
+    learning_starts: int = 10_000
+    """Steps of single envs before learning begins; until then actions are drawn uniformly."""
+    buffer_size: int = 1_000_000
+    """Transitions in the replay memory."""
+    batch_size: int = 256
+    """Samples of a gradient step (B)."""
+    save_buffer: bool = True
+    """Keep the replay memory in checkpoints. Without it a resumed run is not the same: it first fills a new one."""
+    store_obs: Literal["fp32", "bf16"] = "fp32"
+    """How the replay memory stores observations; bf16 takes half the room and keeps 8 bits of mantissa."""
+    learning_rate: float = 3e-4
+    """Adam's step size."""
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """Whether the step size falls over the run, from learning_rate to lr_end, along half a cosine."""
+    lr_end: float = 0.0
+    """Step size at the end of a cosine schedule."""
+    gamma: float = 0.99
+    """Discount per step."""
+    n_step: int = 1
+    """Rewards summed before a target critic takes over; windows end with their episode."""
+    timeout_bootstrap: Timeout = "final_obs"
+    """What follows a time-out: the true last observation (else, where the env hides it, as value); the observation
+    before it; or nothing."""
+    tau: float = 0.005
+    """Part of the way that target networks go towards the learned ones at each step."""
+    policy_delay: int = 1
+    """Critic steps per actor step."""
+    num_critics: int = 2
+    """Critics, which learn side by side."""
+    q_reduce: Literal["min", "mean", "own"] = "min"
+    """What critics learn from: the lowest of the target critics, their mean, or each from its own."""
+    value_loss: Literal["mse", "categorical"] = "mse"
+    """What a critic predicts: the mean return, or the chance of each of num_atoms returns (C51, arXiv:1707.06887)."""
+    num_atoms: int = 101
+    """Returns that a categorical critic tells apart."""
+    value_range: tuple[float, float] = (-5.0, 5.0)
+    """Lowest and highest of these returns; of normalized rewards, where they are."""
+    max_grad_norm: float | None = None
+    """Gradients are scaled down to this norm; none for no limit."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this before learning; logs show them unscaled."""
+    normalize_reward: bool = False
+    """Divide rewards such that discounted returns have about unit deviation and none exceeds the upper end of
+    value_range; by the statistics at the time of sampling, so that what is stored does not age."""
+    normalize_obs: bool = False
+    """Bring observations to zero mean and unit deviation, by running statistics inside the policy."""
+    clip_obs: float | None = 10.0
+    """Largest magnitude of a normalized observation; none for no limit."""
+    actor: NetworkConfig = field(default_factory=_network)
+    """Hidden layers of the actor."""
+    critic: NetworkConfig = field(default_factory=_network)
+    """Hidden layers of each critic."""
+    init_head_scale: float = 1.0
+    """Factor of the initial weights of the actor's last layer; a small one begins with actions near their center."""
+    noise_hold: int = 1
+    """Most steps for which an env keeps the noise of its exploration; their number k has a chance like 1 / k^2."""
+    actor_obs: tuple[str, ...] | None = None
+    """Observation groups of the actor; none: 'policy', else 'actor'."""
+    critic_obs: tuple[str, ...] | None = None
+    """Observation groups of the critic; none: 'critic', else the actor's."""
+    action_low: tuple[float, ...] | None = None
+    """Lower action bounds, one for all dimensions or one each; none: those of the env."""
+    action_high: tuple[float, ...] | None = None
+    """Upper action bounds, one for all dimensions or one each; none: those of the env."""
+    mode: Mode = "graph"
+    """How acting and learning run on CUDA: recorded as graphs, networks fused by torch.compile, both, or as written
+    (eager)."""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """Matrix products of hidden layers on CUDA; last layers, losses, log densities and Adam stay float32."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for key in ("num_steps", "buffer_size", "batch_size", "n_step", "policy_delay", "num_critics", "noise_hold"):
+            check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
+        for key in ("learning_rate", "update_ratio", "reward_scale", "init_head_scale"):
+            check(getattr(self, key) > 0, key, getattr(self, key), "set a positive number")
+        for key in ("clip_obs", "max_grad_norm", "num_updates"):
+            value = getattr(self, key)
+            check(value is None or value > 0, key, value, "set a positive number or none")
+        check(0 <= self.gamma <= 1, "gamma", self.gamma, "set a number from 0 to 1")
+        check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")
+        check(self.lr_end >= 0, "lr_end", self.lr_end, "set 0 or more")
+        check(self.num_atoms >= 2, "num_atoms", self.num_atoms, "set at least 2")
+        low, high = self.value_range
+        check(low < high, "value_range", self.value_range, "set two rising numbers")
+        known = not self.normalize_reward or high > 0
+        check(known, "value_range", self.value_range, "with normalize_reward its upper end must be positive")
+        fits = 0 <= self.learning_starts <= self.buffer_size
+        check(fits, "learning_starts", self.learning_starts, f"set 0 to buffer_size ({self.buffer_size})")
+        for name in ("actor", "critic"):
+            kind = getattr(self, name).rnn.type
+            check(kind == "none", f"{name}.rnn.type", kind, "recurrent layers need ppo; set none")
+
+    @classmethod
+    def presets(cls) -> dict[str, dict[str, Any]]:
+        """Settings by the name of the preset they belong to; what is not named is as in the dataclass."""
+        return {"classic": {}, "gpu": dict(GPU)}
+
+    @classmethod
+    def preset(cls: type[C], name: str, **changes: Any) -> C:
+        """Settings that were chosen together: ``classic`` for one or a few envs, ``gpu`` for hundreds and more.
+
+        Args:
+            name: of the preset; ``presets`` lists them.
+            changes: settings that are to differ from it.
+
+        Raises:
+            ConfigError: there is no such preset, or the settings do not fit together.
+        """
+        known = cls.presets()
+        if name not in known:
+            raise ConfigError(f"preset: '{name}' is none of {cls.__name__}; {nearest(name, known)}")
+        return cls(**{**known[name], **changes})
