@@ -1,7 +1,7 @@
 """Time SAC and DDPG: a vector step of acting and storing, and the gradient steps that follow it.
 
-    python benchmarks/offpolicy.py --device cuda --algo sac ddpg --updates 1 4 --mode graph eager --peers skrl \
-        --rounds 2 --json offpolicy.json --markdown
+    python benchmarks/offpolicy.py --device cuda --algo sac ddpg --preset classic gpu --mode graph eager \
+        --peers skrl --rounds 2 --json offpolicy.json --markdown
 
 Every library gets the same env tensors, networks, batches and replay memory, which counts as full from the start, so
 that samples come from all of it. Timing is that of ``throughput.py`` with one vector step an iteration: first with the
@@ -34,6 +34,7 @@ from rlcore.sac import SAC, SACConfig
 from rlcore.types import Mode
 
 Algo = Literal["sac", "ddpg"]
+Preset = Literal["classic", "gpu"]
 
 AGENTS: dict[str, tuple[Callable[..., Any], Any]] = {"sac": (SAC, SACConfig), "ddpg": (DDPG, DDPGConfig)}
 
@@ -65,6 +66,7 @@ class ReplayWork(Shape, Turn):
     """What one process is to time."""
 
     algo: Algo
+    preset: Preset
     updates: int
     """Gradient steps after a vector step."""
 
@@ -79,8 +81,16 @@ class Settings(Shape):
     """Envs stepped together."""
     updates: tuple[int, ...] = (1,)
     """Gradient steps after each vector step, one number after the other."""
+    preset: tuple[Preset, ...] = ("classic",)
+    """Settings of rlcore: classic with the sizes given here, gpu with networks and batch of its own; gpu runs without
+    others beside it."""
+    gpu_envs: int = 1024
+    """Envs stepped together with the preset gpu."""
+    gpu_updates: int = 4
+    """Gradient steps after each vector step with the preset gpu."""
     precision: tuple[Precision, ...] = ("tf32",)
-    """Matrix products of rlcore on CUDA, one after the other. Others run at tf32, or at fp32 if this is fp32 alone."""
+    """Matrix products of rlcore on CUDA, one after the other. Others run at tf32, or at fp32 if this is fp32 alone;
+    the preset gpu runs as it is."""
     mode: tuple[Mode, ...] = ("graph", "eager")
     """How rlcore runs on CUDA, one after the other."""
     peers: tuple[str, ...] = ()
@@ -92,46 +102,64 @@ class Settings(Shape):
     json: Path | None = None
     """File for the results; written anew after each round."""
 
-    def works(self, algo: Algo, updates: int) -> list[tuple[str, ReplayWork]]:
-        """What is to be run of an algorithm, rlcore first.
+    def groups(self) -> list[list[tuple[str, ReplayWork]]]:
+        """What is to be run: the works of a group have their turns together, rlcore first.
 
         Raises:
             ValueError: a peer that is not known, or a precision that rlcore does not have here.
         """
-        common = {field.name: getattr(self, field.name) for field in dataclasses.fields(Shape)}
-        common |= {"num_envs": self.num_envs, "algo": algo, "updates": updates}
+        found = []
+        for algo in self.algo:
+            if "classic" in self.preset:
+                found += [self._classic(algo, updates) for updates in self.updates]
+            if "gpu" in self.preset:
+                own = AGENTS[algo][1].preset("gpu")
+                about = {"preset": "gpu", "num_envs": self.gpu_envs, "updates": self.gpu_updates}
+                sizes = {"batch": own.batch_size, "actor": own.actor.hidden_dims, "critic": own.critic.hidden_dims}
+                work = {**self._shape(), **about, **sizes, "algo": algo, "precision": own.precision}
+                found.append([("rlcore", ReplayWork(**work, mode=mode)) for mode in self.mode])
+        return found
+
+    def _classic(self, algo: Algo, updates: int) -> list[tuple[str, ReplayWork]]:
+        work = {**self._shape(), "num_envs": self.num_envs, "algo": algo, "preset": "classic", "updates": updates}
         have = get_args(get_type_hints(AGENTS[algo][1])["precision"])
         for precision in self.precision:
             if precision not in have:
                 raise ValueError(f"--precision: {algo} has no '{precision}'; choose from {' '.join(have)}")
         works = [
-            ("rlcore", ReplayWork(**common, precision=precision, mode=mode))
+            ("rlcore", ReplayWork(**work, precision=precision, mode=mode))
             for precision, mode in itertools.product(self.precision, self.mode)
         ]
         theirs: Precision = "fp32" if set(self.precision) == {"fp32"} else "tf32"
         for name in self.peers:
             if name not in offpolicy_peers.BUILD:
                 raise ValueError(f"--peers: unknown library '{name}'; choose from {' '.join(offpolicy_peers.BUILD)}")
-            works.append((name, ReplayWork(**common, precision=theirs)))
+            works.append((name, ReplayWork(**work, precision=theirs)))
         return works
+
+    def _shape(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(Shape)}
 
 
 def ours(env: VecEnv, work: ReplayWork) -> Subject:
     """The algorithm in the training loop."""
     build, Config = AGENTS[work.algo]
-    config = Config(
-        update_ratio=work.updates / work.num_envs,
-        learning_starts=0,
-        buffer_size=work.buffer,
-        batch_size=work.batch,
-        actor=NetworkConfig(hidden_dims=work.actor, activation="relu", init="default"),
-        critic=NetworkConfig(hidden_dims=work.critic, activation="relu", init="default"),
-        action_low=(-1.0,) if work.task == "Null" else None,
-        action_high=(1.0,) if work.task == "Null" else None,
-        mode=work.mode,
-        precision=work.precision,
-    )
-    agent = build(env, config)
+    changes: dict[str, Any] = {
+        "num_updates": work.updates,
+        "learning_starts": 0,
+        "buffer_size": work.buffer,
+        "mode": work.mode,
+        "precision": work.precision,
+    }
+    if work.task == "Null":
+        changes |= {"action_low": (-1.0,), "action_high": (1.0,)}
+    if work.preset == "classic":
+        networks = {"actor": work.actor, "critic": work.critic}
+        changes |= {
+            name: NetworkConfig(hidden_dims=dims, activation="relu", init="default") for name, dims in networks.items()
+        }
+        changes["batch_size"] = work.batch
+    agent = build(env, Config.preset(work.preset, **changes), num_iterations=100_000)
     replay = agent.replay
     replay.size.fill_(replay.num_rows)
     agent.stored = agent.first_rows
@@ -152,7 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     console = Console(width=max(console.width, 160))
     try:
-        groups = [settings.works(algo, updates) for algo in settings.algo for updates in settings.updates]
+        groups = settings.groups()
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
@@ -160,13 +188,14 @@ def main(arguments: list[str] | None = None) -> int:
     note_missing(settings.peers, report, console)
 
     def named(name: str, work: ReplayWork) -> str:
-        return f"{work.algo}, {label({**vars(work), 'name': name}, full=True)}, {work.updates} updates"
+        kind = f"{work.algo} {work.preset}, {label({**vars(work), 'name': name}, full=True)}"
+        return f"{kind}, {work.num_envs} envs, {work.updates} updates"
 
     with Processes() as processes:
         for works in groups:
             earlier, work = report["results"], works[0][1]
             for results in take_turns(works, named, settings.rounds, report, processes, console, prepare):
-                about = {"algo": work.algo, "updates": work.updates}
+                about = {key: getattr(work, key) for key in ("algo", "preset", "batch", "updates")}
                 report["results"] = earlier + [result | about for result in results]
                 write(report, settings.json)
     write(report, settings.json)

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 NOTE = (
-    "Medians (quartiles). Act + store and update are timed with the device idle at each boundary, the vector step "
-    "without, as a user runs it; the update holds all its gradient steps. B/transition is the replay memory's size by "
-    "its capacity; GPU MiB is the most that torch reserved. Set-up is what building and the warm-up took beyond usual "
-    "steps; cold is the first of its process, CUDA's own start included."
+    "Sizes in the title are those of the classic preset; gpu has its own. Medians (quartiles). Act + store and update "
+    "are timed with the device idle at each boundary, the vector step without, as a user runs it; the update holds all "
+    "its gradient steps. B/transition is the replay memory's size by its capacity; GPU MiB is the most that torch "
+    "reserved. Set-up is what building and the warm-up took beyond usual steps; cold is the first of its process, "
+    "CUDA's own start included."
 )
 
 
@@ -22,8 +23,8 @@ def title(report: dict[str, Any]) -> str:
     s = report["settings"]
     task = f"Null, obs {s['obs']}, act {s['actions']}" if s["task"] == "Null" else s["task"]
     return (
-        f"SAC and DDPG: {task}, {s['num_envs']:,} envs, batch {s['batch']:,}, critics {list(s['critic'])}, "
-        f"actor {list(s['actor'])}, {report['hardware'].get('gpu', s['device'])}"
+        f"SAC and DDPG: {task}, batch {s['batch']:,}, critics {list(s['critic'])}, actor {list(s['actor'])}, "
+        f"{report['hardware'].get('gpu', s['device'])}"
     )
 
 
@@ -31,18 +32,20 @@ def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows; each row's ratios are to the others of its algorithm and number of updates."""
     results = report["results"]
     peers = list(dict.fromkeys(r["name"] for r in results if r["name"] != "rlcore"))
-    heads = ["algorithm", "library", "act + store ms", "updates", "update ms", "vector step ms", "env steps/s"]
-    heads += ["B/transition", "GPU MiB", "set-up s"]
+    heads = ["algorithm", "library", "envs", "act + store ms", "updates × batch", "update ms", "vector step ms"]
+    heads += ["env steps/s", "B/transition", "GPU MiB", "set-up s"]
     heads += [f"{peer} ÷ this, {what}" for peer in peers for what in ("update", "step")]
     rows = []
     for result in results:
-        beside = {r["name"]: r for r in results if all(r[key] == result[key] for key in ("algo", "updates"))}
+        kind = ("algo", "preset", "updates")
+        beside = {r["name"]: r for r in results if all(r[key] == result[key] for key in kind)}
         step = result["iteration_ms"]
         row = [
-            result["algo"],
+            result["algo"] if result["preset"] == "classic" else f"{result['algo']} {result['preset']}",
             f"{label(result, full=True)} ({result['version']})",
+            f"{result['num_envs']:,}",
             _spread(result["collect_ms"]),
-            f"{result['updates']}",
+            f"{result['updates']} × {result['batch']:,}",
             _spread(result["learn_ms"]),
             _spread(step),
             f"{1e3 * result['num_envs'] / step['median']:,.0f}",
@@ -67,7 +70,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     texts = [
         f"{name}: {r['timing']}" for name, r in {f"{r['algo']}, {r['name']}": r for r in report["results"]}.items()
     ]
-    texts += [f"{r['algo']}, {label(r)}: {text}" for r in report["results"] for text in r["warnings"]]
+    texts += [f"{r['algo']} {r['preset']}, {label(r)}: {text}" for r in report["results"] for text in r["warnings"]]
     return texts + [f"{name} failed: {reason}" for name, reason in report["failed"].items()]
 
 
