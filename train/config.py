@@ -17,6 +17,9 @@ from rlcore.sac import SACConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
+LARGEST_SEED = 2**31 - 1
+"""Evaluations add to the seed, and NumPy takes no more than 32 bits."""
+
 RESUMABLE = frozenset(
     {
         "num_iterations",
@@ -92,6 +95,7 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             check(value >= least, name, value, f"give {least} or more")
+        check(self.seed <= LARGEST_SEED, "seed", self.seed, f"give a number from 0 to {LARGEST_SEED}")
         device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
         check(device is not None, "device", self.device, "give auto, cpu, cuda or cuda:<index>")
         plain = self.name is None or safe_name(self.name) == self.name
