@@ -329,7 +329,7 @@ class _MLP(torch.autograd.Function):
                     n, k, widths[0] if last else 0, *strides, act, half, BM=_PART, BX=_FIRST, **tiles,
                 )  # fmt: skip
                 dz = out
-        dx = dz.float() @ weights[0].float() if ctx.needs_input_grad[0] else None
+        dx = (dz @ weights[0]).float() if ctx.needs_input_grad[0] else None
         if not learned:
             return dx, None, None, None, *[None] * (2 * (count + ctx.head))
         first, *biases, head_w, head_b = partial.sum(0)[: sum(split)].split(split)

@@ -104,7 +104,8 @@ class Residual(nn.Module):
 
     A linear layer leads to the width of the blocks. A block normalizes, widens, activates, narrows and adds the result
     to what it was given; what leaves the last block is normalized once more. Normalizations have no weights of their
-    own, because a linear layer follows each.
+    own, because a linear layer follows each, and blocks no biases (FlashSAC does without them, too): they would cost as
+    much as the products on a GPU.
 
     Args:
         inputs: size of the input.
@@ -119,28 +120,43 @@ class Residual(nn.Module):
         """As for ``MLP``."""
         self.fused = False
         """Not used: there are no kernels of our own for it."""
-        self.entry = nn.Linear(inputs, self.size)
         wide = config.expansion * self.size
-        self.widen = nn.ModuleList(nn.Linear(self.size, wide) for _ in config.hidden_dims)
-        self.narrow = nn.ModuleList(nn.Linear(wide, self.size) for _ in config.hidden_dims)
+        self.entry = nn.Linear(inputs, self.size)
+        self.widen = nn.ModuleList(nn.Linear(self.size, wide, bias=False) for _ in config.hidden_dims)
+        self.narrow = nn.ModuleList(nn.Linear(wide, self.size, bias=False) for _ in config.hidden_dims)
         self.activation = _ACTIVATIONS[config.activation]()
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
-        # Not by autocast, which would normalize in float32 and convert back and forth.
-        kind = torch.bfloat16 if x.is_cuda and self.precision == "bf16" else x.dtype
-
-        def linear(y: Tensor, layer: Any) -> Tensor:
-            return F.linear(y, layer.weight.to(kind), layer.bias.to(kind))
-
-        x = linear(x.to(kind), self.entry)
-        for widen, narrow in zip(self.widen, self.narrow, strict=True):
-            inner = self.activation(linear(F.layer_norm(x, (self.size,)), widen))
-            x = x + linear(inner, narrow)
+        parameters: Sequence[Tensor] = list(self.parameters())
+        if x.is_cuda and self.precision == "bf16":
+            # Not by autocast, which would normalize in float32 and convert back and forth.
+            x, parameters = x.bfloat16(), _Rounded.apply(*parameters)  # type: ignore[no-untyped-call]
+        weight, bias, *blocks = parameters
+        x = F.linear(x, weight, bias)
+        for widen, narrow in zip(blocks[: len(blocks) // 2], blocks[len(blocks) // 2 :], strict=True):
+            inner = self.activation(F.linear(F.layer_norm(x, (self.size,)), widen))
+            x = x + F.linear(inner, narrow)
         features = F.layer_norm(x, (self.size,)).float()
         return features if head is None else head(features)
+
+
+class _Rounded(torch.autograd.Function):
+    """Tensors in bfloat16, and their gradients in float32: one kernel each, however many tensors there are."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        rounded = [torch.empty_like(tensor, dtype=torch.bfloat16) for tensor in tensors]
+        torch._foreach_copy_(rounded, tensors)
+        return tuple(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        full = [torch.empty_like(gradient, dtype=torch.float32) for gradient in gradients]
+        torch._foreach_copy_(full, gradients)
+        return tuple(full)
 
 
 class Network(nn.Module):
@@ -183,7 +199,8 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.orthogonal_(layer.weight, gain)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def concatenate(obs: Obs, groups: Sequence[str]) -> Tensor:

@@ -158,6 +158,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "time-outs worth the value before": {"timeout_bootstrap": "value"},
     "time-outs worth nothing": {"timeout_bootstrap": "none", "max_grad_norm": 0.5, "reward_scale": 0.1},
     "half as many gradient steps": {"update_ratio": 0.5},
+    "categorical critics of normalized rewards": {"value_loss": "categorical", "normalize_reward": True},
+    "three critics, each by itself": {"num_critics": 3, "q_reduce": "own"},
+    "mean of categorical critics": {"num_critics": 3, "q_reduce": "mean", "value_loss": "categorical"},
+    "held noise, falling rate": {"noise_hold": 16, "lr_schedule": "cosine", "lr_end": 1e-4, "num_updates": 3},
+    "entropy from its target on": {"target_std": 0.15, "center_entropy": True, "init_std": 0.2},
+    "layers normalized": {"actor": replace(SMALL, layer_norm=True), "critic": replace(SMALL, layer_norm=True)},
+    "residual": {"actor": replace(SMALL, kind="residual"), "critic": replace(SMALL, kind="residual", expansion=2)},
 }
 
 
@@ -177,7 +184,7 @@ class NoHostRead(TorchDispatchMode):
 def test_every_variant_learns_without_reading_a_tensor_on_the_host(name: str) -> None:
     env = null(obs_size=5, episode_length=7)
     agent = SAC(env, config(**VARIANTS[name]), seed=0)
-    agent.learn(5)  # allocates
+    agent.learn(20)  # allocates
     before = [p.detach().clone() for p in agent.policy.parameters()]
     obs = env.reset()
     metrics: dict[str, Tensor] = {}
@@ -225,20 +232,30 @@ def test_actor_waits_for_its_turn_across_updates() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [SAC, DDPG])
-@pytest.mark.parametrize("changes", [{}, {"n_step": 3, "normalize_obs": True, "policy_delay": 2, "buffer_size": 48}])
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("classic", {}),
+        ("classic", {"n_step": 3, "normalize_obs": True, "policy_delay": 2, "buffer_size": 48}),
+        ("gpu", {"save_buffer": True, "num_updates": 3, "critic": replace(SMALL, kind="residual")}),
+    ],
+)
 def test_twenty_iterations_equal_ten_and_resume_and_ten_bitwise(
-    tmp_path: Path, algorithm: Any, changes: dict[str, Any]
+    tmp_path: Path, algorithm: Any, preset: str, changes: dict[str, Any]
 ) -> None:
     kind = SACConfig if algorithm is SAC else DDPGConfig
-    own = {**SIZES, "learning_starts": 16, **changes} | ({"noise": "ou"} if algorithm is DDPG else {})
+    own = {**SIZES, "learning_starts": 16, **changes}
+    if algorithm is DDPG:
+        own |= {"noise": "ou"} if preset == "classic" else {"noise_spread": "episodes"}
 
     def build(seed: int | None = 3) -> Any:
-        return algorithm(make_env("Pendulum", 4, seed=seed, max_episode_length=9), kind(**own), seed=seed)
+        env = make_env("Pendulum", 4, seed=seed, max_episode_length=9)
+        return algorithm(env, kind.preset(preset, **own), seed=seed, num_iterations=20)
 
     whole = build()
     straight = whole.learn(20)
     first = build()
-    content = snapshot(first.env, first, first.learn(10))
+    content = snapshot(first.env, first, learn(first.env, first, 10, seed=3))
     facts = {"config": to_dict(first.config), "spec": asdict(spec_of(first.env))}
     save_checkpoint(tmp_path / "10.pt", {**facts, **content})
 
@@ -318,6 +335,16 @@ def test_wide_or_missing_bounds_can_be_given_in_the_settings() -> None:
         ({"learning_starts": 5000}, "learning_starts: 5000 is not possible; set 0 to buffer_size"),
         ({"log_std_range": (1.0, 0.0)}, "log_std_range"),
         ({"init_temperature": 0.0}, "init_temperature"),
+        ({"target_std": 0.1, "target_entropy": -1.0}, "target_std: 0.1 is not possible; leave either"),
+        ({"init_std": 0.0}, "init_std"),
+        ({"num_critics": 0}, "num_critics"),
+        ({"num_updates": 0}, "num_updates"),
+        ({"num_atoms": 1}, "num_atoms"),
+        ({"noise_hold": 0}, "noise_hold"),
+        ({"value_range": (1.0, 1.0)}, "value_range"),
+        ({"value_range": (-1.0, 0.0), "normalize_reward": True}, "value_range: .* its upper end must be positive"),
+        ({"lr_end": -1.0}, "lr_end"),
+        ({"init_head_scale": 0.0}, "init_head_scale"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
@@ -376,7 +403,7 @@ def test_sac_solves_pendulum_in_six_thousand_steps() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("preset", ["classic", "gpu"])
+@pytest.mark.parametrize("preset", ["classic", "gpu", "fused"])
 @pytest.mark.parametrize("algorithm", [SAC, DDPG])
 def test_a_hundred_updates_as_graphs_equal_a_hundred_as_written(algorithm: Any, preset: str) -> None:
     """Two patterns of actor steps, so two graphs; the env's part is recorded too."""
@@ -413,7 +440,9 @@ def test_nothing_waits_for_the_device(algorithm: Any, preset: str) -> None:
 def on_gpu(algorithm: Any, preset: str, **changes: Any) -> Any:
     kind = SACConfig if algorithm is SAC else DDPGConfig
     sizes = {"learning_starts": 40, "buffer_size": 2000, "batch_size": 64, "policy_delay": 2, "n_step": 3, **changes}
-    if preset == "classic":
+    if preset != "gpu":
         sizes |= {"actor": SMALL, "critic": SMALL}
+    if preset == "fused":  # our own kernels for the layers, and for the loss
+        preset, sizes = "gpu", sizes | {"precision": "bf16"}
     env = make_env("Pendulum", 4, "cuda", seed=0, max_episode_length=20)
     return algorithm(env, kind.preset(preset, **sizes), seed=0)

@@ -1,0 +1,361 @@
+"""The switches that SAC and DDPG share, and their presets, each against a slow reference or a closed form."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, SACConfig
+from rlcore.config import load_yaml
+from rlcore.distributional import categorical_loss_reference, expected_value_reference
+from rlcore.envs import make_env
+from rlcore.envs.null import Null
+from rlcore.exploration import Deviation, HeldNoise
+from rlcore.networks import MLP, Residual
+from rlcore.normalization import ReturnScale
+from rlcore.q_networks import frozen
+from rlcore.train.cli import main
+from rlcore.train.config import CONFIGS, default_config
+
+SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh", init="default")
+SIZES: dict[str, Any] = {"learning_starts": 40, "buffer_size": 2000, "batch_size": 32, "actor": SMALL, "critic": SMALL}
+
+
+def agent(kind: Any = SAC, *, preset: str = "classic", num_iterations: int | None = None, **changes: Any) -> Any:
+    env = Null(4, obs_size=3, action_size=2, episode_length=7)
+    env.action_space = spaces.Box(-2.0, 2.0, (2,))
+    config = (SACConfig if kind is SAC else DDPGConfig).preset(preset, **{**SIZES, **changes})
+    return kind(env, config, seed=0, num_iterations=num_iterations)
+
+
+def batch(number: int = 24) -> dict[str, Tensor]:
+    obs, next_obs = torch.randn(2, number, 3)
+    return {
+        "actor_obs": obs,
+        "critic_obs": obs,
+        "next_actor_obs": next_obs,
+        "next_critic_obs": next_obs,
+        "action": 4 * torch.rand(number, 2) - 2,
+        "reward": torch.randn(number),
+        "discount": torch.rand(number).round() * 0.99,
+        "weight": torch.rand(number),
+    }
+
+
+# --- Exploration -----------------------------------------------------------------------------------------------------
+
+
+def test_noise_is_held_for_zeta_distributed_numbers_of_steps_by_each_env_for_itself() -> None:
+    torch.manual_seed(0)
+    held = HeldNoise(2000, 3, longest=16)
+    draws = torch.stack([held.draw().clone() for _ in range(200)])  # [T, N, A]
+    fresh = (draws[1:] != draws[:-1]).all(-1)  # [T - 1, N]
+    assert torch.equal(fresh, (draws[1:] != draws[:-1]).any(-1))
+    lengths: list[int] = []
+    for env in range(2000):
+        starts = fresh[:, env].nonzero().flatten()
+        lengths += starts.diff().tolist()
+    counts = torch.bincount(torch.tensor(lengths), minlength=17)[1:].double()
+    weight = torch.arange(1, 17).double() ** -2
+    # Long spells are a little rarer among those that end in time.
+    torch.testing.assert_close(counts / counts.sum(), weight / weight.sum(), rtol=0.1, atol=0.002)
+    assert float(fresh.float().mean(0).std()) > 0  # envs do not change together
+    assert float(draws[::20].std()) == pytest.approx(1, abs=0.02)
+
+
+def test_noise_is_fresh_where_an_episode_began_and_everywhere_if_it_is_not_held() -> None:
+    held = HeldNoise(1000, 2, longest=16)
+    held.draw()
+    held.left.fill_(5)
+    before, done = held.noise.clone(), torch.arange(1000) < 300
+    held.end(done)
+    after = held.draw()
+    assert not (after[:300] == before[:300]).any()
+    assert torch.equal(after[300:], before[300:])
+    torch.manual_seed(4)
+    expected = torch.randn(1000, 2)
+    torch.manual_seed(4)
+    assert torch.equal(HeldNoise(1000, 2, longest=1).draw(), expected)
+
+
+def test_deviations_are_spread_over_envs_or_drawn_for_each_episode() -> None:
+    fixed = Deviation(5, 0.1, 0.5, "envs")
+    fixed.end(torch.ones(5, dtype=torch.bool))
+    torch.testing.assert_close(fixed.value.squeeze(1), torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
+    drawn = Deviation(4000, 0.1, 0.5, "episodes")
+    before, done = drawn.value.clone(), torch.arange(4000) % 2 == 0
+    drawn.end(done)
+    assert torch.equal(drawn.value[~done], before[~done])
+    ranks = 0.1 + 0.4 * (torch.arange(2000) + 0.5) / 2000
+    assert (drawn.value[done].flatten().sort().values - ranks).abs().max() < 0.4 * 1.63 / math.sqrt(2000)
+    assert Deviation(1, 0.2, 0.4, "envs").value.item() == pytest.approx(0.3)
+
+
+def test_an_envs_deviation_and_held_noise_reach_its_actions() -> None:
+    learner = agent(DDPG, noise_range=(0.0, 0.3), noise_hold=16)
+    obs = torch.zeros(4, 3)
+    with torch.no_grad():
+        action = learner._explore(obs)
+        expected = learner.policy({"policy": obs})[0] + 2.0 * torch.linspace(0, 0.3, 4)[:, None] * learner.held.noise
+    torch.testing.assert_close(action, expected)
+
+
+# --- Values ----------------------------------------------------------------------------------------------------------
+
+
+def test_reward_divisor_equals_a_loop_over_all_returns() -> None:
+    torch.manual_seed(1)
+    scale = ReturnScale(3, gamma=0.9, limit=2.0)
+    rewards, done = torch.randn(50, 3) * 3 + 1, torch.rand(50, 3) < 0.1
+    returns, running = [], [0.0] * 3
+    for t in range(50):
+        scale.update(rewards[t], done[t])
+        for env in range(3):
+            running[env] = 0.9 * running[env] + float(rewards[t, env])
+            returns.append(running[env])
+            running[env] = 0.0 if done[t, env] else running[env]
+    series = torch.tensor(returns, dtype=torch.float64)
+    deviation, largest = float(series.std(correction=0)), float(series.abs().max())
+    assert float(scale()) == pytest.approx(max(deviation, largest / 2), rel=1e-5)
+    assert largest / 2 > deviation
+    scale.limit = 1e9
+    assert float(scale()) == pytest.approx(deviation, rel=1e-5)
+    scale.update(torch.tensor([math.nan, 0.0, 0.0]), done[0])
+    assert math.isfinite(float(scale()))
+
+
+def test_rewards_are_divided_when_they_are_sampled() -> None:
+    learner = agent(normalize_reward=True)
+    learner.learn(30)
+    learner.return_scale.statistics.var.fill_(49.0)
+    learner.return_scale.largest.fill_(1.0)
+    torch.manual_seed(2)
+    raw = learner.replay.sample(16, 0.99)
+    torch.testing.assert_close(learner._batch(raw)["reward"], raw.reward / 7)
+
+
+@pytest.mark.parametrize("reduce", ["min", "mean", "own"])
+@pytest.mark.parametrize("loss", ["mse", "categorical"])
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str) -> None:
+    learner = agent(kind, num_critics=3, q_reduce=reduce, value_loss=loss, num_atoms=11, value_range=(-3.0, 2.0))
+    data, action, bonus = batch(), torch.rand(24, 2), torch.randn(24)
+    with torch.no_grad():
+        output = learner.critics.output(data["critic_obs"], data["action"])
+        following = learner.target_critics.output(data["next_critic_obs"], action)
+        if loss == "categorical":
+            shift = data["reward"] + data["discount"] * bonus
+            expected, _ = categorical_loss_reference(
+                output, following, shift, data["discount"], data["weight"], -3.0, 2.0, reduce
+            )
+            value = float(expected_value_reference(output, -3.0, 2.0).mean())
+        else:
+            total = 0.0
+            for i in range(24):
+                each = [float(following[c, i]) for c in range(3)]
+                for c in range(3):
+                    chosen = {"min": min(each), "mean": sum(each) / 3, "own": each[c]}[reduce]
+                    target = float(data["reward"][i]) + float(data["discount"][i]) * (chosen + float(bonus[i]))
+                    total += float(data["weight"][i]) * (float(output[c, i]) - target) ** 2 / 24
+            expected, value = torch.tensor(total), float(output.mean())
+    metrics = learner._improve_critics(data, action, bonus)
+    assert float(metrics["loss/value"]) == pytest.approx(float(expected), rel=1e-4)
+    assert float(metrics["policy/value"]) == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+def test_target_std_is_the_entropy_of_a_normal_distribution_in_the_units_of_the_env() -> None:
+    learner = agent(target_std=0.15)
+    reference = torch.distributions.Normal(0.0, 0.15 * learner.policy.reach).entropy().sum()
+    assert learner.target_entropy == pytest.approx(float(reference), rel=1e-6)
+
+
+def test_centered_entropy_shifts_targets_by_its_target_and_the_temperature_not() -> None:
+    seen: dict[bool, Tensor] = {}
+    for center in (False, True):
+        learner, data = agent(center_entropy=center, target_entropy=-3.0, init_temperature=0.5), batch()
+        improve = learner._improve_critics
+
+        def noted(data: Any, action: Tensor, bonus: Tensor, center: bool = center, improve: Any = improve) -> Any:
+            seen[center] = bonus
+            return improve(data, action, bonus)
+
+        learner._improve_critics = noted
+        torch.manual_seed(5)
+        metrics = learner._gradient_step(data, with_actor=True)
+        seen_entropy = float(metrics["policy/entropy"])
+        # In both cases too much entropy lowers the temperature.
+        assert (float(learner.log_temperature.detach()) < math.log(0.5)) == (seen_entropy > -3.0)
+    torch.testing.assert_close(seen[True], seen[False] + 0.5 * 3.0)
+
+
+def test_gradients_pass_through_frozen_critics() -> None:
+    learner, data = agent(num_critics=2), batch()
+    action = data["action"].clone().requires_grad_()
+    with frozen(learner.critics):
+        value = learner.critics(data["critic_obs"], action).sum()
+    (gradient,) = torch.autograd.grad(value, action)
+    assert float(gradient.abs().sum()) > 0
+    assert all(p.requires_grad and p.grad is None for p in learner.critics.parameters())
+
+
+def test_rate_falls_along_a_cosine_and_goes_on_after_a_resume() -> None:
+    rates: list[float] = []
+    learner = agent(lr_schedule="cosine", learning_rate=1e-2, lr_end=1e-3, num_iterations=40)
+    learner.learn(40, on_report=lambda r: rates.append(r.metrics.get("policy/learning_rate", math.nan)))
+    for iteration in (20, 30, 40):
+        expected = 1e-3 + 9e-3 * (1 + math.cos(math.pi * iteration / 40)) / 2
+        assert rates[iteration - 1] == pytest.approx(expected, rel=1e-5)
+    assert float(learner.actor_optimizer.learning_rate) == pytest.approx(1e-3)
+    with pytest.raises(ConfigError, match="lr_schedule: 'cosine' needs the length of the run"):
+        agent(lr_schedule="cosine").update()
+
+
+# --- Networks --------------------------------------------------------------------------------------------------------
+
+
+def test_residual_network_equals_its_formula() -> None:
+    torch.manual_seed(0)
+    network = Residual(5, NetworkConfig(kind="residual", hidden_dims=(8, 8), expansion=3, activation="relu"))
+    x = torch.randn(7, 5)
+
+    def norm(y: Tensor) -> Tensor:
+        deviation = (y.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        return (y - y.mean(-1, keepdim=True)) / deviation
+
+    y = x @ network.entry.weight.T + network.entry.bias
+    for widen, narrow in zip(network.widen, network.narrow, strict=True):
+        assert widen.weight.shape == (24, 8)  # type: ignore[union-attr]
+        y = y + (norm(y) @ widen.weight.T).clamp(min=0) @ narrow.weight.T  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(network(x), norm(y), rtol=1e-4, atol=1e-5)
+    assert network.size == 8
+
+
+def test_layers_are_normalized_before_they_are_activated() -> None:
+    torch.manual_seed(0)
+    network = MLP(5, NetworkConfig(hidden_dims=(8,), activation="silu", layer_norm=True))
+    x = torch.randn(7, 5)
+    linear: Any = network.layers[0]
+    torch.testing.assert_close(network(x), F.silu(F.layer_norm(linear(x), (8,))))
+
+
+@pytest.mark.parametrize("changes", [{"hidden_dims": (8, 16)}, {"hidden_dims": ()}, {"expansion": 0}])
+def test_impossible_networks_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        NetworkConfig(**{"kind": "residual", **changes})
+
+
+def test_an_actor_begins_near_the_center_with_the_deviation_it_is_told() -> None:
+    learner = agent(init_head_scale=1e-3, init_std=0.3)
+    obs = torch.randn(100, 3)
+    mean, log_std = learner._distribution(obs)
+    assert float(mean.abs().max()) < 0.01
+    torch.testing.assert_close(log_std.exp(), torch.full((100, 2), 0.3), rtol=0.02, atol=0)
+
+
+# --- Presets ---------------------------------------------------------------------------------------------------------
+
+
+def test_presets_are_the_defaults_the_same_for_many_envs_and_td3() -> None:
+    assert SACConfig.preset("classic") == SACConfig()
+    assert DDPGConfig.preset("classic") == DDPGConfig()
+    for kind in (SACConfig, DDPGConfig):
+        gpu = kind.preset("gpu", gamma=0.97)
+        assert (gpu.value_loss, gpu.normalize_reward, gpu.n_step, gpu.gamma) == ("categorical", True, 3, 0.97)
+        assert gpu.num_critics == 2
+        with pytest.raises(ConfigError, match=f"preset: 'gpuu' is none of {kind.__name__}; did you mean 'gpu'?"):
+            kind.preset("gpuu")
+    td3 = DDPGConfig.preset("td3")
+    assert td3 == DDPGConfig(num_critics=2, policy_delay=2, target_noise=0.2, target_noise_clip=0.5)
+
+
+def test_a_preset_follows_from_the_task_unless_one_is_named(tmp_path: Path) -> None:
+    def chosen(task: str, algo: str = "sac", **named: Any) -> tuple[str, int, list[Path]]:
+        config: Any
+        config, files = default_config(task, algo=algo, **named)
+        assert config.agent.value_loss == ("categorical" if config.preset == "gpu" else "mse")
+        return config.preset, config.num_envs, files
+
+    assert chosen("Pendulum") == ("classic", 1, [CONFIGS / "sac" / "Pendulum.yaml"])
+    assert chosen("Pendulum", preset="gpu") == ("gpu", 1024, [CONFIGS / "sac-gpu" / "default.yaml"])
+    assert chosen("gym:Hopper-v5") == ("classic", 1, [CONFIGS / "sac" / "default.yaml"])
+    for task in ("Mjlab-Velocity-Flat-Unitree-G1", "isaaclab:mine:Task-v0", "Isaac-Ant-v0"):
+        assert chosen(task, "ddpg") == ("gpu", 1024, [CONFIGS / "ddpg-gpu" / "default.yaml"])
+    assert chosen("Reach-UR5e-JointPos")[:2] == ("gpu", 1024)
+    file = tmp_path / "mine.yaml"
+    file.write_text("algo: sac\npreset: gpu\nnum_envs: 7\nagent: {gamma: 0.5}\n")
+    assert chosen("gym:Hopper-v5", file=file) == ("gpu", 7, [CONFIGS / "sac-gpu" / "default.yaml", file])
+    file.write_text("algo: sac\npreset: gpuu\n")
+    with pytest.raises(ConfigError, match="did you mean 'gpu'"):
+        chosen("Pendulum", file=file)
+
+
+def test_command_line_knows_presets_and_td3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--num-envs", "4", "--num-iterations", "16", "--eval-envs", "3", "--runs-dir", str(tmp_path)]
+    small += ["--agent.learning-starts", "40", "--agent.batch-size", "16", "--agent.buffer-size", "2000"]
+    nets = ["--agent.actor.hidden-dims", "16", "--agent.critic.hidden-dims", "16"]
+    for words, algo, preset in (
+        (["--algo", "sac", "--preset", "gpu", *nets], "sac", "gpu"),
+        (["--algo", "td3", *nets], "ddpg", "td3"),
+        (["--algo", "td3", "--preset", "gpu", *nets], "ddpg", "gpu"),
+    ):
+        runs = set((tmp_path / "Pendulum" / algo).glob("*"))
+        assert main(["train", "--task", "Pendulum", *words, *small]) == 0
+        (run,) = set((tmp_path / "Pendulum" / algo).glob("*")) - runs
+        written = load_yaml(run / "config.yaml")
+        assert (written["algo"], written["preset"]) == (algo, preset)
+        assert written["agent"]["policy_delay"] == 2
+        assert main(["train", "--resume", str(run), "--num-iterations", "20"]) == 0
+        assert main(["eval", "--run", str(run), "--episodes", "2"]) == 0
+    assert main(["config", "--task", "Pendulum", "--algo", "sac", "--preset", "gpu"]) == 0
+    assert "value_loss: categorical" in capsys.readouterr().out
+    assert main(["train", "--task", "Pendulum", "--preset", "gpu"]) == 2
+    assert main(["train", "--task", "Pendulum", "--algo", "sac", "--preset", "gpuu"]) == 2
+    assert main(["train", "--resume", str(run), "--preset", "classic"]) == 2
+    error = capsys.readouterr().err
+    assert "--preset is 'gpu', and ppo has none" in error
+    assert "'gpuu' is none of SACConfig; did you mean 'gpu'?" in error
+    assert "preset is 'gpu' in the run that is resumed and 'classic' here" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_the_gpu_preset_made_small_solves_pendulum(kind: Any) -> None:
+    """A random policy has about -1200; 16 envs, two gradient steps for each step of them all."""
+    from rlcore.train.evaluate import evaluate
+
+    nets = {
+        name: NetworkConfig(kind="residual", hidden_dims=(w,), activation="relu")
+        for name, w in (("actor", 32), ("critic", 64))
+    }
+    sizes = {"num_updates": 2, "batch_size": 128, "buffer_size": 50_000, "learning_starts": 1000, "num_atoms": 51}
+    config = (SACConfig if kind is SAC else DDPGConfig).preset("gpu", **sizes, **nets, learning_rate=1e-3, lr_end=3e-4)
+    learner = kind(make_env("Pendulum", 16, seed=1), config, seed=1)
+    learner.learn(1200)
+    result = evaluate(make_env("Pendulum", 50, seed=1), learner.policy, seed=100)
+    assert result.mean_return >= -200
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layers", [{"kind": "residual"}, {"layer_norm": True}, {"activation": "elu"}])
+def test_half_precision_is_near_full_precision_on_a_gpu(layers: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    network = NetworkConfig(**{"hidden_dims": (64, 64), "activation": "silu", **layers})
+    module = (Residual if network.kind == "residual" else MLP)(20, network).cuda()
+    x = torch.randn(100, 20, device="cuda", requires_grad=True)
+    parameters, direction = [x, *module.parameters()], torch.randn(100, 64, device="cuda")
+    results = []
+    for precision in ("fp32", "bf16"):
+        module.precision, module.fused = precision, precision == "bf16"
+        y = module(x)
+        assert y.dtype == torch.float32
+        results.append([y.detach(), *torch.autograd.grad((y * direction).sum(), parameters)])
+    for full, half in zip(*results, strict=True):
+        assert half.dtype == torch.float32
+        assert float((full - half).norm() / full.norm()) < 3e-2
