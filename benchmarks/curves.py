@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
+import csv
 import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
 from facts import pipes, preamble
 from rich.console import Console
 from rich.table import Table
 
+from rlcore.train.evaluate import t_interval
+
 COLORS = {"fp32": "#555555", "tf32": "#1f5fbf", "bf16": "#d1495b"}
+ALGO_COLORS = {"ppo": "#555555", "sac": "#1f5fbf", "ddpg": "#d1495b"}
+DASHES = {"ppo": "-", "sac": "-", "ddpg": "--"}
+
+
+def key_of(run: dict[str, Any]) -> tuple[Any, ...]:
+    """Task, algorithm, precision and seed."""
+    return tuple(run[name] for name in ("task", "algo", "precision", "seed"))
+
+
+def named(key: tuple[Any, ...]) -> str:
+    """A run's name for people."""
+    task, algo, precision, seed = key
+    return f"{task} {algo} {precision} seed {seed}"
 
 
 def summary(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows, one row for each task and precision: mean over the seeds (least to most)."""
+    """Headings and rows, one row for each task, algorithm and precision: mean over the seeds (least to most)."""
     target = f"{report['settings']['target']:.0%}"
-    heads = ["task", "precision", "envs", "seeds", "final success %", "final return"]
-    heads += [f"s to {target} success", f"M env steps to {target}", "set-up s", "whole run s"]
+    heads = ["task", "algorithm", "precision", "envs", "seeds", "M env steps", "final success %", "final return"]
+    heads += ["sd", "95 % interval", f"s to {target} success", f"M env steps to {target}", "set-up s", "whole run s"]
     rows = []
-    for task, precision in dict.fromkeys((r["task"], r["precision"]) for r in report["results"]):
-        runs = [r for r in report["results"] if (r["task"], r["precision"]) == (task, precision)]
+    for kind in dict.fromkeys(key_of(r)[:3] for r in report["results"]):
+        runs = [r for r in report["results"] if key_of(r)[:3] == kind]
         last = [r["curve"][-1] for r in runs]
         reached = [r["reached"] for r in runs if r["reached"] is not None]
         successes = [point["success"] for point in last]
         missed = f", {len(runs) - len(reached)} never" if len(reached) < len(runs) else ""
         known = None not in successes
+        returns = [point["return"] for point in last]
+        low, high = t_interval(torch.tensor(returns, dtype=torch.float64))
         rows.append(
             [
-                task,
-                precision,
+                *kind,
                 f"{runs[0]['num_envs']:,}",
                 f"{len(runs)}",
+                _range([point["env_steps"] / 1e6 for point in last], 2),
                 _range([100 * value for value in successes], 1) if known else "",
-                _range([point["return"] for point in last], 1),
+                _range(returns, 1),
+                f"{statistics.stdev(returns):.1f}" if len(runs) > 1 else "",
+                f"{low:.1f}..{high:.1f}" if len(runs) > 1 else "",
                 _range([p["seconds"] for p in reached], 1) + missed if known else "",
                 _range([p["env_steps"] / 1e6 for p in reached], 1) + missed if known else "",
                 _range([r["setup"]["three_iterations_s"] for r in runs], 1),
                 _range([r["total_s"] for r in runs], 1),
             ]
         )
-    return heads, rows
+    told = [column for column in range(len(heads)) if any(row[column] for row in rows)]
+    return [heads[column] for column in told], [[row[column] for column in told] for row in rows]
 
 
 def _range(values: list[float], digits: int) -> str:
@@ -53,8 +75,9 @@ def _range(values: list[float], digits: int) -> str:
 def notes(report: dict[str, Any]) -> list[str]:
     """What must be known to read the table."""
     texts = [
-        "Mean over the seeds (least..most). Seconds count from the making of the env; set-up, which they include, ends "
-        "with the third iteration, when the graphs are recorded. Importing the libraries, "
+        "Mean over the seeds (least..most); sd and Student's interval of the mean are over the seeds too. Seconds "
+        "count from the making of the env; set-up, which they include, ends with the third iteration, when the graphs "
+        "are recorded. Importing the libraries, "
         f"{_range([r['setup']['import_s'] for r in report['results']], 1)} s, comes before."
     ]
     if report["settings"]["jobs"] > 1:
@@ -68,7 +91,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     heads, rows = summary(report)
     table = Table()
     for number, heading in enumerate(heads):
-        table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
+        table.add_column(heading, justify="left" if number < 3 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -80,7 +103,7 @@ def markdown(report: dict[str, Any]) -> str:
     """The results as a section of a Markdown file."""
     tasks = ", ".join(dict.fromkeys(r["task"] for r in report["results"]))
     heads, rows = summary(report)
-    return "\n\n".join([f"### Learning: {tasks}", preamble(report), pipes(heads, rows, left=(0, 1)), *notes(report)])
+    return "\n\n".join([f"### Learning: {tasks}", preamble(report), pipes(heads, rows, left=(0, 1, 2)), *notes(report)])
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
@@ -97,13 +120,18 @@ def draw(report: dict[str, Any], path: Path) -> None:
     for task, (by_steps, by_seconds) in zip(tasks, grid, strict=True):
         runs = [r for r in report["results"] if r["task"] == task]
         success = runs[0]["curve"][-1]["success"] is not None
+        algos, precisions = ({r[name] for r in report["results"]} for name in ("algo", "precision"))
         for run in runs:
-            first = run["seed"] == next(r["seed"] for r in runs if r["precision"] == run["precision"])
+            first = run is next(r for r in runs if key_of(r)[:3] == key_of(run)[:3])
             ys = [100 * p["success"] if success else p["return"] for p in run["curve"]]
             xs = [[p["env_steps"] / 1e6 for p in run["curve"]], [p["seconds"] for p in run["curve"]]]
             for axes, x in zip((by_steps, by_seconds), xs, strict=True):
-                color, name = COLORS[run["precision"]], run["precision"] if first else None
-                axes.plot(x, ys, color=color, linewidth=1.4, marker=".", alpha=0.8, label=name)
+                style: dict[str, Any] = {"color": COLORS[run["precision"]], "linestyle": DASHES[run["algo"]]}
+                if len(precisions) == 1:
+                    style = {"color": ALGO_COLORS[run["algo"]]}
+                words = [run["algo"]] * (len(algos) > 1) + [run["precision"]] * (len(precisions) > 1 or len(algos) == 1)
+                style["label"] = " ".join(words) if first else None
+                axes.plot(x, ys, linewidth=1.4, marker=".", alpha=0.8, **style)
         for axes, text in ((by_steps, "million env steps"), (by_seconds, "seconds, set-up included")):
             if success:
                 axes.axhline(100 * report["settings"]["target"], color="#999999", linewidth=1, linestyle="--")
@@ -116,3 +144,15 @@ def draw(report: dict[str, Any], path: Path) -> None:
         by_steps.legend(frameon=False, loc="best")
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
+
+
+def write_csv(report: dict[str, Any], path: Path) -> None:
+    """Write the curves, a line for each evaluation of each run."""
+    names = ("iteration", "env_steps", "seconds", "return", "success")
+    with path.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["task", "algo", "precision", "seed", *names])
+        for run in report["results"]:
+            for point in run["curve"]:
+                values = (point[name] for name in names)
+                table.writerow([*key_of(run), *(f"{v:.6g}" if isinstance(v, float) else v for v in values)])

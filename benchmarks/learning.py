@@ -2,6 +2,8 @@
 
     python benchmarks/learning.py --task Reach-UR5e-JointPos Pendulum --precision fp32 tf32 bf16 --seeds 1 2 3 \
         --json learning.json --plot learning.png
+    python benchmarks/learning.py --algo sac ddpg --task gym:HalfCheetah-v5 gym:Hopper-v5 --precision fp32 \
+        --jobs 12 --threads 1 --eval-envs 10 --json mujoco.json --csv mujoco.csv --plot mujoco.png
 
 Every run has a process of its own and starts cold. While it trains, copies of the policy are put aside with the time;
 they are evaluated when the training is over, so that evaluation costs it nothing. They are evaluated in fp32, as
@@ -18,23 +20,28 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import tyro
-from curves import draw, markdown, show
+from curves import draw, key_of, markdown, named, show, write_csv
 from facts import header, write
 from rich.console import Console
 from timing import Precision, apart, heard_warnings, peak_memory
 
-from rlcore.actor_critic import build_policy
+from rlcore.config import ConfigError
 from rlcore.env import spec_of
 from rlcore.envs import make_env
 from rlcore.learn import Progress
-from rlcore.ppo import PPO
-from rlcore.train.config import default_config
+from rlcore.train.algorithms import AGENTS, POLICIES
+from rlcore.train.config import TrainConfig, default_config
 from rlcore.train.evaluate import evaluate
 from rlcore.types import Mode
+
+Algo = Literal["ppo", "sac", "ddpg"]
+
+Key = tuple[str, str, Precision, int]
+"""Task, algorithm, precision and seed of a run."""
 
 Run = dict[str, Any]
 """What is known of one training."""
@@ -49,14 +56,20 @@ class Settings:
 
     task: tuple[str, ...] = ("Reach-UR5e-JointPos",)
     """Tasks of `rlcore tasks`."""
+    algo: tuple[Algo, ...] = ("ppo",)
+    """Algorithms, one after the other."""
     precision: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
-    """Matrix products on CUDA."""
+    """Matrix products on CUDA; those that an algorithm does not have are left out."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Of networks, exploration and envs."""
     num_envs: int | None = None
     """Envs stepped together; as in the task's configuration by default."""
     iterations: int | None = None
     """Iterations to train; by default as many as give the env steps of the task's configuration."""
+    config: Path | None = None
+    """YAML file over the task's configuration, as for `rlcore train`."""
+    limit: float | None = None
+    """Seconds after which a run ends where it is."""
     mode: Mode = "graph"
     """How rlcore runs on CUDA."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,19 +86,26 @@ class Settings:
     """Runs at the same time. With more than one they share the device, and seconds mean less."""
     json: Path | None = None
     """File for the results."""
+    csv: Path | None = None
+    """File for the curves, a line for each evaluation."""
     plot: Path | None = None
     """File for a picture of the curves."""
     markdown: bool = False
     """Also print the results as Markdown."""
+    verbose: bool = False
+    """Say when a policy is put aside."""
 
 
-def train(task: str, precision: Precision, seed: int, settings: Settings, submitted: float) -> Run:
+def shipped(task: str, algo: str, settings: Settings) -> TrainConfig:
+    """The configuration of a run but for precision, seed and mode."""
+    return default_config(task, settings.config, algo=algo)[0]
+
+
+def train(key: Key, settings: Settings, submitted: float) -> Run:
     """One run in this process.
 
     Args:
-        task: what to train.
-        precision: of the training.
-        seed: of everything random.
+        key: what to train.
         settings: the rest.
         submitted: time of the clock when this process was asked for.
 
@@ -94,20 +114,21 @@ def train(task: str, precision: Precision, seed: int, settings: Settings, submit
         making of the env.
     """
     imported, began = time.time() - submitted, time.perf_counter()
+    task, algo, precision, seed = key
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    shipped, _ = default_config(task)
-    config = dataclasses.replace(shipped.agent, mode=settings.mode, precision=precision)
-    num_envs = settings.num_envs or shipped.num_envs
-    iterations = settings.iterations or max(1, round(shipped.num_iterations * shipped.num_envs / num_envs))
+    own = shipped(task, algo, settings)
+    config = dataclasses.replace(own.agent, mode=settings.mode, precision=precision)
+    num_envs = settings.num_envs or own.num_envs
+    iterations = settings.iterations or max(1, round(own.num_iterations * own.num_envs / num_envs))
     cuda = torch.device(settings.device).type == "cuda"
     curve: list[dict[str, Any]] = []
     states: list[dict[str, torch.Tensor]] = []
     finished: list[float] = []  # seconds at the ends of the first three iterations
 
     with heard_warnings() as warnings:
-        env = make_env(task, num_envs, settings.device, seed=seed, **shipped.env)
-        agent = PPO(env, config, seed=seed, num_iterations=iterations)
+        env = make_env(task, num_envs, settings.device, seed=seed, **own.env)
+        agent = AGENTS[algo](env, config, seed=seed, num_iterations=iterations)
         built = time.perf_counter() - began
 
         def on_iteration(progress: Progress) -> None:
@@ -121,20 +142,32 @@ def train(task: str, precision: Precision, seed: int, settings: Settings, submit
             if progress.iteration <= 3:
                 finished.append(seconds)
             if due > before:
-                curve.append({"iteration": progress.iteration, "env_steps": progress.env_steps, "seconds": seconds})
-                states.append({name: value.detach().clone() for name, value in agent.policy.state_dict().items()})
+                put_aside(progress, seconds)
 
-        agent.learn(iterations, on_iteration=on_iteration)
+        def put_aside(progress: Progress, seconds: float) -> None:
+            curve.append({"iteration": progress.iteration, "env_steps": progress.env_steps, "seconds": seconds})
+            states.append({name: value.detach().clone() for name, value in agent.policy.state_dict().items()})
+            if settings.verbose:
+                print(f"{named(key)}: {progress.env_steps:,} steps in {seconds:.0f} s", flush=True)
+
+        def late() -> bool:
+            return settings.limit is not None and time.perf_counter() - began > settings.limit
+
+        progress = agent.learn(iterations, on_iteration=on_iteration, should_stop=late)
         if cuda:
             torch.cuda.synchronize()
         total, memory = time.perf_counter() - began, peak_memory(settings.device)
+        if not curve or curve[-1]["iteration"] < progress.iteration:  # the limit came first
+            put_aside(progress, total)
     setup = {"build_s": built, "first_iteration_s": finished[0], "three_iterations_s": finished[-1]}
     return {
         "task": task,
+        "algo": algo,
         "precision": precision,
         "seed": seed,
         "num_envs": num_envs,
-        "iterations": iterations,
+        "iterations": progress.iteration,
+        "planned": iterations,
         "setup": {"import_s": imported, **setup},
         "total_s": total,
         "memory_mib": memory,
@@ -148,9 +181,10 @@ def judge(run: Run, settings: Settings) -> Run:
     """Evaluate the policies of a run in this process; returns the run with their returns and successes."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    shipped, _ = default_config(run["task"])
-    env = make_env(run["task"], settings.eval_envs, settings.device, seed=run["seed"], **shipped.env)
-    policy = build_policy(spec_of(env), dataclasses.replace(shipped.agent, precision="fp32")).to(settings.device)
+    own = shipped(run["task"], run["algo"], settings)
+    env = make_env(run["task"], settings.eval_envs, settings.device, seed=run["seed"], **own.env)
+    config: Any = dataclasses.replace(own.agent, precision="fp32")
+    policy = POLICIES[run["algo"]](spec_of(env), config).to(settings.device)
     curve = []
     for when, state in zip(run["curve"], run["states"], strict=True):
         policy.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
@@ -160,15 +194,35 @@ def judge(run: Run, settings: Settings) -> Run:
     return {**{key: value for key, value in run.items() if key != "states"}, "curve": curve, "reached": reached}
 
 
+def planned(settings: Settings) -> list[Key]:
+    """All runs; precisions that an algorithm does not have are left out.
+
+    Raises:
+        ConfigError: a task has no such configuration, or an algorithm has none of the precisions.
+    """
+    pairs: list[tuple[str, Precision]] = []
+    for algo in settings.algo:
+        own = [type(shipped(task, algo, settings).agent) for task in settings.task]
+        have = get_args(get_type_hints(own[0])["precision"])
+        if not set(settings.precision) & set(have):
+            raise ConfigError(f"--precision: {algo} has {', '.join(have)}, not {' '.join(settings.precision)}")
+        pairs += [(algo, precision) for precision in settings.precision if precision in have]
+    # Seeds change slowest, so that a drifting machine favors none of the others.
+    return [(task, *pair, seed) for task in settings.task for seed in settings.seeds for pair in pairs]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Train, print, draw and write; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     settings = tyro.cli(Settings, args=arguments)
     console = Console()
     console = Console(width=max(console.width, 160))
+    try:
+        keys = planned(settings)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     report = header("learning", arguments, settings) | {"results": [], "failed": {}}
-    # Seeds change slowest, so that a drifting machine favors no precision.
-    runs = [(t, p, seed) for t in settings.task for seed in settings.seeds for p in settings.precision]
 
     def attempt(step: str, name: str, function: Callable[..., Run], *arguments: Any) -> Run | None:
         try:
@@ -178,27 +232,24 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"{name} failed: {report['failed'][name]}", highlight=False, markup=False)
             return None
 
-    def trained(task: str, precision: Precision, seed: int) -> Run | None:
-        name = f"{task} {precision} seed {seed}"
-        result = attempt("training", name, train, task, precision, seed, settings, time.time())
+    def trained(key: Key) -> Run | None:
+        result = attempt("training", named(key), train, key, settings, time.time())
         if result is not None:
-            console.print(f"{name}: trained in {result['total_s']:.1f} s", highlight=False)
+            console.print(f"{named(key)}: trained in {result['total_s']:.1f} s", highlight=False)
         return result
 
     def judged(run: Run) -> None:
-        name = f"{run['task']} {run['precision']} seed {run['seed']}"
-        result = attempt("evaluation", name, judge, run, settings)
+        result = attempt("evaluation", named(key_of(run)), judge, run, settings)
         if result is not None:
             report["results"].append(result)
             write(report, settings.json)
 
     # Nothing else runs beside the trainings, unless asked for; evaluations are not timed.
     with ThreadPoolExecutor(settings.jobs) as pool:
-        done = [run for run in pool.map(lambda run: trained(*run), runs) if run is not None]
+        done = [run for run in pool.map(trained, keys) if run is not None]
     with ThreadPoolExecutor(min(9, os.cpu_count() or 1)) as pool:
         list(pool.map(judged, done))
-    order = {run: number for number, run in enumerate(runs)}
-    report["results"].sort(key=lambda r: order[r["task"], r["precision"], r["seed"]])
+    report["results"].sort(key=lambda run: keys.index(key_of(run)))
     write(report, settings.json)
     if report["results"]:
         show(report, console)
@@ -206,7 +257,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(markdown(report))
         if settings.plot is not None:
             draw(report, settings.plot)
-    for path in (settings.json, settings.plot):
+        if settings.csv is not None:
+            write_csv(report, settings.csv)
+    for path in (settings.json, settings.csv, settings.plot):
         if path is not None and path.exists():
             console.print(f"written: {path}", highlight=False)
     return 1 if report["failed"] else 0

@@ -7,7 +7,8 @@ and adaptive learning rate, and writes no logs and no checkpoints while it is ti
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ class Subject(NamedTuple):
     """Does that many iterations, marking the end of each phase."""
     reported: dict[str, list[float]]
     """Phase times in milliseconds by the library's own clock, appended at each iteration; no synchronization added."""
+    facts: Mapping[str, float] = MappingProxyType({})
+    """What else is to be known of it."""
 
 
 class Peer(NamedTuple):
@@ -140,7 +143,7 @@ def rsl_rl(env: VecEnv, work: Work, scratch: str, compile_mode: str | None = Non
         runner.learn(num_iterations)
 
     return Subject(
-        _version("rsl-rl-lib"), "OnPolicyRunner.learn; learn begins at PPO.compute_returns, log_dir=None", run, reported
+        version("rsl-rl-lib"), "OnPolicyRunner.learn; learn begins at PPO.compute_returns, log_dir=None", run, reported
     )
 
 
@@ -250,7 +253,7 @@ def skrl(env: VecEnv, work: Work, scratch: str) -> Subject:
         trainer.cfg.timesteps = num_iterations * work.num_steps
         trainer.train()
 
-    return Subject(_version("skrl"), "SequentialTrainer.train; learn is PPO.update, nothing written", run, reported)
+    return Subject(version("skrl"), "SequentialTrainer.train; learn is PPO.update, nothing written", run, reported)
 
 
 class RlGamesEnv:
@@ -368,7 +371,7 @@ def rl_games(env: VecEnv, work: Work, scratch: str) -> Subject:
             reported["learn"].append(1e3 * update_time)
 
     return Subject(
-        _version("rl-games"),
+        version("rl-games"),
         "A2CAgent.train_epoch; learn begins at the bootstrap value (its own clock counts returns as collect)",
         run,
         reported,
@@ -379,7 +382,8 @@ def ignore(phase: str) -> None:
     """The mark before there is a clock."""
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """What is installed."""
     return importlib.metadata.version(package)
 
 

@@ -1,4 +1,4 @@
-"""Tables and pictures of what ``throughput.py`` and ``learning.py`` have written.
+"""Tables and pictures of what ``throughput.py``, ``offpolicy.py`` and ``learning.py`` have written.
 
 python benchmarks/report.py out.json learning.json --plot steps.png > results.md
 """
@@ -72,8 +72,8 @@ def show(report: dict[str, Any], console: Console) -> None:
             f"{label(result, full=True)} ({result['version']})",
             *(f"{times['median']:.2f} ({times['q25']:.2f}..{times['q75']:.2f})" for times in phases),
             f"{result['env_steps_per_s']:,.0f}",
-            _memory(result),
-            _setup(result),
+            memory(result),
+            setup(result),
             f"{result['ratio']['iteration']:.2f}",
         )
     console.print(table)
@@ -127,17 +127,22 @@ def shortened(kernel: str) -> str:
     return kernel if len(kernel) <= 90 else kernel[:89] + "…"
 
 
-def _setup(result: dict[str, Any]) -> str:
+def setup(result: dict[str, Any]) -> str:
+    """Seconds lost before the first usual iteration."""
     return f"{result['setup']['lost_s']:.1f}" + (" cold" if result["setup"]["cold"] else "")
 
 
-def _memory(result: dict[str, Any]) -> str:
+def memory(result: dict[str, Any]) -> str:
+    """The most that torch reserved, in MiB; empty on a CPU."""
     return "" if result["memory_mib"] is None else f"{result['memory_mib']['reserved']:,.0f}"
 
 
 def markdown(reports: list[dict[str, Any]]) -> str:
     """All reports as the sections of a Markdown file."""
-    return "\n\n".join(curves.markdown(r) if r["kind"] == "learning" else _markdown(r) for r in reports)
+    import offpolicy_report  # which needs what is above
+
+    makers = {"throughput": _markdown, "learning": curves.markdown, "offpolicy": offpolicy_report.markdown}
+    return "\n\n".join(makers[report["kind"]](report) for report in reports)
 
 
 def _markdown(report: dict[str, Any]) -> str:
@@ -165,8 +170,8 @@ def _markdown(report: dict[str, Any]) -> str:
                 f"{result['learn_ms']['median']:.2f}",
                 f"{whole['median']:.2f} ({whole['q25']:.2f}..{whole['q75']:.2f})",
                 f"{result['env_steps_per_s']:,.0f}",
-                _memory(result),
-                _setup(result),
+                memory(result),
+                setup(result),
                 *(f"{theirs[peer] / whole['median']:.2f}×" if peer in theirs else "" for peer in peers),
             ]
         )
@@ -251,7 +256,7 @@ class Settings:
     """Print the results of earlier runs as Markdown."""
 
     files: tyro.conf.Positional[tuple[Path, ...]]
-    """JSON files that throughput.py and learning.py have written."""
+    """JSON files that throughput.py, offpolicy.py and learning.py have written."""
     plot: Path | None = None
     """File for a picture of env steps per second by number of envs, from all throughput files together."""
 

@@ -12,10 +12,8 @@ gives the iteration that a user waits for.
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import itertools
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +24,7 @@ from peers import PEERS
 from profiler import profile_iteration
 from report import label, markdown, plot, show
 from rich.console import Console
-from timing import PHASES, Common, Precision, Processes, Work, measure, merge
+from timing import Common, Precision, Processes, Work, note_missing, take_turns
 
 from rlcore.types import Mode
 
@@ -86,31 +84,15 @@ class Settings(Common):
 
 def run_size(num_envs: int, settings: Settings, report: dict[str, Any], processes: Processes, console: Console) -> None:
     """Let every configuration have its turns at one number of envs, and add the results to the report."""
+
+    def title(name: str, work: Work) -> str:
+        text = f"{label({**vars(work), 'name': name}, full=True)}, {num_envs} envs"
+        return text if work.capture_env else text + ", capture_env no"
+
     earlier = report["results"]
-    rounds: dict[tuple[str, Work], list[dict[str, Any]]] = {}
-    for number in range(settings.rounds):
-        for name, work in settings.works(num_envs):
-            title = f"{label({**vars(work), 'name': name}, full=True)}, {num_envs} envs"
-            title += "" if work.capture_env else ", capture_env no"
-            if name in report["missing"] or title in report["failed"]:
-                continue
-            try:
-                with console.status(f"{title}, round {number + 1}"):
-                    result = processes.call(name, measure, name, work, time.time())
-            except Exception as error:
-                report["failed"][title] = f"{type(error).__name__}: {error}"
-                console.print(f"{title} failed: {report['failed'][title]}", highlight=False, markup=False)
-                continue
-            rounds.setdefault((name, work), []).append(result)
-            median = merge([result])["iteration_ms"]["median"]
-            console.print(f"{title}, round {number + 1}: {median:.2f} ms an iteration", highlight=False)
-        results = [merge(some) for some in rounds.values()]
+    for results in take_turns(settings.works(num_envs), title, settings.rounds, report, processes, console):
         for result in results:
-            milliseconds = result["iteration_ms"]["median"]
-            result["env_steps_per_s"] = num_envs * settings.num_steps / milliseconds * 1e3
-            result["ratio"] = {
-                phase: result[f"{phase}_ms"]["median"] / results[0][f"{phase}_ms"]["median"] for phase in PHASES
-            }
+            result["env_steps_per_s"] = num_envs * settings.num_steps / result["iteration_ms"]["median"] * 1e3
         report["results"] = earlier + results
         write(report, settings.json)
 
@@ -127,10 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     report = header("throughput", arguments, settings) | {"results": [], "missing": {}, "failed": {}}
-    for name in settings.libraries():
-        if importlib.util.find_spec(PEERS[name].module) is None:
-            report["missing"][name] = f"pip install -c constraints.txt {PEERS[name].package}=={PEERS[name].tested}"
-            console.print(f"{name} is not installed: {report['missing'][name]}", highlight=False)
+    note_missing(settings.libraries(), report, console)
     with Processes() as processes:
         for num_envs in settings.sizes:
             run_size(num_envs, settings, report, processes, console)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
+import importlib.util
 import io
 import logging
 import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from gymnasium import spaces
 from peers import PEERS, Mark, Subject, ignore
+from rich.console import Console
 
 from rlcore import __version__
 from rlcore.env import VecEnv
@@ -28,17 +30,18 @@ from rlcore.learn import Report, learn
 from rlcore.networks import NetworkConfig
 from rlcore.ppo import PPO, PPOConfig
 from rlcore.recurrent import RNNConfig
-from rlcore.types import Metrics, Mode
+from rlcore.types import Agent, Metrics, Mode
 
 T = TypeVar("T")
 
+Prepared = tuple[VecEnv, Subject]
 Precision = Literal["fp32", "tf32", "bf16"]
 PHASES = ("collect", "learn", "iteration")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common:
-    """What all libraries and all numbers of envs share."""
+class Base:
+    """What every timing has."""
 
     task: str = "Null"
     """A task of `rlcore tasks`; Null costs next to nothing, so that the library is timed and not the simulator."""
@@ -46,6 +49,32 @@ class Common:
     """Size of the observation of the Null task."""
     actions: int = 12
     """Size of the action of the Null task."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """Where envs and networks live."""
+    threads: int | None = None
+    """CPU threads of torch; its own choice by default."""
+    iterations: int = 20
+    """Iterations to time, each way and in each round; beyond 4,096 envs fewer in proportion, but at least 5."""
+    warmup: int = 5
+    """Iterations before the first that counts; rlcore records its graphs in the third."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn(Base):
+    """What one process is to time, whatever the algorithm."""
+
+    num_envs: int
+    precision: Precision
+    mode: Mode = "graph"
+    """Of rlcore."""
+    capture_env: bool = True
+    """Of rlcore: whether the env may be recorded together with the rollout."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(Base):
+    """What all libraries and all numbers of envs share."""
+
     num_steps: int = 24
     """Vector steps an iteration."""
     epochs: int = 5
@@ -58,26 +87,11 @@ class Common:
     """Recurrent layer of 256 before the hidden layers of actor and critic; rlcore and rsl_rl only."""
     normalize_obs: bool = False
     """Normalize observations, in every library."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where envs and networks live."""
-    threads: int | None = None
-    """CPU threads of torch; its own choice by default."""
-    iterations: int = 20
-    """Iterations to time, each way and in each round; beyond 4,096 envs fewer in proportion, but at least 5."""
-    warmup: int = 5
-    """Iterations before the first that counts; rlcore records its graphs in the third."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work(Common):
-    """What one process is to time."""
-
-    num_envs: int
-    precision: Precision
-    mode: Mode = "graph"
-    """Of rlcore."""
-    capture_env: bool = True
-    """Of rlcore: whether the env may be recorded together with the rollout."""
+class Work(Common, Turn):
+    """What one process is to time of PPO."""
 
 
 class Stopwatch:
@@ -111,7 +125,7 @@ class Stopwatch:
 
 
 def ours(env: VecEnv, work: Work) -> Subject:
-    """The training loop, ``rlcore.learn.learn``."""
+    """PPO in the training loop."""
     network = NetworkConfig(hidden_dims=work.hidden, rnn=RNNConfig(type=work.rnn, hidden_size=256))
     config = PPOConfig(
         num_steps=work.num_steps,
@@ -123,7 +137,11 @@ def ours(env: VecEnv, work: Work) -> Subject:
         actor=network,
         critic=network,
     )
-    agent = PPO(env, config)
+    return looped(env, PPO(env, config), work)
+
+
+def looped(env: VecEnv, agent: Agent, work: Turn) -> Subject:
+    """The training loop, ``rlcore.learn.learn``, with an agent."""
     reported: dict[str, list[float]] = {"collect": [], "learn": []}
     mark: Mark = ignore
 
@@ -147,11 +165,21 @@ def ours(env: VecEnv, work: Work) -> Subject:
         capture_env = None if work.capture_env else False
         learn(env, agent, num_iterations, on_report=on_report, seed=0, capture_env=capture_env)
 
-    return Subject(__version__, "learn.learn; learn is PPO.update", run, reported)
+    return Subject(__version__, f"learn.learn; learn is {type(agent).__name__}.update", run, reported)
 
 
-def prepare(name: str, work: Work, scratch: str) -> tuple[VecEnv, Subject]:
+def prepare(name: str, work: Work, scratch: str) -> Prepared:
     """The env, and the library on it.
+
+    Raises:
+        ValueError: a peer is asked for a task with discrete actions.
+    """
+    env = env_of(name, work)
+    return env, ours(env, work) if name == "rlcore" else PEERS[name].build(env, work, scratch)
+
+
+def env_of(name: str, work: Turn) -> VecEnv:
+    """The env that a library is timed on, and torch set up for the library.
 
     Raises:
         ValueError: a peer is asked for a task with discrete actions.
@@ -161,21 +189,21 @@ def prepare(name: str, work: Work, scratch: str) -> tuple[VecEnv, Subject]:
     torch.manual_seed(0)
     sizes = {"obs_size": work.obs, "action_size": work.actions} if work.task == "Null" else {}
     env = make_env(work.task, work.num_envs, work.device, seed=0, **sizes)
-    if name == "rlcore":
-        return env, ours(env, work)
-    if not isinstance(env.action_space, spaces.Box):
-        raise ValueError(f"{work.task} has discrete actions; peers are timed on continuous ones")
-    torch.set_float32_matmul_precision("highest" if work.precision == "fp32" else "high")
-    return env, PEERS[name].build(env, work, scratch)
+    if name != "rlcore":
+        if not isinstance(env.action_space, spaces.Box):
+            raise ValueError(f"{work.task} has discrete actions; peers are timed on continuous ones")
+        torch.set_float32_matmul_precision("highest" if work.precision == "fp32" else "high")
+    return env
 
 
-def measure(name: str, work: Work, submitted: float) -> dict[str, Any]:
+def measure(name: str, work: Any, submitted: float, prepare: Callable[..., Prepared] = prepare) -> dict[str, Any]:
     """Run one library in this process.
 
     Args:
         name: rlcore or one of ``PEERS``.
-        work: what to do.
+        work: what to do, a ``Turn``.
         submitted: time of the clock when this was asked for.
+        prepare: makes the env and the library on it from name, work and a folder.
 
     Returns:
         Its version, how it was timed, times in milliseconds by phase, what setting up took, and memory.
@@ -225,12 +253,59 @@ def measure(name: str, work: Work, submitted: float) -> dict[str, Any]:
             "lost_s": built + sum(max(0.0, ms - usual) for ms in warm_up) / 1e3,
         },
         "memory_mib": memory,
+        "facts": dict(subject.facts),
         "warnings": warnings,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def count(work: Work) -> int:
+def note_missing(libraries: Iterable[str], report: dict[str, Any], console: Console) -> None:
+    """Say how to install the libraries that are not, and leave them out of the turns."""
+    for name in libraries:
+        if importlib.util.find_spec(PEERS[name].module) is None:
+            report["missing"][name] = f"pip install -c constraints.txt {PEERS[name].package}=={PEERS[name].tested}"
+            console.print(f"{name} is not installed: {report['missing'][name]}", highlight=False)
+
+
+def take_turns(
+    works: Sequence[tuple[str, Any]],
+    title: Callable[[str, Any], str],
+    rounds: int,
+    report: dict[str, Any],
+    processes: Processes,
+    console: Console,
+    prepare: Callable[..., Prepared] = prepare,
+) -> Iterator[list[dict[str, Any]]]:
+    """Measure pieces of work in turns, round after round; what fails is noted in the report and not tried again.
+
+    Yields:
+        After each round, all results so far, with the times as multiples of the first one's.
+    """
+    done: dict[tuple[str, Any], list[dict[str, Any]]] = {}
+    for number in range(rounds):
+        for name, work in works:
+            text = title(name, work)
+            if name in report["missing"] or text in report["failed"]:
+                continue
+            try:
+                with console.status(f"{text}, round {number + 1}"):
+                    result = processes.call(name, measure, name, work, time.time(), prepare)
+            except Exception as error:
+                report["failed"][text] = f"{type(error).__name__}: {error}"
+                console.print(f"{text} failed: {report['failed'][text]}", highlight=False, markup=False)
+                continue
+            done.setdefault((name, work), []).append(result)
+            median = merge([result])["iteration_ms"]["median"]
+            console.print(f"{text}, round {number + 1}: {median:.2f} ms an iteration", highlight=False)
+        results = [merge(some) for some in done.values()]
+        for result in results:
+            result["ratio"] = {
+                phase: result[f"{phase}_ms"]["median"] / results[0][f"{phase}_ms"]["median"] for phase in PHASES
+            }
+        yield results
+
+
+def count(work: Turn) -> int:
     """How many iterations are timed each way."""
     if work.num_envs <= 4096:
         return work.iterations

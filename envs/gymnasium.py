@@ -89,7 +89,7 @@ class GymnasiumEnv:
         seed = self._seed if seed is None else seed
         self._seed = None
         observation, _ = self.env.reset(seed=None if seed is None else int(seed))
-        return self._to_torch(self._groups(observation))
+        return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
         """Step every env; see ``VecEnv.step``.
@@ -103,18 +103,12 @@ class GymnasiumEnv:
         """
         observation, reward, terminated, truncated, infos = self.env.step(self._to_numpy(action))
         groups = self._groups(observation)
-        obs = final_obs = self._to_torch(groups)
+        obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
+        final_obs = obs
         done = np.logical_or(terminated, truncated)
         if done.any():
-            final_obs = self._to_torch(self._final(groups, done, infos))
-        return Step(
-            obs,
-            torch.tensor(reward, dtype=torch.float32, device=self.device),
-            torch.tensor(terminated, dtype=torch.bool, device=self.device),
-            torch.tensor(truncated, dtype=torch.bool, device=self.device),
-            final_obs,
-            {},
-        )
+            final_obs, _ = self._to_torch(self._final(groups, done, infos))
+        return Step(obs, rewards, ended != 0, cut != 0, final_obs, {})
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[H, W, 3]``.
@@ -171,12 +165,15 @@ class GymnasiumEnv:
                 values[i] = last[group]
         return final
 
-    def _to_torch(self, groups: _Arrays) -> Obs:
-        # torch.tensor copies: vector envs may write their next observations into the same arrays.
-        return {
-            group: torch.tensor(groups[group], dtype=torch.float32, device=self.device).reshape(self.num_envs, -1)
-            for group in self.observation_spaces
-        }
+    def _to_torch(self, groups: _Arrays, *others: NDArray[Any]) -> tuple[Obs, tuple[Tensor, ...]]:
+        """Observation groups, and ``[N]`` float32 of each other array, in one transfer to the device."""
+        arrays = [np.asarray(groups[group]).reshape(-1) for group in self.observation_spaces] + list(others)
+        # concatenate copies: vector envs may write their next observations into the same arrays.
+        flat = torch.from_numpy(np.concatenate(arrays, dtype=np.float32, casting="unsafe")).to(self.device)
+        parts = torch.split(flat, [len(array) for array in arrays])
+        count = len(self.observation_spaces)
+        obs = (part.view(self.num_envs, -1) for part in parts[:count])
+        return dict(zip(self.observation_spaces, obs, strict=True)), parts[count:]
 
 
 class _CopyObservation(gymnasium.ObservationWrapper[Any, Any, Any]):

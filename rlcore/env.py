@@ -102,7 +102,7 @@ def spec_of(env: VecEnv) -> EnvSpec:
                 "flatten it in the env or leave it out of the groups"
             )
         sizes[group] = int(space.shape[0])
-    task = str(getattr(env, "task", type(env).__name__))
+    task = _name(env)
     deployment = dict(getattr(env, "deployment", {}))
     action = env.action_space
     if isinstance(action, gymnasium.spaces.Discrete):
@@ -124,3 +124,45 @@ def spec_of(env: VecEnv) -> EnvSpec:
         action_high=high,
         deployment=deployment,
     )
+
+
+def check_obs(env: VecEnv, obs: Obs, source: str) -> None:
+    """Refuse observations that are not what the env's spaces promise; looks at no numbers.
+
+    Raises:
+        ValueError: a group is missing, or its type, shape or device is wrong; the message names it and the remedy.
+    """
+    for group, space in env.observation_spaces.items():
+        if group not in obs:
+            raise ValueError(f"{_name(env)}: {source}() left out the observation '{group}'; it has {', '.join(obs)}")
+        _check(env, f"{source}()'s observation '{group}'", obs[group], torch.float32, (env.num_envs, *space.shape))
+
+
+def check_step(env: VecEnv, step: Step) -> None:
+    """Refuse what a step must not return; looks at no numbers.
+
+    Raises:
+        ValueError: a type, shape or device is wrong; the message names it and the remedy.
+    """
+    check_obs(env, step.obs, "step")
+    if step.final_obs is not None:
+        check_obs(env, step.final_obs, "step")
+    _check(env, "the reward", step.reward, torch.float32, (env.num_envs,))
+    _check(env, "terminated", step.terminated, torch.bool, (env.num_envs,))
+    _check(env, "truncated", step.truncated, torch.bool, (env.num_envs,))
+
+
+def _check(env: VecEnv, name: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    device = torch.device(env.device)
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{_name(env)}: {name} is {type(value).__name__}; return a tensor on {device}")
+    if value.dtype == dtype and value.shape == shape and value.device.type == device.type:
+        return
+    raise ValueError(
+        f"{_name(env)}: {name} is {value.dtype} of shape {tuple(value.shape)} on {value.device}; "
+        f"return {dtype} of shape {shape} on {device}"
+    )
+
+
+def _name(env: VecEnv) -> str:
+    return str(getattr(env, "task", type(env).__name__))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcore.capture import Captured
-from rlcore.env import VecEnv
+from rlcore.env import VecEnv, check_obs, check_step
 from rlcore.recurrent import cleared
 from rlcore.types import Agent, Metrics, Mode, Obs, State, Step
 
@@ -113,6 +113,8 @@ class Progress:
     obs: Obs
     state: State
     episodes: EpisodeStatistics
+    underway: _Stopwatch | None = field(default=None, repr=False)
+    """Of the latest iteration, while its time is not yet part of ``seconds``."""
 
     def restart(self, env: VecEnv, agent: Agent) -> None:
         """Begin new episodes, as after something else has used the env."""
@@ -125,7 +127,7 @@ class Progress:
         return {
             "iteration": self.iteration,
             "env_steps": self.env_steps,
-            "seconds": self.seconds,
+            "seconds": self.seconds + (0.0 if self.underway is None else sum(self.underway.seconds())),
             "obs": dict(self.obs),
             "state": list(self.state),
             "returns": self.episodes.returns,
@@ -145,6 +147,7 @@ class Report:
 def begin(env: VecEnv, agent: Agent, seed: int | None = None) -> Progress:
     """Reset the env and stand before the first iteration."""
     obs = env.reset(seed)
+    check_obs(env, obs, "reset")
     episodes = EpisodeStatistics(env.num_envs, torch.device(env.device), agent.mode)
     return Progress(0, 0, 0.0, obs, agent.initial_state(), episodes)
 
@@ -237,12 +240,14 @@ def learn(
         progress.iteration += 1
         progress.env_steps += agent.num_steps * env.num_envs
         mail, underway = underway, _Mail(progress, metrics, watch, agent.num_steps * env.num_envs)
-        if device.type != "cuda":
-            mail, underway = underway, None  # nothing runs on beside us
-        if on_iteration is not None:
-            on_iteration(progress)
         if mail is not None:
             mail.deliver(progress, on_report)
+        progress.underway = watch
+        if on_iteration is not None:
+            on_iteration(progress)
+        if device.type != "cuda":  # nothing runs on beside us
+            underway.deliver(progress, on_report)
+            underway = None
         if should_stop is not None and should_stop():
             break
     if underway is not None:
@@ -254,11 +259,16 @@ def _collector(
     env: VecEnv, agent: Agent, episodes: EpisodeStatistics, capture_env: bool | None
 ) -> Callable[[Obs, State], tuple[Obs, State]]:
     """The rollout between two updates: from observation and state to those after it."""
+    checked = False
 
     def collect(obs: Obs, state: State) -> tuple[Obs, State]:
+        nonlocal checked
         for _ in range(agent.num_steps):
             action, extras, next_state = agent.act(obs, state)
             step = env.step(action)
+            if not checked:
+                check_step(env, step)
+                checked = True
             agent.record(obs, action, extras, state, step)
             episodes.record(step)
             obs, state = step.obs, cleared(next_state, step.terminated | step.truncated) if next_state else ()
@@ -277,19 +287,23 @@ class _Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
+        # Looked up once: an event that has to ask for it takes ten times as long.
+        self.stream = torch.cuda.current_stream(device) if self.cuda else None
         self.marks: list[Any] = []
         self.mark()
 
     def mark(self) -> None:
         if self.cuda:
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            event.record()
+            event.record(self.stream)
             self.marks.append(event)
         else:
             self.marks.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
-        """Time between each mark and the next; the device must have passed them."""
+        """Time between each mark and the next; waits until the device has passed them."""
+        if self.cuda:
+            self.marks[-1].synchronize()
         spans = zip(self.marks, self.marks[1:], strict=False)
         return [a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in spans]
 
@@ -306,7 +320,7 @@ class _Mail:
             pinned = torch.empty(self.values.shape, pin_memory=True)
             self.values = pinned.copy_(self.values, non_blocking=True)
             self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self.arrived.record()
+            self.arrived.record(watch.stream)
 
     def deliver(self, progress: Progress, on_report: Callable[[Report], None] | None) -> None:
         """Wait until the metrics have arrived, and report those that have a value."""
@@ -314,6 +328,7 @@ class _Mail:
             self.arrived.synchronize()
         collect, learn = self.watch.seconds()
         progress.seconds += collect + learn
+        progress.underway = None
         values = {name: x for name, x in zip(self.names, self.values.tolist(), strict=True) if not math.isnan(x)}
         values |= {"time/collect_s": collect, "time/learn_s": learn}
         values |= {"time/steps_per_s": self.steps / (collect + learn), "time/total_s": progress.seconds}

@@ -248,7 +248,7 @@ def test_kernel_names_keep_what_tells_them_apart() -> None:
 
 def test_policies_are_judged_as_they_were_when_put_aside() -> None:
     settings = learning.Settings(device="cpu", num_envs=8, iterations=4, evaluations=2, eval_envs=4, seeds=(1,))
-    run = learning.train("Pendulum", "fp32", 1, settings, 0.0)
+    run = learning.train(("Pendulum", "ppo", "fp32", 1), settings, 0.0)
     assert [point["iteration"] for point in run["curve"]] == [2, 4]
     assert run["setup"]["first_iteration_s"] < run["setup"]["three_iterations_s"] <= run["total_s"]
     judged = learning.judge(run, settings)
@@ -264,7 +264,15 @@ def test_learning_table_tells_seeds_that_never_reached_the_target(tmp_path: Path
     def result(seed: int, success: float, seconds: float | None) -> dict[str, Any]:
         point = {"iteration": 9, "env_steps": 2_000_000, "seconds": seconds or 30.0, "return": -5.0, "success": success}
         setup = {"import_s": 3.0, "build_s": 1.0, "first_iteration_s": 2.0, "three_iterations_s": 2.5}
-        run = {"task": "Reach", "precision": "bf16", "seed": seed, "num_envs": 4096, "iterations": 9, "setup": setup}
+        run = {
+            "task": "Reach",
+            "algo": "ppo",
+            "precision": "bf16",
+            "seed": seed,
+            "num_envs": 4096,
+            "iterations": 9,
+            "setup": setup,
+        }
         return run | {"total_s": 31.0, "warnings": [], "curve": [point], "reached": point if seconds else None}
 
     report = {

@@ -173,3 +173,66 @@ def test_steps_may_log_different_names() -> None:
     means = episodes.read()
     found = {key: float(value) for key, value in means.items() if key.startswith("env/")}
     assert found == {"env/a": 1.0, "env/b": 3.0, "env/c": 7.0}
+
+
+def test_checkpoints_count_the_seconds_of_the_iteration_that_has_just_ended() -> None:
+    saved: list[float] = []
+    reports: list[Report] = []
+    PPO(Null(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(
+        3, on_report=reports.append, on_iteration=lambda progress: saved.append(progress.state_dict()["seconds"])
+    )
+    assert saved == pytest.approx([report.metrics["time/total_s"] for report in reports])
+
+
+@pytest.mark.gpu
+def test_checkpoints_on_cuda_count_it_too() -> None:
+    saved: list[float] = []
+    reports: list[Report] = []
+    PPO(Null(4, "cuda", obs_size=3, action_size=2), CONFIG, seed=0).learn(
+        5, on_report=reports.append, on_iteration=lambda progress: saved.append(progress.state_dict()["seconds"])
+    )
+    assert [report.iteration for report in reports] == [1, 2, 3, 4, 5]
+    assert saved == pytest.approx([report.metrics["time/total_s"] for report in reports])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs": lambda x: x.double()}, r"observation 'policy' is torch.float64 of shape \(4, 3\).*torch.float32"),
+        ({"obs": lambda x: x[:2]}, r"observation 'policy' is torch.float32 of shape \(2, 3\).*of shape \(4, 3\)"),
+        ({"obs": lambda x: x.numpy()}, "observation 'policy' is ndarray; return a tensor on cpu"),
+        ({"reward": lambda x: x.unsqueeze(1)}, r"the reward is torch.float32 of shape \(4, 1\).*of shape \(4,\)"),
+        ({"reward": lambda x: x.double()}, "the reward is torch.float64"),
+        ({"terminated": lambda x: x.float()}, "terminated is torch.float32.*return torch.bool"),
+        ({"truncated": lambda x: x.unsqueeze(1)}, "truncated is torch.bool of shape"),
+    ],
+)
+@pytest.mark.parametrize("when", ["reset", "step"])
+def test_what_an_env_must_not_return_is_named(when: str, changes: dict[str, Any], message: str) -> None:
+    class Wrong(Null):
+        def reset(self, seed: int | None = None) -> Obs:
+            obs = super().reset(seed)
+            return {k: changes["obs"](v) for k, v in obs.items()} if "obs" in changes and when == "reset" else obs
+
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            if when == "reset":
+                return step
+            parts = {name: change(getattr(step, name)) for name, change in changes.items() if name != "obs"}
+            if "obs" in changes:
+                parts["obs"] = {group: changes["obs"](value) for group, value in step.obs.items()}
+            return step._replace(**parts)
+
+    if when == "reset" and "obs" not in changes:
+        pytest.skip("a reset returns observations alone")
+    with pytest.raises(ValueError, match="Null: .*" + message):
+        PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+
+
+def test_a_missing_observation_is_named() -> None:
+    class Wrong(Null):
+        def reset(self, seed: int | None = None) -> Obs:
+            return {"state": super().reset(seed)["policy"]}
+
+    with pytest.raises(ValueError, match=r"Null: reset\(\) left out the observation 'policy'; it has state"):
+        PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)

@@ -23,6 +23,7 @@ from rlcore.config import ConfigError, from_dict
 from rlcore.envs import launch
 from rlcore.networks import NetworkConfig
 from rlcore.ppo import PPOConfig
+from rlcore.sac import SACConfig
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
 from rlcore.train.registered import registered_config
@@ -55,6 +56,15 @@ AGENTS: dict[str, Any] = {
             "config": {"gamma": 0.94, "horizon_length": 8, "minibatch_size": 16, "max_epochs": 2},
         }
     },
+}
+SKRL_SAC: dict[str, Any] = {
+    "models": {
+        role: {"network": [{"name": "net", "input": words, "layers": [8], "activations": "elu"}]}
+        for role, words in (("policy", "OBSERVATIONS"), ("critic_1", "concatenate([OBSERVATIONS, ACTIONS])"))
+    },
+    "agent": {"class": "SAC", "gradient_steps": 2, "discount_factor": 0.96},
+    "memory": {"memory_size": 100},
+    "trainer": {"timesteps": 16},
 }
 GAMMAS = {"rlcore": 0.91, "rsl_rl": 0.92, "skrl": 0.93, "rl_games": 0.94}
 
@@ -157,6 +167,30 @@ def test_algorithms_own_entry_goes_before_the_common_one(isaac: dict[str, Any]) 
     isaac["rlcore_ppo_cfg_entry_point"] = {"agent": {"gamma": 0.5}}
     assert registered_config(TASK)[0]["agent"] == {"gamma": 0.5}
     assert registered_config(TASK, library="rlcore")[0]["agent"] == {"gamma": 0.5}
+
+
+def test_entries_of_other_algorithms_have_its_name(isaac: dict[str, Any]) -> None:
+    register(isaac, *GAMMAS)
+    assert registered_config(TASK, algo="sac") == ({}, None)
+    with pytest.raises(ConfigError, match="ships no configuration for sac of skrl; it has none"):
+        registered_config(TASK, library="skrl", algo="sac")
+    isaac["skrl_sac_cfg_entry_point"] = SKRL_SAC
+    settings, conversion = registered_config(TASK, algo="sac")
+    assert (settings["algo"], settings["agent"]["gamma"], settings["agent"]["update_ratio"]) == ("sac", 0.96, 2 / 4)
+    assert conversion is not None and settings["env"] == {"randomize_start": True}
+    assert registered_config(TASK)[0]["agent"]["gamma"] == GAMMAS["rlcore"]
+    assert registered_config(TASK, algo="ddpg") == ({}, None)
+    td3 = {**SKRL_SAC, "agent": {**SKRL_SAC["agent"], "class": "TD3"}}
+    isaac["skrl_td3_cfg_entry_point"] = td3
+    assert registered_config(TASK, algo="ddpg")[0]["agent"]["num_critics"] == 2
+    isaac["skrl_ddpg_cfg_entry_point"] = SKRL_SAC
+    with pytest.raises(ConfigError, match="settings of sac, not of ddpg"):
+        registered_config(TASK, algo="ddpg")
+    isaac["rlcore_sac_cfg_entry_point"] = SACConfig(gamma=0.5)
+    assert registered_config(TASK, algo="sac")[0]["agent"]["gamma"] == 0.5
+    isaac["rlcore_sac_cfg_entry_point"] = PPOConfig()
+    with pytest.raises(ConfigError, match="is PPOConfig; give a SACTrainConfig, a SACConfig, a mapping or a YAML"):
+        registered_config(TASK, algo="sac")
 
 
 @pytest.mark.parametrize("library", ["rlcore", "rsl_rl"])
@@ -349,6 +383,19 @@ def test_task_is_trained_as_it_ships_where_nothing_else_is_said(configured: Any)
     config = configured(f"--task {TASK}")
     assert (config.num_envs, config.num_iterations, config.agent.num_steps) == (4, 2, 8)
     assert config.agent.actor.hidden_dims == (8,) and config.agent.num_minibatches == 2
+
+
+def test_registered_sac_is_trained_unless_a_preset_is_named(isaac: dict[str, Any], configured: Any) -> None:
+    assert configured(f"--task {TASK} --algo sac").agent == SACConfig.preset("gpu")
+    isaac["skrl_sac_cfg_entry_point"] = SKRL_SAC
+    for words in (f"--task {TASK} --algo sac", f"--task {TASK} --algo sac --from skrl"):
+        config = configured(words)
+        assert (config.num_envs, config.num_iterations, config.preset) == (4, 16, "classic")
+        assert (config.agent.gamma, config.agent.update_ratio, config.agent.value_loss) == (0.96, 0.5, "mse")
+        assert config.agent.critic.hidden_dims == (8,)
+        assert config.env == {"randomize_start": True}
+    assert configured(f"--task {TASK} --algo sac --preset gpu").agent == SACConfig.preset("gpu")
+    assert main(f"train --task {TASK} --algo sac --preset gpu --from skrl".split()) == 2
 
 
 def test_file_goes_over_the_registration_and_words_over_the_file(configured: Any, tmp_path: Path) -> None:

@@ -389,7 +389,7 @@ def test_command_line_trains_resumes_and_exports(tmp_path: Path, capsys: pytest.
     assert main(["train", "--task", "Pendulum", "--algo", "sac", "--agent.gae-lambda", "0.9"]) == 2
     assert main(["train", "--task", "Pendulum", "--algo", "sac", "--from", "skrl"]) == 2
     error = capsys.readouterr().err
-    assert "--from is 'skrl', and only settings of ppo are converted" in error
+    assert "--from is 'skrl', but Pendulum ships no configuration" in error
     assert "'sca' is no algorithm; did you mean 'sac'?" in error
     assert "unknown setting --agent.gae-lambda" in error
 

@@ -47,7 +47,7 @@ def eval_command(words: Sequence[str]) -> Job:
 
     from rich.console import Console
 
-    from rlcore.train.conclude import evaluation_record, say, write_json
+    from rlcore.train.conclude import evaluation_record, say, update_evaluation, write_json
     from rlcore.train.evaluate import evaluate
 
     source = _source(args, options, args.num_envs)
@@ -57,7 +57,8 @@ def eval_command(words: Sequence[str]) -> Job:
         console = Console()
         result = evaluate(source.env, source.policy, args.seed, rounds=rounds)
         output = args.output or source.folder / "eval.json"
-        write_json(output, evaluation_record(source.task, source.path, args.seed, result))
+        write = write_json if args.output or args.onnx else update_evaluation
+        write(output, evaluation_record(source.task, source.path, args.seed, result))
         say(console, f"{source.task}, {source.path}")
         say(console, result.summary())
         say(console, "intervals of 95%: Student's t for the mean return, Wilson's score for the success rate")
@@ -236,8 +237,10 @@ def _check_fit(policy: Any, env: Any, path: Path, task: str) -> None:
 
 
 def _check_seed(seed: int) -> None:
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"--seed is {seed}; give a number from 0 to {2**31 - 1}")
+    from rlcore.train.config import LARGEST_SEED
+
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"--seed is {seed}; give a number from 0 to {LARGEST_SEED}")
 
 
 def _required_run(run: Path | None) -> Path:

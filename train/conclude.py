@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,6 +93,15 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
 def evaluation_record(task: str, policy: Path, seed: int, result: Evaluation) -> dict[str, Any]:
     """What eval.json holds."""
     return {"task": task, "policy": str(policy), "seed": seed, **result.as_dict()}
+
+
+def update_evaluation(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a policy's figures into a run's eval.json; those of its exported file stay."""
+    before: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(path.read_text(encoding="utf-8"))
+    kept = {"onnx": before["onnx"]} if isinstance(before, dict) and "onnx" in before else {}
+    write_json(path, {**record, **kept})
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

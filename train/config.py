@@ -17,6 +17,9 @@ from rlcore.sac import SACConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 
+LARGEST_SEED = 2**31 - 1
+"""Evaluations add to the seed, and NumPy takes no more than 32 bits."""
+
 RESUMABLE = frozenset(
     {
         "num_iterations",
@@ -92,6 +95,7 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             check(value >= least, name, value, f"give {least} or more")
+        check(self.seed <= LARGEST_SEED, "seed", self.seed, f"give a number from 0 to {LARGEST_SEED}")
         device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
         check(device is not None, "device", self.device, "give auto, cpu, cuda or cuda:<index>")
         plain = self.name is None or safe_name(self.name) == self.name
@@ -215,12 +219,15 @@ def default_config(
         ConfigError: a file is missing, or has an unknown key or an impossible value, or there is no such preset.
     """
     own = config_class(algo)
-    preset = preset or preset_of(task, algo, file)
+    registered = registered or {}
+    preset = preset or registered.get("preset") or preset_of(task, algo, file)
     if preset is not None and algo == "ppo":
         raise ConfigError(f"--preset is '{preset}', and ppo has none; leave it out, or add --algo sac or --algo ddpg")
-    files = [path for path in (shipped_config(task, algo, preset or "classic"), file) if path is not None]
+    # What a task is registered with stands in the place of what is shipped for it.
+    shipped = None if "agent" in registered else shipped_config(task, algo, preset or "classic")
+    files = [path for path in (shipped, file) if path is not None]
     begin = {} if preset is None else {"preset": preset, "agent": to_dict(_AGENTS[algo].preset(preset))}
-    data = _merged(_merged(to_dict(own(task=task)), begin), registered or {})
+    data = _merged(_merged(to_dict(own(task=task)), begin), registered)
     config = from_dict(own, data)
     for path in files:
         data = _merged(data, load_yaml(path))

@@ -70,11 +70,8 @@ def convert(t: Translation) -> None:
     Raises:
         ConfigError: another algorithm, or a value that rlcore cannot use.
     """
-    # Tutorials put all of it under one more key, and the algorithm's settings beside params, as "train".
-    root = "rl_games_config." if t.has("rl_games_config") else ""
-    params = f"{root}params." if t.has(f"{root}params") else root
-    places = (f"{params}config", f"{params}train", f"{root}train")
-    config = next((f"{place}." for place in places if isinstance(t.get(place), dict)), params)
+    params, config = places(t)
+    root = params.removesuffix("params.")
     algorithm = t.get(f"{params}algo.name", "a2c_continuous")
     if algorithm not in ("a2c_continuous", "a2c_discrete"):
         raise t.refuse(f"{params}algo.name", algorithm)
@@ -87,7 +84,7 @@ def convert(t: Translation) -> None:
     critic = f"{config}central_value_config."
     asymmetric = isinstance(t.get(critic.rstrip(".")), dict)
     _network(t, params, critic if asymmetric else None)
-    _observations(t, params, config, asymmetric)
+    observations(t, params, config, asymmetric)
     _algorithm(t, config)
     _rewards(t, config)
     _actions(t, params, config)
@@ -103,8 +100,16 @@ def convert(t: Translation) -> None:
     t.drop(f"{root}pbt", "rlcore trains one policy")
     for name in ("seq_length", "bptt_length", "zero_rnn_on_done"):
         t.same(config + name, "matters only to recurrent networks")
-    for name, note in BOOKKEEPING.items():
-        t.drop(config + name, note, off=OFF.get(name, ()))
+    t.drop_all(BOOKKEEPING, config, OFF)
+
+
+def places(t: Translation) -> tuple[str, str]:
+    """Where the parameters and, among them, the algorithm's settings are; each ends with a dot or is empty."""
+    # Tutorials put all of it under one more key, and the algorithm's settings beside params, as "train".
+    root = "rl_games_config." if t.has("rl_games_config") else ""
+    params = f"{root}params." if t.has(f"{root}params") else root
+    candidates = (f"{params}config", f"{params}train", f"{root}train")
+    return params, next((f"{place}." for place in candidates if isinstance(t.get(place), dict)), params)
 
 
 def _algorithm(t: Translation, c: str) -> None:
@@ -274,6 +279,20 @@ def _network(t: Translation, params: str, central: str | None) -> None:
 def _layers(t: Translation, n: str, nets: tuple[str, ...]) -> None:
     for name in ("d2rl", "norm_only_first_layer"):
         t.drop(f"{n}mlp.{name}", "rlcore builds plain layers", off=(False,))
+    initial_weights(t, n, nets)
+    t.drop(f"{n}mlp.regularizer", "rlcore has no regularizer", off=({"name": "None"}, {"name": None}, None))
+    for name in ("normalization", "value_activation"):
+        t.drop(n + name, "rlcore has none", off=(None, "None"))
+    t.same(f"{n}central_value", "the critic alone")
+    if t.section(f"{n}rnn"):
+        _memory(t, f"{n}rnn.", nets)
+    else:
+        t.drop(f"{n}rnn", "an empty recurrent layer", off=(None,))
+    t.drop(f"{n}cnn", NO_CNN, off=(None,))
+
+
+def initial_weights(t: Translation, n: str, nets: tuple[str, ...]) -> None:
+    """Say how networks begin, ``n`` being where they are described."""
     kind = str(t.get(f"{n}mlp.initializer.name", "default"))
     ours = "orthogonal" if kind.startswith("orthogonal") else "default"
     note = "biases too; rl_games sets them to zero" if ours == "default" else "output layers have rlcore's gains"
@@ -286,15 +305,6 @@ def _layers(t: Translation, n: str, nets: tuple[str, ...]) -> None:
     t.row(f"{n}mlp.initializer.name", kind, status, note, settings)
     for name in t.section(f"{n}mlp.initializer"):
         t.drop(f"{n}mlp.initializer.{name}", "no scale in rlcore's initial weights")
-    t.drop(f"{n}mlp.regularizer", "rlcore has no regularizer", off=({"name": "None"}, {"name": None}, None))
-    for name in ("normalization", "value_activation"):
-        t.drop(n + name, "rlcore has none", off=(None, "None"))
-    t.same(f"{n}central_value", "the critic alone")
-    if t.section(f"{n}rnn"):
-        _memory(t, f"{n}rnn.", nets)
-    else:
-        t.drop(f"{n}rnn", "an empty recurrent layer", off=(None,))
-    t.drop(f"{n}cnn", NO_CNN, off=(None,))
 
 
 def _memory(t: Translation, r: str, nets: tuple[str, ...]) -> None:
@@ -326,7 +336,8 @@ def _std(t: Translation, space: str, logarithm: bool) -> None:
     t.std_bounds("(range of the standard deviation)", 0.0, math.inf)
 
 
-def _observations(t: Translation, params: str, c: str, asymmetric: bool) -> None:
+def observations(t: Translation, params: str, c: str, asymmetric: bool, remark: str = "") -> None:
+    """Translate what the networks observe, and how it is normalized; ``remark``: what else differs there."""
     env = f"{params}env."
     ours = t.use(f"{env}obs_groups.obs", "agent.actor_obs", ["policy"], names)
     if asymmetric:
@@ -339,6 +350,7 @@ def _observations(t: Translation, params: str, c: str, asymmetric: bool) -> None
     t.drop(f"{env}clip_observations", "rlcore limits normalized observations, not raw ones", off=(math.inf,))
     normalize = f"{c}normalize_input"
     note = "1e-5 is added to the variance in rl_games, 1e-2 to the deviation in rlcore"
+    note += f"; {remark}" if remark else ""
     on = t.read(normalize, False, flag)
     t.use(normalize, "agent.normalize_obs", False, flag, note if on else "", changed=on)
     if on:

@@ -20,7 +20,6 @@ from rlcore.train.translation import (
     widths,
 )
 
-OFF_POLICY = ("buffer_size", "learning_starts", "train_freq", "gradient_steps", "tau", "replay_buffer_class")
 BOOKKEEPING = {
     "device": "rlcore chooses; --device",
     "verbose": "rlcore prints in its own way",
@@ -39,12 +38,9 @@ def convert(t: Translation) -> None:
     """Translate PPO; the file does not name the algorithm.
 
     Raises:
-        ConfigError: settings of another algorithm, or a value that rlcore cannot use.
+        ConfigError: a value that rlcore cannot use.
     """
-    _choose_task(t)
-    for key in OFF_POLICY:
-        if t.has(key):
-            raise t.refuse(key, t.get(key))
+    choose_task(t)
     for key in ("policy_kwargs", "normalize"):
         if isinstance(t.get(key), str):
             t.source[key] = literal(key, t.get(key))
@@ -62,8 +58,12 @@ def convert(t: Translation) -> None:
     t.drop_all(BOOKKEEPING)
 
 
-def _choose_task(t: Translation) -> None:
-    """The zoo's files hold one section for each task, by gymnasium id."""
+def choose_task(t: Translation) -> None:
+    """Go into the task's section: the zoo's files hold one for each task, by gymnasium id.
+
+    Raises:
+        ConfigError: there is none for the task.
+    """
     sections = {key: value for key, value in t.source.items() if isinstance(value, dict) and "n_timesteps" in value}
     if "n_timesteps" in t.source or not sections:
         return
@@ -97,9 +97,9 @@ def _algorithm(t: Translation) -> None:
     t.use("max_grad_norm", "agent.max_grad_norm", 0.5, number)
     t.use("normalize_advantage", "agent.normalize_advantage", True, one_of({True: "minibatch", False: "none"}))
     declining = "it declines in SB3, and stays in rlcore"
-    start, linear = _schedule(t.get("clip_range", 0.2))
+    start, linear = schedule(t.get("clip_range", 0.2))
     t.use("clip_range", "agent.clip_range", 0.2, lambda _: number(start), declining if linear else "", linear)
-    limit, _ = _schedule(t.get("clip_range_vf"))
+    limit, _ = schedule(t.get("clip_range_vf"))
     on = t.read("clip_range_vf", None, lambda _: not empty(limit) and number(limit) > 0)
     note = "SB3 takes the clipped error, rlcore the larger of clipped and unclipped; the range is clip_range"
     t.use("clip_range_vf", "agent.clip_value_loss", None, lambda _: on, note if on else "", changed=on)
@@ -109,7 +109,7 @@ def _algorithm(t: Translation) -> None:
     t.use("target_kl", "agent.target_kl", None, optional_stop, stop if set_stop else "", changed=set_stop)
 
 
-def _schedule(value: Any) -> tuple[Any, bool]:
+def schedule(value: Any) -> tuple[Any, bool]:
     """Split ``lin_3e-4`` into the start and whether it declines to zero."""
     if isinstance(value, str) and value.startswith("lin_"):
         return value.removeprefix("lin_"), True
@@ -117,7 +117,7 @@ def _schedule(value: Any) -> tuple[Any, bool]:
 
 
 def _learning_rate(t: Translation) -> None:
-    value, linear = _schedule(t.get("learning_rate", 3e-4))
+    value, linear = schedule(t.get("learning_rate", 3e-4))
     t.use("learning_rate", "agent.learning_rate", 3e-4, lambda _: number(value))
     t.builtin(
         "learning rate", "linear" if linear else "constant", "agent.lr_schedule", "linear" if linear else "constant"
@@ -125,7 +125,17 @@ def _learning_rate(t: Translation) -> None:
 
 
 def _normalization(t: Translation) -> None:
-    """VecNormalize, which Isaac Lab writes as normalize_input and normalize_value and the zoo as normalize."""
+    key, reward = normalized(t)
+    note = "SB3 divides rewards by the deviation of the return; rlcore normalizes what the critic predicts"
+    t.use(key, "agent.normalize_value", False, lambda _: reward, note if reward else "", changed=reward)
+
+
+def normalized(t: Translation) -> tuple[str, bool]:
+    """Translate VecNormalize of observations, which is ``normalize`` in the zoo and ``normalize_input`` in Isaac Lab.
+
+    Returns:
+        The key that tells of rewards, and whether they are normalized.
+    """
     options = t.get("normalize")
     if isinstance(options, bool):
         obs, reward = options, options
@@ -142,8 +152,7 @@ def _normalization(t: Translation) -> None:
     if obs:
         t.use(clip, "agent.clip_obs", 10.0, number)
     t.same(clip, "matters only to normalized observations")
-    note = "SB3 divides rewards by the deviation of the return; rlcore normalizes what the critic predicts"
-    t.use(reward_key, "agent.normalize_value", False, lambda _: reward, note if reward else "", changed=reward)
+    return reward_key, reward
 
 
 def _policy(t: Translation) -> None:

@@ -37,6 +37,7 @@ BOOKKEEPING = {
     "trainer.disable_progressbar": "rlcore prints in its own way",
     "trainer.close_environment_at_exit": "rlcore always does",
 }
+SCALER = one_of({None: False, "None": False, "null": False, "": False, "RunningStandardScaler": True})
 OPERATIONS = ("permute", "concatenate", "one_hot_encoding")
 
 
@@ -55,7 +56,11 @@ def convert(t: Translation) -> None:
     t.drop("seed", "no seed; rlcore keeps its default")
     _algorithm(t)
     _schedule(t)
-    _preprocessors(t)
+    normalized(t)
+    value = "agent.value_preprocessor"
+    note = "in skrl the statistics learn from values too" if not empty(t.get(value)) else ""
+    t.use(value, "agent.normalize_value", None, SCALER, note)
+    t.drop(f"{value}_kwargs", "rlcore's value normalizer has no options", off=(None, {}))
     _networks(t)
     _std(t)
     t.builtin("gradient norms", "one", "agent.grad_clip", "joint")
@@ -101,6 +106,12 @@ def _algorithm(t: Translation) -> None:
     if not bootstrap:
         note = "skrl lets advantages run on into the next episode; rlcore ends them and adds V of the last observation"
     t.use(f"{a}time_limit_bootstrap", "agent.timeout_bootstrap", False, lambda _: "final_obs", note, changed=True)
+    rewards_and_precision(t)
+
+
+def rewards_and_precision(t: Translation) -> None:
+    """Translate what all of skrl's algorithms do to rewards and to products of matrices."""
+    a = "agent."
     if t.get(f"{a}rewards_shaper_scale") is not None:
         t.use(f"{a}rewards_shaper_scale", "agent.reward_scale", None, number)
     t.drop(f"{a}rewards_shaper_scale", "none", off=(None,))
@@ -142,15 +153,21 @@ def _schedule(t: Translation) -> None:
         t.drop(options.rstrip("."), "none", off=(None, {}))
 
 
-def _preprocessors(t: Translation) -> None:
-    """Before 2.0 ``state_preprocessor`` meant what actor and critic observe; now it is the critic's alone."""
+def normalized(t: Translation, remark: str = "") -> None:
+    """Translate the preprocessors of observations.
+
+    Before 2.0 ``state_preprocessor`` meant what actor and critic observe; now it is the critic's alone.
+
+    Args:
+        t: to translate.
+        remark: what else differs from rlcore.
+    """
     a = "agent."
-    scaler = one_of({None: False, "None": False, "null": False, "": False, "RunningStandardScaler": True})
     now = t.has(f"{a}observation_preprocessor")
     key = f"{a}observation_preprocessor" if now or not t.has(f"{a}state_preprocessor") else f"{a}state_preprocessor"
-    note = "1e-8 is added to the deviation in skrl, 1e-2 in rlcore"
+    note = "1e-8 is added to the deviation in skrl, 1e-2 in rlcore" + (f"; {remark}" if remark else "")
     on = not empty(t.get(key))
-    t.use(key, "agent.normalize_obs", None, scaler, note if on else "", changed=on)
+    t.use(key, "agent.normalize_obs", None, SCALER, note if on else "", changed=on)
     if on:
         _scaler_options(t, key, "agent.clip_obs")
     else:
@@ -161,10 +178,6 @@ def _preprocessors(t: Translation) -> None:
         if same:
             t.same(a + other, "rlcore normalizes for both networks or neither")
         t.drop(a + other, "rlcore normalizes for both networks or neither")
-    value = f"{a}value_preprocessor"
-    on = not empty(t.get(value))
-    t.use(value, "agent.normalize_value", None, scaler, "in skrl the statistics learn from values too" if on else "")
-    t.drop(f"{value}_kwargs", "rlcore's value normalizer has no options", off=(None, {}))
 
 
 def _scaler_options(t: Translation, key: str, limit: str) -> None:
@@ -183,9 +196,9 @@ def _scaler_options(t: Translation, key: str, limit: str) -> None:
 def _networks(t: Translation) -> None:
     note = "false: one trunk for actor and critic"
     shared = t.use("models.separate", "agent.share_trunk", True, lambda separate: not flag(separate), note)
-    inputs = _network(t, "policy", "actor")
+    inputs = layers_of(t, "policy", "actor")
     if not shared or t.get("models.value.network") == t.get("models.policy.network"):
-        reads = _network(t, "value", "critic")
+        reads = layers_of(t, "value", "critic")
     else:
         t.drop("models.value.network", "with separate: false skrl builds the policy's network for both")
         t.set("agent.critic", dict(t.config["agent"]["actor"]), "models.policy.network", None)
@@ -201,7 +214,7 @@ def _networks(t: Translation) -> None:
     t.drop("models.value.clip_actions", "the critic has no actions", off=(False,))
 
 
-def _network(t: Translation, role: str, net: str) -> set[str]:
+def layers_of(t: Translation, role: str, net: str) -> set[str]:
     """Translate a list of layer blocks to hidden layers; returns which of OBSERVATIONS and STATES it reads."""
     key = f"models.{role}.network"
     blocks = t.get(key)
@@ -274,8 +287,8 @@ def _input(expression: str) -> tuple[set[str], bool, list[str]]:
         return set(), False, [f"input {expression!r} is not understood"]
     reads, remarks = set(), []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id in ("OBSERVATIONS", "STATES"):
-            reads.add(node.id)
+        if isinstance(node, ast.Name) and node.id.removesuffix("_ACTIONS") in ("OBSERVATIONS", "STATES"):
+            reads.add(node.id.removesuffix("_ACTIONS"))  # STATES_ACTIONS is of critics, before 2.0
         elif isinstance(node, ast.Subscript):
             remarks.append(f"{ast.unparse(node)}: rlcore reads the whole group")
         elif isinstance(node, ast.BinOp):

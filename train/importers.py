@@ -16,7 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from rlcore.config import ConfigError
-from rlcore.train import import_rl_games, import_rsl_rl, import_sb3, import_skrl
+from rlcore.train import (
+    import_rl_games,
+    import_rl_games_sac,
+    import_rsl_rl,
+    import_sb3,
+    import_sb3_sac,
+    import_skrl,
+    import_skrl_sac,
+)
 from rlcore.train.translation import UNKNOWN, Row, Status, Translation
 
 Library = Literal["rsl_rl", "rl_games", "skrl", "sb3"]
@@ -26,6 +34,11 @@ _CONVERT = {
     "rl_games": import_rl_games.convert,
     "skrl": import_skrl.convert,
     "sb3": import_sb3.convert,
+}
+_CONVERT_OFF_POLICY: dict[str, Any] = {
+    "rl_games": import_rl_games_sac,
+    "skrl": import_skrl_sac,
+    "sb3": import_sb3_sac,
 }
 
 REGISTRY_ORDER = ("rlcore", "rsl_rl", "skrl", "rl_games", "sb3")
@@ -57,40 +70,63 @@ class Conversion:
         return tuple(row.key for row in self.rows if row.note.startswith(UNKNOWN))
 
 
-def convert(source: Any, library: Library, *, num_envs: int, task: str | None = None) -> Conversion:
-    """Convert another library's configuration of PPO.
+def convert(
+    source: Any, library: Library, *, num_envs: int | None, task: str | None = None, algo: str | None = None
+) -> Conversion:
+    """Convert another library's configuration of PPO, SAC, DDPG or TD3, which is DDPG with twin critics.
 
     Nothing in it is executed, whatever its library would do with expressions in it.
 
     Args:
         source: nested mapping, or an object such as Isaac Lab's and mjlab's runner configurations.
         library: whose it is.
-        num_envs: copies of the task in the run; sizes of minibatches depend on it.
+        num_envs: copies of the task in the run, on which minibatches and gradient steps depend; None: what the source
+            says of it, else 4,096.
         task: what will be trained.
+        algo: what it has to be, ``ppo``, ``sac``, ``ddpg`` or ``td3``; None: whatever it is.
 
     Raises:
-        ConfigError: another algorithm than PPO, or a value that rlcore cannot use; the message names the source's key.
+        ConfigError: another algorithm, or a value that rlcore cannot use; the message names the source's key.
     """
     if library not in _CONVERT:
         raise ConfigError(f"library: {library!r} is not known; choose from {', '.join(get_args(Library))}")
-    if num_envs < 1:
+    if num_envs is not None and num_envs < 1:
         raise ConfigError(f"num_envs: {num_envs} is not possible; give 1 or more")
     translation = Translation(source, library, num_envs, task)
-    _CONVERT[library](translation)
+    off_policy = _CONVERT_OFF_POLICY.get(library)
+    found = None if off_policy is None else off_policy.algorithm(translation, algo)
+    if algo not in (None, found or "ppo") and (algo, found) != ("ddpg", "td3"):
+        raise ConfigError(f"{library}: these are settings of {found or 'ppo'}, not of {algo}; leave --algo out")
+    if off_policy is None or found is None:
+        _CONVERT[library](translation)
+    else:
+        translation.config |= {"algo": "sac" if found == "sac" else "ddpg", "preset": "classic"}
+        off_policy.convert(translation, found)
     translation.finish()
     return Conversion(library, translation.config, tuple(translation.rows))
 
 
 def convert_file(
-    path: str | Path, library: Library | None = None, *, num_envs: int, task: str | None = None
+    path: str | Path,
+    library: Library | None = None,
+    *,
+    num_envs: int | None,
+    task: str | None = None,
+    algo: str | None = None,
 ) -> Conversion:
-    """Convert a YAML file, guessing whose it is unless told.
+    """Convert a YAML file, guessing whose it is unless told; see ``convert``.
+
+    Files of Stable-Baselines3 do not name their algorithm, except by their own name, such as ``td3.yml``.
 
     Raises:
         ConfigError: as ``convert``; the file cannot be read, or looks like none of the libraries' configurations.
     """
     source = read_yaml(path)
-    return convert(source, library or guess_library(source, str(path)), num_envs=num_envs, task=task)
+    library = library or guess_library(source, str(path))
+    stem = Path(path).stem.lower()
+    if library == "sb3" and stem in ("ppo", "sac", "td3", "ddpg"):
+        algo = algo or stem
+    return convert(source, library, num_envs=num_envs, task=task, algo=algo)
 
 
 def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Library:
@@ -107,7 +143,9 @@ def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Lib
     if "algorithm" in keys or "num_steps_per_env" in keys:
         return "rsl_rl"
     sections = [value for value in source.values() if isinstance(value, Mapping)]
-    if keys & {"n_timesteps", "n_steps", "policy_kwargs"} or any("n_timesteps" in section for section in sections):
+    if keys & {"n_timesteps", "n_steps", "policy_kwargs", "ent_coef", "buffer_size"} or any(
+        "n_timesteps" in section for section in sections
+    ):
         return "sb3"
     raise ConfigError(
         f"{name}: this looks like no configuration of {', '.join(get_args(Library))} (top-level keys: "

@@ -13,28 +13,28 @@ from rlcore.config import ConfigError, from_dict, to_dict
 from rlcore.envs import nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, simulator_of
 from rlcore.envs.mjlab import quiet_warp
-from rlcore.ppo import PPOConfig
-from rlcore.train.config import TrainConfig
+from rlcore.train.config import CONFIG_CLASSES, TrainConfig
 from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
-
-OWN_PPO = "rlcore_ppo_cfg_entry_point"
 
 
 def registered_config(
-    task: str, num_envs: int | None = None, library: str | None = None
+    task: str, num_envs: int | None = None, library: str | None = None, algo: str = "ppo"
 ) -> tuple[dict[str, Any], Conversion | None]:
     """Find what a task of Isaac Lab or mjlab is to be trained with; its simulator must have been launched.
 
     ``rlcore_cfg_entry_point`` (or ``rlcore_ppo_cfg_entry_point``) in the registration counts as it is: YAML, a mapping,
     a ``TrainConfig`` or a ``PPOConfig``; else that of rsl_rl, skrl, rl_games or SB3 is converted, the first there is.
+    With another algorithm, entries with its name in them count, such as ``skrl_sac_cfg_entry_point``.
 
     Args:
         task: name of the task.
         num_envs: copies of it; None takes the number in the task's own configuration.
         library: whose configuration to take; None for the order above.
+        algo: what is to be trained with, ``ppo``, ``sac`` or ``ddpg``.
 
     Returns:
-        Settings over the defaults of ``TrainConfig``, and how they came about if they were converted.
+        Settings over the defaults of ``TrainConfig``, and how they came about if they were converted; no settings
+        where the task ships none for the algorithm, unless a library's were asked for, or it is PPO.
 
     Raises:
         ConfigError: the task is unknown, ships no such configuration, or one that cannot be used.
@@ -46,21 +46,33 @@ def registered_config(
         raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
     name = task.removeprefix(f"{simulator}:").rpartition(":")[2]
     kwargs, own_envs = (_isaaclab if simulator == "isaaclab" else _mjlab)(task, name)
-    if OWN_PPO in kwargs:
-        kwargs["rlcore_cfg_entry_point"] = kwargs.pop(OWN_PPO)
+    kwargs = _entries(kwargs, algo)
+    there = [entry for entry in REGISTRY_ORDER if kwargs.get(f"{entry}_cfg_entry_point") is not None]
     if library is not None:
-        there = [entry for entry in REGISTRY_ORDER if kwargs.get(f"{entry}_cfg_entry_point") is not None]
         if library not in there:
-            raise ConfigError(f"task '{name}' ships no configuration of {library}; it has {', '.join(there) or 'none'}")
+            what = "configuration" if algo == "ppo" else f"configuration for {algo}"
+            raise ConfigError(f"task '{name}' ships no {what} of {library}; it has {', '.join(there) or 'none'}")
         kwargs = {key: value for key, value in kwargs.items() if key == f"{library}_cfg_entry_point"}
+    elif algo != "ppo" and not there:
+        return {}, None
     found, source = _agent_config(name, kwargs)
     if found == "rlcore":
-        settings = {"num_envs": own_envs, **_settings(name, source)}
-        from_dict(TrainConfig, {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
+        settings = {"num_envs": own_envs, **_settings(name, source, CONFIG_CLASSES[algo])}
+        from_dict(CONFIG_CLASSES[algo], {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
         return settings | ({} if num_envs is None else {"num_envs": num_envs}), None
-    conversion = convert(source, found, num_envs=num_envs or own_envs, task=task)  # type: ignore[arg-type]
+    conversion = convert(source, found, num_envs=num_envs or own_envs, task=task, algo=algo)  # type: ignore[arg-type]
     # The scripts that train with these configurations begin episodes at random times; see the option.
     return {**conversion.config, "env": {"randomize_start": True}}, conversion
+
+
+def _entries(kwargs: Mapping[str, Any], algo: str) -> dict[str, Any]:
+    """The entries for an algorithm, under the names that PPO's have: those that name it go before those that do not."""
+    common = {key: value for key, value in kwargs.items() if algo == "ppo"}
+    for library in REGISTRY_ORDER:
+        for name in ("td3", algo) if algo == "ddpg" else (algo,):
+            if kwargs.get(f"{library}_{name}_cfg_entry_point") is not None:
+                common[f"{library}_cfg_entry_point"] = kwargs[f"{library}_{name}_cfg_entry_point"]
+    return common
 
 
 def _agent_config(name: str, kwargs: dict[str, Any]) -> tuple[str, Any]:
@@ -77,17 +89,18 @@ def _agent_config(name: str, kwargs: dict[str, Any]) -> tuple[str, Any]:
     return find_agent_config(name, others)
 
 
-def _settings(name: str, source: Any) -> dict[str, Any]:
+def _settings(name: str, source: Any, own: type[TrainConfig]) -> dict[str, Any]:
     """A configuration of our own as a mapping, without its task: what the user wrote names it."""
-    if isinstance(source, PPOConfig):
+    agent = type(own(task=name).agent)
+    if isinstance(source, agent):
         return {"agent": to_dict(source)}
-    if isinstance(source, TrainConfig):
-        defaults = to_dict(TrainConfig(task=source.task))
+    if type(source) is own:
+        defaults = to_dict(own(task=source.task))
         return {key: value for key, value in to_dict(source).items() if value != defaults[key]}
     if dataclasses.is_dataclass(source) or not isinstance(source, Mapping):
         raise ConfigError(
-            f"task '{name}': rlcore_cfg_entry_point is {type(source).__name__}; give a TrainConfig, a PPOConfig, "
-            "a mapping or a YAML file"
+            f"task '{name}': rlcore_cfg_entry_point is {type(source).__name__}; give a {own.__name__}, a "
+            f"{agent.__name__}, a mapping or a YAML file"
         )
     return {key: value for key, value in source.items() if key != "task"}
 

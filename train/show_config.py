@@ -23,9 +23,9 @@ class ConfigArguments:
     """Print the configuration that a task is trained with, converted if it is another library's."""
 
     task: str | None = None
-    """Task whose configuration to print."""
-    algo: Literal["ppo", "sac", "ddpg", "td3"] = "ppo"
-    """Learning algorithm that the task is trained with; td3 is DDPG with the preset td3."""
+    """Task whose configuration to print; with a file of several sections, the one to convert."""
+    algo: Literal["ppo", "sac", "ddpg", "td3"] | None = None
+    """Learning algorithm that the task is trained with; td3 is DDPG with the preset td3. None: ppo, or the file's."""
     preset: str | None = None
     """Preset of SAC or DDPG, classic or gpu; None: the one that the task is trained with."""
     file: Path | None = None
@@ -46,23 +46,24 @@ def show_config(args: ConfigArguments) -> int:
     Raises:
         ConfigError: neither task nor file, or what cannot be converted.
     """
-    if (args.task is None) == (args.file is None):
-        raise ConfigError("give either --task TASK or --file FILE")
+    if args.task is None and args.file is None:
+        raise ConfigError("give --task TASK, --file FILE or both")
+    task, library = args.task or "TASK", args.library
     conversion: Conversion | None = None
-    algo, preset = algorithm(args.algo, args.preset)
+    settings: dict[str, Any] = {}
+    algo, preset = algorithm(args.algo or "ppo", args.preset)
     if args.file is not None:
-        conversion = convert_file(args.file, args.library, num_envs=args.num_envs or 4096, task="TASK")  # type: ignore[arg-type]
-        settings: dict[str, Any] = conversion.config
-    elif algo == "ppo" and simulator_of(args.task or "") in ("isaaclab", "mjlab"):
-        settings, conversion = registered_config(args.task or "", args.num_envs, args.library)
-    else:
-        if args.library is not None:
-            reason = "only settings of ppo are converted" if algo != "ppo" else f"'{args.task}' ships none to convert"
-            raise ConfigError(f"--from is '{args.library}', and {reason}; leave it out")
-        if simulator_of(args.task or "") == "builtin":
-            make_env(args.task or "", 1).close()  # refuses what there is not
-        settings = to_dict(default_config(args.task or "", algo=algo, preset=preset)[0])
-    config = read_config({**settings, "task": args.task or "TASK"})
+        conversion = convert_file(args.file, library, num_envs=args.num_envs, task=task, algo=args.algo)  # type: ignore[arg-type]
+        settings = conversion.config
+    elif simulator_of(task) in ("isaaclab", "mjlab") and (library is not None or preset is None):
+        settings, conversion = registered_config(task, args.num_envs, library, algo)
+    elif library is not None:
+        raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
+    if not settings:
+        if simulator_of(task) == "builtin":
+            make_env(task, 1).close()  # refuses what there is not
+        settings = to_dict(default_config(task, algo=algo, preset=preset)[0])
+    config = read_config({**settings, "algo": settings.get("algo", algo), "task": task})
     if conversion is not None and args.show:
         show(conversion, Console())
     if args.output is not None:

@@ -66,10 +66,11 @@ def train_command(words: Sequence[str]) -> Job:
         task = given.get("task") or (task_of(file) if file is not None else None)
         if task is None and not helping:
             raise ConfigError("--task is missing; give one, such as --task CartPole (`rlcore tasks` lists them)")
-        if algo != "ppo" and "library" in given:
-            raise ConfigError(f"--from is '{given['library']}', and only settings of ppo are converted; leave it out")
-        # What a simulator's task is registered with is for PPO.
-        registered = {} if helping else _registered(task or "", pairs) if algo == "ppo" else _scattered(task or "")
+        if "library" in given:
+            if "preset" in named:
+                raise ConfigError("--preset cannot go with --from: what is converted is complete; leave one out")
+            preset = None  # td3 is the name of an algorithm there
+        registered = {} if helping else _registered(task or "", pairs, algo, preset)
         base, files = default_config(task or "TASK", file, registered, algo, preset)
         about = f" Defaults from {', '.join(map(str, files))}." if files else ""
         if helping:
@@ -158,7 +159,8 @@ def _task_in(words: Sequence[str]) -> str:
     return ""
 
 
-def _registered(task: str, pairs: list[arguments.Pair]) -> dict[str, Any]:
+def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str | None) -> dict[str, Any]:
+    """What a simulator's task is registered with, unless a preset is named."""
     from rlcore.envs.launch import simulator_of
 
     given = {key: values[0] for key, values in pairs if values}
@@ -166,23 +168,21 @@ def _registered(task: str, pairs: list[arguments.Pair]) -> dict[str, Any]:
         if "library" in given:
             raise ValueError(f"--from is '{given['library']}', but {task} ships no configuration; leave it out")
         return {}
+    # First episodes begin at random times with any algorithm.
+    scattered = {"env": {"randomize_start": True}}
+    if preset is not None:
+        return scattered
     from rlcore.train.registered import registered_config
 
     number = given.get(SCENE_NUM_ENVS) or given.get("num_envs")
     if number is not None and not number.isdigit():
         raise UsageError(f"--num_envs: '{number}' is not a whole number; write --num_envs 4096")
-    settings, conversion = registered_config(task, int(number) if number else None, given.get("library"))
+    settings, conversion = registered_config(task, int(number) if number else None, given.get("library"), algo)
     if conversion is not None:
         counts = ", ".join(f"{count} {status}" for status, count in conversion.counts.items())
-        print(f"settings     of {conversion.library}: {counts}; `rlcore config --task {task} --show` lists them")
-    return settings
-
-
-def _scattered(task: str) -> dict[str, Any]:
-    """What holds for a simulator's tasks with any algorithm: first episodes begin at random times, as with PPO."""
-    from rlcore.envs.launch import simulator_of
-
-    return {"env": {"randomize_start": True}} if simulator_of(task) in ("isaaclab", "mjlab") else {}
+        named = "" if algo == "ppo" else f" --algo {algo}"
+        print(f"settings     of {conversion.library}: {counts}; `rlcore config --task {task}{named} --show` lists them")
+    return settings or scattered
 
 
 def _training(base: Any, config: Any, resumed: Path | None) -> Job:

@@ -38,10 +38,14 @@ TIMEOUTS = {
 
 
 class Interrupt:
-    """What SIGINT and SIGTERM mean during training: the first asks to stop after the iteration, the second stops."""
+    """What SIGINT and SIGTERM mean: the first asks to stop after the iteration, the second stops.
+
+    After the training, when there are no more iterations, ``at_once`` lets the first one stop.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.at_once = False
 
     @contextmanager
     def handling(self) -> Iterator[Interrupt]:
@@ -54,7 +58,7 @@ class Interrupt:
                 signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None or self.at_once:
             raise SystemExit(128 + number)
         self.signal = number
         # os.write, because a signal may arrive inside a print.
@@ -85,6 +89,7 @@ class Training:
         if content is not None and torch.device(content["config"]["device"]).type != self.device.type:
             content["env"] = None  # its random generator is of another kind
         done = 0 if content is None else int(content["progress"]["iteration"])
+        self.planned_before = None if content is None else int(content["config"]["num_iterations"])
         if config.num_iterations < done:
             raise ConfigError(
                 f"num_iterations is {config.num_iterations} and the run has done {done} already; "
@@ -165,8 +170,14 @@ class Training:
             return 128 + interrupt.signal
         if not self.shares_env:
             self.env.close()
-        with self._whole_episodes():
-            code = conclude(self.run, self.eval_env, config, self.console)
+        interrupt.at_once = True
+        try:
+            with interrupt.handling(), self._whole_episodes():
+                code = conclude(self.run, self.eval_env, config, self.console)
+        except SystemExit as stop:
+            say(self.console, "stopped before evaluation and export were done; to do them:")
+            say(self.console, f"  rlcore train --resume {self.run.path}")
+            code = int(stop.code or 0)
         self.eval_env.close()
         return code
 
@@ -225,6 +236,13 @@ class Training:
             say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
             if not self.exact:
                 say(self.console, "             episodes in flight start anew: the env cannot be put back there")
+            falls = getattr(config.agent, "lr_schedule", "constant") in ("linear", "cosine")
+            if falls and self.planned_before != config.num_iterations:
+                say(
+                    self.console,
+                    f"note         the learning rate falls over {config.num_iterations} iterations now, not "
+                    f"{self.planned_before}: it goes on at another value and slope, unlike that of a run planned so",
+                )
 
     def _evaluate_if_due(self, progress: Progress) -> dict[str, float]:
         config = self.config

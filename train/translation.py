@@ -8,10 +8,11 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
-from rlcore.config import ConfigError, from_dict
-from rlcore.train.config import TrainConfig
+from rlcore.config import ConfigError
+from rlcore.train.config import read_config
 
 Status = Literal["kept", "changed", "dropped", "default"]
 
@@ -62,12 +63,14 @@ class Translation:
     Args:
         source: nested configuration: a mapping, or an object with attributes.
         library: name of the library, for messages.
-        num_envs: copies of the task that the run will have; minibatches depend on it.
+        num_envs: copies of the task that the run will have, on which much depends; None: 4,096, or what the source
+            says of it.
         task: what will be trained.
     """
 
-    def __init__(self, source: Any, library: str, num_envs: int, task: str | None) -> None:
+    def __init__(self, source: Any, library: str, num_envs: int | None, task: str | None) -> None:
         self.source = plain(source)
+        self.num_envs_given, num_envs = num_envs is not None, num_envs or 4096
         self.library, self.num_envs, self.task = library, num_envs, task
         self.config: dict[str, Any] = {"task": task} if task is not None else {}
         self.config |= {"algo": "ppo", "num_envs": num_envs, "agent": {}}
@@ -159,10 +162,12 @@ class Translation:
         else:
             self.row(key, value, "dropped", note)
 
-    def drop_all(self, notes: Mapping[str, str], prefix: str = "") -> None:
+    def drop_all(
+        self, notes: Mapping[str, str], prefix: str = "", off: Mapping[str, tuple[Any, ...]] = MappingProxyType({})
+    ) -> None:
         """``drop`` every key of a table."""
         for key, note in notes.items():
-            self.drop(prefix + key, note)
+            self.drop(prefix + key, note, off.get(key, ()))
 
     def row(self, key: str, value: Any, status: Status, note: str, ours: str | None = None) -> None:
         """Note the fate of a key and of all keys below it."""
@@ -179,11 +184,16 @@ class Translation:
         self._origin[ours] = (key, raw)
 
     def refuse(self, key: str, value: Any) -> ConfigError:
-        """Make the error for an algorithm that is not PPO."""
+        """Make the error for an algorithm that rlcore does not have."""
         return ConfigError(
-            f"{self.library}: {key}: {value!r} is not PPO, the only algorithm whose settings can be converted so far; "
+            f"{self.library}: {key}: {value!r} is not PPO, SAC, DDPG or TD3, and nothing else can be converted; "
             "write an rlcore configuration for this task"
         )
+
+    def prefer_num_envs(self, number: int) -> None:
+        """Take the source's own number of envs, unless the user gave one."""
+        if not self.num_envs_given:
+            self.num_envs = self.config["num_envs"] = number
 
     def minibatches(self, key: str, count: float, note: str = "", length: int = 1) -> None:
         """Set the number of minibatches, the nearest to ``count`` that cuts the rollout into equal parts.
@@ -243,7 +253,7 @@ class Translation:
                 hint = f"; did you mean '{close[0]}'?" if close else ""
                 self.rows.append(Row(key, value, None, "dropped", UNKNOWN + hint))
         try:
-            from_dict(TrainConfig, {"task": "?", **self.config})
+            read_config({"task": "?", **self.config})
         except ConfigError as error:
             raise ConfigError(self._explain(str(error).removeprefix("configuration: "))) from None
 

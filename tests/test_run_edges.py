@@ -1,0 +1,74 @@
+"""What a run says and keeps where it is continued, measured again or stopped late."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_cli import train
+
+from rlcore.train import training
+from rlcore.train.cli import main
+
+
+def test_measuring_a_run_again_keeps_the_figures_of_its_file(tmp_path: Path) -> None:
+    run = train(tmp_path, "--num-iterations", "2")
+    before = json.loads((run / "eval.json").read_text())
+    assert main(["eval", "--run", str(run), "--num-envs", "2", "--seed", "5"]) == 0
+    after = json.loads((run / "eval.json").read_text())
+    assert (after["seed"], after["onnx"]) == (5, before["onnx"])
+    own = tmp_path / "own.json"
+    assert main(["eval", "--run", str(run), "--num-envs", "2", "--output", str(own)]) == 0
+    assert "onnx" not in json.loads(own.read_text())
+    (run / "eval.json").write_text("not JSON")
+    assert main(["eval", "--run", str(run), "--num-envs", "2"]) == 0
+    assert "onnx" not in json.loads((run / "eval.json").read_text())
+
+
+def test_longer_run_says_that_a_falling_learning_rate_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--num-iterations", "2", "--no-export", "--agent.lr-schedule", "linear"]
+    run = train(tmp_path, *words)
+    assert "falls over" not in capsys.readouterr().out
+    assert main(["train", "--resume", str(run), "--num-iterations", "2"]) == 0
+    assert "falls over" not in capsys.readouterr().out
+    assert main(["train", "--resume", str(run), "--num-iterations", "4"]) == 0
+    assert "the learning rate falls over 4 iterations now, not 2" in capsys.readouterr().out
+    other = train(tmp_path / "adaptive", "--num-iterations", "1", "--no-export")
+    assert main(["train", "--resume", str(other), "--num-iterations", "2"]) == 0
+    assert "falls over" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_in_the_last_evaluation_says_how_to_go_on(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def conclude(*_: Any) -> int:
+        os.kill(os.getpid(), number)
+        raise AssertionError("the signal has to stop it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "conclude", conclude)
+        words = ["train", "--task", "CartPole", "--num-envs", "4", "--num-iterations", "1", "--eval-envs", "2"]
+        assert main([*words, "--runs-dir", str(tmp_path)]) == 128 + number
+    (run,) = tmp_path.glob("CartPole/ppo/*")
+    assert f"rlcore train --resume {run}" in capsys.readouterr().out
+    assert not (run / "eval.json").exists()
+    assert main(["train", "--resume", str(run)]) == 0
+    assert (run / "eval.json").is_file() and (run / "export" / "policy.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train", "--task", "CartPole", "--seed", str(10**30)], ["eval", "--onnx", "x.onnx", "--seed", str(2**31)]],
+)
+def test_seeds_beyond_31_bits_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "seed" in error and "give a number from 0 to 2147483647" in error
+    assert error.count("\n") == 1
