@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import ConfigError, check
-from rlcore.distributions import CategoricalHead, Distribution, GaussianHead
+from rlcore.distributions import CategoricalHead, Distribution, GaussianHead, StdType
 from rlcore.env import EnvSpec
 from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate, orthogonal_
 from rlcore.normalization import NoNormalizer, RunningNormalizer
@@ -36,6 +36,9 @@ class ActorCriticConfig:
     """Observation groups of the critic; none: 'critic', else the actor's."""
     init_std: float = 1.0
     """Standard deviation of actions at the start."""
+    std_type: StdType = "softplus"
+    """What is learned of it: the deviation itself (scalar, as in rsl_rl, but kept above min_std), its logarithm (log,
+    as in skrl and rl_games), or what lies between the two."""
     min_std: float = 0.01
     """Floor of the standard deviation."""
     max_std: float = 100.0
@@ -74,7 +77,13 @@ class ActorPolicy(Policy):
             self.head = CategoricalHead(features, spec.action_size)
         else:
             self.head = GaussianHead(
-                features, spec.action_size, config.init_std, config.min_std, config.max_std, config.state_dependent_std
+                features,
+                spec.action_size,
+                config.init_std,
+                config.min_std,
+                config.max_std,
+                config.state_dependent_std,
+                config.std_type,
             )
             limit = config.clip_actions if config.clip_actions is not None else torch.inf
             # Not in the state: they follow from the configuration and the env.

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal, kl_divergence
 
-from rlcore.distributions import Categorical, CategoricalHead, Gaussian, GaussianHead
+from rlcore.distributions import Categorical, CategoricalHead, Gaussian, GaussianHead, StdType
 
 
 def gaussians() -> tuple[Gaussian, Gaussian]:
@@ -61,21 +61,44 @@ def test_categorical_samples_have_the_stated_frequencies() -> None:
     torch.testing.assert_close(frequency, probabilities, rtol=0, atol=0.004)
 
 
+STD_TYPES: tuple[StdType, ...] = ("softplus", "log", "scalar")
+
+
+@pytest.mark.parametrize("std_type", STD_TYPES)
 @pytest.mark.parametrize("state_dependent", [False, True])
 @pytest.mark.parametrize("init_std", [0.02, 0.3, 1.0, 50.0])
-def test_head_starts_at_the_configured_deviation(init_std: float, state_dependent: bool) -> None:
-    head = GaussianHead(8, 3, init_std, 0.01, 100.0, state_dependent)
+def test_head_starts_at_the_configured_deviation(init_std: float, state_dependent: bool, std_type: StdType) -> None:
+    head = GaussianHead(8, 3, init_std, 0.01, 100.0, state_dependent, std_type)
     distribution = head(head.linear(torch.randn(16, 8)))
     std = distribution.std.expand_as(distribution.mean)
     torch.testing.assert_close(std, torch.full((16, 3), init_std), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("std_type", STD_TYPES)
 @pytest.mark.parametrize("raw", [-1e6, -100.0, 0.0, 100.0, 1e6])
-def test_deviation_stays_positive_and_finite_whatever_the_parameter(raw: float) -> None:
-    head = GaussianHead(8, 3, 1.0, 0.01, 100.0, False)
-    head.raw_std.data.fill_(raw)  # type: ignore[union-attr]
+def test_deviation_stays_positive_and_finite_whatever_the_parameter(raw: float, std_type: StdType) -> None:
+    head = GaussianHead(8, 3, 1.0, 0.01, 100.0, False, std_type)
+    assert head.raw_std is not None
+    head.raw_std.data.fill_(raw)
     std = head(head.linear(torch.randn(4, 8))).std
     assert (std >= 0.01).all() and (std <= 100.0).all()
+    std.sum().backward()
+    assert head.raw_std.grad is not None and torch.isfinite(head.raw_std.grad).all()
+
+
+@pytest.mark.parametrize(("std_type", "slope"), [("softplus", 1 - math.exp(-0.3)), ("log", 0.3), ("scalar", 1.0)])
+def test_deviation_of_0_3_follows_its_parameter_as_its_type_says(std_type: StdType, slope: float) -> None:
+    head = GaussianHead(8, 3, 1.0, 1e-6, 100.0, False, std_type)
+    assert head.raw_std is not None
+    low, high = -10.0, 10.0
+    for _ in range(60):  # bisection
+        head.raw_std.data.fill_((low + high) / 2)
+        low, high = (
+            ((low + high) / 2, high) if float(head(torch.zeros(3)).std[0].detach()) < 0.3 else (low, (low + high) / 2)
+        )
+    head(torch.zeros(3)).std.sum().backward()
+    assert head.raw_std.grad is not None
+    torch.testing.assert_close(head.raw_std.grad, torch.full((3,), slope), rtol=0.005, atol=0)
 
 
 def test_state_dependent_deviation_depends_on_the_state_once_trained() -> None:

@@ -469,6 +469,29 @@ def test_rl_games_central_value_is_a_network_of_its_own() -> None:
     assert (ours["actor_obs"], ours["critic_obs"]) == (["a"], ["a", "b"])
 
 
+def test_what_is_learned_of_the_deviation_is_what_the_library_learns() -> None:
+    expected = {
+        "log": [
+            converted("rsl_rl"),
+            converted("rsl_rl", RSL_RL_OLD, policy__noise_std_type="log"),
+            converted("rl_games"),
+            converted("skrl"),
+            converted("sb3"),
+        ],
+        "scalar": [
+            converted("rsl_rl", actor__distribution_cfg__std_type="scalar"),
+            converted("rsl_rl", RSL_RL_OLD),
+            converted(
+                "rl_games",
+                params__model__name="continuous_a2c",
+                params__network__space__continuous__sigma_init__val=1,
+            ),
+        ],
+    }
+    for std_type, conversions in expected.items():
+        assert [agent(conversion)["std_type"] for conversion in conversions] == [std_type] * len(conversions)
+
+
 def test_rl_games_deviation_by_state() -> None:
     conversion = converted("rl_games", params__network__space__continuous__fixed_sigma=False)
     ours = agent(conversion)
@@ -1060,6 +1083,7 @@ BY_HAND: dict[str, dict[str, Any]] = {
         "agent.actor.hidden_dims": [128, 128, 128], "agent.critic.hidden_dims": [128, 128, 128],
         "agent.normalize_obs": False, "agent.entropy_coef": 0.005, "agent.learning_rate": 1e-3,
         "agent.lr_schedule": "adaptive", "agent.init_std": 1.0, "agent.value_coef": 1.0, "agent.grad_clip": "joint",
+        "agent.std_type": "scalar",
     },
     "manager_based/locomotion/velocity/config/spot/agents/rsl_rl_ppo_cfg.py:SpotFlatPPORunnerCfg": {
         "num_iterations": 20000, "agent.value_coef": 0.5, "agent.entropy_coef": 0.0025, "agent.num_epochs": 5,
@@ -1133,6 +1157,7 @@ def test_every_configuration_in_mjlab_converts(mjlab: dict[str, Any]) -> None:
         "agent.num_minibatches": 4, "agent.entropy_coef": 0.01, "agent.normalize_obs": True, "agent.clip_obs": None,
         "agent.actor_obs": ["actor"], "agent.critic_obs": ["critic"], "agent.actor.hidden_dims": [512, 256, 128],
         "agent.grad_clip": "separate", "agent.init_std": 1.0, "agent.clip_actions": None, "agent.lr_min": 1e-5,
+        "agent.std_type": "scalar",
     }  # fmt: skip
     assert {key: setting(go1, key) for key in expected} == expected
     vision = done["tasks/manipulation/config/yam/rl_cfg.py:yam_lift_cube_vision_ppo_runner_cfg"]

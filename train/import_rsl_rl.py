@@ -155,8 +155,7 @@ def _hidden(t: Translation, net: str, dims: str, function: str) -> None:
 
 
 def _std(t: Translation, kind: str, low: float, high: float, key: str) -> None:
-    status: Status = "changed" if t.has(kind) else "default"
-    t.row(kind, t.get(kind, "scalar"), status, "rlcore learns a softplus of the deviation, which keeps it positive")
+    t.use(kind, "agent.std_type", "scalar", one_of({"scalar": "scalar", "log": "log"}))
     t.std_bounds(key, low, high)
 
 

@@ -175,6 +175,7 @@ def _policy(t: Translation) -> None:
         t.use(f"{p}activation_fn", f"agent.{net}.activation", "nn.Tanh", activation)
     start = "SB3 gives the logarithm of the standard deviation"
     t.use(f"{p}log_std_init", "agent.init_std", 0.0, lambda value: math.exp(number(value)), start)
+    t.builtin("what is learned of the deviation", "its logarithm", "agent.std_type", "log")
     t.std_bounds("(range of the standard deviation)", 0.0, math.inf)
     orthogonal = one_of({True: "orthogonal", False: "default"})
     for net in ("actor", "critic"):

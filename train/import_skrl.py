@@ -317,6 +317,7 @@ def _std(t: Translation) -> None:
     t.drop(f"{p}clip_actions", "", off=(False,))
     t.drop(f"{p}clip_mean_actions", "rlcore does not limit action means", off=(False,))
     t.use(f"{p}initial_log_std", "agent.init_std", 0.0, lambda v: math.exp(number(v)), "skrl gives the logarithm")
+    t.builtin("what is learned of the deviation", "its logarithm", "agent.std_type", "log")
     t.drop(f"{p}fixed_log_std", "rlcore always learns the standard deviation", off=(False,))
     t.drop(f"{p}reduction", "rlcore sums log-probabilities over actions", off=("sum",))
     clipped = t.read(f"{p}clip_log_std", True, flag)
