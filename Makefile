@@ -32,7 +32,7 @@ $(MJLAB)/.installed: setup.cfg
 	touch $@
 
 test-mjlab: $(MJLAB)/.installed
-	$(MJLAB)/bin/python -m pytest tests/test_mjlab.py tests/test_registered.py
+	$(MJLAB)/bin/python -m pytest tests/test_mjlab.py tests/test_registered.py tests/test_simulators.py
 
 # Trains, evaluates, exports and checks the file; then the file alone is given over 1,000 commands.
 # More settings: make train ARGS="--seed 2"

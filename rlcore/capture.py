@@ -45,12 +45,21 @@ def compiling() -> bool:
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
     """Choose how CUDA multiplies float32 matrices: ``fp32`` exactly, else with TF32 inputs (10 bits of mantissa)."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision != "fp32"
+    before, wanted = _allows_tf32(), precision != "fp32"
+    if before != wanted:
+        torch.backends.cuda.matmul.allow_tf32 = wanted
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        if before != wanted:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def _allows_tf32() -> bool:
+    # PyTorch since 2.9 has two switches for this. The older one sets both, but cannot be read any more once somebody,
+    # such as mjlab's training script, has set the newer one.
+    matmul = torch.backends.cuda.matmul
+    return bool(matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32)
 
 
 def side_by_side(first: Callable[[], A], second: Callable[[], B], samples: int) -> tuple[A, B]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcore import PPO, NetworkConfig, PPOConfig
-from rlcore.capture import Captured, _tensors, compiled
+from rlcore.capture import Captured, _tensors, compiled, matmul_precision
 from rlcore.envs import make_env
 from rlcore.learn import Progress, Report, resume, snapshot
 
@@ -28,6 +28,21 @@ def test_on_the_cpu_functions_run_as_they_are() -> None:
         assert fn(torch.tensor(i)) == i + 1
     assert len(calls) == 5
     assert compiled(math.sqrt, "graph+compile", CPU) is math.sqrt
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="before PyTorch 2.9")
+@pytest.mark.parametrize("theirs", ["ieee", "tf32"])
+@pytest.mark.parametrize("ours", ["fp32", "tf32", "bf16"])
+def test_precision_is_chosen_and_put_back_whichever_switch_was_set_before(theirs: str, ours: str) -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul.allow_tf32 = theirs != "tf32"
+    matmul.fp32_precision = theirs  # now the older switch cannot be read
+    try:
+        with matmul_precision(ours):
+            assert matmul.fp32_precision == ("ieee" if ours == "fp32" else "tf32")
+        assert matmul.fp32_precision == theirs
+    finally:
+        matmul.allow_tf32 = False
 
 
 def test_the_order_of_a_dict_does_not_matter() -> None:
