@@ -65,8 +65,8 @@ class PPOConfig(ActorCriticConfig):
     gae_lambda: float = 0.95
     """Weight of longer advantage estimates (arXiv:1506.02438)."""
     timeout_bootstrap: Literal["final_obs", "value", "none"] = "final_obs"
-    """What a time-out is worth: V of the true last observation (as value where the env hides it, and where a rollout has
-    many more time-outs than its length and the time limit explain); V of the one before it, as rsl_rl; or nothing."""
+    """What a time-out is worth: V of the true last observation (as value where the env hides it, and where a rollout
+    has more time-outs than its length and the time limit explain); V of the one before it, as rsl_rl; or nothing."""
     clip_range: float = 0.2
     """Probability ratios are clipped to 1 +- this."""
     value_coef: float = 1.0
