@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from rlcore import ConfigError
 from rlcore.replay import Replay, Timeout, Transitions
+from rlcore.train.cli import main
 
 GAMMA = 0.9
 CPU = torch.device("cpu")
@@ -247,6 +249,23 @@ def test_the_memory_is_estimated_to_the_byte() -> None:
     own = [replay.action, replay.reward, replay.end]
     tensors = [*own, *replay.obs.values(), *replay.final_obs.values()]
     assert replay.num_bytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_memory_is_said_before_the_run_begins_and_may_move_when_it_is_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "Pendulum", "--algo", "sac", "--num-envs", "2", "--num-iterations", "4", "--eval-envs", "2"]
+    words += ["--agent.learning-starts", "4", "--agent.batch-size", "4", "--agent.buffer-size", "50_000"]
+    assert main(["train", *words, "--runs-dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # Observation 3 and action 1 of 4 bytes, reward and end; and final observations of 200 steps, 4 times as many.
+    size = (50_000 * (3 * 4 + 4 + 8) + (4 * 50_000 // 200 + 3) * 3 * 4) / 2**20
+    (said,) = (number for number, line in enumerate(lines) if "replay memory" in line)
+    assert lines[said] == f"note         replay memory of 50,000 transitions, {size:.1f} MiB on cpu"
+    assert said < next(number for number, line in enumerate(lines) if line.startswith("task "))
+    (run,) = (tmp_path / "Pendulum" / "sac").iterdir()
+    resumed = ["train", "--resume", str(run), "--num-iterations", "6", "--agent.buffer-device", "host"]
+    assert main(resumed) == 0
 
 
 def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:

@@ -15,7 +15,8 @@ import torch
 from conftest import Place
 from torch import Tensor
 
-from rlcore import ConfigError, replay
+from rlcore import SAC, ConfigError, SACConfig, replay
+from rlcore.envs import make_env
 from rlcore.memory import free_memory, pinned_zeros
 from rlcore.replay import Home, Replay, Timeout, Transitions
 from rlcore.replay_kernels import (
@@ -26,6 +27,7 @@ from rlcore.replay_kernels import (
     write_outcomes_reference,
     write_rows_reference,
 )
+from rlcore.types import Mode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GAMMA = 0.97
@@ -211,6 +213,21 @@ def test_a_ring_in_host_memory_draws_what_one_on_the_device_draws() -> None:
     for one, two in zip(*draws, strict=True):
         pairs = zip(one.values(), two.values(), strict=True) if isinstance(one, dict) else [(one, two)]
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.gpu
+def test_learning_from_host_memory_equals_learning_from_the_device_in_graphs_and_without() -> None:
+    def learned(mode: Mode, home: Home) -> dict[str, Any]:
+        sizes = {"learning_starts": 40, "buffer_size": 600, "batch_size": 64, "num_updates": 1, "n_step": 3}
+        config = SACConfig(mode=mode, buffer_device=home, policy_delay=2, **sizes)  # type: ignore[arg-type]
+        agent = SAC(make_env("Pendulum", 4, "cuda", seed=0, max_episode_length=20), config, seed=0)
+        agent.learn(200)  # more than the memory holds
+        return {**agent.policy.state_dict(), **agent.replay.state_dict(200)}
+
+    expected = learned("eager", "env")
+    for mode, home in (("eager", "host"), ("graph", "env"), ("graph", "host")):
+        for name, value in learned(mode, home).items():  # type: ignore[arg-type]
+            assert torch.equal(value.cpu(), expected[name].cpu()), (mode, home, name)
 
 
 @pytest.mark.gpu
