@@ -51,8 +51,8 @@ class Replay:
     device tensor: writing and sampling can be recorded as CUDA graphs.
 
     With ``home`` "host" on CUDA, observations and actions lie in pinned host memory, which kernels read and write over
-    the bus in whole rows. What windows are followed by, 8 bytes a step, stays on the device, where small scattered
-    reads are cheap. Without CUDA both homes are the same.
+    the bus in whole rows. Rewards and ends, 8 bytes a step that windows read one by one, stay on the device. Without
+    CUDA both homes are the same.
 
     Args:
         capacity: transitions to hold; rounded down to whole vector steps C.

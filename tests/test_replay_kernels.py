@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -261,6 +262,68 @@ def test_host_memory_is_let_go_with_the_last_tensor_in_it() -> None:
     after = free_memory(CPU)
     assert before is not None and held is not None and after is not None
     assert before - held > 2**30 and after - held > 2**30
+
+
+class Runtime:
+    """As much of CUDA as pinning calls."""
+
+    def __init__(self, answer: int) -> None:
+        self.answer, self.calls = answer, []  # type: ignore[var-annotated]
+
+    def cudaHostRegister(self, *arguments: int) -> int:
+        self.calls.append(("register", *arguments))
+        return self.answer
+
+    def cudaHostUnregister(self, *arguments: int) -> int:
+        self.calls.append(("unregister", *arguments))
+        return 0
+
+    def synchronize(self, device: torch.device) -> None:
+        self.calls.append(("wait",))
+
+    def check(self, answer: int) -> None:
+        if answer:
+            raise RuntimeError("CUDA error: out of memory")
+
+
+@pytest.fixture(params=[0])
+def runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runtime:
+    fake = Runtime(request.param)
+    replaced = {"cudart": lambda: fake, "check_error": fake.check, "device": nullcontext}
+    for name, value in {**replaced, "synchronize": fake.synchronize}.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return fake
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_host_memory_is_pinned_whole_and_until_nothing_refers_to_it(runtime: Runtime, dtype: torch.dtype) -> None:
+    ring = pinned_zeros((7, 5, 300), dtype, CUDA)
+    address, size = ring.data_ptr(), 7 * 5 * 300 * dtype.itemsize
+    assert address % 4096 == 0
+    assert ring.untyped_storage().nbytes() == size  # what a checkpoint would hold
+    assert not ring.any()
+    part = ring.view(torch.uint8)[3:4]
+    del ring
+    gc.collect()
+    assert runtime.calls == [("register", address, size, 0)]
+    part.fill_(1)  # still there
+    del part
+    gc.collect()
+    assert runtime.calls[1:] == [("wait",), ("unregister", address)]
+
+
+@pytest.mark.parametrize("runtime", [2], indirect=True)
+def test_host_memory_that_cannot_be_had_is_refused(runtime: Runtime) -> None:
+    with pytest.raises(
+        ConfigError, match=r"0\.5 MiB of host memory cannot be had for cuda \(CUDA error: .*smaller buffer"
+    ):
+        pinned_zeros((2**17,), torch.float32, CUDA)
+    with pytest.raises(
+        ConfigError, match=r"GiB of host memory cannot be had for cuda \(.*set a smaller buffer_size, or"
+    ):
+        pinned_zeros((2**58,), torch.float32, CUDA)
+    gc.collect()
+    assert [call[0] for call in runtime.calls] == ["register"]
 
 
 def test_host_memory_without_kernels_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
