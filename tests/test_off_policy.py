@@ -49,6 +49,19 @@ def batch(number: int = 24) -> dict[str, Tensor]:
     }
 
 
+def test_a_restart_carries_nothing_over_into_the_new_episodes() -> None:
+    learner = agent(DDPG, noise="ou", normalize_reward=True)
+    progress = learner.learn(5)
+    assert learner.return_scale.running.all() and learner.noise.all()
+    progress.restart(learner.env, learner)
+    assert not learner.return_scale.running.any() and not learner.noise.any()
+    held = agent(SAC, noise_hold=16)
+    progress = held.learn(1)
+    held.held.left.fill_(9)
+    progress.restart(held.env, held)
+    assert not held.held.left.any()
+
+
 # --- Exploration -----------------------------------------------------------------------------------------------------
 
 
