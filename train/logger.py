@@ -33,6 +33,7 @@ SHOWN = {
     "policy/entropy": "entropy",
     "policy/learning_rate": "learning rate",
     "policy/std": "std",
+    "policy/temperature": "temperature",
 }
 """Rows of the live table, and the order of a printed line."""
 
@@ -41,11 +42,14 @@ SHORT = {
     "rollout/episode_return": "return",
     "rollout/episode_length": "length",
     "rollout/success": "success",
-    "loss/policy": "policy",
-    "loss/value": "value",
+    "eval/return": "evaluated return",
+    "eval/success": "evaluated success",
+    "loss/policy": "policy loss",
+    "loss/value": "value loss",
     "policy/kl": "kl",
     "policy/learning_rate": "lr",
     "policy/std": "std",
+    "policy/temperature": "temperature",
 }
 """Names in a printed line."""
 
