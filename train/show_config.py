@@ -57,7 +57,7 @@ def show_config(args: ConfigArguments) -> int:
         conversion = convert_file(args.file, library, num_envs=args.num_envs, task=task, algo=args.algo)  # type: ignore[arg-type]
         settings = conversion.config
     elif simulator_of(task) in ("isaaclab", "mjlab") and (library is not None or preset is None):
-        settings, conversion = registered_config(task, args.num_envs, library, algo)
+        settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo")
     elif library is not None:
         raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
     if not settings:
