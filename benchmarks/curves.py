@@ -16,7 +16,7 @@ from rlcore.train.evaluate import t_interval
 
 COLORS = {"fp32": "#555555", "tf32": "#1f5fbf", "bf16": "#d1495b"}
 ALGO_COLORS = {"ppo": "#555555", "sac": "#1f5fbf", "ddpg": "#d1495b"}
-DASHES = {"ppo": "-", "sac": "-", "ddpg": "--"}
+DASHES = {"ppo": "-", "sac": "--", "ddpg": ":"}
 
 
 def key_of(run: dict[str, Any]) -> tuple[Any, ...]:

@@ -32,6 +32,7 @@ from timing import Precision, apart, heard_warnings, peak_memory
 from rlcore.config import ConfigError
 from rlcore.env import spec_of
 from rlcore.envs import make_env
+from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress
 from rlcore.train.algorithms import AGENTS, POLICIES
 from rlcore.train.config import TrainConfig, default_config
@@ -198,8 +199,15 @@ def planned(settings: Settings) -> list[Key]:
     """All runs; precisions that an algorithm does not have are left out.
 
     Raises:
-        ConfigError: a task has no such configuration, or an algorithm has none of the precisions.
+        ValueError: there is no such task, it has no such configuration, an algorithm cannot train it or has none of the
+            precisions.
     """
+    for task in settings.task:
+        if simulator_of(task) in ("builtin", "gymnasium"):  # others are refused when they are made, which takes long
+            env = make_env(task, 1)
+            if spec_of(env).discrete and set(settings.algo) - {"ppo"}:
+                raise ConfigError(f"--algo: {task} has discrete actions, which SAC and DDPG cannot choose; use ppo")
+            env.close()
     pairs: list[tuple[str, Precision]] = []
     for algo in settings.algo:
         own = [type(shipped(task, algo, settings).agent) for task in settings.task]
@@ -219,7 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=max(console.width, 160))
     try:
         keys = planned(settings)
-    except ConfigError as error:
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     report = header("learning", arguments, settings) | {"results": [], "failed": {}}

@@ -265,6 +265,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Print and draw; returns the exit code."""
     settings = tyro.cli(Settings, args=arguments)
     reports = [json.loads(path.read_text()) for path in settings.files]
+    for path, report in zip(settings.files, reports, strict=True):
+        if report["kind"] == "simulators":
+            print(f"{path}: runs on simulators are shown by simulators.py --show", file=sys.stderr)
+            return 2
     print(markdown(reports))
     timed = [report for report in reports if report["kind"] == "throughput"]
     if settings.plot is not None and timed:

@@ -144,7 +144,11 @@ def markdown(reports: list[dict[str, Any]]) -> str:
 
 
 def draw(reports: list[dict[str, Any]], path: Path) -> None:
-    """Draw the reward against iterations and against seconds: a thin line a seed, a thick one for their mean."""
+    """Draw the reward against iterations and against seconds: a thin line a seed, a thick one for their mean.
+
+    Raises:
+        ValueError: no run has rewards.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -153,6 +157,8 @@ def draw(reports: list[dict[str, Any]], path: Path) -> None:
     groups = {key: [run for run in runs if reward_at(run, 2) is not None] for key, runs in grouped(reports).items()}
     groups = {key: runs for key, runs in groups.items() if runs and runs[0]["settings"]["library"] in COLORS}
     tasks = list(dict.fromkeys(key[:2] for key in groups))
+    if not tasks:
+        raise ValueError("--plot: none of these runs trained and has rewards of two iterations; leave it out")
     figure, grid = pyplot.subplots(
         len(tasks), 2, figsize=(10, 3.6 * len(tasks)), layout="constrained", squeeze=False, sharey="row"
     )

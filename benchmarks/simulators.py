@@ -37,6 +37,7 @@ from torch import Tensor
 
 from rlcore.env import spec_of
 from rlcore.envs import make_env
+from rlcore.envs.launch import GET_MJLAB
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.export import OnnxPolicy, export_onnx
 from rlcore.learn import Progress, Report
@@ -284,10 +285,19 @@ RUNS = {"rlcore": run_rlcore, "rsl_rl": run_rsl_rl, "env": run_alone, "adapter":
 
 @contextmanager
 def prepared() -> Iterator[None]:
-    """Leave out what mjlab would print of kernels, and what GitPython would demand."""
+    """Leave out what mjlab would print of kernels, and what GitPython would demand.
+
+    Raises:
+        ValueError: mjlab is not installed.
+    """
     quiet_warp()
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    importlib.import_module("mjlab.tasks")  # registers them
+    try:
+        importlib.import_module("mjlab.tasks")  # registers them
+    except ModuleNotFoundError as error:
+        if error.name != "mjlab":
+            raise
+        raise ValueError(GET_MJLAB) from None
     with heard_warnings():
         yield
 
@@ -296,6 +306,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run, or make a table and a picture of runs; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     settings = tyro.cli(Settings, args=arguments)
+    try:
+        return _main(arguments, settings)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _main(arguments: list[str], settings: Settings) -> int:
     console = Console()
     console = Console(width=max(console.width, 180))
     if settings.show:

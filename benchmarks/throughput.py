@@ -36,8 +36,8 @@ class Settings(Common):
     sizes: tuple[int, ...] = (4096,)
     """Numbers of envs stepped together, one after the other."""
     precision: tuple[Precision, ...] = ("tf32",)
-    """Matrix products of rlcore on CUDA, one after the other. Other libraries run at tf32, or at fp32 if this is fp32
-    alone."""
+    """Matrix products of rlcore on CUDA, one after the other. Other libraries run at tf32 and fp32, of these
+    what is named; for bf16 at tf32."""
     mode: tuple[Mode, ...] = ("graph",)
     """How rlcore runs on CUDA, one after the other."""
     capture_env: tuple[Literal["yes", "no"], ...] = ("yes",)

@@ -120,6 +120,11 @@ class OffPolicy:
     def initial_state(self) -> State:
         """No recurrent state; what is recorded next does not follow what was recorded last."""
         self.replay.cut()
+        if self.return_scale is not None:
+            self.return_scale.running.zero_()
+        everywhere = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
+        self.held.end(everywhere)
+        self._end_episodes(everywhere)
         return ()
 
     @torch.no_grad()

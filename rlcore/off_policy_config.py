@@ -90,7 +90,8 @@ class OffPolicyConfig:
     num_atoms: int = 101
     """Returns that a categorical critic tells apart."""
     value_range: tuple[float, float] = (-5.0, 5.0)
-    """Lowest and highest of these returns; of normalized rewards, where they are."""
+    """Lowest and highest of these returns; of normalized rewards, where they are. What lies beyond counts as the end of
+    the range, so SAC needs center_entropy and a small init_temperature too: its entropy is part of the return."""
     max_grad_norm: float | None = None
     """Gradients are scaled down to this norm; none for no limit."""
     reward_scale: float = 1.0

@@ -120,9 +120,12 @@ def test_target_noise_is_clipped() -> None:
 def test_td3_learns_with_everything_on() -> None:
     learner = agent(num_critics=2, policy_delay=2, target_noise=0.2, noise="ou", n_step=3, normalize_obs=True)
     seen: dict[str, float] = {}
+    networks = (learner.policy, learner.critics, learner.target_policy, learner.target_critics)
+    before = [p.detach().clone() for network in networks for p in network.parameters()]
     learner.learn(30, on_report=lambda report: seen.update(report.metrics))
-    assert seen["loss/value"] >= 0
-    assert "loss/policy" in seen
+    after = [p for network in networks for p in network.parameters()]
+    assert all(torch.isfinite(b).all() and not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert {"loss/value", "loss/policy", "policy/value"} <= seen.keys()
 
 
 @pytest.mark.parametrize("key", ["noise_std", "target_noise", "target_noise_clip", "noise_decay"])

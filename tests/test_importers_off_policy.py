@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from test_importers import agent, changed, row
 
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, load_yaml
 from rlcore.envs import make_env
 from rlcore.train.algorithms import AGENTS
 from rlcore.train.cli import main
@@ -321,7 +321,8 @@ def test_file_is_converted_from_the_command_line(tmp_path: Path, capsys: pytest.
     output = tmp_path / "sac.yaml"
     words = f"config --file {DATA / 'sb3_zoo_sac.yaml'} --task Pendulum --algo sac"
     assert main(words.split()) == 2
-    assert "there are sections for Walker-v1, Lander-v1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "there are sections for Walker-v1, Lander-v1" in error and "such as --task gym:Walker-v1" in error
     words = f"config --file {DATA / 'skrl_sac_before_2.yaml'} --task Pendulum --num-envs 8 --output {output}"
     assert main(words.split()) == 0
     assert main(f"config --file {DATA / 'skrl_sac_before_2.yaml'} --show".split()) == 0
@@ -330,3 +331,8 @@ def test_file_is_converted_from_the_command_line(tmp_path: Path, capsys: pytest.
     assert "settings of sac, not of ppo" in capsys.readouterr().err
     text = output.read_text()
     assert "algo: sac" in text and "update_ratio: 0.25" in text
+    assert load_yaml(output)["task"] == "Pendulum"
+    assert main(f"config --file {DATA / 'skrl_sac_before_2.yaml'} --output {output}".split()) == 0
+    assert "task" not in load_yaml(output)
+    assert main(["train", "--config", str(output)]) == 2
+    assert "--task is missing" in capsys.readouterr().err

@@ -49,6 +49,19 @@ def batch(number: int = 24) -> dict[str, Tensor]:
     }
 
 
+def test_a_restart_carries_nothing_over_into_the_new_episodes() -> None:
+    learner = agent(DDPG, noise="ou", normalize_reward=True)
+    progress = learner.learn(5)
+    assert learner.return_scale.running.all() and learner.noise.all()
+    progress.restart(learner.env, learner)
+    assert not learner.return_scale.running.any() and not learner.noise.any()
+    held = agent(SAC, noise_hold=16)
+    progress = held.learn(1)
+    held.held.left.fill_(9)
+    progress.restart(held.env, held)
+    assert not held.held.left.any()
+
+
 # --- Exploration -----------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +332,16 @@ def test_command_line_knows_presets_and_td3(tmp_path: Path, capsys: pytest.Captu
         assert main(["train", "--resume", str(run), "--num-iterations", "20"]) == 0
         assert main(["eval", "--run", str(run), "--episodes", "2"]) == 0
     assert main(["config", "--task", "Pendulum", "--algo", "sac", "--preset", "gpu"]) == 0
-    assert "value_loss: categorical" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "value_loss: categorical" in printed
+    assert "algorithm    ddpg with the preset td3 on cpu" in printed
+    assert main(["config", "--task", "Pendulum", "--algo", "sac", "--num-envs", "7", "--show"]) == 0
+    printed = capsys.readouterr()
+    assert "num_envs: 7\n" in printed.out and "nothing was converted" in printed.err
+    assert main(["train", "--task", "Pendulum", "--algo", "td3", "--preset", "classic"]) == 2
+    assert main(["train", "--task", "Pendulum", "--algo", "TD3"]) == 2
+    error = capsys.readouterr().err
+    assert "--preset is 'classic', which is DDPG without" in error and "did you mean 'td3'?" in error
     assert main(["train", "--task", "Pendulum", "--preset", "gpu"]) == 2
     assert main(["train", "--task", "Pendulum", "--algo", "sac", "--preset", "gpuu"]) == 2
     assert main(["train", "--resume", str(run), "--preset", "classic"]) == 2
@@ -327,6 +349,16 @@ def test_command_line_knows_presets_and_td3(tmp_path: Path, capsys: pytest.Captu
     assert "--preset is 'gpu', and ppo has none" in error
     assert "'gpuu' is none of SACConfig; did you mean 'gpu'?" in error
     assert "preset is 'gpu' in the run that is resumed and 'classic' here" in error
+
+
+def test_a_run_that_ends_before_learning_begins_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "--task Pendulum --algo sac --num-envs 4 --agent.learning-starts 40 --eval-envs 2 --no-export --runs-dir"
+    assert main(["train", *words.split(), str(tmp_path), "--num-iterations", "9"]) == 0
+    warning = "warning      nothing will be learned: {} steps are left, and learning begins after {};"
+    assert warning.format(36, 40) in capsys.readouterr().out
+    (run,) = tmp_path.glob("Pendulum/sac/*")
+    assert main(["train", "--resume", str(run), "--num-iterations", "10"]) == 0
+    assert "nothing will be learned" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -137,8 +137,7 @@ def test_runs_of_sac_are_judged_and_written_as_curves(tmp_path: Path) -> None:
         config=file,
     )
     keys = learning.planned(settings)
-    if len(keys) == 2:  # bf16 is left out where the algorithm does not have it
-        assert keys == [("Pendulum", "sac", "fp32", 1), ("Pendulum", "sac", "fp32", 2)]
+    assert keys == [("Pendulum", "sac", precision, seed) for seed in (1, 2) for precision in ("fp32", "bf16")]
     runs = [learning.judge(learning.train(key, settings, 0.0), settings) for key in keys[:2]]
     learning.write_csv({"results": runs}, tmp_path / "curves.csv")
     lines = list(csv.DictReader((tmp_path / "curves.csv").open()))
@@ -152,3 +151,10 @@ def test_runs_of_sac_are_judged_and_written_as_curves(tmp_path: Path) -> None:
     assert [point["iteration"] for point in stopped["curve"]] == [1]
     with pytest.raises(ConfigError, match=r"--precision: sac has .*, not half"):
         learning.planned(dataclasses.replace(settings, precision=("half",)))  # type: ignore[arg-type]
+
+
+def test_tasks_that_cannot_be_trained_are_refused_before_a_process_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert learning.main(["--task", "Nope"]) == 2
+    assert learning.main(["--task", "CartPole", "--algo", "ppo", "sac"]) == 2
+    unknown, discrete = capsys.readouterr().err.splitlines()
+    assert "unknown task 'Nope'" in unknown and "--algo: CartPole has discrete actions" in discrete

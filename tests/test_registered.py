@@ -169,7 +169,7 @@ def test_algorithms_own_entry_goes_before_the_common_one(isaac: dict[str, Any]) 
     assert registered_config(TASK, library="rlcore")[0]["agent"] == {"gamma": 0.5}
 
 
-def test_entries_of_other_algorithms_have_its_name(isaac: dict[str, Any]) -> None:
+def test_entries_of_other_algorithms_have_its_name(isaac: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     register(isaac, *GAMMAS)
     assert registered_config(TASK, algo="sac") == ({}, None)
     with pytest.raises(ConfigError, match="ships no configuration for sac of skrl; it has none"):
@@ -186,6 +186,9 @@ def test_entries_of_other_algorithms_have_its_name(isaac: dict[str, Any]) -> Non
     isaac["skrl_ddpg_cfg_entry_point"] = SKRL_SAC
     with pytest.raises(ConfigError, match="settings of sac, not of ddpg"):
         registered_config(TASK, algo="ddpg")
+    assert registered_config(TASK, algo="td3")[0]["agent"]["num_critics"] == 2
+    assert main(["config", "--task", TASK, "--algo", "td3", "--from", "skrl"]) == 0
+    assert "num_critics: 2" in capsys.readouterr().out
     isaac["rlcore_sac_cfg_entry_point"] = SACConfig(gamma=0.5)
     assert registered_config(TASK, algo="sac")[0]["agent"]["gamma"] == 0.5
     isaac["rlcore_sac_cfg_entry_point"] = PPOConfig()

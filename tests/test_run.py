@@ -14,6 +14,7 @@ from rich.console import Console
 from rlcore.checkpoint import load_checkpoint
 from rlcore.config import from_dict, load_yaml
 from rlcore.learn import Report
+from rlcore.train import logger as logger_module
 from rlcore.train.arguments import free_value, split_words
 from rlcore.train.config import CONFIGS, TrainConfig, changes, default_config, safe_name, shipped_config
 from rlcore.train.logger import Average, MetricsFile, RunLogger
@@ -198,6 +199,9 @@ def test_an_interval_averages_episodes_by_their_number_and_iterations_alike() ->
         "time/total_s": 3.0,
     }
     assert average.take() == {}
+    average.add({"time/steps_per_s": 1000.0, "time/collect_s": 0.5, "time/learn_s": 0.5})  # 1,000 steps
+    average.add({"time/steps_per_s": 100.0, "time/collect_s": 1.0, "time/learn_s": 9.0})  # and 1,000 in 10 s
+    assert average.take()["time/steps_per_s"] == pytest.approx(2000 / 11)
 
 
 @pytest.mark.parametrize(
@@ -216,6 +220,17 @@ def test_figures_that_are_not_finite_are_told_once(metrics: dict[str, float], pa
     told = [line for line in screen.getvalue().splitlines() if line.startswith("warning")]
     assert len(told) == (1 if part else 0)
     assert all(part in line and "iteration 1:" in line for line in told)
+
+
+def test_time_left_is_judged_by_the_latest_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now)
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=100, log_interval=10, console=Console(file=screen)) as logger:
+        for iteration in range(1, 21):
+            now += 0.1 if iteration <= 10 else 10.0
+            logger.report(Report(iteration, iteration, {"rollout/reward": 1.0}), {})
+    assert [line.split("ETA ")[1].split(" s")[0] for line in screen.getvalue().splitlines()] == ["9", "800"]
 
 
 @pytest.mark.parametrize("name", ["arm.GIF", "arm.gif"])

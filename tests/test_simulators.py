@@ -86,6 +86,23 @@ def test_runs_are_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert reports[0]["command"] in printed and picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_what_cannot_run_or_be_drawn_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(name: str) -> Any:
+        raise ModuleNotFoundError(name="mjlab")
+
+    (tmp_path / "env.json").write_text(json.dumps(run("env", 1, 0.08)))
+    monkeypatch.setattr(simulators.importlib, "import_module", missing)
+    for words, said in (
+        (["--library", "env"], "mjlab is not installed; run: pip install"),
+        (["--show", str(tmp_path / "env.json"), "--plot", str(tmp_path / "out.png")], "--plot: none of these runs"),
+    ):
+        assert simulators.main(words) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("library", ["rlcore", "rsl_rl", "env", "adapter"])

@@ -232,7 +232,7 @@ def _condensed(box: str) -> str:
     bodies = [body for body in bodies if body]
     text = " ".join(bodies[0]).removeprefix("Error parsing ") if bodies else "the command line cannot be read"
     text = re.sub(r"^[A-Z]\w+: ", "", text)  # the class that refused a value is no part of the setting's name
-    text = re.sub(r"^([a-z_.]+): (\w+): ", r"\1.\2: ", text)
+    text = re.sub(r"^([a-z_.]+): ([\w.]+): ", r"\1.\2: ", text)
     usage = next((line for body in bodies[1:] for line in body if line.startswith("--")), None)
     return f"{text}; expected {usage}" if usage else text
 

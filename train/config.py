@@ -135,8 +135,18 @@ _AGENTS: dict[str, type[OffPolicyConfig]] = {"sac": SACConfig, "ddpg": DDPGConfi
 
 
 def algorithm(name: str, preset: str | None = None) -> tuple[str, str | None]:
-    """Algorithm and preset that a command line means: ``td3`` is a name for DDPG with a preset."""
-    return ("ddpg", preset or "td3") if name == "td3" else (name, preset)
+    """Algorithm and preset that a command line means: ``td3`` is a name for DDPG with a preset.
+
+    Raises:
+        ConfigError: ``td3`` with a preset that does not make DDPG that.
+    """
+    if name != "td3":
+        return name, preset
+    if preset == "classic":
+        raise ConfigError(
+            "--preset is 'classic', which is DDPG without what makes it td3; leave it out, or add --algo ddpg"
+        )
+    return "ddpg", preset or "td3"
 
 
 def config_class(algo: object, where: str = "algo") -> type[TrainConfig]:
@@ -146,7 +156,8 @@ def config_class(algo: object, where: str = "algo") -> type[TrainConfig]:
         ConfigError: there is no such algorithm.
     """
     if not isinstance(algo, str) or algo not in CONFIG_CLASSES:
-        raise ConfigError(f"{where}: {algo!r} is no algorithm; {nearest(str(algo), CONFIG_CLASSES)}")
+        known = [*CONFIG_CLASSES, "td3"] if where.startswith("-") else CONFIG_CLASSES
+        raise ConfigError(f"{where}: {algo!r} is no algorithm; {nearest(str(algo), known)}")
     return CONFIG_CLASSES[algo]
 
 

@@ -70,7 +70,8 @@ def choose_task(t: Translation) -> None:
     name = (t.task or "").removeprefix("gym:")
     if name not in sections:
         raise ConfigError(
-            f"sb3: there are sections for {', '.join(sections)}, but none for the task '{name}'; name one"
+            f"sb3: there are sections for {', '.join(sections)}, but none for the task '{name}'; name one, such as "
+            f"--task gym:{next(iter(sections))}"
         )
     t.source = sections[name]
 

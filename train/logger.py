@@ -33,6 +33,7 @@ SHOWN = {
     "policy/entropy": "entropy",
     "policy/learning_rate": "learning rate",
     "policy/std": "std",
+    "policy/temperature": "temperature",
 }
 """Rows of the live table, and the order of a printed line."""
 
@@ -41,17 +42,20 @@ SHORT = {
     "rollout/episode_return": "return",
     "rollout/episode_length": "length",
     "rollout/success": "success",
-    "loss/policy": "policy",
-    "loss/value": "value",
+    "eval/return": "evaluated return",
+    "eval/success": "evaluated success",
+    "loss/policy": "policy loss",
+    "loss/value": "value loss",
     "policy/kl": "kl",
     "policy/learning_rate": "lr",
     "policy/std": "std",
+    "policy/temperature": "temperature",
 }
 """Names in a printed line."""
 
 
 class Average:
-    """Means over a few iterations, in which episode figures count by the number of episodes."""
+    """Means over a few iterations, in which episode figures count by their number, and steps a second by seconds."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
@@ -61,9 +65,12 @@ class Average:
     def add(self, metrics: Mapping[str, float]) -> None:
         """Add one iteration."""
         episodes = metrics.get("rollout/episodes", 0.0)
+        seconds = metrics.get("time/collect_s", 0.0) + metrics.get("time/learn_s", 0.0)
         for key, value in metrics.items():
             per_episode = key.startswith(("rollout/episode_", "rollout/success", "env/"))
             weight = max(episodes, 1.0) if per_episode else 1.0
+            if key == "time/steps_per_s":  # iterations before SAC begins to learn are a hundred times shorter
+                weight = seconds or 1.0
             self._sums[key] = self._sums.get(key, 0.0) + weight * value
             self._weights[key] = self._weights.get(key, 0.0) + weight
             self._latest[key] = value
@@ -194,8 +201,8 @@ class Display:
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console = console
         self._total = total
-        self._start_iteration = done
-        self._start_time = time.perf_counter()
+        self._shown_iteration = done
+        self._shown_time = time.perf_counter()
         self._latest: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("iteration {task.completed:.0f}/{task.total:.0f}"),
@@ -209,7 +216,7 @@ class Display:
 
     def start(self) -> None:
         """Begin to draw, if this is a terminal."""
-        self._start_time = time.perf_counter()
+        self._shown_time = time.perf_counter()
         if self._console.is_terminal:
             self._live = Live(self._picture(), console=self._console, refresh_per_second=4)
             self._live.start()
@@ -235,8 +242,10 @@ class Display:
         if self._live is not None:
             self._live.update(self._picture())
             return
-        done = report.iteration - self._start_iteration
-        left = (time.perf_counter() - self._start_time) / max(done, 1) * (self._total - report.iteration)
+        # By the latest interval: before SAC begins to learn, iterations are a hundred times shorter.
+        now, done = time.perf_counter(), report.iteration - self._shown_iteration
+        left = (now - self._shown_time) / max(done, 1) * (self._total - report.iteration)
+        self._shown_iteration, self._shown_time = report.iteration, now
         width = len(str(self._total))
         figures = "  ".join(f"{name} {_figure(metrics[key])}" for key, name in SHORT.items() if key in metrics)
         # A plain write: rich would wrap at the 80 columns that it assumes where there is no terminal.

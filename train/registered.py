@@ -30,7 +30,7 @@ def registered_config(
         task: name of the task.
         num_envs: copies of it; None takes the number in the task's own configuration.
         library: whose configuration to take; None for the order above.
-        algo: what is to be trained with, ``ppo``, ``sac`` or ``ddpg``.
+        algo: what is to be trained with, ``ppo``, ``sac``, ``ddpg`` or ``td3``.
 
     Returns:
         Settings over the defaults of ``TrainConfig``, and how they came about if they were converted; no settings
@@ -57,8 +57,9 @@ def registered_config(
         return {}, None
     found, source = _agent_config(name, kwargs)
     if found == "rlcore":
-        settings = {"num_envs": own_envs, **_settings(name, source, CONFIG_CLASSES[algo])}
-        from_dict(CONFIG_CLASSES[algo], {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
+        own = CONFIG_CLASSES["ddpg" if algo == "td3" else algo]
+        settings = {"num_envs": own_envs, **_settings(name, source, own)}
+        from_dict(own, {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
         return settings | ({} if num_envs is None else {"num_envs": num_envs}), None
     conversion = convert(source, found, num_envs=num_envs or own_envs, task=task, algo=algo)  # type: ignore[arg-type]
     # The scripts that train with these configurations begin episodes at random times; see the option.

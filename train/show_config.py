@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ import tyro
 import yaml
 from rich.console import Console
 
-from rlcore.config import ConfigError, save_yaml, to_dict
+from rlcore.config import ConfigError, to_dict
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.train.config import algorithm, default_config, read_config
@@ -27,7 +28,7 @@ class ConfigArguments:
     algo: Literal["ppo", "sac", "ddpg", "td3"] | None = None
     """Learning algorithm that the task is trained with; td3 is DDPG with the preset td3. None: ppo, or the file's."""
     preset: str | None = None
-    """Preset of SAC or DDPG, classic or gpu; None: the one that the task is trained with."""
+    """Preset of SAC or DDPG, classic, td3 (DDPG alone) or gpu; None: the one that the task is trained with."""
     file: Path | None = None
     """Configuration file of rsl_rl, rl_games, skrl or SB3 to convert instead."""
     library: Annotated[str | None, tyro.conf.arg(name="from")] = None
@@ -56,19 +57,26 @@ def show_config(args: ConfigArguments) -> int:
         conversion = convert_file(args.file, library, num_envs=args.num_envs, task=task, algo=args.algo)  # type: ignore[arg-type]
         settings = conversion.config
     elif simulator_of(task) in ("isaaclab", "mjlab") and (library is not None or preset is None):
-        settings, conversion = registered_config(task, args.num_envs, library, algo)
+        settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo")
     elif library is not None:
         raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
     if not settings:
         if simulator_of(task) == "builtin":
             make_env(task, 1).close()  # refuses what there is not
         settings = to_dict(default_config(task, algo=algo, preset=preset)[0])
+        settings |= {} if args.num_envs is None else {"num_envs": args.num_envs}
     config = read_config({**settings, "algo": settings.get("algo", algo), "task": task})
+    data = to_dict(config)
+    if args.task is None:
+        del data["task"]  # which the file does not tell
     if conversion is not None and args.show:
         show(conversion, Console())
+    elif args.show:
+        print(f"{task} is trained with rlcore's own settings; nothing was converted", file=sys.stderr)
+    text = yaml.safe_dump(data, sort_keys=False)
     if args.output is not None:
-        save_yaml(args.output, config)
+        args.output.write_text(text, encoding="utf-8")
         print(f"written to {args.output}")
     elif conversion is None or not args.show:
-        print(yaml.safe_dump(to_dict(config), sort_keys=False), end="")
+        print(text, end="")
     return 0

@@ -40,7 +40,8 @@ def train_command(words: Sequence[str]) -> Job:
         base, resumed = resumed_config(Path(named["resume"]))
     elif "algo" not in named and named.get("config") and not helping:
         named["algo"] = load_yaml(named["config"]).get("algo", "ppo")
-    named["algo"], preset = algorithm(named.get("algo", "ppo"), named.get("preset"))
+    asked = named.get("algo", "ppo")
+    named["algo"], preset = algorithm(asked, named.get("preset"))
     algo = named["algo"] if base is None else base.algo
     if preset is not None and algo == "ppo":
         raise UsageError(f"--preset is '{preset}', and ppo has none; leave it out, or add --algo sac or --algo ddpg")
@@ -70,7 +71,7 @@ def train_command(words: Sequence[str]) -> Job:
             if "preset" in named:
                 raise ConfigError("--preset cannot go with --from: what is converted is complete; leave one out")
             preset = None  # td3 is the name of an algorithm there
-        registered = {} if helping else _registered(task or "", pairs, algo, preset)
+        registered = {} if helping else _registered(task or "", pairs, asked, preset)
         base, files = default_config(task or "TASK", file, registered, algo, preset)
         about = f" Defaults from {', '.join(map(str, files))}." if files else ""
         if helping:

@@ -247,9 +247,10 @@ class Training:
         sizes = ", ".join(f"{group} {size}" for group, size in self.spec.observation_sizes.items())
         action = f"{self.spec.action_size} {'choices' if self.spec.discrete else 'numbers'}"
         steps = config.agent.num_steps * env.num_envs
+        preset = f" with the preset {config.preset}" if hasattr(config, "preset") else ""
         for line in (
             f"task         {config.task}, observations: {sizes}, action: {action}",
-            f"algorithm    {config.algo} on {self.device}, seed {config.seed}",
+            f"algorithm    {config.algo}{preset} on {self.device}, seed {config.seed}",
             f"envs         {env.num_envs} x {config.agent.num_steps} steps = {steps:,} steps an iteration, "
             f"{config.num_iterations} iterations, episodes of {env.max_episode_length} steps",
             f"time-outs    {TIMEOUTS[self.bootstrap]}",
@@ -258,6 +259,14 @@ class Training:
             say(self.console, line)
         for note in (*getattr(env, "notes", ()), *getattr(self.agent, "notes", ())):
             say(self.console, f"note         {note}")
+        first, stored = getattr(self.agent, "first_rows", 0), getattr(self.agent, "stored", 0)
+        left = config.num_iterations - (0 if self.progress is None else self.progress.iteration)
+        if 0 < left * config.agent.num_steps < first - stored:
+            say(
+                self.console,
+                f"warning      nothing will be learned: {left * steps:,} steps are left, and learning begins after "
+                f"{(first - stored) * env.num_envs:,}; give more --num-iterations or less --agent.learning-starts",
+            )
         if self.shares_env:
             say(self.console, "note         evaluations use the training env, whose episodes then start anew")
         if self.progress is not None:
