@@ -43,7 +43,7 @@ class TrainConfig:
     task: str
     """What to train: a built-in task such as CartPole, or gym:<id>; `rlcore tasks` lists them."""
     algo: Literal["ppo", "sac", "ddpg"] = "ppo"
-    """Learning algorithm; the settings of the agent are its own."""
+    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     num_envs: int = 1024
     """Copies of the task that are stepped together."""
     num_iterations: int = 300
@@ -107,7 +107,7 @@ class SACTrainConfig(TrainConfig):
     """A training run with SAC. The same file and seed give the same run."""
 
     algo: Literal["ppo", "sac", "ddpg"] = "sac"
-    """Learning algorithm; the settings of the agent are its own."""
+    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     preset: Literal["classic", "gpu"] = "classic"
     """Settings that files and command line change: classic for one or a few envs, gpu for hundreds and more. Without
     it, that of the file that is shipped for the task; gpu for tasks of simulators, else classic."""
@@ -120,7 +120,7 @@ class DDPGTrainConfig(TrainConfig):
     """A training run with DDPG. The same file and seed give the same run."""
 
     algo: Literal["ppo", "sac", "ddpg"] = "ddpg"
-    """Learning algorithm; the settings of the agent are its own."""
+    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     preset: Literal["classic", "td3", "gpu"] = "classic"
     """Settings that files and command line change: classic for one or a few envs, td3 for the same with what makes it
     TD3, gpu for hundreds of envs and more. Without it, that of the file that is shipped for the task; gpu for tasks of
