@@ -152,19 +152,29 @@ class Critic(nn.Module):
         return output.squeeze(-1), state
 
     def unroll(
-        self, obs: Tensor, final_obs: Tensor | None, carried: State, keep: Tensor, length: int
+        self,
+        obs: Tensor,
+        final_obs: Tensor | None,
+        timed_out: Tensor,
+        num_timeouts: int,
+        carried: State,
+        keep: Tensor,
+        length: int,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Value a whole rollout, normalized.
 
         Args:
             obs: the rollout's observations and the one after it, ``[T + 1, N, O]``.
             final_obs: what preceded each reset, ``[T, N, O]``; None if time-outs are not valued.
+            timed_out: bool ``[T, N]``, where ``final_obs`` is to be valued. Elsewhere its value would be wasted, and in
+                a rollout it is rarely wanted.
+            num_timeouts: how many of them at most; a step beyond has the value of its own observation instead.
             carried: recurrent state at the rollout's start, moved on in place to the next one's.
             keep: ``[T + 1, N, 1]``, 0 where an episode begins.
             length: steps of the sequences that will be learned from.
 
         Returns:
-            Values of ``obs`` ``[T + 1, N]`` and of ``final_obs`` ``[T, N]`` (zeros if None), and the recurrent states
+            Values of ``obs`` ``[T + 1, N]`` and, where timed out, of ``final_obs`` ``[T, N]``, and the recurrent states
             where sequences begin, ``[T / length, N, layers, hidden]`` each.
         """
         steps = len(obs) - 1
@@ -187,9 +197,18 @@ class Critic(nn.Module):
                 after.append(state)
             values = torch.cat(rows)
             state = tuple(torch.cat(parts, 1) for parts in zip(*after[:-1], strict=True))  # [layers, T * N, hidden]
-        timeout_values = torch.zeros_like(values[:-1])
+        timeout_values = values[:-1]
         if final_obs is not None:
-            timeout_values = self.forward(final_obs.flatten(0, 1).unsqueeze(0), state)[0].view_as(timeout_values)
+            flags = timed_out.flatten()  # [T * N]
+            place = torch.where(flags, flags.cumsum(0) - 1, num_timeouts).clamp(max=num_timeouts)
+            # One entry more than is valued, for what has no place.
+            chosen = torch.zeros(num_timeouts + 1, dtype=torch.int64, device=place.device)
+            chosen.scatter_(0, place, torch.arange(len(place), device=place.device))
+            chosen = chosen[:-1]
+            state = tuple(part.index_select(1, chosen) for part in state)
+            found = self.forward(final_obs.flatten(0, 1).index_select(0, chosen).unsqueeze(0), state)[0]
+            found = found.squeeze(0).index_select(0, place.clamp(max=num_timeouts - 1)).view_as(timeout_values)
+            timeout_values = torch.where((place < num_timeouts).view_as(timed_out), found, timeout_values)
         begun = (torch.stack([part.transpose(0, 1) for part in parts]) for parts in zip(*starts, strict=True))
         return values, timeout_values, {f"critic_state_{i}": parts for i, parts in enumerate(begun)}
 

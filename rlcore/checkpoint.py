@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlcore._version import __version__
 
@@ -39,6 +41,9 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint; only tensors and plain values are accepted.
 
+    A replay memory may be larger than the GPU's memory and half of the host's: wherever the rest goes, its tensors stay
+    in the file, which is read as they are.
+
     Raises:
         CheckpointError: the file is missing, cut short, not a checkpoint of this library, of another schema, or holds
             code.
@@ -47,7 +52,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     if not path.is_file():
         raise CheckpointError(f"checkpoint '{path}' does not exist; check the path")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = _read(path)
     except pickle.UnpicklingError as error:
         if "Unsupported" in str(error) or "Weights only load failed" in str(error):
             raise CheckpointError(
@@ -70,4 +75,29 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
     missing = [key for key in _KEYS if key not in content]
     if missing:
         raise CheckpointError(f"checkpoint '{path}' lacks {', '.join(missing)}; use an earlier one from its folder")
-    return content
+    there = torch.device(device)
+    for key, value in content["agent"].items():
+        if key != "replay":
+            content["agent"][key] = _moved(value, there)
+    return {key: value if key == "agent" else _moved(value, there) for key, value in content.items()}
+
+
+def _read(path: Path) -> Any:
+    if not zipfile.is_zipfile(path):
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()  # what is mapped is not checked otherwise
+    if damaged is not None:
+        raise ValueError(f"wrong checksum of {damaged}")
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Everything on a device and out of the file; dicts and lists stay the same ones."""
+    if isinstance(value, Tensor):
+        return value.to(device, copy=True)
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            value[key] = _moved(value[key], device)
+        return value
+    return tuple(_moved(item, device) for item in value) if isinstance(value, tuple) else value

@@ -21,7 +21,7 @@ from rlcore.networks import Network, choose_groups, concatenate
 from rlcore.normalization import ReturnScale
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_networks import Critics, SquashedPolicy, make_normalizer
-from rlcore.replay import Replay, Transitions, size_text
+from rlcore.replay import Replay, Transitions
 from rlcore.rollout import Rollout
 from rlcore.types import Metrics, Mode, Obs, State, Step
 
@@ -81,6 +81,7 @@ class OffPolicy:
             env.max_episode_length,
             device,
             torch.bfloat16 if config.store_obs == "bf16" else torch.float32,
+            home=config.buffer_device,
         )
         rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
         remedy = f"it holds {self.replay.num_rows} vector steps and learning begins after {rows}; raise it"
@@ -104,8 +105,7 @@ class OffPolicy:
         source = "env" if config.action_low is None and config.action_high is None else "settings"
         self.notes: tuple[str, ...] = (
             f"actions within {numbers}, from the {source}",
-            f"replay memory of {self.replay.num_rows * env.num_envs:,} transitions, {size_text(self.replay.num_bytes)} "
-            f"on {device}; {self.num_updates} gradient steps an iteration, from step {rows * env.num_envs:,} on",
+            f"{self.num_updates} gradient steps an iteration, from step {rows * env.num_envs:,} on",
         )
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:

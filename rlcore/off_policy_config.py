@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from rlcore.config import ConfigError, check, nearest
 from rlcore.networks import NetworkConfig
-from rlcore.replay import Timeout
+from rlcore.replay import Home, Timeout
 from rlcore.types import Mode
 
 C = TypeVar("C", bound="OffPolicyConfig")
@@ -61,6 +61,9 @@ class OffPolicyConfig:
     """Keep the replay memory in checkpoints. Without it a resumed run is not the same: it first fills a new one."""
     store_obs: Literal["fp32", "bf16"] = "fp32"
     """How the replay memory stores observations; bf16 takes half the room and keeps 8 bits of mantissa."""
+    buffer_device: Home = "env"
+    """Where the replay memory keeps observations and actions: on the env's device, or on a GPU's host, in pinned memory
+    that the GPU reads as it samples, for more than its own memory holds. The same without a GPU."""
     learning_rate: float = 3e-4
     """Adam's step size."""
     lr_schedule: Literal["constant", "cosine"] = "constant"

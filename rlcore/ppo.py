@@ -65,8 +65,8 @@ class PPOConfig(ActorCriticConfig):
     gae_lambda: float = 0.95
     """Weight of longer advantage estimates (arXiv:1506.02438)."""
     timeout_bootstrap: Literal["final_obs", "value", "none"] = "final_obs"
-    """What a time-out is worth: V of the true last observation (else, where the env hides it, as value); V of the
-    observation before it, as rsl_rl does; or nothing."""
+    """What a time-out is worth: V of the true last observation (as value where the env hides it, and where a rollout
+    has more time-outs than its length and the time limit explain); V of the one before it, as rsl_rl; or nothing."""
     clip_range: float = 0.2
     """Probability ratios are clipped to 1 +- this."""
     value_coef: float = 1.0
@@ -160,6 +160,9 @@ class PPO:
             f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
         )
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
+        # More time-outs than these are hardly met in a rollout: those of the time limit, and one for each env besides.
+        per_env = 1 + math.ceil(config.num_steps / max(1, env.max_episode_length))
+        self.num_timeouts = env.num_envs * min(config.num_steps, per_env)
         self.value_normalizer = RunningNormalizer(1).to(device) if config.normalize_value else None
         actor = list(self.policy.parameters())
         critic = [p for p in self.critic.parameters() if not any(p is q for q in actor)]  # the trunk may be shared
@@ -301,10 +304,13 @@ class PPO:
         critic_obs = data.get("critic_obs", data["actor_obs"])
         obs = torch.cat([critic_obs, self.critic.normalizer(next_obs).unsqueeze(0)])  # [T + 1, N, O]
         final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
-        outputs, timeout_values, states = self.critic.unroll(obs, final_obs, self.critic_state, keep, self.length)
+        timed_out = data["truncated"] & ~data["terminated"]
+        outputs, timeout_values, states = self.critic.unroll(
+            obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length
+        )
         values, timeout_values = self._denormalize(outputs), self._denormalize(timeout_values)
-        if self.timeout_bootstrap != "final_obs":
-            timeout_values = values[:-1] if self.timeout_bootstrap == "value" else torch.zeros_like(values[:-1])
+        if self.timeout_bootstrap == "none":
+            timeout_values = torch.zeros_like(timeout_values)
         following = next_values(values, data["terminated"], data["truncated"], timeout_values)
         values = values[:-1]  # [T, N]
         advantages, returns = gae(data["reward"], values, following, done, config.gamma, config.gae_lambda)

@@ -1,19 +1,35 @@
-"""Replay memory: a ring of vector steps on the env's device, read as n-step transitions."""
+"""Replay memory: a ring of vector steps on the env's device or in host memory, read as n-step transitions."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError
-from rlcore.replay_kernels import CUT, NONE, Outcomes, Windows, read_ends, read_windows
+from rlcore.launcher import available
+from rlcore.memory import free_memory, pinned_zeros, size_text
+from rlcore.replay_kernels import (
+    CUT,
+    GOING,
+    Finals,
+    Outcomes,
+    Windows,
+    read_ends,
+    read_windows,
+    write_outcomes,
+    write_rows,
+)
 from rlcore.replay_kernels import Timeout as Timeout
 from rlcore.types import Obs
 from rlcore.update_kernels import gather
+
+Home = Literal["env", "host"]
+
+_log = logging.getLogger(__name__)
 
 
 class Transitions(NamedTuple):
@@ -34,18 +50,24 @@ class Replay:
     episode, so its true last observation goes to a second, smaller ring. Every shape is fixed and every position is a
     device tensor: writing and sampling can be recorded as CUDA graphs.
 
+    With ``home`` "host" on CUDA, observations and actions lie in pinned host memory, which kernels read and write over
+    the bus in whole rows. Rewards and ends, 8 bytes a step that windows read one by one, stay on the device. Without
+    CUDA both homes are the same.
+
     Args:
         capacity: transitions to hold; rounded down to whole vector steps C.
         num_envs: N.
         observation_sizes: size of each observation group to store.
         action_size: A.
         max_episode_length: steps of an episode, which tells how many final observations to expect.
-        device: where the ring lives.
+        device: where it is written from and sampled to.
         dtype: how observations are stored.
         final_capacity: final observations to hold; None for four times what full-length episodes would need.
+        home: where observations and actions are stored.
 
     Raises:
-        ConfigError: the memory does not fit the device, or is too small for the number of envs.
+        ConfigError: the memory does not fit, or is too small for the number of envs, or the device cannot use that of
+            the host.
     """
 
     def __init__(
@@ -58,6 +80,7 @@ class Replay:
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         final_capacity: int | None = None,
+        home: Home = "env",
     ) -> None:
         self.num_rows, self.num_envs, self.device = capacity // num_envs, num_envs, device
         if self.num_rows < 2:
@@ -68,23 +91,38 @@ class Replay:
         if self.num_finals < num_envs:
             raise ConfigError(f"final_capacity: {final_capacity!r} is not possible; set at least num_envs ({num_envs})")
         row = sum(observation_sizes.values()) * dtype.itemsize
-        self.num_bytes = total * (row + 4 * action_size + 4 + 1 + 1 + 4) + (self.num_finals + 1) * row
-        _check_memory(capacity, self.num_bytes, device)
+        self.on_host = home == "host" and device.type == "cuda"
+        if self.on_host and not available(device):
+            raise ConfigError(
+                f"buffer_device: 'host' is not possible; {device} reads host memory by Triton kernels, and Triton is "
+                "not installed or does not run there; install triton, or set buffer_device to env"
+            )
+        large = total * (row + 4 * action_size) + (self.num_finals + 1) * row
+        small = total * (4 + 4)
+        self.num_bytes = large + small
+        if self.on_host:
+            _check_memory(capacity, large, torch.device("cpu"), ", or store_obs to bf16")
+            _check_memory(capacity, small, device, "")
+            where = f"{size_text(large)} in pinned host memory and {size_text(small)} on {device}"
+        else:
+            elsewhere = ", or buffer_device to host" if device.type == "cuda" else ""
+            _check_memory(capacity, self.num_bytes, device, f", or store_obs to bf16{elsewhere}")
+            where = f"{size_text(self.num_bytes)} on {device}"
+        # Said before it is taken: what leaves too little for everything else can bring a machine to a standstill.
+        _log.info("replay memory of %s transitions, %s", f"{total:,}", where)
 
-        def ring(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros((self.num_rows, num_envs, *shape), dtype=kind, device=device)
+        def zeros(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
+            return pinned_zeros(shape, kind, device) if self.on_host else torch.zeros(shape, dtype=kind, device=device)
 
-        self.obs = {group: ring(size, kind=dtype) for group, size in observation_sizes.items()}  # [C, N, O]
-        self.action = ring(action_size)  # [C, N, A]
-        self.reward = ring()  # [C, N]
-        self.terminated = ring(kind=torch.bool)  # [C, N]
-        self.truncated = ring(kind=torch.bool)  # [C, N], and not terminated
-        self.final = ring(kind=torch.int32)  # [C, N], number of the final observation, or NONE or CUT
+        shape = self.num_rows, num_envs
+        self.obs = {group: zeros(*shape, size, kind=dtype) for group, size in observation_sizes.items()}  # [C, N, O]
+        self.action = zeros(*shape, action_size)  # [C, N, A]
         # One row more than is used: what has no place is written there, so that every write has the same shape.
         self.final_obs = {
-            group: torch.zeros(self.num_finals + 1, size, dtype=dtype, device=device)
-            for group, size in observation_sizes.items()
+            group: zeros(self.num_finals + 1, size, kind=dtype) for group, size in observation_sizes.items()
         }
+        self.reward = torch.zeros(shape, device=device)  # [C, N]
+        self.end = torch.full(shape, GOING, dtype=torch.int32, device=device)  # [C, N]; see ``Outcomes``
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # where the next step goes
         self.size = torch.zeros(1, dtype=torch.int64, device=device)  # rows written, at most C
         self.num_written = torch.zeros(1, dtype=torch.int64, device=device)  # final observations so far
@@ -94,35 +132,19 @@ class Replay:
         self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
     ) -> None:
         """Store one vector step: observations, actions ``[N, A]`` and what the env answered; see ``types.Step``."""
-        ended = truncated & ~terminated  # [N]
+        known = final_obs is not None
+        place, slot = write_outcomes(self.outcomes, self.num_finals, reward, terminated, truncated, known)
         for group, ring in self.obs.items():
-            ring.index_copy_(0, self.row, obs[group].to(ring.dtype).unsqueeze(0))
-        number = torch.full_like(self.final[0], NONE)
-        if final_obs is not None:
-            order = self.num_written + ended.cumsum(0) - 1  # [N]
-            slot = torch.where(ended, order % self.num_finals, self.num_finals)
-            for group, ring in self.final_obs.items():
-                ring.index_copy_(0, slot, final_obs[group].to(ring.dtype))
-            number = torch.where(ended, order.to(number.dtype), number)
-            self.num_written += ended.sum()
-        for ring, value in (
-            (self.action, action),
-            (self.reward, reward),
-            (self.terminated, terminated),
-            (self.truncated, ended),
-            (self.final, number),
-        ):
-            ring.index_copy_(0, self.row, value.unsqueeze(0))
-        self.row.add_(1).remainder_(self.num_rows)
-        self.size.add_(1).clamp_(max=self.num_rows)
+            finals = None if final_obs is None else Finals(final_obs[group], slot, self.final_obs[group])
+            write_rows(ring, obs[group], place, finals)
+        write_rows(self.action, action, place)
 
     @torch.no_grad()
     def cut(self) -> None:
         """Note that the next row does not follow the latest one, as when the env was reset in between."""
         latest = (self.row - 1) % self.num_rows
-        going = ~(self.terminated.index_select(0, latest) | self.truncated.index_select(0, latest))  # [1, N]
-        self.truncated.index_copy_(0, latest, self.truncated.index_select(0, latest) | going)
-        self.final.index_copy_(0, latest, self.final.index_select(0, latest).masked_fill(going, CUT))
+        end = self.end.index_select(0, latest)  # [1, N]
+        self.end.index_copy_(0, latest, end.masked_fill(end == GOING, CUT))
 
     @torch.no_grad()
     def sample(self, number: int, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs") -> Transitions:
@@ -151,8 +173,7 @@ class Replay:
     @property
     def outcomes(self) -> Outcomes:
         """What came of every step, and which of them are in memory."""
-        flags = (self.terminated, self.truncated, self.final)
-        return Outcomes(self.reward, *flags, self.num_written, self.row, self.size)
+        return Outcomes(self.reward, self.end, self.num_written, self.row, self.size)
 
     def _read(self, windows: Windows) -> Transitions:
         ends = {group: read_ends(ring, self.final_obs[group], windows) for group, ring in self.obs.items()}
@@ -166,13 +187,17 @@ class Replay:
         )
 
     def state_dict(self, rows: int) -> dict[str, Tensor]:
-        """What has been written; ``rows`` is their number, which the host has to know."""
-        whole = rows >= self.num_rows
-        kept = {name: value if whole else value[:rows].clone() for name, value in self._rings().items()}
+        """What has been written; ``rows`` is their number, which the host has to know.
+
+        Tensors in host memory are not copied: save them before anything else is written.
+        """
+        self._wait()
+        kept = {name: value if rows >= self.num_rows else _first(value, rows) for name, value in self._rings().items()}
         return kept | self._finals() | {"row": self.row, "size": self.size, "num_written": self.num_written}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore ``state_dict``'s result, in place."""
+        self._wait()
         for name, value in self._rings().items():
             value[: len(state[name])].copy_(state[name])
         for name, value in self._finals().items():
@@ -180,32 +205,31 @@ class Replay:
         for name in ("row", "size", "num_written"):
             getattr(self, name).copy_(state[name])
 
+    def _wait(self) -> None:
+        """Let kernels come to their end that the host knows nothing of when it touches its own memory."""
+        if self.on_host:
+            torch.cuda.synchronize(self.device)
+
     def _rings(self) -> dict[str, Tensor]:
-        own = {name: getattr(self, name) for name in ("action", "reward", "terminated", "truncated", "final")}
+        own = {name: getattr(self, name) for name in ("action", "reward", "end")}
         return {f"obs_{group}": ring for group, ring in self.obs.items()} | own
 
     def _finals(self) -> dict[str, Tensor]:
         return {f"final_obs_{group}": ring for group, ring in self.final_obs.items()}
 
 
-def size_text(num_bytes: float) -> str:
-    """A size for people, such as ``1.5 GiB``."""
-    return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 / 10 else f"{num_bytes / 2**20:.1f} MiB"
+def _first(ring: Tensor, rows: int) -> Tensor:
+    """A ring's first rows as a tensor of their own, since a slice would be saved with all the memory it is part of."""
+    if ring.device.type != "cpu":
+        return ring[:rows].clone()
+    return torch.from_numpy(ring[:rows].view(torch.uint8).numpy()).view(ring.dtype)
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None if the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
-
-
-def _check_memory(capacity: int, needed: int, device: torch.device) -> None:
+def _check_memory(capacity: int, needed: int, device: torch.device, remedy: str) -> None:
     free = free_memory(device)
     if free is not None and needed > 0.9 * free:
+        where = "the host" if device.type == "cpu" else str(device)
         raise ConfigError(
-            f"buffer_size: {capacity} transitions take {size_text(needed)} and {device} has {size_text(free)} left; "
-            f"set buffer_size to {int(capacity * 0.9 * free / needed)} or less, or store_obs to bf16"
+            f"buffer_size: {capacity} transitions take {size_text(needed)} and {where} has {size_text(free)} left; "
+            f"set buffer_size to {int(capacity * 0.9 * free / needed)} or less{remedy}"
         )

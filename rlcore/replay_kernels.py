@@ -1,7 +1,10 @@
-"""Reading the replay memory as kernels: where windows end and what they earn, and the observations around them.
+"""The replay memory as kernels: storing a vector step, where windows end and what they earn, observations around them.
 
-Both functions run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.launcher`` for what holds of
-all of them. Written out, the arithmetic of a window is some eighty launches; see ``Replay`` for what is stored.
+All functions run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.launcher`` for what holds of
+all of them. Written out, a vector step is some thirty launches and a window eighty; see ``Replay`` for what is stored.
+
+Rings of observations and actions may lie in host memory that a GPU can address (``rlcore.memory``): the kernels are the
+same, only that rows then come over the bus. Where kernels run is therefore asked of tensors that are never in a ring.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from rlcore.launcher import available, kernel, num_blocks, power_of_two
 
 Timeout = Literal["final_obs", "value", "none"]
 
-NONE, CUT = -1, -2
-"""In place of the number of a final observation: not stored; the env was reset in mid-episode."""
+GOING, TERMINATED, HIDDEN, CUT = -1, -2, -3, -4
+"""What a step led to, where it is not the number of the final observation of a truncated one: the episode goes on; it
+was terminated; it was truncated and its final observation is not known; or the env was reset in mid-episode."""
 
 _BLOCK = 64
+_WRITE_BLOCK = 1024
 
 # As in rlcore.kernels: loading Triton puts its own names in their place.
 constexpr = Any
@@ -31,9 +36,7 @@ class Outcomes(NamedTuple):
     """What a replay memory knows of its steps, beside observations and actions."""
 
     reward: Tensor  # [C, N]
-    terminated: Tensor  # [C, N]
-    truncated: Tensor  # [C, N], and not terminated
-    final: Tensor  # [C, N], number of the final observation, or NONE or CUT
+    end: Tensor  # [C, N] int32, number of the final observation of a truncated step, or GOING, TERMINATED, HIDDEN, CUT
     num_written: Tensor  # [1], final observations so far
     row: Tensor  # [1], where the next step goes
     size: Tensor  # [1], rows written
@@ -50,10 +53,11 @@ class Windows(NamedTuple):
 
 
 def _window_kernel(
-    start: array, env: array, reward: array, terminated: array, truncated: array, final: array, num_written: array,
-    newest: array, size: array, begin: array, after: array, total: array, discount: array, weight: array,
+    start: array, env: array, reward: array, end: array, num_written: array, newest: array, size: array,
+    begin: array, after: array, total: array, discount: array, weight: array,
     B: array, C: array, N: array, FINALS: array,
-    GAMMA: constexpr, STEPS: constexpr, TIMEOUT: constexpr, DRAWN: constexpr, CUT_MARK: constexpr, BLOCK: constexpr,
+    GAMMA: constexpr, STEPS: constexpr, TIMEOUT: constexpr, DRAWN: constexpr,
+    GOES_ON: constexpr, OVER: constexpr, RESET: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """One lane reads one window. All its steps are read at once: waiting for each end before the next is slower."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -63,30 +67,31 @@ def _window_kernel(
     if DRAWN:
         count = tl.load(size)
         row = (tl.load(newest) - count + C + row % tl.maximum(count - STEPS, 1)) % C
-    end = row * N + column
-    tl.store(begin + lane, end, mask=valid)
+    last = row * N + column
+    tl.store(begin + lane, last, mask=valid)
     sum_of_rewards = tl.zeros((BLOCK,), tl.float32)
     factor = sum_of_rewards + 1
-    going, stopped, cut = valid, ~valid, ~valid
+    going = valid
+    code = tl.full((BLOCK,), GOES_ON, tl.int32)  # what the window's last step led to
     for i in tl.static_range(STEPS):
         here = (row + i) % C * N + column
         earned = tl.load(reward + here, mask=valid, other=0.0)
-        last = tl.load(terminated + here, mask=valid, other=0) != 0
-        limit = tl.load(truncated + here, mask=valid, other=0) != 0
-        end = tl.where(going, here, end)
+        led_to = tl.load(end + here, mask=valid, other=GOES_ON)
+        last = tl.where(going, here, last)
+        code = tl.where(going, led_to, code)
         sum_of_rewards += tl.where(going, factor * earned, 0.0)
         factor = tl.where(going, factor * GAMMA, factor)
-        stopped = stopped | (going & last)
-        cut = cut | (going & limit)
-        going = going & ~(last | limit)
-    number = tl.load(final + end, mask=valid, other=0).to(tl.int64)
-    follows = (end + N) % (C * N)
+        going = going & (led_to == GOES_ON)
+    stopped = code == OVER
+    cut = (code != GOES_ON) & (code != OVER)
+    number = code.to(tl.int64)
+    follows = (last + N) % (C * N)
     if TIMEOUT == "final_obs":
         lost = cut & ((number < 0) | (number < tl.load(num_written) - FINALS))
         follows = tl.where(cut, -1 - tl.maximum(number, 0) % FINALS, follows)
     else:
-        lost = cut & (number == CUT_MARK)
-        follows = tl.where(cut, end, follows)
+        lost = cut & (code == RESET)
+        follows = tl.where(cut, last, follows)
     if TIMEOUT == "none":
         stopped = stopped | cut
     tl.store(after + lane, follows, mask=valid)
@@ -117,12 +122,9 @@ def read_windows(
     rows, envs = outcomes.reward.shape
     begin, after = torch.empty_like(start), torch.empty_like(start)
     reward, discount, weight = (torch.empty_like(start, dtype=torch.float32) for _ in range(3))
-    # Bytes, as Triton wants booleans.
-    flags = [ring.view(torch.uint8) for ring in (outcomes.terminated, outcomes.truncated)]
     kernel(_window_kernel)[(num_blocks(len(start), _BLOCK),)](
-        start, env, outcomes.reward, *flags, outcomes.final, outcomes.num_written, outcomes.row, outcomes.size,
-        begin, after, reward, discount, weight, len(start), rows, envs, num_finals,
-        gamma, n_step, timeout, drawn, CUT, _BLOCK, num_warps=2,
+        start, env, *outcomes, begin, after, reward, discount, weight, len(start), rows, envs, num_finals,
+        gamma, n_step, timeout, drawn, GOING, TERMINATED, CUT, _BLOCK, num_warps=2,
     )  # fmt: skip
     return Windows(begin, after, reward, discount, weight)
 
@@ -139,32 +141,33 @@ def read_windows_reference(
     discount = torch.ones_like(reward)
     going = torch.ones_like(start, dtype=torch.bool)  # [B], the window has not ended before this step
     begin = start * envs + env  # [B]
-    end, terminated, truncated = begin, ~going, ~going
+    last, code = begin, torch.full_like(start, GOING, dtype=torch.int32)
     for i in range(n_step):
-        here = (start + i) % rows * envs + env if i else begin  # [B]
-        end = torch.where(going, here, end)
+        here = (start + i) % rows * envs + env  # [B]
+        led_to = outcomes.end.flatten().index_select(0, here)
+        last, code = torch.where(going, here, last), torch.where(going, led_to, code)
         reward += torch.where(going, discount * outcomes.reward.flatten().index_select(0, here), 0.0)
         discount *= torch.where(going, gamma, 1.0)
-        terminated = terminated | (going & outcomes.terminated.flatten().index_select(0, here))
-        truncated = truncated | (going & outcomes.truncated.flatten().index_select(0, here))
-        going = going & ~(terminated | truncated)
-    number = outcomes.final.flatten().index_select(0, end).long()  # [B]
-    after = (end + envs) % (rows * envs)
+        going = going & (led_to == GOING)
+    terminated = code == TERMINATED
+    truncated = (code != GOING) & ~terminated
+    number = code.long()  # [B]
+    after = (last + envs) % (rows * envs)
     if timeout == "final_obs":
         lost = truncated & ((number < 0) | (number < outcomes.num_written - num_finals))
         after = torch.where(truncated, -1 - number.clamp(min=0) % num_finals, after)
     else:
-        lost = truncated & (number == CUT)
-        after = torch.where(truncated, end, after)
+        lost = truncated & (code == CUT)
+        after = torch.where(truncated, last, after)
     over = terminated | truncated if timeout == "none" else terminated
     return Windows(begin, after, reward, discount.masked_fill(over, 0.0), (~lost).float())
 
 
 def _ends_kernel(
-    ring: array, final: array, begin: array, after: array, obs: array, next_obs: array, B: array,
+    ring: array, side: array, begin: array, after: array, obs: array, next_obs: array, B: array,
     W: constexpr, ROWS: constexpr, COLS: constexpr,
 ) -> None:  # fmt: skip
-    """Make obs [B, W] = ring[begin] and next_obs [B, W] = ring[after], or where that is negative final[-1 - after]."""
+    """Make obs [B, W] = ring[begin] and next_obs [B, W] = ring[after], or where that is negative side[-1 - after]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
     valid = row < B
@@ -176,38 +179,172 @@ def _ends_kernel(
     aside = inside & (last < 0)[:, None]
     here = tl.load(ring + first[:, None] * W + col[None, :], mask=inside, other=0.0).to(tl.float32)
     there = tl.load(ring + last[:, None] * W + col[None, :], mask=stored, other=0.0).to(tl.float32)
-    kept = tl.load(final + (-1 - last)[:, None] * W + col[None, :], mask=aside, other=0.0).to(tl.float32)
+    kept = tl.load(side + (-1 - last)[:, None] * W + col[None, :], mask=aside, other=0.0).to(tl.float32)
     tl.store(obs + at, here, mask=inside)
     tl.store(next_obs + at, tl.where(aside, kept, there), mask=inside)
 
 
-def read_ends(ring: Tensor, final: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+def read_ends(ring: Tensor, side: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
     """Read the observations at both ends of windows.
 
     Args:
         ring: ``[C, N, O]``, float32 or bfloat16.
-        final: ``[F, O]``, final observations by slot.
+        side: ``[F, O]``, final observations by slot.
         windows: where.
 
     Returns:
-        Observations before the first and after the last step, ``[B, O]`` each, float32.
+        Observations before the first and after the last step, ``[B, O]`` each, float32, where ``windows`` is.
     """
-    if not available(ring.device):
-        return read_ends_reference(ring, final, windows)
+    device = windows.begin.device
+    if not available(device):
+        return read_ends_reference(ring, side, windows)
     size, width = len(windows.begin), ring.shape[-1]
-    obs, next_obs = (torch.empty(size, width, device=ring.device) for _ in range(2))
+    obs, next_obs = (torch.empty(size, width, device=device) for _ in range(2))
     cols = power_of_two(width, 1)
     rows = max(1, 1024 // cols)
     kernel(_ends_kernel)[(num_blocks(size, rows),)](
-        ring, final, windows.begin, windows.after, obs, next_obs, size, width, rows, cols
+        ring, side, windows.begin, windows.after, obs, next_obs, size, width, rows, cols
     )
     return obs, next_obs
 
 
-def read_ends_reference(ring: Tensor, final: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
+def read_ends_reference(ring: Tensor, side: Tensor, windows: Windows) -> tuple[Tensor, Tensor]:
     """Do as ``read_ends`` does in plain PyTorch."""
     flat = ring.flatten(0, 1)
     aside = windows.after < 0  # [B]
     there = flat.index_select(0, windows.after.clamp(min=0))
-    kept = final.index_select(0, (-1 - windows.after).clamp(min=0))
+    kept = side.index_select(0, (-1 - windows.after).clamp(min=0))
     return flat.index_select(0, windows.begin).float(), torch.where(aside.unsqueeze(1), kept, there).float()
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+
+
+def _outcome_kernel(
+    reward: array, terminated: array, truncated: array, rewards: array, ends: array, num_written: array, newest: array,
+    size: array, slot: array, place: array, C: array, FINALS: array,
+    N: constexpr, FINAL: constexpr, GOES_ON: constexpr, OVER: constexpr, UNKNOWN: constexpr, BLOCK: constexpr,
+) -> None:  # fmt: skip
+    """Store what came of a vector step and number its final observations in the order of envs; in one program."""
+    row = tl.load(newest)
+    written = tl.load(num_written)
+    for first in range(0, N, BLOCK):
+        env = first + tl.arange(0, BLOCK)
+        valid = env < N
+        over = tl.load(terminated + env, mask=valid, other=0) != 0
+        cut = (tl.load(truncated + env, mask=valid, other=0) != 0) & ~over
+        kept = tl.where(cut & FINAL, 1, 0)
+        number = written + tl.cumsum(kept, 0) - 1
+        code = tl.where(over, OVER, tl.where(cut, UNKNOWN, GOES_ON))
+        tl.store(ends + row * N + env, tl.where(kept > 0, number, code), mask=valid)
+        tl.store(rewards + row * N + env, tl.load(reward + env, mask=valid), mask=valid)
+        tl.store(slot + env, tl.where(kept > 0, number % FINALS, -1), mask=valid)
+        written += tl.sum(kept, 0)
+    count = tl.load(size)
+    tl.debug_barrier()  # until every warp has read what is overwritten now
+    tl.store(place, row)
+    tl.store(newest, (row + 1) % C)
+    tl.store(size, tl.minimum(count + 1, C))
+    tl.store(num_written, written)
+
+
+def write_outcomes(
+    outcomes: Outcomes, num_finals: int, reward: Tensor, terminated: Tensor, truncated: Tensor, final: bool
+) -> tuple[Tensor, Tensor]:
+    """Store what came of one vector step, and move the memory on by a row.
+
+    Args:
+        outcomes: of all steps in memory; changed in place.
+        num_finals: final observations that are kept.
+        reward: ``[N]``.
+        terminated: ``[N]``.
+        truncated: ``[N]``; counts where the step was not terminated as well.
+        final: whether final observations are known.
+
+    Returns:
+        Row that the step takes, ``[1]``, and slot of every env's final observation, ``[N]``, -1 where there is none.
+    """
+    if not available(reward.device):
+        return write_outcomes_reference(outcomes, num_finals, reward, terminated, truncated, final)
+    rows, envs = outcomes.reward.shape
+    slot = torch.empty(envs, dtype=torch.int64, device=reward.device)
+    place = torch.empty_like(outcomes.row)
+    # Bytes, as Triton wants booleans.
+    flags = (flag.contiguous().view(torch.uint8) for flag in (terminated, truncated))
+    kernel(_outcome_kernel)[(1,)](
+        reward.contiguous(), *flags, *outcomes, slot, place, rows, num_finals,
+        envs, final, GOING, TERMINATED, HIDDEN, min(4096, power_of_two(envs, 128)), num_warps=8,
+    )  # fmt: skip
+    return place, slot
+
+
+def write_outcomes_reference(
+    outcomes: Outcomes, num_finals: int, reward: Tensor, terminated: Tensor, truncated: Tensor, final: bool
+) -> tuple[Tensor, Tensor]:
+    """Do as ``write_outcomes`` does in plain PyTorch."""
+    rows, place = len(outcomes.reward), outcomes.row.clone()
+    cut = truncated & ~terminated  # [N]
+    end = torch.full_like(outcomes.end[0], GOING).masked_fill(terminated, TERMINATED).masked_fill(cut, HIDDEN)
+    slot = torch.full_like(end, -1, dtype=torch.int64)
+    if final:
+        number = outcomes.num_written + cut.cumsum(0) - 1  # [N]
+        end = torch.where(cut, number.to(end.dtype), end)
+        slot = torch.where(cut, number % num_finals, slot)
+        outcomes.num_written.add_(cut.sum())
+    outcomes.end.index_copy_(0, place, end.unsqueeze(0))
+    outcomes.reward.index_copy_(0, place, reward.unsqueeze(0))
+    outcomes.row.add_(1).remainder_(rows)
+    outcomes.size.add_(1).clamp_(max=rows)
+    return place, slot
+
+
+def _row_kernel(
+    value: array, ring: array, place: array, final: array, slot: array, side: array, N: array,
+    W: constexpr, BLOCK: constexpr,
+) -> None:  # fmt: skip
+    """Make ring[place] = value [N, W], and where slot [N] is not negative side[slot] = final [N, W]."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < N * W
+    if tl.program_id(1) == 0:
+        tl.store(ring + tl.load(place) * N * W + at, tl.load(value + at, mask=inside), mask=inside)
+    else:
+        there = tl.load(slot + at // W, mask=inside, other=-1)
+        wanted = inside & (there >= 0)
+        tl.store(side + there * W + at % W, tl.load(final + at, mask=wanted), mask=wanted)
+
+
+class Finals(NamedTuple):
+    """Final observations of one vector step, and where they go."""
+
+    value: Tensor  # [N, W]
+    slot: Tensor  # [N], or -1 where the row means nothing
+    ring: Tensor  # [F + 1, W]; the last row is for what has no slot
+
+
+def write_rows(ring: Tensor, value: Tensor, place: Tensor, finals: Finals | None = None) -> None:
+    """Store a tensor of one vector step, and with it that of the episodes which ended.
+
+    Args:
+        ring: ``[C, N, W]``, float32 or bfloat16.
+        value: ``[N, W]``.
+        place: ``[1]``, row that it takes.
+        finals: what is stored aside.
+    """
+    if not available(value.device):
+        write_rows_reference(ring, value, place, finals)
+        return
+    envs, width = value.shape
+    value = value.contiguous()
+    aside = (value, place, ring) if finals is None else (finals.value.contiguous(), finals.slot, finals.ring)
+    kernel(_row_kernel)[(num_blocks(envs * width, _WRITE_BLOCK), 1 if finals is None else 2)](
+        value, ring, place, *aside, envs, width, _WRITE_BLOCK
+    )
+
+
+def write_rows_reference(ring: Tensor, value: Tensor, place: Tensor, finals: Finals | None = None) -> None:
+    """Do as ``write_rows`` does in plain PyTorch."""
+    ring.index_copy_(0, place, value.to(ring.dtype).unsqueeze(0))
+    if finals is not None:
+        final, slot, side = finals
+        # Every write has the same shape: rows without meaning go to the last one.
+        side.index_copy_(0, torch.where(slot < 0, len(side) - 1, slot), final.to(side.dtype))

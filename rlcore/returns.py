@@ -2,8 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from rlcore.launcher import available, kernel, num_blocks
+
+# As in rlcore.kernels: loading Triton puts its own names in their place.
+constexpr = Any
+array = Any
+tl: Any = None
+_HELPERS = ()
+
+
+def _gae_kernel(
+    rewards: array, values: array, following: array, done: array, advantages: array, returns: array, N: array,
+    T: constexpr, GAMMA: constexpr, DECAY: constexpr, BLOCK: constexpr,
+) -> None:  # fmt: skip
+    """Do as ``gae_reference`` does; one program follows BLOCK envs from the last step to the first."""
+    env = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = env < N
+    tail = tl.zeros((BLOCK,), tl.float32)
+    at = env.to(tl.int64) + (T - 1) * N
+    for _ in range(T):
+        value = tl.load(values + at, mask=inside, other=0.0)
+        delta = tl.load(rewards + at, mask=inside, other=0.0) + GAMMA * tl.load(following + at, mask=inside, other=0.0)
+        going = tl.load(done + at, mask=inside, other=1) == 0
+        tail = delta - value + tl.where(going, DECAY * tail, 0.0)
+        tl.store(advantages + at, tail, mask=inside)
+        tl.store(returns + at, tail + value, mask=inside)
+        at -= N
 
 
 def next_values(values: Tensor, terminated: Tensor, truncated: Tensor, timeout_values: Tensor) -> Tensor:
@@ -35,6 +64,25 @@ def gae(
     Returns:
         Advantages and returns (advantage + value), ``[T, N]`` each.
     """
+    if available(rewards.device):
+        parts = [part.contiguous() for part in (rewards, values, following)]
+        advantages, returns = torch.empty_like(parts[0]), torch.empty_like(parts[0])
+        steps, envs = rewards.shape
+        kernel(_gae_kernel)[(num_blocks(envs, _BLOCK),)](
+            *parts, done.contiguous().view(torch.uint8), advantages, returns, envs,
+            steps, gamma, gamma * gae_lambda, _BLOCK, num_warps=1,
+        )  # fmt: skip
+        return advantages, returns
+    return gae_reference(rewards, values, following, done, gamma, gae_lambda)
+
+
+_BLOCK = 32  # envs of a program: with few of them the way through memory takes longest, so many programs share it
+
+
+def gae_reference(
+    rewards: Tensor, values: Tensor, following: Tensor, done: Tensor, gamma: float, gae_lambda: float
+) -> tuple[Tensor, Tensor]:
+    """Do as ``gae`` does in plain PyTorch, in the type of the rewards."""
     delta = rewards + gamma * following - values  # [T, N]
     decay = gamma * gae_lambda * (~done).to(values.dtype)  # [T, N]
     advantages = torch.empty_like(delta)

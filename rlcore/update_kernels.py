@@ -369,10 +369,10 @@ def gather(fields: Mapping[str, Tensor], index: Tensor) -> dict[str, Tensor]:
 def _gathered(value: Tensor, index: Tensor) -> Tensor:
     if value.stride(0) == 0:
         return value[:1].expand(len(index), *value.shape[1:])
-    if not available(value.device):
+    if not available(index.device):  # fields may lie in host memory that the GPU can address
         return value.index_select(0, index)
     value = value.contiguous()
-    out = value.new_empty(len(index), *value.shape[1:])
+    out = value.new_empty(len(index), *value.shape[1:], device=index.device)
     width = value[0].numel()
     cols = power_of_two(width, 1)
     rows = max(1, 2048 // cols)

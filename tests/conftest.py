@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch
+
+from rlcore import replay_kernels, update_kernels
+from rlcore.replay import Home
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
 
 def pytest_configure() -> None:
@@ -33,3 +41,37 @@ def seeded() -> Iterator[None]:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device in turn."""
     return torch.device(request.param)
+
+
+class Place(NamedTuple):
+    """Where a replay memory is."""
+
+    device: torch.device
+    home: Home = "env"
+
+
+def _interpreted(monkeypatch: pytest.MonkeyPatch) -> Place:
+    if not INTERPRETED:
+        pytest.skip("needs TRITON_INTERPRET=1")
+    for module in (replay_kernels, update_kernels):
+        monkeypatch.setattr(module, "available", lambda device: True)
+    return Place(torch.device("cpu"))
+
+
+KERNEL_PLACES = ["interpreter", *(pytest.param(f"cuda {home}", marks=pytest.mark.gpu) for home in ("env", "host"))]
+
+
+@pytest.fixture(params=KERNEL_PLACES)
+def kernel_place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Where kernels write and read a replay memory: on a GPU, or without one in Triton's interpreter."""
+    device, _, home = request.param.partition(" ")
+    return Place(torch.device(device), home) if home else _interpreted(monkeypatch)
+
+
+@pytest.fixture(params=["cpu", *KERNEL_PLACES])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Every place of a replay memory."""
+    device, _, home = request.param.partition(" ")
+    if device == "interpreter":
+        return _interpreted(monkeypatch)
+    return Place(torch.device(device), home or "env")

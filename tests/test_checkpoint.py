@@ -104,6 +104,37 @@ def test_a_checkpoint_with_damaged_bytes_is_refused_in_one_line_or_read(good: Pa
     assert refused > 50
 
 
+@pytest.fixture
+def with_replay(good: Path) -> Path:
+    content = torch.load(good, weights_only=True)
+    content["agent"]["replay"] = {"obs_policy": torch.arange(50_000.0)}
+    torch.save(content, good)
+    return good
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").is_file(), reason="tells by Linux what is mapped")
+def test_a_replay_memory_stays_in_the_file_and_all_else_is_moved(with_replay: Path, device: torch.device) -> None:
+    def is_mapped() -> bool:
+        return str(with_replay) in Path("/proc/self/maps").read_text()
+
+    content = load_checkpoint(with_replay, device=device)
+    assert is_mapped()
+    ring = content["agent"].pop("replay")["obs_policy"]
+    assert ring.device.type == "cpu"
+    assert torch.equal(ring, torch.arange(50_000.0))
+    assert {value.device.type for value in content["agent"]["policy"].values()} == {device.type}
+    del ring
+    assert not is_mapped()
+
+
+def test_a_replay_memory_with_damaged_bytes_is_refused(with_replay: Path) -> None:
+    data = bytearray(with_replay.read_bytes())
+    data[data.index(torch.arange(20_000.0, 20_010.0).numpy().tobytes())] ^= 1
+    with_replay.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"good\.pt' is damaged or cut short \(wrong checksum of"):
+        load_checkpoint(with_replay)
+
+
 def test_other_versions_and_other_files_are_refused(good: Path, tmp_path: Path) -> None:
     content = torch.load(good, weights_only=True)
     torch.save({**content, "schema": 99}, good)

@@ -170,14 +170,15 @@ def test_loss_equals_the_formula_written_out() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mode", ["final_obs", "value", "none"])
-def test_time_out_modes_bootstrap_from_the_stated_value(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "room"), [("final_obs", None), ("final_obs", 2), ("value", None), ("none", None)])
+def test_time_out_modes_bootstrap_from_the_stated_value(mode: str, room: int | None) -> None:
     changes = {"timeout_bootstrap": mode, "normalize_advantage": "none", "gae_lambda": 0.0}
     agent = PPO(Scripted(), config(**changes), seed=0)
+    agent.num_timeouts = room or agent.num_timeouts
     for value, statistic in zip((2.0, 9.0, 1e12), agent.critic.normalizer.buffers(), strict=True):
         statistic.fill_(value)  # of so many samples that the rollout does not change it
-    obs = agent.env.reset(0)
-    steps = collect(agent)
+    obs = agent.env.reset(2)
+    steps = collect(agent, 2)
     before = [obs, *(step.obs for step in steps)]
 
     def value_of(obs: Tensor) -> float:
@@ -194,15 +195,14 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str) -> None:
             elif step.truncated[n]:
                 seen += 1
                 assert step.final_obs is not None
-                known = {
-                    "final_obs": value_of(step.final_obs["critic"][n]),
-                    "value": value_of(before[t]["critic"][n]),
-                }
+                value = value_of(before[t]["critic"][n])
+                final = value_of(step.final_obs["critic"][n]) if seen <= agent.num_timeouts else value
+                known = {"final_obs": final, "value": value}
                 future = known.get(mode, 0.0)
             else:
                 future = value_of(step.obs["critic"][n])
             assert math.isclose(float(returns[t, n]), float(step.reward[n]) + 0.99 * future, abs_tol=1e-5)
-    assert seen > 0
+    assert seen > (room or 0)
 
 
 def test_advantages_are_standardized_over_the_batch_or_the_minibatch_or_not() -> None:

@@ -230,14 +230,16 @@ def test_time_out_values_continue_the_state_of_their_episode() -> None:
     keep[4] = 0
     start = tuple(torch.randn_like(part) for part in agent.critic_state)
     carried = tuple(part.clone() for part in start)
+    timed_out = torch.rand(8, 8) < 0.3
     with torch.no_grad():
-        values, hidden, _ = agent.critic.unroll(obs, final_obs, carried, keep, 8)
+        values, hidden, _ = agent.critic.unroll(obs, final_obs, timed_out, 64, carried, keep, 8)
         state = start
         for t in range(8):
             state = tuple(part * keep[t] for part in state)
             value, state = agent.critic(obs[t : t + 1], state)
             torch.testing.assert_close(values[t : t + 1], value)
-            torch.testing.assert_close(hidden[t], agent.critic(final_obs[t : t + 1], state)[0][0])
+            expected = torch.where(timed_out[t], agent.critic(final_obs[t : t + 1], state)[0][0], value[0])
+            torch.testing.assert_close(hidden[t], expected)
     for mine, expected in zip(carried, state, strict=True):
         torch.testing.assert_close(mine, expected * keep[8])
 

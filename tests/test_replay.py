@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from conftest import Place
 from torch import Tensor
 
 from rlcore import ConfigError
-from rlcore.replay import Replay, Timeout
+from rlcore.replay import Replay, Timeout, Transitions
+from rlcore.train.cli import main
 
 GAMMA = 0.9
+CPU = torch.device("cpu")
+
+
+def moved(value: Any, device: torch.device) -> Any:
+    """The same on another device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: moved(item, device) for key, item in value.items()}
+    return type(value)(*(moved(item, device) for item in value)) if isinstance(value, tuple) else value
 
 
 class History:
     """Every step that was written, with observations that tell where they come from: step, env, 1 if final."""
 
-    def __init__(self, num_envs: int, rows: int, **options: Any) -> None:
-        self.num_envs = num_envs
-        self.replay = Replay(rows * num_envs, num_envs, {"a": 2, "b": 1}, 1, 5, torch.device("cpu"), **options)
+    def __init__(self, place: Place, num_envs: int, rows: int, **options: Any) -> None:
+        self.num_envs, self.device = num_envs, place.device
+        options = {"home": place.home, **options}
+        self.replay = Replay(rows * num_envs, num_envs, {"a": 2, "b": 1}, 1, 5, place.device, **options)
         self.steps: list[dict[str, Tensor]] = []
         self.final_numbers: dict[tuple[int, int], int] = {}
 
@@ -41,7 +55,8 @@ class History:
         final_obs = self._obs(1.0)
         for value in final_obs.values():
             value[~(ends[0] | ends[1])] = torch.nan  # only rows of ended episodes mean something
-        self.replay.write(self._obs(0.0), **row, final_obs=final_obs if final else None)
+        given = moved({"obs": self._obs(0.0), **row, "final_obs": final_obs if final else None}, self.device)
+        self.replay.write(**given)
         self.steps.append(row)
 
     def run(self, count: int, probability: float = 0.15) -> History:
@@ -68,9 +83,15 @@ class History:
                 return {"weight": 0.0} if lost else {"reward": total, "discount": factor, "next": (i, n, 1)}
         return {"reward": total, "discount": factor, "next": (t + n_step, n, 0)}
 
+    def window(self, start: list[int], env: list[int], n_step: int, timeout: Timeout = "final_obs") -> Transitions:
+        where = (torch.tensor(numbers, device=self.device) for numbers in (start, env))
+        return moved(self.replay.window(*where, GAMMA, n_step, timeout), CPU)
+
+    def sample(self, number: int, n_step: int = 1) -> Transitions:
+        return moved(self.replay.sample(number, GAMMA, n_step), CPU)
+
     def compare(self, t: int, n: int, n_step: int, timeout: Timeout = "final_obs") -> dict[str, Any]:
-        start, env = torch.tensor([t % self.replay.num_rows]), torch.tensor([n])
-        found = self.replay.window(start, env, GAMMA, n_step, timeout)
+        found = self.window([t % self.replay.num_rows], [n], n_step, timeout)
         expected = self.expect(t, n, n_step, timeout)
         assert found.obs["a"].tolist() == [[t, n]]
         assert torch.equal(found.action[0], self.steps[t]["action"][n])
@@ -87,8 +108,8 @@ class History:
 @pytest.mark.parametrize("timeout", ["final_obs", "value", "none"])
 @pytest.mark.parametrize("n_step", [1, 3, 5])
 @pytest.mark.parametrize("count", [9, 12, 13, 40])
-def test_every_transition_equals_the_reference(count: int, n_step: int, timeout: Timeout) -> None:
-    history = History(num_envs=4, rows=12, final_capacity=48).run(count)
+def test_every_transition_equals_the_reference(place: Place, count: int, n_step: int, timeout: Timeout) -> None:
+    history = History(place, num_envs=4, rows=12, final_capacity=48).run(count)
     kinds = set()
     for t in range(max(0, count - 12), count - n_step):
         for n in range(4):
@@ -98,10 +119,12 @@ def test_every_transition_equals_the_reference(count: int, n_step: int, timeout:
 
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("count", [4, 7, 12, 17, 24, 30])
-def test_samples_never_reach_over_the_seam_or_into_rows_that_are_not_written(count: int, n_step: int) -> None:
+def test_samples_never_reach_over_the_seam_or_into_rows_that_are_not_written(
+    place: Place, count: int, n_step: int
+) -> None:
     """Without ends every window is whole, so it must be of steps that follow each other, all still there."""
-    history = History(num_envs=3, rows=12).run(count, probability=0.0)
-    found = history.replay.sample(4000, GAMMA, n_step)
+    history = History(place, num_envs=3, rows=12).run(count, probability=0.0)
+    found = history.sample(4000, n_step)
     starts = found.obs["a"][:, 0]
     assert torch.equal(found.next_obs["a"], found.obs["a"] + torch.tensor([float(n_step), 0.0]))
     oldest, last = max(0, count - 12), count - 1 - n_step
@@ -111,9 +134,9 @@ def test_samples_never_reach_over_the_seam_or_into_rows_that_are_not_written(cou
     torch.testing.assert_close(found.reward, expected)
 
 
-def test_sampling_is_uniform_over_steps_and_envs() -> None:
-    history = History(num_envs=3, rows=12).run(30, probability=0.0)
-    found = history.replay.sample(33_000, GAMMA)
+def test_sampling_is_uniform_over_steps_and_envs(place: Place) -> None:
+    history = History(place, num_envs=3, rows=12).run(30, probability=0.0)
+    found = history.sample(33_000)
     _, counts = found.obs["a"].unique(dim=0, return_counts=True)
     assert len(counts) == 11 * 3
     chi_square = ((counts - 1000.0).square() / 1000).sum()  # 32 degrees of freedom: 62.5 is exceeded once in 1000
@@ -121,11 +144,11 @@ def test_sampling_is_uniform_over_steps_and_envs() -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2])
-def test_a_window_that_is_cut_short_has_the_discount_of_the_steps_it_has(offset: int) -> None:
-    history = History(num_envs=1, rows=12)
+def test_a_window_that_is_cut_short_has_the_discount_of_the_steps_it_has(place: Place, offset: int) -> None:
+    history = History(place, num_envs=1, rows=12)
     for t in range(8):
         history.step(truncated=(0,) if t == 2 + offset else ())
-    found = history.replay.window(torch.tensor([2]), torch.tensor([0]), GAMMA, 3)
+    found = history.window([2], [0], 3)
     assert float(found.discount) == pytest.approx(GAMMA ** (offset + 1))
     assert float(found.next_obs["b"]) == 1.0  # what preceded the reset, not what followed it
     assert float(found.next_obs["a"][0, 0]) == 2 + offset
@@ -133,12 +156,14 @@ def test_a_window_that_is_cut_short_has_the_discount_of_the_steps_it_has(offset:
 
 @pytest.mark.parametrize("offset", [0, 1, 2])
 @pytest.mark.parametrize("both", [False, True])
-def test_termination_has_no_future_at_any_offset_and_wins_over_truncation(offset: int, both: bool) -> None:
-    history = History(num_envs=1, rows=12)
+def test_termination_has_no_future_at_any_offset_and_wins_over_truncation(
+    place: Place, offset: int, both: bool
+) -> None:
+    history = History(place, num_envs=1, rows=12)
     for t in range(8):
         ends = (0,) if t == 2 + offset else ()
         history.step(terminated=ends, truncated=ends if both else ())
-    found = history.replay.window(torch.tensor([2]), torch.tensor([0]), GAMMA, 3)
+    found = history.window([2], [0], 3)
     rewards = [float(history.steps[t]["reward"]) for t in range(2, 3 + offset)]
     assert float(found.reward) == pytest.approx(sum(GAMMA**i * r for i, r in enumerate(rewards)), abs=1e-6)
     assert float(found.discount) == 0.0
@@ -146,19 +171,19 @@ def test_termination_has_no_future_at_any_offset_and_wins_over_truncation(offset
     assert int(history.replay.num_written) == 0
 
 
-def test_a_sample_whose_final_observation_was_evicted_does_not_count() -> None:
-    history = History(num_envs=2, rows=20, final_capacity=4)
+def test_a_sample_whose_final_observation_was_evicted_does_not_count(place: Place) -> None:
+    history = History(place, num_envs=2, rows=20, final_capacity=4)
     for t in range(16):
         history.step(truncated=(0, 1) if t % 3 == 2 else ())
     weights = {t: history.compare(t, 0, 1).get("weight", 1.0) for t in range(15)}
     # Five steps were truncated in both envs, and there is room for two of them.
     assert [t for t, weight in weights.items() if weight == 0.0] == [2, 5, 8]
-    window = history.replay.window(torch.tensor([1, 10]), torch.tensor([0, 0]), GAMMA, 3)
+    window = history.window([1, 10], [0, 0], 3)
     assert window.weight.tolist() == [0.0, 1.0]
 
 
-def test_truncations_in_every_env_at_once_fit_the_smallest_side_ring() -> None:
-    history = History(num_envs=4, rows=6, final_capacity=4)
+def test_truncations_in_every_env_at_once_fit_the_smallest_side_ring(place: Place) -> None:
+    history = History(place, num_envs=4, rows=6, final_capacity=4)
     for t in range(10):
         history.step(truncated=(0, 1, 2, 3) if t % 2 else ())
     for n in range(4):
@@ -168,28 +193,28 @@ def test_truncations_in_every_env_at_once_fit_the_smallest_side_ring() -> None:
 
 
 @pytest.mark.parametrize("timeout", ["final_obs", "value", "none"])
-def test_no_window_goes_on_after_a_reset_in_mid_episode(timeout: Timeout) -> None:
-    history = History(num_envs=2, rows=10)
+def test_no_window_goes_on_after_a_reset_in_mid_episode(place: Place, timeout: Timeout) -> None:
+    history = History(place, num_envs=2, rows=10)
     for t in range(6):
         history.step(terminated=(1,) if t == 3 else ())
         if t == 3:
             history.replay.cut()
-    start, env = torch.tensor([0, 1, 2, 3, 3, 4]), torch.tensor([0, 0, 0, 0, 1, 0])
-    assert history.replay.window(start, env, GAMMA, 1, timeout).weight.tolist() == [1, 1, 1, 0, 1, 1]
-    assert history.replay.window(start[:4], env[:4], GAMMA, 2, timeout).weight.tolist() == [1, 1, 0, 0]
+    start, env = [0, 1, 2, 3, 3, 4], [0, 0, 0, 0, 1, 0]
+    assert history.window(start, env, 1, timeout).weight.tolist() == [1, 1, 1, 0, 1, 1]
+    assert history.window(start[:4], env[:4], 2, timeout).weight.tolist() == [1, 1, 0, 0]
 
 
-def test_an_env_without_final_observations_has_the_state_before_instead() -> None:
-    history = History(num_envs=1, rows=10)
+def test_an_env_without_final_observations_has_the_state_before_instead(place: Place) -> None:
+    history = History(place, num_envs=1, rows=10)
     for t in range(5):
         history.step(truncated=(0,) if t == 2 else (), final=False)
     assert history.compare(1, 0, 3, "value")["next"] == (2, 0, 0)
-    assert float(history.replay.window(torch.tensor([1]), torch.tensor([0]), GAMMA, 3).weight) == 0.0
+    assert float(history.window([1], [0], 3).weight) == 0.0
 
 
 @pytest.mark.parametrize("count", [5, 30])
-def test_a_restored_memory_draws_the_same_and_goes_on_the_same(count: int) -> None:
-    one, two = (History(num_envs=3, rows=8) for _ in range(2))
+def test_a_restored_memory_draws_the_same_and_goes_on_the_same(place: Place, count: int) -> None:
+    one, two = (History(place, num_envs=3, rows=8) for _ in range(2))
     one.run(count)
     two.replay.load_state_dict(one.replay.state_dict(count))
     two.steps = list(one.steps)
@@ -199,7 +224,7 @@ def test_a_restored_memory_draws_the_same_and_goes_on_the_same(count: int) -> No
     draws = []
     for history in (one, two):
         torch.manual_seed(6)
-        draws.append(history.replay.sample(100, GAMMA, 3))
+        draws.append(history.sample(100, 3))
     for a, b in zip(*draws, strict=True):
         pairs = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else [(a, b)]
         assert all(torch.equal(x, y) for x, y in pairs)
@@ -221,9 +246,26 @@ def test_bf16_halves_observations_and_keeps_eight_bits() -> None:
 
 def test_the_memory_is_estimated_to_the_byte() -> None:
     replay = Replay(1000, 10, {"a": 7, "b": 2}, 3, 100, torch.device("cpu"))
-    own = [replay.action, replay.reward, replay.terminated, replay.truncated, replay.final]
+    own = [replay.action, replay.reward, replay.end]
     tensors = [*own, *replay.obs.values(), *replay.final_obs.values()]
     assert replay.num_bytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_memory_is_said_before_the_run_begins_and_may_move_when_it_is_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--task", "Pendulum", "--algo", "sac", "--num-envs", "2", "--num-iterations", "4", "--eval-envs", "2"]
+    words += ["--agent.learning-starts", "4", "--agent.batch-size", "4", "--agent.buffer-size", "50_000"]
+    assert main(["train", *words, "--runs-dir", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # Observation 3 and action 1 of 4 bytes, reward and end; and final observations of 200 steps, 4 times as many.
+    size = (50_000 * (3 * 4 + 4 + 8) + (4 * 50_000 // 200 + 3) * 3 * 4) / 2**20
+    (said,) = (number for number, line in enumerate(lines) if "replay memory" in line)
+    assert lines[said] == f"note         replay memory of 50,000 transitions, {size:.1f} MiB on cpu"
+    assert said < next(number for number, line in enumerate(lines) if line.startswith("task "))
+    (run,) = (tmp_path / "Pendulum" / "sac").iterdir()
+    resumed = ["train", "--resume", str(run), "--num-iterations", "6", "--agent.buffer-device", "host"]
+    assert main(resumed) == 0
 
 
 def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore.returns import gae, next_values
+from rlcore.returns import gae, gae_reference, next_values
 
 T, N = 40, 7
 GAMMA, LAMBDA = 0.97, 0.9
@@ -55,6 +55,16 @@ def test_gae_equals_the_sum_written_out(seed: int) -> None:
     rollout = random_rollout(seed)
     assert (rollout["terminated"] & rollout["truncated"]).any() or seed  # seed 0 covers both flags at once
     torch.testing.assert_close(advantages_of(rollout), slow_advantages(rollout), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("steps", "envs"), [(24, 4096), (1, 5), (130, 33)])
+def test_kernel_equals_its_twin(steps: int, envs: int) -> None:
+    rewards, values, following = torch.randn(3, steps, envs, device="cuda")
+    done = torch.rand(steps, envs, device="cuda") < 0.1
+    expected = gae_reference(rewards.double(), values.double(), following.double(), done, GAMMA, LAMBDA)
+    for got, right in zip(gae(rewards, values, following, done, GAMMA, LAMBDA), expected, strict=True):
+        torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-5)
 
 
 def test_returns_are_discounted_rewards_when_lambda_is_one() -> None:

@@ -31,6 +31,7 @@ RESUMABLE = frozenset(
         "export",
         "capture_env",
         "device",
+        "agent.buffer_device",
     }
 )
 """Settings that may differ between a run and its continuation. All but the device leave its curve as it is."""

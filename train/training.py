@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -65,6 +66,32 @@ class Interrupt:
         os.write(2, b"\nfinishing the iteration in progress, then writing a checkpoint; once more to stop at once\n")
 
 
+class _Notes(logging.Handler):
+    """Prints what is logged."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.console, f"note         {record.getMessage()}")
+
+
+@contextmanager
+def _shown(console: Console) -> Iterator[None]:
+    """Print what the library logs meanwhile: how much memory it is about to take is to be seen before it is taken."""
+    logger, notes = logging.getLogger("rlcore"), _Notes(console)
+    before = logger.level, logger.propagate
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+        logger.level, logger.propagate = before
+
+
 class Training:
     """A run that is ready to start: everything that can be refused has been checked."""
 
@@ -108,7 +135,8 @@ class Training:
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.spec = spec_of(self.env)
         build = AGENTS[config.algo]
-        self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
+        with _shown(console):
+            self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         if content is not None:
             self.progress, self.exact = resume(self.env, self.agent, content)
         self.saved_iteration = done
