@@ -232,6 +232,9 @@ def default_config(
     """
     own = config_class(algo)
     registered = registered or {}
+    own_preset = None if file is None else load_yaml(file).get("preset")
+    if preset is not None and own_preset not in (None, preset):
+        raise ConfigError(f"--preset is '{preset}', and {file} has the settings of '{own_preset}'; leave one out")
     preset = preset or registered.get("preset") or preset_of(task, algo, file)
     if preset is not None and algo == "ppo":
         raise ConfigError(f"--preset is '{preset}', and ppo has none; leave it out, or add --algo sac or --algo ddpg")
