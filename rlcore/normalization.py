@@ -62,7 +62,8 @@ class ReturnScale(nn.Module):
     """What rewards are divided by so that returns have about unit deviation and stay within a limit.
 
     The larger of the deviation of discounted returns and of their largest magnitude over the limit, both over all that
-    was seen (FlashSAC). Returns are counted forward in time, ``G_t = r_t + gamma G_(t-1)``, anew in each episode.
+    was seen (SimbaV2, Lee et al. 2025, arXiv:2502.15280). Returns are counted forward in time,
+    ``G_t = r_t + gamma G_(t-1)``, anew in each episode.
 
     Args:
         num_envs: N.

@@ -12,8 +12,9 @@ from rlcore.types import Mode
 
 C = TypeVar("C", bound="OffPolicyConfig")
 
-# Many envs on one GPU, after FlashSAC and FastTD3 (arXiv:2505.22642): wide batches and few of them, n-step targets, and
-# categorical critics of normalized rewards, so that no range of values has to be known beforehand.
+# Many envs on one GPU, after FlashSAC (Kim et al. 2026, github.com/Holiday-Robot/FlashSAC) and FastTD3 (Seo et al.
+# 2025, arXiv:2505.22642): wide batches and few of them, n-step targets, and categorical critics of normalized rewards,
+# so that no range of values has to be known beforehand.
 GPU: dict[str, Any] = {
     "num_updates": 4,
     "batch_size": 2048,

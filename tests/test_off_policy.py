@@ -309,6 +309,9 @@ def test_a_preset_follows_from_the_task_unless_one_is_named(tmp_path: Path) -> N
     file = tmp_path / "mine.yaml"
     file.write_text("algo: sac\npreset: gpu\nnum_envs: 7\nagent: {gamma: 0.5}\n")
     assert chosen("gym:Hopper-v5", file=file) == ("gpu", 7, [CONFIGS / "sac-gpu" / "default.yaml", file])
+    assert chosen("gym:Hopper-v5", file=file, preset="gpu") == chosen("gym:Hopper-v5", file=file)
+    with pytest.raises(ConfigError, match=r"--preset is 'classic', and .*mine.yaml has the settings of 'gpu'"):
+        chosen("gym:Hopper-v5", file=file, preset="classic")
     file.write_text("algo: sac\npreset: gpuu\n")
     with pytest.raises(ConfigError, match="did you mean 'gpu'"):
         chosen("Pendulum", file=file)

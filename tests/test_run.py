@@ -222,6 +222,16 @@ def test_figures_that_are_not_finite_are_told_once(metrics: dict[str, float], pa
     assert all(part in line and "iteration 1:" in line for line in told)
 
 
+def test_a_loss_that_is_no_number_any_more_is_said_once(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=5, log_interval=1, console=Console(file=screen)) as logger:
+        for iteration, metrics in enumerate([{}, {"loss/value": 1.0}, {"loss/value": 1.0}, {}, {}], 1):
+            logger.report(Report(iteration, iteration, {"rollout/reward": 1.0, **metrics}), {})
+    told = [line for line in screen.getvalue().splitlines() if line.startswith("warning")]
+    assert len(told) == 1
+    assert "iteration 4: gradient steps were skipped: observations, rewards or the loss are not finite" in told[0]
+
+
 def test_time_left_is_judged_by_the_latest_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from test_cli import train
 
+from rlcore.checkpoint import load_checkpoint, save_checkpoint
 from rlcore.train import training
 from rlcore.train.cli import main
 
@@ -61,6 +62,20 @@ def test_stopping_in_the_last_evaluation_says_how_to_go_on(
     assert not (run / "eval.json").exists()
     assert main(["train", "--resume", str(run)]) == 0
     assert (run / "eval.json").is_file() and (run / "export" / "policy.onnx").is_file()
+
+
+def test_going_on_from_another_versions_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train(tmp_path, "--num-iterations", "1", "--no-export")
+    checkpoint = run / "checkpoints" / "000001.pt"
+    content = load_checkpoint(checkpoint)
+    del content["agent"]["critic"]
+    save_checkpoint(checkpoint, content)
+    assert main(["train", "--resume", str(run), "--num-iterations", "2"]) == 2
+    error = capsys.readouterr().err
+    assert f"checkpoint '{checkpoint}' lacks 'critic': another version of rlcore wrote it" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

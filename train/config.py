@@ -44,7 +44,7 @@ class TrainConfig:
     task: str
     """What to train: a built-in task such as CartPole, or gym:<id>; `rlcore tasks` lists them."""
     algo: Literal["ppo", "sac", "ddpg"] = "ppo"
-    """Learning algorithm; the settings of the agent are its own."""
+    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     num_envs: int = 1024
     """Copies of the task that are stepped together."""
     num_iterations: int = 300
@@ -108,7 +108,7 @@ class SACTrainConfig(TrainConfig):
     """A training run with SAC. The same file and seed give the same run."""
 
     algo: Literal["ppo", "sac", "ddpg"] = "sac"
-    """Learning algorithm; the settings of the agent are its own."""
+    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     preset: Literal["classic", "gpu"] = "classic"
     """Settings that files and command line change: classic for one or a few envs, gpu for hundreds and more. Without
     it, that of the file that is shipped for the task; gpu for tasks of simulators, else classic."""
@@ -121,7 +121,7 @@ class DDPGTrainConfig(TrainConfig):
     """A training run with DDPG. The same file and seed give the same run."""
 
     algo: Literal["ppo", "sac", "ddpg"] = "ddpg"
-    """Learning algorithm; the settings of the agent are its own."""
+    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     preset: Literal["classic", "td3", "gpu"] = "classic"
     """Settings that files and command line change: classic for one or a few envs, td3 for the same with what makes it
     TD3, gpu for hundreds of envs and more. Without it, that of the file that is shipped for the task; gpu for tasks of
@@ -232,6 +232,9 @@ def default_config(
     """
     own = config_class(algo)
     registered = registered or {}
+    own_preset = None if file is None else load_yaml(file).get("preset")
+    if preset is not None and own_preset not in (None, preset):
+        raise ConfigError(f"--preset is '{preset}', and {file} has the settings of '{own_preset}'; leave one out")
     preset = preset or registered.get("preset") or preset_of(task, algo, file)
     if preset is not None and algo == "ppo":
         raise ConfigError(f"--preset is '{preset}', and ppo has none; leave it out, or add --algo sac or --algo ddpg")

@@ -147,6 +147,7 @@ class RunLogger:
         self._average = Average()
         self._pending: Report | None = None
         self._warned: set[str] = set()
+        self._learning = False  # a loss has been seen
         self._display = Display(console, total, done=0 if resumed is None else resumed[0])
 
     def __enter__(self) -> RunLogger:
@@ -178,6 +179,10 @@ class RunLogger:
         if report.metrics.get("policy/skipped_minibatches") and "loss/policy" not in report.metrics:
             text = "the update was skipped whole: observations, rewards or the loss are not finite"
             self._warn_once(report.iteration, text)
+        elif self._learning and "loss/value" not in report.metrics:
+            text = "gradient steps were skipped: observations, rewards or the loss are not finite"
+            self._warn_once(report.iteration, text)
+        self._learning |= "loss/value" in report.metrics
 
     def _warn_once(self, iteration: int, text: str) -> None:
         if text not in self._warned:

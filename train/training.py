@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import load_checkpoint, save_checkpoint
+from rlcore.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rlcore.config import ConfigError, to_dict
 from rlcore.env import spec_of
 from rlcore.envs import make_env
@@ -105,6 +105,7 @@ class Training:
 
         Raises:
             ValueError: something in the configuration does not fit; one line that names it and the remedy.
+            CheckpointError: the checkpoint is one of another version.
         """
         self.device = resolve_device(config.device)
         self.config = dataclasses.replace(config, device=str(self.device))
@@ -138,7 +139,13 @@ class Training:
         with _shown(console):
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         if content is not None:
-            self.progress, self.exact = resume(self.env, self.agent, content)
+            try:
+                self.progress, self.exact = resume(self.env, self.agent, content)
+            except KeyError as error:
+                raise CheckpointError(
+                    f"checkpoint '{resumed_from}' lacks {error}: another version of rlcore wrote it; begin anew with "
+                    "--config RUN/config.yaml; `rlcore export` can still read its policy"
+                ) from error
         self.saved_iteration = done
         self.best_score: float | None = None
         self.bootstrap = self.agent.timeout_bootstrap
