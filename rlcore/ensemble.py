@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.adam import flat, padded
-from rlcore.kernels import ACTIVATIONS, _activate, _slope, mlp_reference
+from rlcore.kernels import ACTIVATIONS, _activate, _rounded, _slope, mlp_reference
 from rlcore.launcher import available, kernel, num_blocks
 
-_MOST_ROWS = 1024  # samples up to which this is taken to be faster than a kernel for each layer
+# Up to here it is taken to be faster than a kernel for each layer; counted by launches, not yet measured.
+_MOST_ROWS, _WIDEST = 512, 512
 _FORWARD = {"BM": 16, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 3}
 _BACKWARD = {"BM": 16, "BN": 32, "BK": 128, "num_warps": 8, "num_stages": 3}
 _WEIGHTS = {"BT": 32, "BB": 32, "num_warps": 4, "num_stages": 3}
@@ -27,7 +28,15 @@ _WEIGHTS = {"BT": 32, "BB": 32, "num_warps": 4, "num_stages": 3}
 constexpr = Any
 array = Any
 tl: Any = None
-_HELPERS = ("_activate", "_slope")
+_HELPERS = ("_activate", "_slope", "_rounded", "_kept")
+
+
+def _kept(value: array, PRECISION: constexpr) -> Any:
+    """Round what the next product takes, where the unit would cut it off."""
+    if PRECISION == "tf32":
+        return _rounded(value, False)
+    else:
+        return value
 
 
 def _pass_kernel(
@@ -68,7 +77,8 @@ def _pass_kernel(
                 at = out + ((member * B + row).to(tl.int64) * N)[:, None] + col
                 tl.store(at, total, mask=valid & (col < N))
             else:
-                tl.store(mine + PLACES[layer + 1] + col, _activate(total, ACT), mask=valid & (col < N))
+                total = _kept(_activate(total, ACT), PRECISION)
+                tl.store(mine + PLACES[layer + 1] + col, total, mask=valid & (col < N))
 
 
 def _return_kernel(
@@ -102,7 +112,7 @@ def _return_kernel(
             at = line * S + PLACES[layer] + col
             if layer > 0:
                 total *= _slope(tl.load(reached + at, mask=valid & (col < K), other=0.0), ACT)
-            tl.store(slopes + at, total, mask=valid & (col < K))
+            tl.store(slopes + at, _kept(total, PRECISION), mask=valid & (col < K))
         tl.debug_barrier()
 
 
@@ -237,10 +247,11 @@ class _Ensemble(torch.autograd.Function):
         return (*inputs, None, None, *(part[: shape.numel()].view(shape) for part, shape in parts))
 
 
-def fits(x: Tensor, activation: str, precision: str) -> bool:
-    """Tell whether ``ensemble`` has kernels for networks of this kind and is the fastest way for so few samples."""
-    known = activation in ACTIVATIONS and precision in ("fp32", "tf32")
-    return known and available(x.device) and x.dim() == 2 and x.shape[0] <= _MOST_ROWS
+def fits(x: Tensor, network: Sequence[nn.Linear], activation: str, precision: str) -> bool:
+    """Tell whether ``ensemble`` has kernels for networks of this kind, and layers and batch are small enough for it."""
+    if activation not in ACTIVATIONS or precision not in ("fp32", "tf32") or not available(x.device):
+        return False
+    return x.dim() == 2 and x.shape[0] <= _MOST_ROWS and all(layer.out_features <= _WIDEST for layer in network)
 
 
 def ensemble(

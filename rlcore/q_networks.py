@@ -33,6 +33,8 @@ class SquashedPolicy(Policy):
 
     center: Tensor  # [A]
     reach: Tensor  # [A], half the width of the bounds
+    low: Tensor  # [A], the bounds as these two give them
+    high: Tensor  # [A]
 
     def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
         super().__init__()
@@ -51,6 +53,8 @@ class SquashedPolicy(Policy):
         # Not in the state: they follow from the configuration and the env.
         self.register_buffer("center", (high + low) / 2, persistent=False)
         self.register_buffer("reach", (high - low) / 2, persistent=False)
+        self.register_buffer("low", self.center - self.reach, persistent=False)
+        self.register_buffer("high", self.center + self.reach, persistent=False)
 
     def output(self, normalized: Tensor) -> Tensor:
         """Map normalized observations ``[B, O]`` to the head's output."""
@@ -64,7 +68,7 @@ class SquashedPolicy(Policy):
 
     def limit(self, action: Tensor) -> Tensor:
         """Cut actions off at the bounds."""
-        return torch.clamp(action, self.center - self.reach, self.center + self.reach)
+        return torch.clamp(action, self.low, self.high)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Return the actor's central action, and no state."""
@@ -114,7 +118,7 @@ class Critics(nn.Module):
 def small(trunk: nn.Module, x: Tensor) -> bool:
     """Tell whether networks like this one and a batch like ``x`` are for ``ensemble``."""
     mlp = trunk.mlp
-    return isinstance(mlp, MLP) and mlp.known and fits(x, mlp.activation, mlp.precision)
+    return isinstance(mlp, MLP) and mlp.known and fits(x, mlp.linear(), mlp.activation, mlp.precision)
 
 
 def _side_by_side(
