@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from rlcore.adam import flat, padded
 from rlcore.kernels import ACTIVATIONS, _activate, _rounded, _slope, mlp_reference
-from rlcore.launcher import available, kernel, num_blocks
+from rlcore.launcher import available, kernel, num_blocks, power_of_two
 
 # Up to here it is taken to be faster than a kernel for each layer; counted by launches, not yet measured.
 _MOST_ROWS, _WIDEST = 512, 512
-_FORWARD = {"BM": 16, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 3}
+_FORWARD = {"BM": 16, "BK": 32, "num_warps": 8, "num_stages": 3}
+_WIDTH = 128  # outputs of a layer that are made at a time, if it has as many
 _BACKWARD = {"BM": 16, "BN": 32, "BK": 128, "num_warps": 8, "num_stages": 3}
 _WEIGHTS = {"BT": 32, "BB": 32, "num_warps": 4, "num_stages": 3}
 
@@ -28,7 +29,11 @@ _WEIGHTS = {"BT": 32, "BB": 32, "num_warps": 4, "num_stages": 3}
 constexpr = Any
 array = Any
 tl: Any = None
-_HELPERS = ("_activate", "_slope", "_rounded", "_kept")
+_HELPERS = ("_activate", "_slope", "_rounded", "_kept", "_zeros")
+
+
+def _zeros(ROWS: constexpr, COLS: constexpr) -> Any:
+    return tl.zeros((ROWS, COLS), tl.float32)
 
 
 def _kept(value: array, PRECISION: constexpr) -> Any:
@@ -47,7 +52,8 @@ def _pass_kernel(
     """Take BM samples through network program_id(1): what each layer is given goes to reached [C, B, S], then out.
 
     The first layer's input is x [B, X] with action [B, SIZES[0] - X] behind it. Layer l reads SIZES[l] numbers from
-    column PLACES[l] on; its weights and biases stand in flat, those of the next network STEPS[l] further.
+    column PLACES[l] on; its weights and biases stand in flat, those of the next network STEPS[l] further. BN[l] of
+    its outputs are made at a time.
     """
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     member = tl.program_id(1)
@@ -64,10 +70,10 @@ def _pass_kernel(
     for layer in tl.static_range(len(WEIGHTS)):
         tl.debug_barrier()  # what the others of this program wrote is to be read
         K, N = SIZES[layer], SIZES[layer + 1]
-        for n in range(0, N, BN):
-            col = n + tl.arange(0, BN)[None, :]
+        for n in range(0, N, BN[layer]):
+            col = n + tl.arange(0, BN[layer])[None, :]
             weight = flat + WEIGHTS[layer] + member * STEPS[layer] + col * K
-            total = tl.zeros((BM, BN), tl.float32)
+            total = _zeros(BM, BN[layer])
             for k in range(0, K, BK):
                 left = tl.load(mine + PLACES[layer] + k + ks, mask=valid & (ks < K - k), other=0.0)
                 right = tl.load(weight + k + tl.trans(ks), mask=(tl.trans(ks) < K - k) & (col < N), other=0.0)
@@ -209,6 +215,7 @@ class _Ensemble(torch.autograd.Function):
         kernel(_pass_kernel)[(num_blocks(rows, _FORWARD["BM"]), count)](
             x, second, whole, reached, out, rows, x.stride(0), second.stride(0), x.shape[1],
             **at._asdict(), ACT=activation, PRECISION=precision, **_FORWARD,
+            BN=tuple(min(_WIDTH, power_of_two(size)) for size in at.SIZES[1:]),
         )  # fmt: skip
         ctx.save_for_backward(reached, whole)
         ctx.options, ctx.at, ctx.width, ctx.shapes = options, at, x.shape[1], [p.shape for p in parameters]
