@@ -12,6 +12,40 @@ from rlcore.update_kernels import clipped_adam
 _ALIGN = 64  # numbers; matrix units want their operands at multiples of 16 bytes
 
 
+def padded(size: int) -> int:
+    """Numbers that a tensor of ``size`` takes up in a flat buffer."""
+    return size + -size % _ALIGN
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the flat buffer that holds these tensors, ``padded`` each, and nothing else; None if there is none."""
+    place, storage = 0, tensors[0].untyped_storage()
+    for tensor in tensors:
+        here = tensor.untyped_storage().data_ptr() == storage.data_ptr() and tensor.storage_offset() == place
+        if not here or not tensor.is_contiguous():
+            return None
+        place += padded(tensor.numel())
+    if storage.nbytes() != place * tensors[0].element_size():
+        return None
+    return torch.as_strided(tensors[0].detach(), (place,), (1,))
+
+
+def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the flat buffer that the parameters are views of; if they are none yet, they become so.
+
+    Tensors that stand at multiples of 64 numbers, with zeros between them.
+    """
+    whole = joined(parameters)
+    if whole is None:
+        sizes = [padded(p.numel()) for p in parameters]
+        whole = torch.zeros(sum(sizes), device=parameters[0].device)
+        for parameter, part in zip(parameters, torch.split(whole, sizes), strict=True):
+            view = part[: parameter.numel()].view_as(parameter)
+            view.copy_(parameter.detach())
+            parameter.data = view
+    return whole
+
+
 class FlatAdam:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980) that clips the gradient's norm and can be told to skip a step.
 
@@ -26,16 +60,12 @@ class FlatAdam:
 
     def __init__(self, parameters: Sequence[nn.Parameter], learning_rate: Tensor, max_norm: float) -> None:
         self.parameters, self.learning_rate, self.max_norm = list(parameters), learning_rate, max_norm
-        sizes = [p.numel() + -p.numel() % _ALIGN for p in self.parameters]
-        self.value = torch.zeros(sum(sizes), device=learning_rate.device)
+        self.value = flat(self.parameters)
         self.moment = torch.zeros_like(self.value)
         self.square = torch.zeros_like(self.value)
         self.count = torch.zeros((), device=learning_rate.device)  # steps taken
-        for parameter, part in zip(self.parameters, torch.split(self.value, sizes), strict=True):
-            view = part[: parameter.numel()].view_as(parameter)
-            view.copy_(parameter.detach())
-            parameter.data = view
-        self._gaps = [self.value.new_zeros(size - p.numel()) for p, size in zip(self.parameters, sizes, strict=True)]
+        self.one = torch.ones((), device=learning_rate.device)  # derivative of a loss by itself, not to be made anew
+        self._gaps = [self.value.new_zeros(padded(p.numel()) - p.numel()) for p in self.parameters]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -44,18 +74,22 @@ class FlatAdam:
 
     @torch.no_grad()
     def step(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """Clip and step, unless ``allowed`` is false or a gradient is not finite: then nothing changes.
+        """Clip and step, unless ``allowed`` is false, or a loss or gradient that is not finite: then nothing changes.
+
+        Args:
+            allowed: scalar, whether to take the step, or the loss that is to be finite.
 
         Returns:
             The gradient's norm before clipping, and 1 if the step was taken, else 0; scalars.
         """
-        parts: list[Tensor] = []
-        for parameter, gap in zip(self.parameters, self._gaps, strict=True):
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parts += [gradient.flatten(), gap]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        whole = joined(gradients)  # some kernels write them so
+        if whole is None:
+            pairs = zip(gradients, self._gaps, strict=True)
+            whole = torch.cat([part for gradient, gap in pairs for part in (gradient.flatten(), gap)])
         return clipped_adam(
             self.value,
-            torch.cat(parts),
+            whole,
             self.moment,
             self.square,
             self.count,

@@ -18,6 +18,7 @@ from rlcore.env import EnvSpec, VecEnv, spec_of
 from rlcore.exploration import Deviation
 from rlcore.off_policy import Batch, OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.q_losses import actor_loss
 from rlcore.q_networks import SquashedPolicy, frozen
 from rlcore.types import Metrics
 
@@ -120,7 +121,7 @@ class DDPG(OffPolicy):
             action = self.policy.squash(self.policy.output(batch["actor_obs"]))
             with frozen(self.critics):
                 value = self.critics(batch["critic_obs"], action, count=1)
-            metrics |= self._improve_actor(-value.mean())
+            metrics |= self._improve_actor(actor_loss(value, "mean")[0])
             self._follow(self.target_critics, self.critics)
             self._follow(self.target_policy, self.policy)
         return metrics

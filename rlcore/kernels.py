@@ -231,7 +231,11 @@ class _MLP(torch.autograd.Function):
         kind = torch.bfloat16 if half else torch.float32
         parameters = tuple(p.detach() for p in parameters)
         layers = parameters[:-2] if head else parameters
-        weights = [w.to(kind).contiguous() for w in layers[::2]]
+        weights = [w.contiguous() for w in layers[::2]]
+        if half:
+            rounded = [torch.empty_like(w, dtype=kind) for w in weights]
+            torch._foreach_copy_(rounded, weights)  # in one launch
+            weights = rounded
         outputs = [x.detach().to(kind).contiguous()]
         rows, result = x.shape[0], x
         large = rows > _LARGE and shared_memory(x.device) > _ROOM

@@ -41,15 +41,25 @@ def kernel(fn: Any) -> Any:
     functions that its kernels call.
     """
     if fn not in _KERNELS:
-        triton = importlib.import_module("triton")
-        language = importlib.import_module("triton.language")
-        module = vars(sys.modules[fn.__module__])
-        if module["tl"] is None:
-            module.update(tl=language, constexpr=language.constexpr, array=language.tensor)
-            for helper in module["_HELPERS"]:  # called by kernels, so known to them under their names
-                module[helper] = triton.jit(module[helper])
-        _KERNELS[fn] = triton.jit(fn)
+        _load(fn.__module__)
+        _KERNELS[fn] = importlib.import_module("triton").jit(fn)
     return _KERNELS[fn]
+
+
+def _load(name: str) -> None:
+    """Put Triton's names, and helpers that its kernels can call, in the place of a module's own."""
+    module = vars(sys.modules[name])
+    if module["tl"] is not None:
+        return
+    triton, language = importlib.import_module("triton"), importlib.import_module("triton.language")
+    module.update(tl=language, constexpr=language.constexpr, array=language.tensor)
+    for helper in module["_HELPERS"]:
+        home = module[helper].__module__
+        if home == name:
+            module[helper] = triton.jit(module[helper])
+        else:  # imported, and used as it is there
+            _load(home)
+            module[helper] = vars(sys.modules[home])[helper]
 
 
 def num_blocks(size: int, block: int) -> int:

@@ -87,10 +87,14 @@ class MLP(nn.Module):
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
+    def linear(self) -> list[nn.Linear]:
+        """Return the layers that have weights, normalizations aside."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
         if x.is_cuda and self.known and self.fused and launcher.available(x.device):
-            linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+            linear = self.linear()
             weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
             last = None if head is None else (head.weight, head.bias)
             return kernels.mlp(x, weights, biases, self.activation, self.precision, last)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.adam import FlatAdam
+from rlcore.adam import FlatAdam, flat
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.distributional import categorical_loss
@@ -20,6 +20,7 @@ from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate
 from rlcore.normalization import ReturnScale
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.q_losses import value_loss
 from rlcore.q_networks import Critics, SquashedPolicy, make_normalizer
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import Rollout
@@ -203,8 +204,7 @@ class OffPolicy:
             for i in range(rows):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
-        names = dict.fromkeys(name for log in logs for name in log)
-        means = {name: torch.stack([log[name] for log in logs if name in log]).mean() for name in names}
+        means = _means(logs)
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
         return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}
@@ -245,21 +245,15 @@ class OffPolicy:
                 following = self.target_critics.output(batch["next_critic_obs"], next_action)
             output = self.critics.output(batch["critic_obs"], batch["action"])  # [critics, B, atoms]
             fixed = (following, shift, discount, weight)
-            loss, mean = categorical_loss(output, *fixed, *self.config.value_range, self.config.q_reduce)
+            loss, means = categorical_loss(output, *fixed, *self.config.value_range, self.config.q_reduce)
+            mean = means.mean()
         else:
             with torch.no_grad():
-                value = self.reduce(self.target_critics(batch["next_critic_obs"], next_action))
-                target = reward + discount * (value if bonus is None else value + bonus)
+                following = self.target_critics(batch["next_critic_obs"], next_action)
             values = self.critics(batch["critic_obs"], batch["action"])  # [critics, B]
-            loss, mean = (weight * (values - target).square()).mean(1).sum(), values.detach()
-        metrics = {"loss/value": loss.detach(), "policy/value": mean.mean()}
+            loss, mean = value_loss(values, following, reward, discount, weight, bonus, self.config.q_reduce)
+        metrics = {"loss/value": loss.detach(), "policy/value": mean}
         return metrics | {"policy/value_gradient_norm": descend(self.critic_optimizer, loss)}
-
-    def reduce(self, values: Tensor) -> Tensor:
-        """Settle on one of the critics' values ``[critics, B]`` as ``q_reduce`` says; with ``own`` on each."""
-        if self.config.q_reduce == "min":
-            return values.amin(0)
-        return values.mean(0) if self.config.q_reduce == "mean" else values
 
     def _improve_actor(self, loss: Tensor) -> Metrics:
         """Take the actor's step; the critics' own gradients are not wanted."""
@@ -268,7 +262,7 @@ class OffPolicy:
     @torch.no_grad()
     def _follow(self, target: nn.Module, source: nn.Module) -> None:
         """Move target networks a part of the way."""
-        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), self.config.tau)
+        flat(list(target.parameters())).lerp_(flat(list(source.parameters())), self.config.tau)
 
     def _adam(self, parameters: list[nn.Parameter]) -> FlatAdam:
         limit = self.config.max_grad_norm
@@ -325,6 +319,20 @@ def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:
     optimizer.zero_grad()
     parameters = optimizer.parameters
     # Only for this optimizer's parameters: what else the loss went through is to stay as it is.
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, optimizer.one), strict=True):
         parameter.grad = gradient
-    return optimizer.step(torch.isfinite(loss))[0]
+    return optimizer.step(loss.detach())[0]
+
+
+def _means(logs: list[Metrics]) -> Metrics:
+    """Mean of each metric over the gradient steps that have it; those of the same steps at once."""
+    if len(logs) == 1:
+        return logs[0]
+    together: dict[tuple[bool, ...], list[str]] = {}
+    for name in dict.fromkeys(name for log in logs for name in log):
+        together.setdefault(tuple(name in log for log in logs), []).append(name)
+    means: Metrics = {}
+    for has, names in together.items():
+        values = torch.stack([log[name] for log, there in zip(logs, has, strict=True) if there for name in names])
+        means |= zip(names, values.view(-1, len(names)).mean(0).unbind(), strict=True)
+    return means

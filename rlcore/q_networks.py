@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from rlcore.capture import side_by_side
 from rlcore.config import ConfigError, check
 from rlcore.distributional import expected_value
+from rlcore.ensemble import ensemble, fits
 from rlcore.env import EnvSpec
-from rlcore.networks import Network, choose_groups, concatenate
+from rlcore.networks import MLP, Network, choose_groups, concatenate
 from rlcore.normalization import NoNormalizer, RunningNormalizer
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, Policy, State
@@ -32,6 +33,8 @@ class SquashedPolicy(Policy):
 
     center: Tensor  # [A]
     reach: Tensor  # [A], half the width of the bounds
+    low: Tensor  # [A], the bounds as these two give them
+    high: Tensor  # [A]
 
     def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
         super().__init__()
@@ -50,9 +53,13 @@ class SquashedPolicy(Policy):
         # Not in the state: they follow from the configuration and the env.
         self.register_buffer("center", (high + low) / 2, persistent=False)
         self.register_buffer("reach", (high - low) / 2, persistent=False)
+        self.register_buffer("low", self.center - self.reach, persistent=False)
+        self.register_buffer("high", self.center + self.reach, persistent=False)
 
     def output(self, normalized: Tensor) -> Tensor:
         """Map normalized observations ``[B, O]`` to the head's output."""
+        if small(self.trunk, normalized):
+            return _side_by_side([self.trunk], [self.head], normalized, None, None).squeeze(0)
         return self.trunk(normalized, self.head, ())[0]  # type: ignore[no-any-return]
 
     def squash(self, raw: Tensor) -> Tensor:
@@ -61,7 +68,7 @@ class SquashedPolicy(Policy):
 
     def limit(self, action: Tensor) -> Tensor:
         """Cut actions off at the bounds."""
-        return torch.clamp(action, self.center - self.reach, self.center + self.reach)
+        return torch.clamp(action, self.low, self.high)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Return the actor's central action, and no state."""
@@ -86,6 +93,9 @@ class Critics(nn.Module):
 
     def output(self, normalized: Tensor, action: Tensor, count: int | None = None) -> Tensor:
         """Return what the first ``count`` critics, or all, say of actions ``[B, A]``, ``[critics, B, outputs]``."""
+        trunks, heads = list(self.trunks), list(self.heads)
+        if small(self.trunks[0], normalized):
+            return _side_by_side(trunks, heads, normalized, action, count)  # type: ignore[arg-type]
         x = torch.cat([normalized, action], -1)
         return torch.stack(self._each(x, 0, len(self.heads) if count is None else count))
 
@@ -103,6 +113,20 @@ class Critics(nn.Module):
         """Value actions ``[B, A]`` in normalized observations ``[B, O]``, ``[critics, B]``."""
         output = self.output(normalized, action, count)
         return expected_value(output, *self.range) if self.categorical else output.squeeze(-1)
+
+
+def small(trunk: nn.Module, x: Tensor) -> bool:
+    """Tell whether networks like this one and a batch like ``x`` are for ``ensemble``."""
+    mlp = trunk.mlp
+    return isinstance(mlp, MLP) and mlp.known and fits(x, mlp.linear(), mlp.activation, mlp.precision)
+
+
+def _side_by_side(
+    trunks: Sequence[Network], heads: Sequence[nn.Linear], x: Tensor, action: Tensor | None, count: int | None
+) -> Tensor:
+    mlps = [trunk.mlp for trunk in trunks]
+    layers = [mlp.linear() for mlp in mlps if isinstance(mlp, MLP)]
+    return ensemble(x, action, layers, heads, mlps[0].activation, mlps[0].precision, count)  # type: ignore[arg-type]
 
 
 @contextmanager

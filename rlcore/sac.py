@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from rlcore.config import check
 from rlcore.env import EnvSpec, VecEnv, spec_of
-from rlcore.off_policy import Batch, OffPolicy, descend
+from rlcore.off_policy import Batch, OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.q_losses import actor_loss
 from rlcore.q_networks import SquashedPolicy, frozen
 from rlcore.squashed import squashed_sample
 from rlcore.types import Metrics
@@ -128,11 +129,12 @@ class SAC(OffPolicy):
             action, log_prob = self._sample(batch["actor_obs"])
             with frozen(self.critics):
                 value = self.critics(batch["critic_obs"], action)
-            value = value.amin(0) if self.config.q_reduce == "min" else value.mean(0)
-            metrics |= self._improve_actor((temperature * log_prob - value).mean())
-            entropy = -log_prob.detach().mean()
+            loss, entropy = actor_loss(value, self.config.q_reduce, log_prob, temperature)
+            metrics |= self._improve_actor(loss)
             if self.config.learn_temperature:
-                descend(self.temperature_optimizer, self.log_temperature * (entropy - self.target_entropy))
+                # The derivative of log_temperature * (entropy - target_entropy).
+                self.log_temperature.grad = entropy - self.target_entropy
+                self.temperature_optimizer.step(self.log_temperature.grad)
             metrics |= {"policy/entropy": entropy, "policy/temperature": temperature}
         self._follow(self.target_critics, self.critics)
         return metrics

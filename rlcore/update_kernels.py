@@ -236,45 +236,52 @@ def gaussian_ppo_loss_reference(
 # --- Optimizer step and shuffling ------------------------------------------------------------------------------------
 
 
-def _square_kernel(g: array, partial: array, size: array, BLOCK: constexpr) -> None:
-    """Sum of squares of each block of the gradient."""
+def _square_kernel(
+    g: array, step: array, rate: array, partial: array, control: array, size: array,
+    LOG_BETA1: constexpr, LOG_BETA2: constexpr, BLOCK: constexpr,
+) -> None:  # fmt: skip
+    """Sum of squares of each block of the gradient; control [5] gets what of a step is known beforehand.
+
+    Those are its number, the step size and the factor of sqrt(v), behind what ``_adam_kernel`` finds out.
+    """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(g + at, mask=at < size, other=0.0)
     tl.store(partial + tl.program_id(0), tl.sum(value * value, 0))
-
-
-def _control_kernel(
-    partial: array, step: array, rate: array, allowed: array, control: array, programs: array, MAX_NORM: constexpr,
-    LOG_BETA1: constexpr, LOG_BETA2: constexpr, BLOCK: constexpr,
-) -> None:  # fmt: skip
-    """Fill control [5]: gradient norm, 1 if the step is taken, gradient factor, step size, factor of sqrt(v)."""
-    total = tl.zeros((BLOCK,), tl.float32)
-    for start in range(0, programs, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        total += tl.load(partial + at, mask=at < programs, other=0.0)
-    norm = tl.sqrt(tl.sum(total, 0))
-    taken = (norm < float("inf")) & (tl.load(allowed) != 0)
-    count = tl.load(step) + tl.where(taken, 1.0, 0.0)
-    # In double precision, as 1 - beta^t loses digits for the first steps.
-    correction1 = 1 - tl.exp(count.to(tl.float64) * LOG_BETA1)
-    correction2 = 1 - tl.exp(count.to(tl.float64) * LOG_BETA2)
-    factor = MAX_NORM / (norm + 1e-6)
-    tl.store(step, count)
-    tl.store(control, norm)
-    tl.store(control + 1, tl.where(taken, 1.0, 0.0))
-    tl.store(control + 2, tl.where(factor < 1, factor, 1.0))
-    tl.store(control + 3, (tl.load(rate).to(tl.float64) / correction1).to(tl.float32))
-    tl.store(control + 4, (1 / tl.sqrt(correction2)).to(tl.float32))
+    if tl.program_id(0) == 0:
+        count = tl.load(step) + 1
+        # In double precision, as 1 - beta^t loses digits for the first steps.
+        correction1 = 1 - tl.exp(count.to(tl.float64) * LOG_BETA1)
+        correction2 = 1 - tl.exp(count.to(tl.float64) * LOG_BETA2)
+        tl.store(control + 2, count)
+        tl.store(control + 3, (tl.load(rate).to(tl.float64) / correction1).to(tl.float32))
+        tl.store(control + 4, (1 / tl.sqrt(correction2)).to(tl.float32))
 
 
 def _adam_kernel(
-    p: array, g: array, m: array, v: array, control: array, size: array,
-    BETA1: constexpr, BETA2: constexpr, EPS: constexpr, BLOCK: constexpr,
+    p: array, g: array, m: array, v: array, step: array, allowed: array, partial: array, control: array,
+    size: array, programs: array,
+    MAX_NORM: constexpr, BETA1: constexpr, BETA2: constexpr, EPS: constexpr, LOSS: constexpr, BLOCK: constexpr,
+    SUMS: constexpr,
 ) -> None:  # fmt: skip
-    """One element of every buffer per lane; nothing is written if the step is not taken."""
+    """One element of every buffer per lane; nothing is written if the step is not taken.
+
+    Every program adds up the norm for itself, in the same order, which spares a launch between the two.
+    """
+    total = tl.zeros((SUMS,), tl.float32)
+    for start in range(0, programs, SUMS):
+        part = start + tl.arange(0, SUMS)
+        total += tl.load(partial + part, mask=part < programs, other=0.0)
+    norm = tl.sqrt(tl.sum(total, 0))
+    permit = tl.load(allowed)
+    taken = (norm < float("inf")) & (tl.abs(permit) < float("inf") if LOSS else permit != 0)
+    if tl.program_id(0) == 0:
+        tl.store(control, norm)
+        tl.store(control + 1, tl.where(taken, 1.0, 0.0))
+        tl.store(step, tl.load(control + 2), mask=taken)
+    factor = MAX_NORM / (norm + 1e-6)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < tl.where(tl.load(control + 1) > 0, size, 0)
-    grad = tl.load(g + at, mask=inside, other=0.0) * tl.load(control + 2)
+    inside = at < tl.where(taken, size, 0)
+    grad = tl.load(g + at, mask=inside, other=0.0) * tl.where(factor < 1, factor, 1.0)
     first = tl.load(m + at, mask=inside, other=0.0)
     first += (1 - BETA1) * (grad - first)
     second = BETA2 * tl.load(v + at, mask=inside, other=0.0) + (1 - BETA2) * grad * grad
@@ -297,7 +304,8 @@ def clipped_adam(
         square: ``[P]``, running mean of their squares.
         step: scalar, steps taken so far.
         rate: scalar, learning rate.
-        allowed: scalar; 0 or false leaves everything as it is, and so does a gradient that is not finite.
+        allowed: scalar; false, or a loss that is not finite, leaves everything as it is, and so does a gradient that
+            is not finite.
         max_norm: gradients are scaled down to this norm.
         beta1: weight of the past in ``moment``.
         beta2: weight of the past in ``square``.
@@ -313,13 +321,13 @@ def clipped_adam(
     size = parameter.numel()
     programs = num_blocks(size, _ADAM_BLOCK)
     partial, control = parameter.new_empty(programs), parameter.new_empty(5)
-    kernel(_square_kernel)[(programs,)](gradient, partial, size, _ADAM_BLOCK)
-    kernel(_control_kernel)[(1,)](
-        partial, step, rate, allowed, control, programs, max_norm, math.log(beta1), math.log(beta2), 1024
-    )
+    logs = math.log(beta1), math.log(beta2)
+    kernel(_square_kernel)[(programs,)](gradient, step, rate, partial, control, size, *logs, _ADAM_BLOCK)
+    loss = allowed.is_floating_point()
     kernel(_adam_kernel)[(programs,)](
-        parameter, gradient, moment, square, control, size, beta1, beta2, eps, _ADAM_BLOCK
-    )
+        parameter, gradient, moment, square, step, allowed if loss else allowed.view(torch.uint8), partial, control,
+        size, programs, max_norm, beta1, beta2, eps, loss, _ADAM_BLOCK, min(power_of_two(programs), 1024),
+    )  # fmt: skip
     return control[0], control[1]
 
 
@@ -330,7 +338,7 @@ def clipped_adam_reference(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Do as ``clipped_adam`` does in plain PyTorch."""
     norm = gradient.norm()
-    taken = norm.isfinite() & (allowed != 0)
+    taken = norm.isfinite() & (allowed.isfinite() if allowed.is_floating_point() else allowed)
     gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1)
     count = step + taken
     first = torch.lerp(moment, gradient, 1 - beta1)

@@ -276,14 +276,22 @@ def test_clipped_adam_is_clip_grad_norm_and_adam(device: torch.device, scale: fl
     assert state["step"] == 5
 
 
-@pytest.mark.parametrize("reason", ["gradient", "allowed"])
+@pytest.mark.parametrize("reason", ["gradient", "allowed", "loss"])
 def test_clipped_adam_leaves_all_alone_when_the_step_is_not_allowed(device: torch.device, reason: str) -> None:
     state = adam_inputs(device)
-    state[reason].view(-1)[-1] = float("inf") if reason == "gradient" else False
+    if reason == "loss":
+        state["allowed"] = torch.tensor(torch.inf, device=device)
+    else:
+        state[reason].view(-1)[-1] = float("inf") if reason == "gradient" else False
     before = {name: value.clone() for name, value in state.items()}
     _, taken = update_kernels.clipped_adam(**state, max_norm=1.0)
     assert taken == 0
     assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+def test_clipped_adam_steps_down_a_loss_of_zero(device: torch.device) -> None:
+    state = adam_inputs(device) | {"allowed": torch.zeros((), device=device)}
+    assert update_kernels.clipped_adam(**state, max_norm=1.0)[1] == 1
 
 
 def test_gather_picks_rows_and_shares_what_was_shared(device: torch.device) -> None:

@@ -1,0 +1,221 @@
+"""Losses of critics that predict the mean return, and of the actor that climbs them: each a kernel with its gradient.
+
+Both functions run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.launcher`` for what holds of
+all of them. A single program adds up the batch, so nothing has to be added up in a second launch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcore.distributional import Reduce
+from rlcore.launcher import available, kernel, power_of_two
+
+_BLOCK = 1024
+
+# As in rlcore.kernels: loading Triton puts its own names in their place.
+constexpr = Any
+array = Any
+tl: Any = None
+_HELPERS = ("_least",)
+
+
+def _least(values: array, sample: array, valid: array, B: array, C: constexpr) -> Any:
+    """Return the lowest of C values of each sample; NaN is to be seen."""
+    least = tl.load(values + sample, mask=valid, other=0.0)
+    for c in tl.static_range(1, C):
+        other = tl.load(values + c * B + sample, mask=valid, other=0.0)
+        least = tl.where((other < least) | (other != other), other, least)
+    return least
+
+
+def _value_loss_kernel(
+    values: array, following: array, reward: array, discount: array, weight: array, bonus: array, gradient: array,
+    result: array, B: array,
+    C: constexpr, C2: constexpr, REDUCE: constexpr, BONUS: constexpr, BLOCK: constexpr,
+) -> None:  # fmt: skip
+    """Make gradient [C, B], and in result [2] the loss and the mean of the values."""
+    loss = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, B, BLOCK):
+        sample = start + tl.arange(0, BLOCK)
+        valid = sample < B
+        scale = tl.load(weight + sample, mask=valid, other=0.0) / B
+        factor = tl.load(discount + sample, mask=valid, other=0.0)
+        base = tl.load(reward + sample, mask=valid, other=0.0)
+        if BONUS:
+            base += factor * tl.load(bonus + sample, mask=valid, other=0.0)
+        future = _least(following, sample, valid, B, C2 if REDUCE == "min" else 1)
+        if REDUCE == "mean":
+            for c in tl.static_range(1, C2):
+                future += tl.load(following + c * B + sample, mask=valid, other=0.0)
+            future = future / C2
+        for c in tl.static_range(C):
+            if REDUCE == "own":
+                future = tl.load(following + c * B + sample, mask=valid, other=0.0)
+            value = tl.load(values + c * B + sample, mask=valid, other=0.0)
+            error = value - (base + factor * future)
+            loss += scale * error * error
+            total += value
+            tl.store(gradient + c * B + sample, 2 * scale * error, mask=valid)
+    tl.store(result, tl.sum(loss, 0))
+    tl.store(result + 1, tl.sum(total, 0) / (C * B))
+
+
+def _climb_kernel(
+    values: array, log_prob: array, temperature: array, gradient: array, result: array, B: array,
+    C: constexpr, REDUCE: constexpr, SOFT: constexpr, BLOCK: constexpr,
+) -> None:  # fmt: skip
+    """Make gradient [C + SOFT, B] by values and log_prob, and in result [2] the loss and the entropy."""
+    loss = tl.zeros((BLOCK,), tl.float32)
+    density = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, B, BLOCK):
+        sample = start + tl.arange(0, BLOCK)
+        valid = sample < B
+        value = _least(values, sample, valid, B, C if REDUCE == "min" else 1)
+        if REDUCE == "min":
+            count = tl.zeros((BLOCK,), tl.float32)  # of those that are lowest, which share the gradient
+            for c in tl.static_range(C):
+                count += tl.where(tl.load(values + c * B + sample, mask=valid, other=0.0) == value, 1.0, 0.0)
+            for c in tl.static_range(C):
+                lowest = tl.load(values + c * B + sample, mask=valid, other=0.0) == value
+                tl.store(gradient + c * B + sample, tl.where(lowest, -1 / (count * B), 0.0), mask=valid)
+        else:
+            for c in tl.static_range(1, C):
+                value += tl.load(values + c * B + sample, mask=valid, other=0.0)
+            value = value / C
+            for c in tl.static_range(C):
+                tl.store(gradient + c * B + sample, tl.zeros((BLOCK,), tl.float32) - 1 / (C * B * 1.0), mask=valid)
+        loss -= value
+        if SOFT:
+            weight = tl.load(temperature)
+            likely = tl.load(log_prob + sample, mask=valid, other=0.0)
+            loss += weight * likely
+            density += likely
+            tl.store(gradient + C * B + sample, tl.zeros((BLOCK,), tl.float32) + weight / B, mask=valid)
+    tl.store(result, tl.sum(loss, 0) / B)
+    tl.store(result + 1, -tl.sum(density, 0) / B)
+
+
+class _ValueLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, following: Tensor, reward: Tensor, discount: Tensor, weight: Tensor,
+        bonus: Tensor | None, reduce: Reduce,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        critics, rows = values.shape
+        gradient, result = torch.empty_like(values, memory_format=torch.contiguous_format), values.new_empty(2)
+        kernel(_value_loss_kernel)[(1,)](
+            values.contiguous(), following.contiguous(), reward.contiguous(), discount.contiguous(),
+            weight.contiguous(), reward if bonus is None else bonus.contiguous(), gradient, result, rows,
+            critics, len(following), reduce, bonus is not None, min(_BLOCK, power_of_two(rows)), num_warps=8,
+        )  # fmt: skip
+        ctx.save_for_backward(gradient)
+        ctx.set_materialize_grads(False)  # the second result has none
+        loss, mean = result.unbind()
+        ctx.mark_non_differentiable(mean)
+        return loss, mean
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return (ctx.saved_tensors[0] * gradients[0], *[None] * 6)
+
+
+class _Climb(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, log_prob: Tensor | None, temperature: Tensor | None, reduce: Reduce
+    ) -> tuple[Tensor, Tensor]:
+        critics, rows = values.shape
+        soft = log_prob is not None
+        gradient, result = values.new_empty(critics + soft, rows), values.new_empty(2)
+        kernel(_climb_kernel)[(1,)](
+            values.contiguous(), values if log_prob is None else log_prob.contiguous(),
+            values if temperature is None else temperature, gradient, result, rows,
+            critics, reduce, soft, min(_BLOCK, power_of_two(rows)), num_warps=8,
+        )  # fmt: skip
+        ctx.save_for_backward(gradient)
+        ctx.set_materialize_grads(False)  # the second result has none
+        ctx.critics = critics
+        loss, entropy = result.unbind()
+        ctx.mark_non_differentiable(entropy)
+        return loss, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        scaled: Tensor = ctx.saved_tensors[0] * gradients[0]
+        log_prob = scaled[ctx.critics] if len(scaled) > ctx.critics else None
+        return scaled[: ctx.critics], log_prob, None, None
+
+
+def value_loss(
+    values: Tensor, following: Tensor, reward: Tensor, discount: Tensor, weight: Tensor, bonus: Tensor | None,
+    reduce: Reduce,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Squared error of critics against what they are to learn, differentiably by their values.
+
+    Args:
+        values: ``[C, B]``.
+        following: ``[C2, B]``, what target critics say of what comes next.
+        reward: ``[B]``.
+        discount: ``[B]``, of what comes next.
+        weight: ``[B]``, of each sample.
+        bonus: ``[B]``, what the next state is worth besides; or none.
+        reduce: which of the target critics counts: the lowest, the mean of all, or each critic's own.
+
+    Returns:
+        The sum over critics of mean squared errors, and the mean of all values, without gradient; scalars.
+    """
+    following = following.detach()
+    if not available(values.device):
+        return value_loss_reference(values, following, reward, discount, weight, bonus, reduce)
+    return _ValueLoss.apply(values, following, reward, discount, weight, bonus, reduce)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def value_loss_reference(
+    values: Tensor, following: Tensor, reward: Tensor, discount: Tensor, weight: Tensor, bonus: Tensor | None,
+    reduce: Reduce,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Do as ``value_loss`` does in plain PyTorch."""
+    future = reduced(following, reduce)
+    target = reward + discount * (future if bonus is None else future + bonus)
+    return (weight * (values - target).square()).mean(1).sum(), values.detach().mean()
+
+
+def actor_loss(
+    values: Tensor, reduce: Reduce, log_prob: Tensor | None = None, temperature: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """What an actor descends: minus the value of its actions, and the price of being predictable.
+
+    Args:
+        values: ``[C, B]``, of its actions.
+        reduce: ``min`` for the lowest critic, else their mean.
+        log_prob: ``[B]``, of the actions; none for an actor without noise.
+        temperature: scalar, its price.
+
+    Returns:
+        The loss, differentiable by values and log_prob, and the entropy, without gradient; scalars.
+    """
+    if not available(values.device):
+        return actor_loss_reference(values, reduce, log_prob, temperature)
+    return _Climb.apply(values, log_prob, temperature, reduce)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def actor_loss_reference(
+    values: Tensor, reduce: Reduce, log_prob: Tensor | None, temperature: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Do as ``actor_loss`` does in plain PyTorch."""
+    value = reduced(values, "min" if reduce == "min" else "mean")
+    if log_prob is None or temperature is None:
+        return -value.mean(), value.new_zeros(())
+    return (temperature * log_prob - value).mean(), -log_prob.detach().mean()
+
+
+def reduced(values: Tensor, reduce: Reduce) -> Tensor:
+    """Settle on one of the critics' values ``[C, B]``; with ``own`` on each."""
+    if reduce == "min":
+        return values.amin(0)
+    return values.mean(0) if reduce == "mean" else values

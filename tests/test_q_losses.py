@@ -1,0 +1,108 @@
+"""Losses of critics and actor against a loop over samples in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlcore.distributional import Reduce
+from rlcore.q_losses import actor_loss, actor_loss_reference, value_loss, value_loss_reference
+
+CUDA = torch.device("cuda")
+REDUCES: list[Reduce] = ["min", "mean", "own"]
+
+
+def samples(critics: int, rows: int) -> list[Tensor]:
+    """Values, following, reward, discount, weight, bonus; the last three samples have no weight."""
+    weight = torch.rand(rows)
+    weight[-3:] = 0
+    return [*torch.randn(2, critics, rows), torch.randn(rows), torch.rand(rows), weight, torch.randn(rows)]
+
+
+def chosen(each: list[float], reduce: Reduce, own: int) -> float:
+    return {"min": min(each), "mean": sum(each) / len(each), "own": each[own]}[reduce]
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize("with_bonus", [True, False])
+def test_value_loss_is_a_loop_over_samples(reduce: Reduce, with_bonus: bool) -> None:
+    values, following, reward, discount, weight, bonus = (t.double() for t in samples(3, 17))
+    loss, mean = value_loss(values, following, reward, discount, weight, bonus if with_bonus else None, reduce)
+    total = 0.0
+    for i in range(17):
+        for c in range(3):
+            future = chosen(following[:, i].tolist(), reduce, c) + with_bonus * float(bonus[i])
+            error = float(values[c, i]) - (float(reward[i]) + float(discount[i]) * future)
+            total += float(weight[i]) * error**2 / 17
+    assert float(loss) == pytest.approx(total)
+    assert float(mean) == pytest.approx(float(values.mean()))
+
+
+@pytest.mark.parametrize("reduce", REDUCES)
+def test_actor_loss_is_a_loop_over_samples(reduce: Reduce) -> None:
+    values, log_prob = torch.randn(2, 9).double(), torch.randn(9).double()
+    loss, entropy = actor_loss(values, reduce, log_prob, torch.tensor(0.3).double())
+    plain, nothing = actor_loss(values, reduce)
+    climbed = [chosen(values[:, i].tolist(), "min" if reduce == "min" else "mean", 0) for i in range(9)]
+    assert float(loss) == pytest.approx(sum(0.3 * float(log_prob[i]) - climbed[i] for i in range(9)) / 9)
+    assert float(plain) == pytest.approx(-sum(climbed) / 9)
+    assert float(entropy) == pytest.approx(-float(log_prob.mean()))
+    assert nothing == 0
+
+
+def gradients(fn: Any, leaves: list[Tensor], *fixed: Any) -> list[Tensor]:
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves]
+    loss, other = fn(*leaves, *fixed)
+    return [loss.detach(), other, *torch.autograd.grad(1.7 * loss, leaves)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize(("critics", "rows"), [(2, 256), (1, 5), (3, 3000)])
+@pytest.mark.parametrize("with_bonus", [True, False])
+def test_value_loss_kernel_is_right(reduce: Reduce, critics: int, rows: int, with_bonus: bool) -> None:
+    values, *fixed = samples(critics, rows)
+    fixed = fixed if with_bonus else fixed[:-1]
+    end: list[Any] = [reduce] if with_bonus else [None, reduce]
+    got = gradients(value_loss, [values.to(CUDA)], *(t.to(CUDA) for t in fixed), *end)
+    again = gradients(value_loss, [values.to(CUDA)], *(t.to(CUDA) for t in fixed), *end)
+    expected = gradients(value_loss_reference, [values.double()], *(t.double() for t in fixed), *end)
+    for a, b, c in zip(got, expected, again, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-5 / rows)
+        assert torch.equal(a, c)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("reduce", REDUCES)
+@pytest.mark.parametrize(("critics", "rows"), [(2, 256), (1, 5), (3, 3000)])
+@pytest.mark.parametrize("soft", [True, False])
+def test_actor_loss_kernel_is_right(reduce: Reduce, critics: int, rows: int, soft: bool) -> None:
+    values, log_prob, temperature = torch.randn(critics, rows), torch.randn(rows), torch.tensor(0.3)
+    values[:, 1] = 0.5  # equal ones share the gradient
+
+    def run(fn: Any, kind: torch.dtype, device: torch.device) -> list[Tensor]:
+        leaves = [t.to(device, kind) for t in ([values, log_prob] if soft else [values])]
+        price = temperature.to(device, kind)
+        if soft:
+            return gradients(lambda v, p: fn(v, reduce, p, price), leaves)
+        return gradients(lambda v: fn(v, reduce, None, None), leaves)
+
+    got, again = (run(actor_loss, torch.float32, CUDA) for _ in range(2))
+    expected = run(actor_loss_reference, torch.float64, torch.device("cpu"))
+    for a, b, c in zip(got, expected, again, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-6)
+        assert torch.equal(a, c)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("place", range(6))
+@pytest.mark.parametrize("reduce", REDUCES)
+def test_loss_is_not_finite_where_an_input_is_not(place: int, reduce: Reduce) -> None:
+    given = [t.to(CUDA) for t in samples(2, 40)]
+    given[place].view(-1)[-40] = torch.nan  # of the last critic, where there are two
+    assert not torch.isfinite(value_loss(*given, reduce)[0])
+    if place == 0:
+        assert not torch.isfinite(actor_loss(given[0], reduce)[0])
