@@ -53,7 +53,7 @@ def test_every_algorithm_and_number_of_updates_is_timed_in_every_round(outcome: 
 
 def test_memory_per_transition_is_what_the_tensors_hold(outcome: Outcome) -> None:
     _, report = outcome
-    # Observation once, action, reward, what the step led to; and final observations.
+    # Observation once, action, reward, one number for both flags and the final observation; and final observations.
     expected = 4 * 5 + 4 * 3 + 4 + 4
     for result in report["results"]:
         size = result["facts"]["bytes_per_transition"]
