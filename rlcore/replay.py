@@ -117,7 +117,7 @@ class Replay:
         shape = self.num_rows, num_envs
         self.obs = {group: zeros(*shape, size, kind=dtype) for group, size in observation_sizes.items()}  # [C, N, O]
         self.action = zeros(*shape, action_size)  # [C, N, A]
-        # One row more than is used: what has no place is written there, so that every write has the same shape.
+        # One row more than is used: what has no slot may be written there, so that every write has the same shape.
         self.final_obs = {
             group: zeros(self.num_finals + 1, size, kind=dtype) for group, size in observation_sizes.items()
         }

@@ -143,14 +143,14 @@ def read_windows_reference(
     begin = start * envs + env  # [B]
     last, code = begin, torch.full_like(start, GOING, dtype=torch.int32)
     for i in range(n_step):
-        here = (start + i) % rows * envs + env  # [B]
+        here = (start + i) % rows * envs + env if i else begin  # [B]
         led_to = outcomes.end.flatten().index_select(0, here)
         last, code = torch.where(going, here, last), torch.where(going, led_to, code)
         reward += torch.where(going, discount * outcomes.reward.flatten().index_select(0, here), 0.0)
         discount *= torch.where(going, gamma, 1.0)
         going = going & (led_to == GOING)
     terminated = code == TERMINATED
-    truncated = (code != GOING) & ~terminated
+    truncated = ~(going | terminated)
     number = code.long()  # [B]
     after = (last + envs) % (rows * envs)
     if timeout == "final_obs":
@@ -238,7 +238,7 @@ def _outcome_kernel(
         code = tl.where(over, OVER, tl.where(cut, UNKNOWN, GOES_ON))
         tl.store(ends + row * N + env, tl.where(kept > 0, number, code), mask=valid)
         tl.store(rewards + row * N + env, tl.load(reward + env, mask=valid), mask=valid)
-        tl.store(slot + env, tl.where(kept > 0, number % FINALS, -1), mask=valid)
+        tl.store(slot + env, tl.where(kept > 0, number % FINALS, FINALS), mask=valid)
         written += tl.sum(kept, 0)
     count = tl.load(size)
     tl.debug_barrier()  # until every warp has read what is overwritten now
@@ -262,7 +262,8 @@ def write_outcomes(
         final: whether final observations are known.
 
     Returns:
-        Row that the step takes, ``[1]``, and slot of every env's final observation, ``[N]``, -1 where there is none.
+        Row that the step takes, ``[1]``, and slot of every env's final observation, ``[N]``, or ``num_finals`` where
+        there is none.
     """
     if not available(reward.device):
         return write_outcomes_reference(outcomes, num_finals, reward, terminated, truncated, final)
@@ -284,14 +285,13 @@ def write_outcomes_reference(
     """Do as ``write_outcomes`` does in plain PyTorch."""
     rows, place = len(outcomes.reward), outcomes.row.clone()
     cut = truncated & ~terminated  # [N]
-    end = torch.full_like(outcomes.end[0], GOING).masked_fill(terminated, TERMINATED).masked_fill(cut, HIDDEN)
-    slot = torch.full_like(end, -1, dtype=torch.int64)
+    count = cut.cumsum(0)  # [N]
+    number = outcomes.num_written + (count - 1) if final else torch.full_like(count, HIDDEN)
+    end = torch.where(cut, number, torch.where(terminated, TERMINATED, GOING))
+    slot = torch.where(cut, number % num_finals, num_finals) if final else torch.full_like(count, num_finals)
     if final:
-        number = outcomes.num_written + cut.cumsum(0) - 1  # [N]
-        end = torch.where(cut, number.to(end.dtype), end)
-        slot = torch.where(cut, number % num_finals, slot)
-        outcomes.num_written.add_(cut.sum())
-    outcomes.end.index_copy_(0, place, end.unsqueeze(0))
+        outcomes.num_written.add_(count[-1])
+    outcomes.end.index_copy_(0, place, end.to(outcomes.end.dtype).unsqueeze(0))
     outcomes.reward.index_copy_(0, place, reward.unsqueeze(0))
     outcomes.row.add_(1).remainder_(rows)
     outcomes.size.add_(1).clamp_(max=rows)
@@ -300,16 +300,16 @@ def write_outcomes_reference(
 
 def _row_kernel(
     value: array, ring: array, place: array, final: array, slot: array, side: array, N: array,
-    W: constexpr, BLOCK: constexpr,
+    FINALS: array, W: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
-    """Make ring[place] = value [N, W], and where slot [N] is not negative side[slot] = final [N, W]."""
+    """Make ring[place] = value [N, W], and where slot [N] is less than FINALS side[slot] = final [N, W]."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < N * W
     if tl.program_id(1) == 0:
         tl.store(ring + tl.load(place) * N * W + at, tl.load(value + at, mask=inside), mask=inside)
     else:
-        there = tl.load(slot + at // W, mask=inside, other=-1)
-        wanted = inside & (there >= 0)
+        there = tl.load(slot + at // W, mask=inside, other=FINALS)
+        wanted = inside & (there < FINALS)
         tl.store(side + there * W + at % W, tl.load(final + at, mask=wanted), mask=wanted)
 
 
@@ -317,8 +317,8 @@ class Finals(NamedTuple):
     """Final observations of one vector step, and where they go."""
 
     value: Tensor  # [N, W]
-    slot: Tensor  # [N], or -1 where the row means nothing
-    ring: Tensor  # [F + 1, W]; the last row is for what has no slot
+    slot: Tensor  # [N], F where the row means nothing
+    ring: Tensor  # [F + 1, W]; what the last row holds means nothing
 
 
 def write_rows(ring: Tensor, value: Tensor, place: Tensor, finals: Finals | None = None) -> None:
@@ -337,7 +337,7 @@ def write_rows(ring: Tensor, value: Tensor, place: Tensor, finals: Finals | None
     value = value.contiguous()
     aside = (value, place, ring) if finals is None else (finals.value.contiguous(), finals.slot, finals.ring)
     kernel(_row_kernel)[(num_blocks(envs * width, _WRITE_BLOCK), 1 if finals is None else 2)](
-        value, ring, place, *aside, envs, width, _WRITE_BLOCK
+        value, ring, place, *aside, envs, len(aside[-1]) - 1, width, _WRITE_BLOCK
     )
 
 
@@ -345,6 +345,4 @@ def write_rows_reference(ring: Tensor, value: Tensor, place: Tensor, finals: Fin
     """Do as ``write_rows`` does in plain PyTorch."""
     ring.index_copy_(0, place, value.to(ring.dtype).unsqueeze(0))
     if finals is not None:
-        final, slot, side = finals
-        # Every write has the same shape: rows without meaning go to the last one.
-        side.index_copy_(0, torch.where(slot < 0, len(side) - 1, slot), final.to(side.dtype))
+        finals.ring.index_copy_(0, finals.slot, finals.value.to(finals.ring.dtype))
