@@ -108,7 +108,8 @@ class Residual(nn.Module):
 
     A linear layer leads to the width of the blocks. A block normalizes, widens, activates, narrows and adds the result
     to what it was given; what leaves the last block is normalized once more. Normalizations have no weights of their
-    own, because a linear layer follows each, and the narrowing layers no biases, which take long to learn on a GPU.
+    own, because a linear layer follows each, and the narrowing layers no biases, each of whose gradients would be one
+    more sum over the batch.
 
     Args:
         inputs: size of the input.
