@@ -11,7 +11,7 @@ from rlcore.config import ConfigError, check
 from rlcore.distributions import CategoricalHead, Distribution, GaussianHead, StdType
 from rlcore.env import EnvSpec
 from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate, orthogonal_
-from rlcore.normalization import NoNormalizer, RunningNormalizer
+from rlcore.normalization import make_normalizer
 from rlcore.recurrent import cleared
 from rlcore.types import Obs, Policy, State
 
@@ -69,7 +69,7 @@ class ActorPolicy(Policy):
         self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
         self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
         size = sum(self.observation_sizes.values())
-        self.normalizer = _normalizer(size, config)
+        self.normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs)
         self.trunk = Network(size, config.actor)
         features = self.trunk.size
         self.head: GaussianHead | CategoricalHead
@@ -136,7 +136,7 @@ class Critic(nn.Module):
         if config.share_trunk and policy.trunk.recurrent:
             raise ConfigError("share_trunk: a recurrent actor cannot share its trunk; set share_trunk to false")
         size = sum(spec.observation_sizes[group] for group in self.groups)
-        self.normalizer = policy.normalizer if same else _normalizer(size, config)
+        self.normalizer = policy.normalizer if same else make_normalizer(size, config.normalize_obs, config.clip_obs)
         self.trunk = policy.trunk if config.share_trunk else Network(size, config.critic)
         self.value = nn.Linear(self.trunk.size, 1)
         if config.critic.init == "orthogonal":
@@ -216,7 +216,3 @@ class Critic(nn.Module):
 def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:
     """Build an untrained policy; the one in a checkpoint loads into it without an env."""
     return ActorPolicy(spec, config)
-
-
-def _normalizer(size: int, config: ActorCriticConfig) -> RunningNormalizer | NoNormalizer:
-    return RunningNormalizer(size, clip=config.clip_obs) if config.normalize_obs else NoNormalizer()

@@ -104,3 +104,8 @@ class NoNormalizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the input."""
         return x
+
+
+def make_normalizer(size: int, wanted: bool, clip: float | None) -> RunningNormalizer | NoNormalizer:
+    """The normalizer of observations ``[..., size]``, or what stands in its place."""
+    return RunningNormalizer(size, clip=clip) if wanted else NoNormalizer()

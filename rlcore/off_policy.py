@@ -18,10 +18,10 @@ from rlcore.env import VecEnv, spec_of
 from rlcore.exploration import HeldNoise
 from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate
-from rlcore.normalization import ReturnScale
+from rlcore.normalization import ReturnScale, make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_losses import value_loss
-from rlcore.q_networks import Critics, SquashedPolicy, make_normalizer
+from rlcore.q_networks import Critics, SquashedPolicy
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import Rollout
 from rlcore.types import Metrics, Mode, Obs, State, Step
@@ -58,7 +58,8 @@ class OffPolicy:
         groups = dict.fromkeys(policy.groups + self.critic_groups)
         size = sum(sizes[group] for group in self.critic_groups)
         same = self.critic_groups == policy.groups
-        self.critic_normalizer = policy.normalizer if same else make_normalizer(size, config).to(device)
+        own = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
+        self.critic_normalizer = policy.normalizer if same else own
         self.critics = Critics(size + policy.actions, config).to(device)
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
@@ -102,7 +103,8 @@ class OffPolicy:
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         low, high = policy.center - policy.reach, policy.center + policy.reach
-        numbers = ", ".join(f"{a:g} to {b:g}" for a, b in sorted(set(zip(low.tolist(), high.tolist(), strict=True))))
+        bounds = [f"{a:g} to {b:g}" for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+        numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])  # one for all, or each in order
         source = "env" if config.action_low is None and config.action_high is None else "settings"
         self.notes: tuple[str, ...] = (
             f"actions within {numbers}, from the {source}",

@@ -15,7 +15,7 @@ from rlcore.distributional import expected_value
 from rlcore.ensemble import ensemble, fits
 from rlcore.env import EnvSpec
 from rlcore.networks import MLP, Network, choose_groups, concatenate
-from rlcore.normalization import NoNormalizer, RunningNormalizer
+from rlcore.normalization import make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, Policy, State
 
@@ -42,7 +42,7 @@ class SquashedPolicy(Policy):
         self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
         self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
         size = sum(self.observation_sizes.values())
-        self.normalizer = make_normalizer(size, config)
+        self.normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs)
         self.trunk = Network(size, config.actor)
         self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)
         if config.init_head_scale != 1:
@@ -173,8 +173,3 @@ def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tenso
             "stay inside"
         )
     return low.clone(), high.clone()
-
-
-def make_normalizer(size: int, config: OffPolicyConfig) -> RunningNormalizer | NoNormalizer:
-    """The normalizer of a group of observations, or what stands in its place."""
-    return RunningNormalizer(size, clip=config.clip_obs) if config.normalize_obs else NoNormalizer()
