@@ -12,9 +12,11 @@ from facts import pipes, preamble
 from rich.console import Console
 from rich.table import Table
 
-COLORS = {"rlcore": "#1f5fbf", "rsl_rl": "#d1495b"}
+COLORS = {"rlcore": "#1f5fbf", "rsl_rl": "#d1495b", "rlcore sac": "#2a9d5c", "rlcore ddpg": "#8a5cc2"}
 AT = (50, 100, 200, 300)
 """Iterations whose reward the table shows."""
+AFTER = (60, 120, 240, 480)
+"""Seconds of training whose reward the table shows."""
 
 
 def summarize(report: dict[str, Any]) -> dict[str, Any]:
@@ -39,10 +41,23 @@ def summarize(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def who(report: dict[str, Any]) -> str:
+    """The library, and its algorithm where that is not PPO."""
+    settings = report["settings"]
+    algo = {"td3": "ddpg"}.get(settings.get("algo", "ppo"), settings.get("algo", "ppo"))
+    return settings["library"] if algo == "ppo" else f"{settings['library']} {algo}"
+
+
+def size(report: dict[str, Any]) -> int:
+    """Envs stepped together."""
+    return int(report.get("num_envs") or report["settings"]["num_envs"])
+
+
 def variant(report: dict[str, Any]) -> str:
     """The library and what differs from its defaults."""
     settings = report["settings"]
-    name = {"env": "env alone", "adapter": "rlcore's adapter alone"}.get(settings["library"], settings["library"])
+    names = {"env": "env alone", "adapter": "rlcore's adapter alone", "rlcore": who(report)}
+    name = names.get(settings["library"], settings["library"])
     notes = []
     if settings["library"] in ("rlcore", "adapter") and settings["final_obs"] != "auto":
         notes.append(f"final_obs {settings['final_obs']}")
@@ -56,7 +71,7 @@ def grouped(reports: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[di
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for report in reports:
         if report.get("summary"):
-            key = report["settings"]["task"], report["settings"]["num_envs"], variant(report)
+            key = report["settings"]["task"], size(report), variant(report)
             groups.setdefault(key, []).append(report)
     return groups
 
@@ -64,7 +79,7 @@ def grouped(reports: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[di
 def table(reports: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headings and rows, one row for each task and variant."""
     heads = ["task", "what", "envs", "runs", "iteration ms (quartiles)", "collect ms", "learn ms", "env steps/s"]
-    heads += ["of env alone", *(f"reward at {i}" for i in AT)]
+    heads += ["of env alone", *(f"reward at {i}" for i in AT), *(f"after {s} s" for s in AFTER), "evaluated"]
     groups = grouped(reports)
     rows = []
     for (task, num_envs, name), runs in groups.items():
@@ -88,6 +103,8 @@ def table(reports: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
                 f"{rate:,.0f}",
                 "" if share is None else f"{share:.2f}",
                 *(_values([reward_at(run, i) for run in runs], 1) for i in AT),
+                *(_values([reward_after(run, seconds) for run in runs], 1) for seconds in AFTER),
+                ", ".join(filter(None, map(evaluated, runs))),
             ]
         )
     return heads, rows
@@ -97,6 +114,20 @@ def reward_at(run: dict[str, Any], iteration: int) -> float | None:
     """Reward after an iteration; None where the run does not have it."""
     rows = run["rows"]
     return rows[iteration - 1].get("reward") if len(rows) >= iteration else None
+
+
+def reward_after(run: dict[str, Any], seconds: float) -> float | None:
+    """Reward after some seconds of training; None where the run was shorter."""
+    return next((row.get("reward") for row in run["rows"] if row["seconds"] >= seconds), None)
+
+
+def evaluated(run: dict[str, Any]) -> str:
+    """Mean return of the last policy without noise, with the half-width of its 95 % interval."""
+    found = [row["evaluated"] for row in run["rows"] if "return_mean" in row.get("evaluated", {})]
+    if not found:
+        return ""
+    low, high = found[-1]["return_ci95"]
+    return f"{found[-1]['return_mean']:.1f}" + ("" if low is None else f" ± {(high - low) / 2:.1f}")
 
 
 def _values(values: list[float | None], digits: int) -> str:
@@ -117,7 +148,9 @@ def evaluations(reports: list[dict[str, Any]]) -> list[str]:
 NOTE = (
     "An iteration is timed from end to end, the first ones left out; several runs, which differ in their seed, are "
     "listed one by one. `of env alone`: env steps/s over those of the env stepped with random actions, with episodes "
-    "that begin as they do here. Reward: mean return of the latest 100 episodes."
+    "that begin as they do here. Reward: mean return of the latest 100 episodes as trained, with noise, at an "
+    "iteration and after seconds of training. `evaluated`: the last policy without noise. An iteration of SAC and DDPG "
+    "is 24 vector steps with their updates."
 )
 
 
@@ -146,6 +179,8 @@ def markdown(reports: list[dict[str, Any]]) -> str:
 def draw(reports: list[dict[str, Any]], path: Path) -> None:
     """Draw the reward against iterations and against seconds: a thin line a seed, a thick one for their mean.
 
+    Where iterations differ in size, env steps stand in their place. Dots are policies evaluated without noise.
+
     Raises:
         ValueError: no run has rewards.
     """
@@ -155,38 +190,51 @@ def draw(reports: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot
 
     groups = {key: [run for run in runs if reward_at(run, 2) is not None] for key, runs in grouped(reports).items()}
-    groups = {key: runs for key, runs in groups.items() if runs and runs[0]["settings"]["library"] in COLORS}
-    tasks = list(dict.fromkeys(key[:2] for key in groups))
+    groups = {key: runs for key, runs in groups.items() if runs and who(runs[0]) in COLORS}
+    tasks = list(dict.fromkeys(task for task, _, _ in groups))
     if not tasks:
         raise ValueError("--plot: none of these runs trained and has rewards of two iterations; leave it out")
     figure, grid = pyplot.subplots(
         len(tasks), 2, figsize=(10, 3.6 * len(tasks)), layout="constrained", squeeze=False, sharey="row"
     )
     for task, axes in zip(tasks, grid, strict=True):
-        for (*where, name), runs in groups.items():
-            if tuple(where) != task:
-                continue
-            color = COLORS[runs[0]["settings"]["library"]]
-            for plot, key in zip(axes, ("iteration", "seconds"), strict=True):
-                lines = [_line(run, key) for run in runs]
+        own = {key: runs for key, runs in groups.items() if key[0] == task}
+        sizes = list(dict.fromkeys(key[1] for key in own))
+        alike = len({run["rows"][0]["env_steps"] for runs in own.values() for run in runs}) == 1
+        scales = {"iteration": 1.0, "seconds": 1.0} if alike else {"env_steps": 1e-6, "seconds": 1.0}
+        for (_, num_envs, name), runs in own.items():
+            color = COLORS[who(runs[0])]
+            label = name if len(sizes) == 1 else f"{name}, {num_envs:,} envs"
+            for plot, (key, scale) in zip(axes, scales.items(), strict=True):
+                lines = [_line(run, key, "reward", scale) for run in runs]
                 for xs, ys in lines:
                     plot.plot(xs, ys, color=color, linewidth=0.7, alpha=0.6)
                 first, last = max(xs[0] for xs, _ in lines), min(xs[-1] for xs, _ in lines)
                 common = np.linspace(first, last, 400)
                 mean = np.mean([np.interp(common, xs, ys) for xs, ys in lines], axis=0)
-                plot.plot(common, mean, color=color, linewidth=2.2, label=name)
-        for plot, text in zip(axes, ("iteration", "seconds of training, set-up left out"), strict=True):
-            plot.set_xlabel(text)
+                plot.plot(common, mean, color=color, linewidth=2.2, label=label)
+                for run in runs:
+                    plot.plot(
+                        *_line(run, key, "evaluated", scale), "o", color=color, markersize=4, mec="white", mew=0.6
+                    )
+        texts = {"iteration": "iteration", "env_steps": "env steps, millions"}
+        texts["seconds"] = "seconds of training, set-up left out"
+        for plot, key in zip(axes, scales, strict=True):
+            plot.set_xlabel(texts[key])
             plot.set_xlim(left=0)
             plot.grid(True, color="#e4e4e4", linewidth=0.6)
             plot.spines[["top", "right"]].set_visible(False)
         axes[0].set_ylabel("return, mean of 100 episodes")
-        axes[0].set_title(f"{task[0]}, {task[1]:,} envs", fontsize=10, loc="left")
+        title = f"{task}, {sizes[0]:,} envs" if len(sizes) == 1 else task
+        axes[0].set_title(title, fontsize=10, loc="left")
         axes[0].legend(frameon=False, loc="best")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def _line(run: dict[str, Any], key: str) -> tuple[list[float], list[float]]:
-    rows = [row for row in run["rows"] if row.get("reward") is not None]
-    return [row[key] for row in rows], [row["reward"] for row in rows]
+def _line(run: dict[str, Any], key: str, what: str, scale: float) -> tuple[list[float], list[float]]:
+    """Places and values of what the rows have of it."""
+    known = [(row[key] * scale, row[what]) for row in run["rows"] if row.get(what) is not None]
+    if what == "evaluated":
+        known = [(x, result["return_mean"]) for x, result in known if "return_mean" in result]
+    return [x for x, _ in known], [y for _, y in known]

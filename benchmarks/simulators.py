@@ -3,6 +3,7 @@
     task=Mjlab-Velocity-Flat-Unitree-Go1
     python benchmarks/simulators.py --library rlcore --task $task --seed 1 --json rlcore-1.json
     python benchmarks/simulators.py --library rsl_rl --task $task --seed 1 --json rsl_rl-1.json
+    python benchmarks/simulators.py --library rlcore --algo sac --task $task --seed 1 --json rlcore-sac-1.json
     python benchmarks/simulators.py --show r*.json --plot go1.png --markdown
 
 One process is one run; runs that are to be compared go one after the other, or each to a GPU of its own. Both
@@ -41,14 +42,17 @@ from rlcore.envs.launch import GET_MJLAB
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.export import OnnxPolicy, export_onnx
 from rlcore.learn import Progress, Report
-from rlcore.ppo import PPO
-from rlcore.train.config import TrainConfig, default_config
+from rlcore.train.algorithms import AGENTS, POLICIES
+from rlcore.train.config import TrainConfig, algorithm, default_config
 from rlcore.train.evaluate import Evaluation, evaluate
 from rlcore.train.logger import RunLogger
 from rlcore.train.registered import registered_config
 
 EVAL_SEED = 1_000_003
 """Added to the run's seed for the evaluations."""
+
+STEPS = 24
+"""Steps of a PPO rollout in the configurations that the tasks ship; SAC and DDPG get a row of the results as often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +63,18 @@ class Settings:
     """What runs; env steps the simulator with random actions and nothing else, adapter does so through rlcore's env."""
     task: str = "Mjlab-Cartpole-Balance"
     """A task of mjlab."""
+    algo: Literal["ppo", "sac", "ddpg", "td3"] = "ppo"
+    """What rlcore trains with."""
+    preset: Literal["classic", "td3", "gpu"] | None = None
+    """Of SAC and DDPG; as `rlcore train` chooses by default."""
+    config: Path | None = None
+    """YAML file over the task's configuration, as for `rlcore train`."""
     seed: int = 1
     """Of networks, exploration and env."""
-    num_envs: int = 4096
-    """Envs stepped together."""
+    num_envs: int | None = None
+    """Envs stepped together; 4,096 with PPO by default, with SAC and DDPG as the preset has it."""
     iterations: int = 300
-    """Rollouts, each with its update where something is trained."""
+    """Rollouts, each with its update where something is trained; of SAC and DDPG, spans of 24 vector steps."""
     seconds: float = float("inf")
     """Stop after the iteration that passes this much time."""
     warmup: int = 10
@@ -77,6 +87,9 @@ class Settings:
     """Count returns. Off for the shortest times: it is a dozen kernels a step."""
     onnx: Path | None = None
     """Export rlcore's policy to this file, then evaluate policy and file on the same episodes."""
+    evaluations: int = 0
+    """Times that the policy is put aside, spread evenly over the run, to be evaluated without noise after it; with
+    rsl_rl only the last."""
     eval_envs: int = 1024
     """Episodes of these evaluations."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -165,8 +178,11 @@ class Enough(Exception):
 
 def shipped(settings: Settings) -> TrainConfig:
     """What the task is trained with, as rlcore's."""
-    registered, _ = registered_config(settings.task, settings.num_envs)
-    return default_config(settings.task, None, registered)[0]
+    algo, preset = algorithm(settings.algo, settings.preset)
+    num_envs = settings.num_envs or (4096 if algo == "ppo" else None)
+    registered, _ = registered_config(settings.task, num_envs, algo=algo)
+    config = default_config(settings.task, settings.config, registered, algo, preset)[0]
+    return config if num_envs is None else dataclasses.replace(config, num_envs=num_envs)
 
 
 def rlcore_env(settings: Settings, config: TrainConfig, num_envs: int, seed: int, **options: Any) -> Any:
@@ -179,39 +195,55 @@ def mjlab_env(settings: Settings) -> Any:
     """The task as mjlab makes it."""
     registry: Any = importlib.import_module("mjlab.tasks.registry")
     cfg = registry.load_env_cfg(settings.task)
-    cfg.scene.num_envs, cfg.seed = settings.num_envs, settings.seed
+    cfg.scene.num_envs, cfg.seed = settings.num_envs or 4096, settings.seed
     return importlib.import_module("mjlab.envs").ManagerBasedRlEnv(cfg, device=settings.device)
 
 
 def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, Any]:
     """Train with rlcore, logging as `rlcore train` does, without checkpoints and evaluations on the way."""
     config = shipped(settings)
-    env = rlcore_env(settings, config, settings.num_envs, settings.seed)
-    agent = PPO(env, config.agent, seed=settings.seed, num_iterations=settings.iterations)
+    env = rlcore_env(settings, config, config.num_envs, settings.seed)
+    span = max(1, STEPS // config.agent.num_steps)  # iterations of the algorithm in one of the results
+    total = settings.iterations * span
+    agent = AGENTS[config.algo](env, config.agent, seed=settings.seed, num_iterations=total)
+    aside: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
     with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
         quiet = Console(file=nowhere)
-        logs = RunLogger(Path(folder), total=settings.iterations, log_interval=config.log_interval, console=quiet)
+        logs = RunLogger(Path(folder), total=total, log_interval=config.log_interval * span, console=quiet)
         diary, enough = begin(env.core), False
 
         def on_iteration(progress: Progress) -> None:
             nonlocal enough
-            enough = diary.tick(progress.env_steps)
+            if progress.iteration % span == 0:
+                enough = diary.tick(progress.env_steps)
+                row = diary.rows[-1]
+                part = max(row["seconds"] / settings.seconds, row["iteration"] / settings.iterations)
+                if part * settings.evaluations >= len(aside) + 1 or (enough and settings.evaluations):
+                    aside.append((row, {k: v.detach().clone() for k, v in agent.policy.state_dict().items()}))
 
         def on_report(report: Report) -> None:
             logs.report(report, {})
             names = {"collect_s": "time/collect_s", "learn_s": "time/learn_s", "return": "rollout/episode_return"}
             found = {key: report.metrics[name] for key, name in names.items() if name in report.metrics}
-            diary.rows[report.iteration - 1].update(found)
+            if report.iteration % span == 0:
+                diary.rows[report.iteration // span - 1].update(found)
 
         with logs:
-            agent.learn(settings.iterations, on_iteration=on_iteration, on_report=on_report, should_stop=lambda: enough)
+            agent.learn(total, on_iteration=on_iteration, on_report=on_report, should_stop=lambda: enough)
         diary.save()
     facts: dict[str, Any] = {"final_obs": env.final_obs_source, "time_outs": agent.timeout_bootstrap}
+    facts["notes"] = list(env.notes)
+    if settings.onnx is None and not aside:
+        return facts
+    spec, recording = spec_of(env), agent.recording()
+    env.close()
+    seed = settings.seed + EVAL_SEED
+    judge = rlcore_env(settings, config, settings.eval_envs, seed, randomize_start=False)
+    policy = POLICIES[config.algo](spec, dataclasses.replace(config.agent, precision="fp32")).to(settings.device)
+    for row, state in aside:
+        policy.load_state_dict(state)
+        row["evaluated"] = evaluate(judge, policy, seed).as_dict()
     if settings.onnx is not None:
-        spec, recording = spec_of(env), agent.recording()
-        env.close()
-        seed = settings.seed + EVAL_SEED
-        judge = rlcore_env(settings, config, settings.eval_envs, seed, randomize_start=False)
         parity = export_onnx(agent.policy, spec, settings.onnx, recording=recording).parity
         live, file = (evaluate(judge, policy, seed) for policy in (agent.policy, OnnxPolicy(settings.onnx)))
         facts["evaluation"] = {"policy": figures(live), "file": figures(file), "parity": str(parity)}
@@ -236,7 +268,7 @@ def run_rsl_rl(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder:
         runner = runner_class(wrapped, dataclasses.asdict(cfg), folder, settings.device)
         runner.save = lambda *_: None  # the first iteration would
-        log, steps, diary = runner.logger.log, cfg.num_steps_per_env * settings.num_envs, begin(env)
+        log, steps, diary = runner.logger.log, cfg.num_steps_per_env * env.num_envs, begin(env)
 
         def logged(**values: Any) -> None:
             log(**values)
@@ -252,6 +284,18 @@ def run_rsl_rl(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
             runner.learn(settings.iterations, init_at_random_ep_len=settings.randomize_start)
         except Enough:
             diary.save()
+    if settings.evaluations:
+        policy, device = runner.get_inference_policy(device=settings.device), settings.device
+        env.close()
+        seed, config = settings.seed + EVAL_SEED, shipped(settings)
+        judge = rlcore_env(settings, config, settings.eval_envs, seed, randomize_start=False)
+
+        def act(obs: dict[str, Any]) -> Any:
+            tensors = {name: torch.as_tensor(value, device=device) for name, value in obs.items()}
+            return policy(tensor_dict(tensors, batch_size=[settings.eval_envs])).cpu().numpy()
+
+        tensor_dict: Any = importlib.import_module("tensordict").TensorDict
+        diary.rows[-1]["evaluated"] = evaluate(judge, act, seed).as_dict()
     return {"rsl_rl": version("rsl-rl-lib")}
 
 
@@ -259,7 +303,7 @@ def run_alone(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, An
     """Step with random actions as many steps an iteration as the training takes."""
     config = shipped(settings)
     if settings.library == "adapter":
-        env = rlcore_env(settings, config, settings.num_envs, settings.seed)
+        env = rlcore_env(settings, config, config.num_envs, settings.seed)
         core = env.core
         env.reset(settings.seed)
     else:
@@ -271,10 +315,10 @@ def run_alone(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, An
     diary = begin(core)
     for iteration in range(1, settings.iterations + 1):
         for _ in range(steps):
-            env.step(torch.randn(settings.num_envs, size, device=settings.device))
+            env.step(torch.randn(core.num_envs, size, device=settings.device))
         if settings.device.startswith("cuda"):
             torch.cuda.synchronize()  # as a training would wait for its losses
-        if diary.tick(iteration * steps * settings.num_envs):
+        if diary.tick(iteration * steps * core.num_envs):
             break
     diary.save()
     return {}
@@ -326,7 +370,8 @@ def _main(arguments: list[str], settings: Settings) -> int:
     report = header("simulators", arguments, settings) | {"rows": []}
 
     def begin(core: Any) -> Diary:
-        window = Window(settings.num_envs, torch.device(settings.device)) if settings.rewards else None
+        report["num_envs"] = core.num_envs
+        window = Window(core.num_envs, torch.device(settings.device)) if settings.rewards else None
         if window is not None:
             window.watch(core)
         report["setup_s"] = time.perf_counter() - began

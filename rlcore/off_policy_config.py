@@ -109,7 +109,8 @@ class OffPolicyConfig:
     critic: NetworkConfig = field(default_factory=_network)
     """Hidden layers of each critic."""
     init_head_scale: float = 1.0
-    """Factor of the initial weights of the actor's last layer; a small one begins with actions near their center."""
+    """Factor of the initial weights of the actor's last layer. Other than 1, the actor begins near action 0, a robot's
+    default pose, or near the bound next to it."""
     noise_hold: int = 1
     """Most steps for which an env keeps the noise of its exploration; their number k has a chance like 1 / k^2."""
     actor_obs: tuple[str, ...] | None = None

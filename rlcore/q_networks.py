@@ -20,6 +20,7 @@ from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, Policy, State
 
 _WIDEST = 10.0  # action bounds beyond +- this are hardly meant
+_NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
 
 
 class SquashedPolicy(Policy):
@@ -46,9 +47,11 @@ class SquashedPolicy(Policy):
         self.trunk = Network(size, config.actor)
         self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)
         if config.init_head_scale != 1:
+            zero = torch.clamp((high + low) / (low - high), -_NEAR_BOUND, _NEAR_BOUND)  # [A], where in -1..1 it lies
             with torch.no_grad():
                 self.head.weight.mul_(config.init_head_scale)
                 self.head.bias.zero_()
+                self.head.bias[: spec.action_size] = torch.atanh(zero)
         self.actions = spec.action_size
         # Not in the state: they follow from the configuration and the env.
         self.register_buffer("center", (high + low) / 2, persistent=False)

@@ -268,12 +268,23 @@ def test_impossible_networks_are_refused(changes: dict[str, Any]) -> None:
         NetworkConfig(**{"kind": "residual", **changes})
 
 
-def test_an_actor_begins_near_the_center_with_the_deviation_it_is_told() -> None:
-    learner = agent(init_head_scale=1e-3, init_std=0.3)
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        ((-1.0, -2.0), (1.0, 2.0), (0.0, 0.0)),
+        ((-0.5, -2.0), (2.0, 1.0), (0.0, 0.0)),
+        ((1.0, -2.0), (2.0, 0.0), (1.05, -0.1)),
+    ],
+)
+def test_an_actor_begins_near_action_zero_with_the_deviation_it_is_told(
+    low: tuple[float, ...], high: tuple[float, ...], expected: tuple[float, ...]
+) -> None:
+    learner = agent(init_head_scale=1e-3, init_std=0.3, action_low=low, action_high=high)
     obs = torch.randn(100, 3)
     with torch.no_grad():
         mean, log_std = learner.policy.output(obs).chunk(2, -1)
-    assert float(mean.abs().max()) < 0.01
+        action = learner.policy.squash(mean)
+    torch.testing.assert_close(action, torch.tensor(expected).expand(100, 2), rtol=0, atol=0.02)
     torch.testing.assert_close(log_std.exp(), torch.full((100, 2), 0.3), rtol=0.02, atol=0)
 
 

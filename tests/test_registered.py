@@ -171,15 +171,15 @@ def test_algorithms_own_entry_goes_before_the_common_one(isaac: dict[str, Any]) 
 
 def test_entries_of_other_algorithms_have_its_name(isaac: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     register(isaac, *GAMMAS)
-    assert registered_config(TASK, algo="sac") == ({}, None)
+    assert registered_config(TASK, algo="sac") == ({"env": {"randomize_start": True, "clip_actions": "auto"}}, None)
     with pytest.raises(ConfigError, match="ships no configuration for sac of skrl; it has none"):
         registered_config(TASK, library="skrl", algo="sac")
     isaac["skrl_sac_cfg_entry_point"] = SKRL_SAC
     settings, conversion = registered_config(TASK, algo="sac")
     assert (settings["algo"], settings["agent"]["gamma"], settings["agent"]["update_ratio"]) == ("sac", 0.96, 2 / 4)
-    assert conversion is not None and settings["env"] == {"randomize_start": True}
+    assert conversion is not None and settings["env"] == {"randomize_start": True, "clip_actions": "auto"}
     assert registered_config(TASK)[0]["agent"]["gamma"] == GAMMAS["rlcore"]
-    assert registered_config(TASK, algo="ddpg") == ({}, None)
+    assert registered_config(TASK, algo="ddpg")[0].keys() == {"env"}
     td3 = {**SKRL_SAC, "agent": {**SKRL_SAC["agent"], "class": "TD3"}}
     isaac["skrl_td3_cfg_entry_point"] = td3
     assert registered_config(TASK, algo="ddpg")[0]["agent"]["num_critics"] == 2

@@ -33,8 +33,8 @@ def registered_config(
         algo: what is to be trained with, ``ppo``, ``sac``, ``ddpg`` or ``td3``.
 
     Returns:
-        Settings over the defaults of ``TrainConfig``, and how they came about if they were converted; no settings
-        where the task ships none for the algorithm, unless a library's were asked for, or it is PPO.
+        Settings over the defaults of ``TrainConfig``, and how they came about if they were converted; only options of
+        the env where the task ships none for the algorithm, unless a library's were asked for, or it is PPO.
 
     Raises:
         ConfigError: the task is unknown, ships no such configuration, or one that cannot be used.
@@ -54,7 +54,7 @@ def registered_config(
             raise ConfigError(f"task '{name}' ships no {what} of {library}; it has {', '.join(there) or 'none'}")
         kwargs = {key: value for key, value in kwargs.items() if key == f"{library}_cfg_entry_point"}
     elif algo != "ppo" and not there:
-        return {}, None
+        return {"env": _env_options(algo)}, None
     found, source = _agent_config(name, kwargs)
     if found == "rlcore":
         own = CONFIG_CLASSES["ddpg" if algo == "td3" else algo]
@@ -62,8 +62,12 @@ def registered_config(
         from_dict(own, {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
         return settings | ({} if num_envs is None else {"num_envs": num_envs}), None
     conversion = convert(source, found, num_envs=num_envs or own_envs, task=task, algo=algo)  # type: ignore[arg-type]
-    # The scripts that train with these configurations begin episodes at random times; see the option.
-    return {**conversion.config, "env": {"randomize_start": True}}, conversion
+    return {**conversion.config, "env": _env_options(algo)}, conversion
+
+
+def _env_options(algo: str) -> dict[str, Any]:
+    """Episodes begin at random times, as in the scripts that train these tasks; a tanh needs bounds for its actions."""
+    return {"randomize_start": True} | ({} if algo == "ppo" else {"clip_actions": "auto"})
 
 
 def _entries(kwargs: Mapping[str, Any], algo: str) -> dict[str, Any]:
