@@ -308,7 +308,8 @@ class OffPolicy:
             self.replay.load_state_dict(state["replay"])
         elif state["stored"]:
             first = self.first_rows * self.env.num_envs
-            self.notes += (f"the replay memory was not saved (save_buffer): learning waits for {first:,} new steps",)
+            wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
+            self.notes = (*self.notes[:-1], f"{self.num_updates} gradient steps an iteration, {wait}")
         self.trace.load_state_dict(state["trace"])
 
 
