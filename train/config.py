@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -263,6 +264,22 @@ def changes(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any
     """Settings that differ, by dotted name: ``{"agent.gamma": (0.99, 0.98)}``."""
     old, new = dict(_leaves(to_dict(before))), dict(_leaves(to_dict(after)))
     return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+
+
+@contextmanager
+def settings_as_typed(agent: Any) -> Iterator[None]:
+    """Let errors name the agent's settings as a user types them: ``agent.buffer_size``, not ``buffer_size``.
+
+    Args:
+        agent: its settings.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        named = re.match(r"(\w+)[.:]", str(error))
+        if named is None or named[1] not in {own.name for own in fields(agent)}:
+            raise
+        raise ConfigError(f"agent.{error}") from error
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
