@@ -13,7 +13,7 @@ from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, to_
 from rlcore.ddpg import DDPGConfig
 from rlcore.envs.launch import simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.ppo import PPOConfig
+from rlcore.ppo_config import PPOConfig
 from rlcore.sac import SACConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
