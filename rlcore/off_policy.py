@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from rlcore.adam import FlatAdam, flat
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.distributional import categorical_loss
-from rlcore.env import VecEnv, spec_of
+from rlcore.env import EnvSpec, VecEnv, spec_of
 from rlcore.exploration import HeldNoise
 from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate
@@ -39,21 +40,28 @@ class OffPolicy:
     Args:
         env: what to learn on.
         config: settings.
-        policy: the actor.
-        seed: for the env; None leaves it as it is.
+        build_policy: from the env's description and the settings to the actor.
+        seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
         num_iterations: planned length of the run, for the cosine schedule.
     """
 
     config: OffPolicyConfig
 
     def __init__(
-        self, env: VecEnv, config: OffPolicyConfig, policy: SquashedPolicy, seed: int | None, num_iterations: int | None
+        self,
+        env: VecEnv,
+        config: OffPolicyConfig,
+        build_policy: Callable[[EnvSpec, Any], SquashedPolicy],
+        seed: int | None,
+        num_iterations: int | None,
     ) -> None:
-        device = torch.device(env.device)
-        self.env, self.config, self.policy, self.device, self.seed = env, config, policy.to(device), device, seed
+        if seed is not None:
+            torch.manual_seed(seed)
+        spec, device = spec_of(env), torch.device(env.device)
+        policy, sizes = build_policy(spec, config).to(device), spec.observation_sizes
+        self.env, self.config, self.policy, self.device, self.seed = env, config, policy, device, seed
         self.num_steps, self.iteration = config.num_steps, 0
         self.mode: Mode = config.mode
-        sizes = spec_of(env).observation_sizes
         _, self.critic_groups = choose_groups(sizes, config.actor_obs, config.critic_obs)
         groups = dict.fromkeys(policy.groups + self.critic_groups)
         size = sum(sizes[group] for group in self.critic_groups)
