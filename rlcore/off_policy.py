@@ -191,7 +191,7 @@ class OffPolicy:
         if self.config.lr_schedule == "cosine" and self.num_iterations is None:
             raise ConfigError("lr_schedule: 'cosine' needs the length of the run; pass num_iterations")
         if self.stored < self.first_rows:
-            return {}
+            return {"replay/dropped": self.replay.broken(self.num_steps)}
         done = (self.iteration - 1) * self.num_updates
         return self._updates[done % self.config.policy_delay]()  # type: ignore[no-any-return]
 
@@ -214,7 +214,7 @@ class OffPolicy:
             for i in range(rows):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
-        means = _means(logs)
+        means = _means(logs) | {"replay/dropped": self.replay.broken(config.num_steps)}
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
         return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}
