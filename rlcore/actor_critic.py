@@ -53,6 +53,9 @@ class ActorCriticConfig:
         for key in ("clip_obs", "clip_actions"):
             value = getattr(self, key)
             check(value is None or value > 0, key, value, "set a positive number or none")
+        for name in ("actor", "critic"):
+            unit = getattr(self, name).unit_norm
+            check(unit == "none", f"{name}.unit_norm", unit, "weights of unit length need sac or ddpg; set none")
         check(self.min_std > 0, "min_std", self.min_std, "set a positive number")
         check(self.min_std < self.init_std, "init_std", self.init_std, f"set more than min_std ({self.min_std})")
         check(self.init_std <= self.max_std, "max_std", self.max_std, f"set at least init_std ({self.init_std})")

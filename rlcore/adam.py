@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rlcore.unit_rows import UnitRows
 from rlcore.update_kernels import clipped_adam
 
 _ALIGN = 64  # numbers; matrix units want their operands at multiples of 16 bytes
@@ -56,15 +57,26 @@ class FlatAdam:
         parameters: what to learn; a parameter without a gradient keeps still.
         learning_rate: a scalar tensor, read at every step.
         max_norm: gradients are scaled down to this norm.
+        unit: weights among the parameters whose rows are brought to unit length, at once and after every step that is
+            taken; Adam's own moments are left alone.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], learning_rate: Tensor, max_norm: float) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        learning_rate: Tensor,
+        max_norm: float,
+        unit: Sequence[Tensor] = (),
+    ) -> None:
         self.parameters, self.learning_rate, self.max_norm = list(parameters), learning_rate, max_norm
         self.value = flat(self.parameters)
         self.moment = torch.zeros_like(self.value)
         self.square = torch.zeros_like(self.value)
         self.count = torch.zeros((), device=learning_rate.device)  # steps taken
         self.one = torch.ones((), device=learning_rate.device)  # derivative of a loss by itself, not to be made anew
+        self.unit = UnitRows(self.value, unit) if unit else None
+        if self.unit is not None:
+            self.unit.project(self.one)
         self._gaps = [self.value.new_zeros(padded(p.numel()) - p.numel()) for p in self.parameters]
 
     def zero_grad(self) -> None:
@@ -87,7 +99,7 @@ class FlatAdam:
         if whole is None:
             pairs = zip(gradients, self._gaps, strict=True)
             whole = torch.cat([part for gradient, gap in pairs for part in (gradient.flatten(), gap)])
-        return clipped_adam(
+        norm, taken = clipped_adam(
             self.value,
             whole,
             self.moment,
@@ -97,6 +109,9 @@ class FlatAdam:
             allowed,
             max_norm=self.max_norm,
         )
+        if self.unit is not None:
+            self.unit.project(taken)
+        return norm, taken
 
     def state_dict(self) -> dict[str, Tensor]:
         """Moments and the number of steps; the parameters are their modules' to save."""

@@ -42,6 +42,10 @@ class NetworkConfig:
     do."""
     expansion: int = 4
     """Width of the hidden layer inside a residual block, in widths of the block."""
+    unit_norm: Literal["none", "hidden", "all"] = "none"
+    """Bring each row of a residual network's weights to unit length, at the start and after every step of Adam: those
+    of hidden layers, or all, the last layer's too (SimbaV2, arXiv:2502.15280; FlashSAC). Biases are free. SAC and DDPG
+    alone have it; their target networks are averages, whose rows are a little shorter."""
     activation: Activation = "elu"
     """Nonlinearity after each hidden layer."""
     init: Literal["orthogonal", "default"] = "orthogonal"
@@ -56,6 +60,9 @@ class NetworkConfig:
         if self.kind == "residual":
             same = len(set(self.hidden_dims)) == 1
             check(same, "hidden_dims", self.hidden_dims, "residual blocks are equally wide, such as [256, 256]")
+        # A perceptron's gain is the length of its rows, and layer_norm has weights that would have to be held as well.
+        fits = self.unit_norm == "none" or self.kind == "residual"
+        check(fits, "unit_norm", self.unit_norm, "a perceptron needs the length of its rows; set kind to residual")
 
 
 class MLP(nn.Module):
@@ -207,6 +214,19 @@ def orthogonal_(module: nn.Module, gain: float) -> None:
             nn.init.orthogonal_(layer.weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def unit_weights(network: nn.Module, config: NetworkConfig) -> list[Tensor]:
+    """Weights ``[outputs, inputs]`` whose rows are to be of unit length, see ``NetworkConfig.unit_norm``.
+
+    Args:
+        network: hidden layers and what comes after them.
+        config: of the hidden layers.
+    """
+    if config.unit_norm == "none":
+        return []
+    parts = [m for m in network.modules() if isinstance(m, Residual)] if config.unit_norm == "hidden" else [network]
+    return [layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
 
 
 def concatenate(obs: Obs, groups: Sequence[str]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from rlcore.distributional import categorical_loss
 from rlcore.env import EnvSpec, VecEnv, spec_of
 from rlcore.exploration import HeldNoise
 from rlcore.learn import Progress, learn
-from rlcore.networks import Network, choose_groups, concatenate
+from rlcore.networks import Network, choose_groups, concatenate, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_losses import value_loss
@@ -73,13 +73,14 @@ class OffPolicy:
             if isinstance(network, Network):
                 network.mlp.precision = config.precision
                 network.mlp.fused = config.precision != "fp32" and "compile" not in config.mode
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         self.num_iterations = num_iterations
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
         self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
-        self.actor_optimizer = self._adam(list(policy.parameters()))
-        self.critic_optimizer = self._adam(list(self.critics.parameters()))
+        # These bring weights to unit length, if so configured, so targets are copied afterwards.
+        self.actor_optimizer = self._adam(list(policy.parameters()), unit_weights(policy, config.actor))
+        self.critic_optimizer = self._adam(list(self.critics.parameters()), unit_weights(self.critics, config.critic))
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
@@ -271,12 +272,15 @@ class OffPolicy:
 
     @torch.no_grad()
     def _follow(self, target: nn.Module, source: nn.Module) -> None:
-        """Move target networks a part of the way."""
+        """Move target networks a part of the way.
+
+        Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
+        """
         flat(list(target.parameters())).lerp_(flat(list(source.parameters())), self.config.tau)
 
-    def _adam(self, parameters: list[nn.Parameter]) -> FlatAdam:
+    def _adam(self, parameters: list[nn.Parameter], unit: Sequence[Tensor] = ()) -> FlatAdam:
         limit = self.config.max_grad_norm
-        return FlatAdam(parameters, self.learning_rate, _NO_LIMIT if limit is None else limit)
+        return FlatAdam(parameters, self.learning_rate, _NO_LIMIT if limit is None else limit, unit)
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""

@@ -149,6 +149,13 @@ class OffPolicyConfig:
         for name in ("actor", "critic"):
             kind = getattr(self, name).rnn.type
             check(kind == "none", f"{name}.rnn.type", kind, "recurrent layers need ppo; set none")
+        free = self.actor.unit_norm != "all" or self.init_head_scale == 1
+        remedy = "actor.unit_norm all sets the length of these weights; set 1, or actor.unit_norm to hidden"
+        check(free, "init_head_scale", self.init_head_scale, remedy)
+        # Features are sqrt(width) long, so a unit row makes no more of them: enough for logits, not for returns.
+        wide = self.critic.unit_norm != "all" or self.value_loss == "categorical"
+        remedy = "with value_loss mse it would limit values to the root of the width; set hidden"
+        check(wide, "critic.unit_norm", self.critic.unit_norm, remedy)
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:

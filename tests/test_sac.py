@@ -170,6 +170,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "entropy from its target on": {"target_std": 0.15, "center_entropy": True, "init_std": 0.2},
     "layers normalized": {"actor": replace(SMALL, layer_norm=True), "critic": replace(SMALL, layer_norm=True)},
     "residual": {"actor": replace(SMALL, kind="residual"), "critic": replace(SMALL, kind="residual", expansion=2)},
+    "rows of unit length": {name: replace(SMALL, kind="residual", unit_norm="hidden") for name in ("actor", "critic")},
 }
 
 
