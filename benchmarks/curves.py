@@ -15,8 +15,8 @@ from rich.table import Table
 from rlcore.train.evaluate import t_interval
 
 COLORS = {"fp32": "#555555", "tf32": "#1f5fbf", "bf16": "#d1495b"}
-ALGO_COLORS = {"ppo": "#555555", "sac": "#1f5fbf", "ddpg": "#d1495b"}
-DASHES = {"ppo": "-", "sac": "--", "ddpg": ":"}
+ALGO_COLORS = {"ppo": "#555555", "sac": "#1f5fbf", "ddpg": "#d1495b", "td3": "#3a8f5c"}
+DASHES = {"ppo": "-", "sac": "--", "ddpg": ":", "td3": "-."}
 
 
 def key_of(run: dict[str, Any]) -> tuple[Any, ...]:

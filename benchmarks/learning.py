@@ -4,6 +4,7 @@
         --json learning.json --plot learning.png
     python benchmarks/learning.py --algo sac ddpg --task gym:HalfCheetah-v5 gym:Hopper-v5 --precision fp32 \
         --jobs 12 --threads 1 --eval-envs 10 --json mujoco.json --csv mujoco.csv --plot mujoco.png
+    python benchmarks/learning.py --algo sac td3 --preset gpu --task Reach-UR5e-JointPos --precision bf16
 
 Every run has a process of its own and starts cold. While it trains, copies of the policy are put aside with the time;
 they are evaluated when the training is over, so that evaluation costs it nothing. They are evaluated in fp32, as
@@ -35,11 +36,11 @@ from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress
 from rlcore.train.algorithms import AGENTS, POLICIES
-from rlcore.train.config import TrainConfig, default_config
+from rlcore.train.config import TrainConfig, algorithm, default_config
 from rlcore.train.evaluate import evaluate
 from rlcore.types import Mode
 
-Algo = Literal["ppo", "sac", "ddpg"]
+Algo = Literal["ppo", "sac", "ddpg", "td3"]
 
 Key = tuple[str, str, Precision, int]
 """Task, algorithm, precision and seed of a run."""
@@ -58,7 +59,9 @@ class Settings:
     task: tuple[str, ...] = ("Reach-UR5e-JointPos",)
     """Tasks of `rlcore tasks`."""
     algo: tuple[Algo, ...] = ("ppo",)
-    """Algorithms, one after the other."""
+    """Algorithms, one after the other; td3 is ddpg with the preset td3, as for `rlcore train`."""
+    preset: Literal["classic", "gpu"] | None = None
+    """Settings that the task's configuration changes, of SAC, DDPG and TD3; that of `rlcore train` by default."""
     precision: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
     """Matrix products on CUDA; those that an algorithm does not have are left out."""
     seeds: tuple[int, ...] = (1, 2, 3)
@@ -98,8 +101,9 @@ class Settings:
 
 
 def shipped(task: str, algo: str, settings: Settings) -> TrainConfig:
-    """The configuration of a run but for precision, seed and mode."""
-    return default_config(task, settings.config, algo=algo)[0]
+    """The configuration of a run but for precision, seed and mode; what its words mean is `rlcore train`'s to say."""
+    algo, preset = algorithm(algo, settings.preset)
+    return default_config(task, settings.config, algo=algo, preset=preset)[0]
 
 
 def train(key: Key, settings: Settings, submitted: float) -> Run:
@@ -129,7 +133,7 @@ def train(key: Key, settings: Settings, submitted: float) -> Run:
 
     with heard_warnings() as warnings:
         env = make_env(task, num_envs, settings.device, seed=seed, **own.env)
-        agent = AGENTS[algo](env, config, seed=seed, num_iterations=iterations)
+        agent = AGENTS[own.algo](env, config, seed=seed, num_iterations=iterations)
         built = time.perf_counter() - began
 
         def on_iteration(progress: Progress) -> None:
@@ -164,6 +168,7 @@ def train(key: Key, settings: Settings, submitted: float) -> Run:
     return {
         "task": task,
         "algo": algo,
+        "preset": getattr(own, "preset", None),
         "precision": precision,
         "seed": seed,
         "num_envs": num_envs,
@@ -185,7 +190,7 @@ def judge(run: Run, settings: Settings) -> Run:
     own = shipped(run["task"], run["algo"], settings)
     env = make_env(run["task"], settings.eval_envs, settings.device, seed=run["seed"], **own.env)
     config: Any = dataclasses.replace(own.agent, precision="fp32")
-    policy = POLICIES[run["algo"]](spec_of(env), config).to(settings.device)
+    policy = POLICIES[own.algo](spec_of(env), config).to(settings.device)
     curve = []
     for when, state in zip(run["curve"], run["states"], strict=True):
         policy.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})

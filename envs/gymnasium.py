@@ -25,6 +25,9 @@ from rlcore.types import Obs, Step
 NO_TIME_LIMIT = 1_000_000
 """``max_episode_length`` of an env that sets no time limit."""
 
+_MUJOCO_NEEDS = {"mujoco", "imageio", "glfw"}
+"""Modules that gymnasium's MuJoCo tasks import."""
+
 _Arrays = dict[str, NDArray[Any]]  # observation groups, [N, ...] each
 
 
@@ -237,9 +240,15 @@ def make_gymnasium(
 
 def _cannot_make(env_id: str, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    if "mujoco" in reason.lower() and isinstance(error, gymnasium.error.DependencyNotInstalled):
-        return f"gym:{env_id}: MuJoCo is not installed; run: pip install 'rlcore[mujoco]'"
-    return f"gym:{env_id}: {reason} (`rlcore tasks` lists the built-in tasks)"
+    # Gymnasium itself checks for MuJoCo alone, and imports more of what its extra installs.
+    missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    if isinstance(error, gymnasium.error.DependencyNotInstalled) and "mujoco" in reason.lower():
+        missing = "mujoco"
+    if missing:
+        extra = '; run: pip install "gymnasium[mujoco]"' if missing in _MUJOCO_NEEDS else ", and the task needs it"
+        return f"gym:{env_id}: the Python module '{missing}' is not installed{extra}"
+    named_wrong = not isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled))
+    return f"gym:{env_id}: {reason}" + (" (`rlcore tasks` lists the built-in tasks)" if named_wrong else "")
 
 
 def _options_of(env_id: str) -> list[str]:

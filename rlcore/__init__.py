@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from rlcore.ddpg import DDPG, DDPGConfig
     from rlcore.env import EnvSpec, VecEnv, spec_of
     from rlcore.networks import NetworkConfig
-    from rlcore.ppo import PPO, PPOConfig
+    from rlcore.ppo import PPO
+    from rlcore.ppo_config import PPOConfig
     from rlcore.sac import SAC, SACConfig
     from rlcore.types import Agent, Policy, Step
 
 _HOMES = {
     "PPO": "ppo",
-    "PPOConfig": "ppo",
+    "PPOConfig": "ppo_config",
     "SAC": "sac",
     "SACConfig": "sac",
     "DDPG": "ddpg",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.config import check
-from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
 from rlcore.off_policy import Batch, OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
@@ -86,14 +86,11 @@ class DDPG(OffPolicy):
         self, env: VecEnv, config: DDPGConfig | None = None, seed: int | None = None, num_iterations: int | None = None
     ) -> None:
         config = config or DDPGConfig()
-        if seed is not None:
-            torch.manual_seed(seed)
-        policy = build_policy(spec_of(env), config)
-        super().__init__(env, config, policy, seed, num_iterations)
+        super().__init__(env, config, build_policy, seed, num_iterations)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
-        self.noise = torch.zeros(env.num_envs, policy.actions, device=self.device)  # [N, A], of the process
+        self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
 
     def _explore(self, normalized: Tensor) -> Tensor:
         policy = self.policy

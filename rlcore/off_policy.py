@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from rlcore.adam import FlatAdam, flat
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.distributional import categorical_loss
-from rlcore.env import VecEnv, spec_of
+from rlcore.env import EnvSpec, VecEnv, spec_of
 from rlcore.exploration import HeldNoise
 from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate, unit_weights
@@ -40,21 +40,28 @@ class OffPolicy:
     Args:
         env: what to learn on.
         config: settings.
-        policy: the actor.
-        seed: for the env; None leaves it as it is.
+        build_policy: from the env's description and the settings to the actor.
+        seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
         num_iterations: planned length of the run, for the cosine schedule.
     """
 
     config: OffPolicyConfig
 
     def __init__(
-        self, env: VecEnv, config: OffPolicyConfig, policy: SquashedPolicy, seed: int | None, num_iterations: int | None
+        self,
+        env: VecEnv,
+        config: OffPolicyConfig,
+        build_policy: Callable[[EnvSpec, Any], SquashedPolicy],
+        seed: int | None,
+        num_iterations: int | None,
     ) -> None:
-        device = torch.device(env.device)
-        self.env, self.config, self.policy, self.device, self.seed = env, config, policy.to(device), device, seed
+        if seed is not None:
+            torch.manual_seed(seed)
+        spec, device = spec_of(env), torch.device(env.device)
+        policy, sizes = build_policy(spec, config).to(device), spec.observation_sizes
+        self.env, self.config, self.policy, self.device, self.seed = env, config, policy, device, seed
         self.num_steps, self.iteration = config.num_steps, 0
         self.mode: Mode = config.mode
-        sizes = spec_of(env).observation_sizes
         _, self.critic_groups = choose_groups(sizes, config.actor_obs, config.critic_obs)
         groups = dict.fromkeys(policy.groups + self.critic_groups)
         size = sum(sizes[group] for group in self.critic_groups)
@@ -185,7 +192,7 @@ class OffPolicy:
         if self.config.lr_schedule == "cosine" and self.num_iterations is None:
             raise ConfigError("lr_schedule: 'cosine' needs the length of the run; pass num_iterations")
         if self.stored < self.first_rows:
-            return {}
+            return {"replay/dropped": self.replay.broken(self.num_steps)}
         done = (self.iteration - 1) * self.num_updates
         return self._updates[done % self.config.policy_delay]()  # type: ignore[no-any-return]
 
@@ -208,7 +215,7 @@ class OffPolicy:
             for i in range(rows):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
-        means = _means(logs)
+        means = _means(logs) | {"replay/dropped": self.replay.broken(config.num_steps)}
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
         return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}
@@ -313,7 +320,8 @@ class OffPolicy:
             self.replay.load_state_dict(state["replay"])
         elif state["stored"]:
             first = self.first_rows * self.env.num_envs
-            self.notes += (f"the replay memory was not saved (save_buffer): learning waits for {first:,} new steps",)
+            wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
+            self.notes = (*self.notes[:-1], f"{self.num_updates} gradient steps an iteration, {wait}")
         self.trace.load_state_dict(state["trace"])
 
 

@@ -8,14 +8,13 @@ here with tensors.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcore import launcher
-from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
+from rlcore.actor_critic import Critic, build_policy
 from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check
@@ -24,100 +23,11 @@ from rlcore.env import VecEnv, spec_of
 from rlcore.learn import Progress, learn
 from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer
+from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.returns import gae, next_values
 from rlcore.rollout import Rollout
 from rlcore.types import Metrics, Mode, Obs, State, Step
 from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig(ActorCriticConfig):
-    """Settings of PPO; the defaults suit thousands of simulated robots."""
-
-    num_steps: int = 24
-    """Vector steps between two updates (T)."""
-    num_epochs: int = 5
-    """Passes over the rollout in one update."""
-    num_minibatches: int = 4
-    """Parts that a pass is cut into; must divide num_envs * num_steps, or with a recurrent layer the sequences."""
-    sequence_length: int | None = None
-    """Steps that a recurrent layer is trained over at a time; must divide num_steps; none: all of them."""
-    burn_in: int = 0
-    """First steps of a sequence that only refresh the recurrent state and are not learned from."""
-    learning_rate: float = 1e-3
-    """Adam's step size, at the start if a schedule moves it."""
-    lr_schedule: Literal["adaptive", "linear", "constant"] = "adaptive"
-    """adaptive: follow desired_kl, minibatch by minibatch; linear: down to 0, reached after the last iteration."""
-    desired_kl: float = 0.01
-    """KL(old, new) in nats that the adaptive schedule aims at."""
-    kl_factor: float = 1.5
-    """The adaptive schedule divides or multiplies the learning rate by this much."""
-    kl_band: tuple[float, float] = (0.5, 2.0)
-    """The adaptive schedule acts outside these multiples of desired_kl."""
-    lr_min: float = 1e-5
-    """Lower bound of the adaptive learning rate."""
-    lr_max: float = 1e-2
-    """Upper bound of the adaptive learning rate."""
-    target_kl: float | None = None
-    """Skip the rest of an update once a minibatch's KL exceeds this; none for never."""
-    gamma: float = 0.99
-    """Discount per step."""
-    gae_lambda: float = 0.95
-    """Weight of longer advantage estimates (arXiv:1506.02438)."""
-    timeout_bootstrap: Literal["final_obs", "value", "none"] = "final_obs"
-    """What a time-out is worth: V of the true last observation (as value where the env hides it, and where a rollout
-    has more time-outs than its length and the time limit explain); V of the one before it, as rsl_rl; or nothing."""
-    clip_range: float = 0.2
-    """Probability ratios are clipped to 1 +- this."""
-    value_coef: float = 1.0
-    """Weight of the mean squared value error (not halved)."""
-    clip_value_loss: bool = True
-    """Also limit how far a value moves from the old one, to +- clip_range, and take the larger error."""
-    entropy_coef: float = 0.005
-    """Weight of the entropy bonus, summed over action dimensions."""
-    bounds_loss_coef: float = 0.0
-    """Weight of the squared distance of action means beyond +- bounds_loss_limit."""
-    bounds_loss_limit: float = 1.1
-    """Where the bounds loss begins."""
-    normalize_advantage: Literal["batch", "minibatch", "none"] = "batch"
-    """Over what advantages are brought to zero mean and unit deviation."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    grad_clip: Literal["joint", "separate"] = "joint"
-    """One norm over all parameters, or one for the actor and one for the critic."""
-    reward_scale: float = 1.0
-    """Rewards are multiplied by this before learning; logs show them unscaled."""
-    reward_clip: float | None = None
-    """Scaled rewards are limited to +- this; none for no limit."""
-    normalize_value: bool = False
-    """Let the critic predict returns brought to zero mean and unit deviation."""
-    mode: Mode = "graph"
-    """How rollout and update run on CUDA: recorded as graphs, fused by torch.compile, both, or as written (eager)."""
-    precision: Literal["fp32", "tf32", "bf16"] = "tf32"
-    """Matrix products on CUDA; bf16 concerns hidden and recurrent layers: heads, loss and optimizer stay in fp32."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        super().__post_init__()
-        for key in ("num_steps", "num_epochs", "num_minibatches"):
-            check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
-        length = self.num_steps if self.sequence_length is None else self.sequence_length
-        fits = length >= 1 and self.num_steps % length == 0
-        check(fits, "sequence_length", length, f"it must divide num_steps ({self.num_steps})")
-        check(0 <= self.burn_in < length, "burn_in", self.burn_in, f"set 0 or more, less than {length}")
-        for key in ("learning_rate", "desired_kl", "lr_min", "lr_max", "reward_scale", "clip_range"):
-            check(0 < getattr(self, key) < math.inf, key, getattr(self, key), "set a positive number")
-        check(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "set a positive number, or inf for no limit")
-        for key in ("target_kl", "reward_clip"):
-            value = getattr(self, key)
-            check(value is None or value > 0, key, value, "set a positive number or none")
-        for key in ("value_coef", "entropy_coef", "bounds_loss_coef", "bounds_loss_limit"):
-            check(getattr(self, key) >= 0, key, getattr(self, key), "set 0 or more")
-        for key in ("gamma", "gae_lambda"):
-            check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "set a number from 0 to 1")
-        check(self.lr_min <= self.lr_max, "lr_max", self.lr_max, f"set at least lr_min ({self.lr_min})")
-        check(self.kl_factor > 1, "kl_factor", self.kl_factor, "set more than 1")
-        check(0 <= self.kl_band[0] < self.kl_band[1], "kl_band", self.kl_band, "set two rising multiples")
 
 
 class PPO:

@@ -165,7 +165,8 @@ def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tenso
                     f"meets what is useful; {remedy}, or to these very bounds"
                 )
             given = own
-        check(len(given) in (1, spec.action_size), key, given, f"give 1 or {spec.action_size} numbers")
+        wanted = "1 number" if spec.action_size == 1 else f"1 or {spec.action_size} numbers"
+        check(len(given) in (1, spec.action_size), key, given, f"give {wanted}")
         bounds.append(torch.tensor(given, dtype=torch.float32).expand(spec.action_size))
     low, high = bounds
     check(bool((low < high).all()), "action_low", low.tolist(), f"set less than action_high ({high.tolist()})")

@@ -13,6 +13,7 @@ from rlcore.config import ConfigError
 from rlcore.launcher import available
 from rlcore.memory import free_memory, pinned_zeros, size_text
 from rlcore.replay_kernels import (
+    BROKEN,
     CUT,
     GOING,
     Finals,
@@ -40,7 +41,7 @@ class Transitions(NamedTuple):
     reward: Tensor  # [B], sum of gamma^i r_i over the steps taken
     discount: Tensor  # [B], gamma^(steps taken), 0 where nothing follows
     next_obs: Obs  # [B, O] by group; what the discount multiplies the value of
-    weight: Tensor  # [B], 1, or 0 where next_obs has been lost and the sample must not count
+    weight: Tensor  # [B], 1, or 0 where next_obs has been lost or a step is broken: the sample must not count
 
 
 class Replay:
@@ -131,13 +132,17 @@ class Replay:
     def write(
         self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
     ) -> None:
-        """Store one vector step: observations, actions ``[N, A]`` and what the env answered; see ``types.Step``."""
+        """Store one vector step: observations, actions ``[N, A]`` and what the env answered; see ``types.Step``.
+
+        A step that has a number which is not finite is broken: no window that reads it counts, nor one that would end
+        in its observation. Otherwise one such number would make the loss of every batch that draws it useless.
+        """
         known = final_obs is not None
         place, slot = write_outcomes(self.outcomes, self.num_finals, reward, terminated, truncated, known)
         for group, ring in self.obs.items():
             finals = None if final_obs is None else Finals(final_obs[group], slot, self.final_obs[group])
-            write_rows(ring, obs[group], place, finals)
-        write_rows(self.action, action, place)
+            write_rows(ring, obs[group], place, self.end, led_to=True, finals=finals)
+        write_rows(self.action, action, place, self.end)
 
     @torch.no_grad()
     def cut(self) -> None:
@@ -145,6 +150,12 @@ class Replay:
         latest = (self.row - 1) % self.num_rows
         end = self.end.index_select(0, latest)  # [1, N]
         self.end.index_copy_(0, latest, end.masked_fill(end == GOING, CUT))
+
+    @torch.no_grad()
+    def broken(self, rows: int) -> Tensor:
+        """Count the steps in the latest ``rows`` that have a number which is not finite, as a scalar."""
+        latest = (self.row - 1 - torch.arange(min(rows, self.num_rows), device=self.device)) % self.num_rows
+        return (self.end.index_select(0, latest) == BROKEN).sum()
 
     @torch.no_grad()
     def sample(self, number: int, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs") -> Transitions:

@@ -5,12 +5,16 @@ all of them. Written out, a vector step is some thirty launches and a window eig
 
 Rings of observations and actions may lie in host memory that a GPU can address (``rlcore.memory``): the kernels are the
 same, only that rows then come over the bus. Where kernels run is therefore asked of tensors that are never in a ring.
+
+What is not finite is stored as 0, which spoils no loss, and its step as ``BROKEN``: no window that reads it counts.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +22,10 @@ from rlcore.launcher import available, kernel, num_blocks, power_of_two
 
 Timeout = Literal["final_obs", "value", "none"]
 
-GOING, TERMINATED, HIDDEN, CUT = -1, -2, -3, -4
+GOING, TERMINATED, HIDDEN, CUT, BROKEN = -1, -2, -3, -4, -5
 """What a step led to, where it is not the number of the final observation of a truncated one: the episode goes on; it
-was terminated; it was truncated and its final observation is not known; or the env was reset in mid-episode."""
+was terminated; it was truncated and its final observation is not known; the next row does not follow, since the env was
+reset in mid-episode or the observation there is not finite; or the step itself has a number that is not finite."""
 
 _BLOCK = 64
 _WRITE_BLOCK = 1024
@@ -36,7 +41,7 @@ class Outcomes(NamedTuple):
     """What a replay memory knows of its steps, beside observations and actions."""
 
     reward: Tensor  # [C, N]
-    end: Tensor  # [C, N] int32, number of the final observation of a truncated step, or GOING, TERMINATED, HIDDEN, CUT
+    end: Tensor  # [C, N] int32, number of the final observation of a truncated step, or one of the codes above
     num_written: Tensor  # [1], final observations so far
     row: Tensor  # [1], where the next step goes
     size: Tensor  # [1], rows written
@@ -49,7 +54,7 @@ class Windows(NamedTuple):
     after: Tensor  # [B], position of the observation after the last step; -1 - slot for a final observation
     reward: Tensor  # [B], sum of gamma^i r_i
     discount: Tensor  # [B], gamma^(steps taken), 0 where nothing follows
-    weight: Tensor  # [B], 0 where the observation after it has been lost, else 1
+    weight: Tensor  # [B], 0 where the observation after it has been lost or a step is broken, else 1
 
 
 def _window_kernel(
@@ -90,7 +95,7 @@ def _window_kernel(
         lost = cut & ((number < 0) | (number < tl.load(num_written) - FINALS))
         follows = tl.where(cut, -1 - tl.maximum(number, 0) % FINALS, follows)
     else:
-        lost = cut & (code == RESET)
+        lost = cut & (code <= RESET)
         follows = tl.where(cut, last, follows)
     if TIMEOUT == "none":
         stopped = stopped | cut
@@ -157,7 +162,7 @@ def read_windows_reference(
         lost = truncated & ((number < 0) | (number < outcomes.num_written - num_finals))
         after = torch.where(truncated, -1 - number.clamp(min=0) % num_finals, after)
     else:
-        lost = truncated & (code == CUT)
+        lost = truncated & (code <= CUT)
         after = torch.where(truncated, last, after)
     over = terminated | truncated if timeout == "none" else terminated
     return Windows(begin, after, reward, discount.masked_fill(over, 0.0), (~lost).float())
@@ -223,7 +228,8 @@ def read_ends_reference(ring: Tensor, side: Tensor, windows: Windows) -> tuple[T
 def _outcome_kernel(
     reward: array, terminated: array, truncated: array, rewards: array, ends: array, num_written: array, newest: array,
     size: array, slot: array, place: array, C: array, FINALS: array,
-    N: constexpr, FINAL: constexpr, GOES_ON: constexpr, OVER: constexpr, UNKNOWN: constexpr, BLOCK: constexpr,
+    N: constexpr, FINAL: constexpr, GOES_ON: constexpr, OVER: constexpr, UNKNOWN: constexpr, SPOILED: constexpr,
+    BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """Store what came of a vector step and number its final observations in the order of envs; in one program."""
     row = tl.load(newest)
@@ -236,8 +242,10 @@ def _outcome_kernel(
         kept = tl.where(cut & FINAL, 1, 0)
         number = written + tl.cumsum(kept, 0) - 1
         code = tl.where(over, OVER, tl.where(cut, UNKNOWN, GOES_ON))
-        tl.store(ends + row * N + env, tl.where(kept > 0, number, code), mask=valid)
-        tl.store(rewards + row * N + env, tl.load(reward + env, mask=valid), mask=valid)
+        earned = tl.load(reward + env, mask=valid, other=0.0)
+        sound = tl.abs(earned) < float("inf")  # false for NaN, too
+        tl.store(ends + row * N + env, tl.where(sound, tl.where(kept > 0, number, code), SPOILED), mask=valid)
+        tl.store(rewards + row * N + env, tl.where(sound, earned, 0.0), mask=valid)
         tl.store(slot + env, tl.where(kept > 0, number % FINALS, FINALS), mask=valid)
         written += tl.sum(kept, 0)
     count = tl.load(size)
@@ -274,7 +282,7 @@ def write_outcomes(
     flags = (flag.contiguous().view(torch.uint8) for flag in (terminated, truncated))
     kernel(_outcome_kernel)[(1,)](
         reward.contiguous(), *flags, *outcomes, slot, place, rows, num_finals,
-        envs, final, GOING, TERMINATED, HIDDEN, min(4096, power_of_two(envs, 128)), num_warps=8,
+        envs, final, GOING, TERMINATED, HIDDEN, BROKEN, min(4096, power_of_two(envs, 128)), num_warps=8,
     )  # fmt: skip
     return place, slot
 
@@ -288,6 +296,8 @@ def write_outcomes_reference(
     count = cut.cumsum(0)  # [N]
     number = outcomes.num_written + (count - 1) if final else torch.full_like(count, HIDDEN)
     end = torch.where(cut, number, torch.where(terminated, TERMINATED, GOING))
+    if (broken := _broken(reward)) is not None:
+        end, reward = end.masked_fill(broken, BROKEN), reward.nan_to_num(0.0, 0.0, 0.0)
     slot = torch.where(cut, number % num_finals, num_finals) if final else torch.full_like(count, num_finals)
     if final:
         outcomes.num_written.add_(count[-1])
@@ -299,18 +309,30 @@ def write_outcomes_reference(
 
 
 def _row_kernel(
-    value: array, ring: array, place: array, final: array, slot: array, side: array, N: array,
-    FINALS: array, W: constexpr, BLOCK: constexpr,
+    value: array, ring: array, place: array, final: array, slot: array, side: array, end: array, N: array, C: array,
+    FINALS: array, W: constexpr, LED_TO: constexpr, GOES_ON: constexpr, RESET: constexpr, SPOILED: constexpr,
+    BLOCK: constexpr,
 ) -> None:  # fmt: skip
-    """Make ring[place] = value [N, W], and where slot [N] is less than FINALS side[slot] = final [N, W]."""
+    """Make ring[place] = value [N, W], where slot [N] is less than FINALS side[slot] = final [N, W], and mark steps."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < N * W
+    row = tl.load(place)
     if tl.program_id(1) == 0:
-        tl.store(ring + tl.load(place) * N * W + at, tl.load(value + at, mask=inside), mask=inside)
+        number = tl.load(value + at, mask=inside, other=0.0)
+        sound = tl.abs(number) < float("inf")  # false for NaN, too
+        tl.store(ring + row * N * W + at, tl.where(sound, number, 0.0), mask=inside)
+        tl.store(end + row * N + at // W, SPOILED, mask=inside & ~sound)
+        if LED_TO:
+            before = end + (row + C - 1) % C * N + at // W
+            code = tl.load(before, mask=inside & ~sound, other=RESET)
+            tl.store(before, RESET, mask=code == GOES_ON)
     else:
         there = tl.load(slot + at // W, mask=inside, other=FINALS)
         wanted = inside & (there < FINALS)
-        tl.store(side + there * W + at % W, tl.load(final + at, mask=wanted), mask=wanted)
+        last = tl.load(final + at, mask=wanted, other=0.0)
+        known = tl.abs(last) < float("inf")
+        tl.store(side + there * W + at % W, tl.where(known, last, 0.0), mask=wanted)
+        tl.store(end + row * N + at // W, SPOILED, mask=wanted & ~known)
 
 
 class Finals(NamedTuple):
@@ -321,28 +343,57 @@ class Finals(NamedTuple):
     ring: Tensor  # [F + 1, W]; what the last row holds means nothing
 
 
-def write_rows(ring: Tensor, value: Tensor, place: Tensor, finals: Finals | None = None) -> None:
+def write_rows(
+    ring: Tensor, value: Tensor, place: Tensor, end: Tensor, led_to: bool = False, finals: Finals | None = None
+) -> None:
     """Store a tensor of one vector step, and with it that of the episodes which ended.
 
     Args:
         ring: ``[C, N, W]``, float32 or bfloat16.
         value: ``[N, W]``.
         place: ``[1]``, row that it takes.
+        end: ``[C, N]``, what steps led to, of ``Outcomes``; changed where a number is not finite, which is stored as 0.
+        led_to: whether the value is what the row before led to, as an observation is.
         finals: what is stored aside.
     """
     if not available(value.device):
-        write_rows_reference(ring, value, place, finals)
+        write_rows_reference(ring, value, place, end, led_to, finals)
         return
     envs, width = value.shape
     value = value.contiguous()
     aside = (value, place, ring) if finals is None else (finals.value.contiguous(), finals.slot, finals.ring)
     kernel(_row_kernel)[(num_blocks(envs * width, _WRITE_BLOCK), 1 if finals is None else 2)](
-        value, ring, place, *aside, envs, len(aside[-1]) - 1, width, _WRITE_BLOCK
-    )
+        value, ring, place, *aside, end, envs, len(end), len(aside[-1]) - 1, width, led_to, GOING, CUT, BROKEN,
+        _WRITE_BLOCK,
+    )  # fmt: skip
 
 
-def write_rows_reference(ring: Tensor, value: Tensor, place: Tensor, finals: Finals | None = None) -> None:
+def write_rows_reference(
+    ring: Tensor, value: Tensor, place: Tensor, end: Tensor, led_to: bool = False, finals: Finals | None = None
+) -> None:
     """Do as ``write_rows`` does in plain PyTorch."""
+    if (broken := _broken(value)) is not None:
+        value = value.nan_to_num(0.0, 0.0, 0.0)
+        _mark(end, place, broken, BROKEN)
+        if led_to:
+            before = (place - 1) % len(end)
+            _mark(end, before, broken & (end.index_select(0, before) == GOING), CUT)
     ring.index_copy_(0, place, value.to(ring.dtype).unsqueeze(0))
     if finals is not None:
-        finals.ring.index_copy_(0, finals.slot, finals.value.to(finals.ring.dtype))
+        last = finals.value
+        if (broken := _broken(last)) is not None:
+            last = last.nan_to_num(0.0, 0.0, 0.0)
+            _mark(end, place, broken & (finals.slot < len(finals.ring) - 1), BROKEN)
+        finals.ring.index_copy_(0, finals.slot, last.to(finals.ring.dtype))
+
+
+def _broken(value: Tensor) -> Tensor | None:
+    """Tell which rows ``[N]`` of ``[N, ...]`` have a number that is not finite; None where the host sees: none."""
+    # On the CPU nothing runs ahead of the host, so that it may look; squares that overflow are looked at closer.
+    if value.device.type == "cpu" and math.isfinite(np.vdot(numbers := value.numpy(), numbers)):
+        return None
+    return ~value.isfinite().view(len(value), -1).all(1)
+
+
+def _mark(end: Tensor, place: Tensor, where: Tensor, code: int) -> None:
+    end.index_copy_(0, place, end.index_select(0, place).masked_fill(where, code))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import check
-from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.env import EnvSpec, VecEnv
 from rlcore.off_policy import Batch, OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_losses import actor_loss
@@ -90,9 +90,7 @@ class SAC(OffPolicy):
         self, env: VecEnv, config: SACConfig | None = None, seed: int | None = None, num_iterations: int | None = None
     ) -> None:
         config = config or SACConfig()
-        if seed is not None:
-            torch.manual_seed(seed)
-        super().__init__(env, config, build_policy(spec_of(env), config), seed, num_iterations)
+        super().__init__(env, config, build_policy, seed, num_iterations)
         self.target_entropy = self._target_entropy()
         start = torch.tensor(math.log(config.init_temperature), device=self.device)
         self.log_temperature = nn.Parameter(start)

@@ -260,6 +260,40 @@ def test_policies_are_judged_as_they_were_when_put_aside() -> None:
     assert alone["curve"] == [last]
 
 
+def test_learning_takes_the_algorithms_and_presets_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def chosen(task: str, algo: str, preset: Any = None) -> tuple[Any, ...]:
+        own: Any = learning.shipped(task, algo, learning.Settings(preset=preset))
+        return own.algo, getattr(own, "preset", None), own.agent
+
+    assert chosen("Pendulum", "ppo")[:2] == ("ppo", None)
+    assert chosen("Pendulum", "sac")[:2] == ("sac", "classic")
+    assert chosen("Reach-UR5e-JointPos", "sac")[:2] == ("sac", "gpu")
+    for preset, name in ((None, "td3"), ("gpu", "gpu")):
+        algo, own, agent = chosen("Pendulum", "td3", preset)
+        assert (algo, own, agent.policy_delay, agent.num_critics) == ("ddpg", name, 2, 2)
+        assert (agent.value_loss == "categorical") == (preset == "gpu")
+    settings = learning.Settings(algo=("sac", "td3"), preset="gpu", task=("Pendulum",), precision=("bf16",), seeds=(1,))
+    assert learning.planned(settings) == [("Pendulum", algo, "bf16", 1) for algo in ("sac", "td3")]
+    for words, message in (
+        ("--algo ppo --preset gpu", "--preset is 'gpu', and ppo has none"),
+        ("--algo td3 --preset classic", "--preset is 'classic', which is DDPG without what makes it td3"),
+    ):
+        assert learning.main(["--task", "Pendulum", *words.split()]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_td3_is_trained_judged_and_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "small.yaml"
+    file.write_text("agent: {learning_starts: 8, batch_size: 8, buffer_size: 500}\n")
+    settings = learning.Settings(device="cpu", num_envs=4, iterations=4, evaluations=2, eval_envs=3, config=file)
+    run = learning.judge(learning.train(("Pendulum", "td3", "fp32", 1), settings, 0.0), settings)
+    assert (run["algo"], run["preset"]) == ("td3", "td3")
+    report = {"settings": {"target": 0.9, "jobs": 1}, "results": [run], "failed": {}}
+    assert curves.summary(report)[1][0][:2] == ["Pendulum", "td3"]
+    curves.draw(report, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
 def test_learning_table_tells_seeds_that_never_reached_the_target(tmp_path: Path) -> None:
     def result(seed: int, success: float, seconds: float | None) -> dict[str, Any]:
         point = {"iteration": 9, "env_steps": 2_000_000, "seconds": seconds or 30.0, "return": -5.0, "success": success}

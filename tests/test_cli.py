@@ -404,7 +404,13 @@ def test_help_of_train_lists_the_options_of_the_task(
 
 def test_help_of_train_without_a_task_says_where_its_options_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--help"]) == 0
-    assert "rlcore train --task TASK --help" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "rlcore train --task TASK --help" in printed
+    text = " ".join(printed.replace("│", " ").split())
+    assert "`rlcore tasks` lists them. (required)" in text and "Tasks have defaults of their own" in text
+    assert "(default: TASK)" not in text
+    assert main(["train", "--task", "Pendulum", "--help"]) == 0
+    assert "lists them. (default: Pendulum)" in " ".join(capsys.readouterr().out.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "export", "play", "tasks"])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlcore import ConfigError, PPOConfig
+from rlcore import ConfigError, PPOConfig, ppo, ppo_config
 from rlcore.config import from_dict, load_yaml, save_yaml, to_dict
 
 
@@ -82,3 +83,9 @@ def test_yaml_that_is_not_a_plain_mapping_is_refused(tmp_path: Path, text: str) 
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml.*does not exist"):
         load_yaml(tmp_path / "nowhere.yaml")
+
+
+def test_settings_of_ppo_are_one_class_under_both_their_paths() -> None:
+    assert ppo.PPOConfig is ppo_config.PPOConfig is PPOConfig
+    assert pickle.loads(b"crlcore.ppo\nPPOConfig\n.") is PPOConfig  # as pickles from before the move name it
+    assert pickle.loads(pickle.dumps(PPOConfig(gamma=0.9))) == PPOConfig(gamma=0.9)

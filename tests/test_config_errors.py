@@ -78,7 +78,27 @@ COMMAND_LINES = {
         "train --task CartPole --num-envs 4 --agent.num-steps 8 --agent.num-minibatches 7",
         ["num_minibatches", "7", "divide"],
     ),
-    "unknown observation group": ("train --task CartPole --agent.actor-obs camera", ["camera", "policy"]),
+    "unknown observation group": (
+        "train --task CartPole --agent.actor-obs camera",
+        ["error: agent.actor_obs:", "camera", "policy"],
+    ),
+    "bounds of actions beyond the env's": (
+        "train --task Pendulum --algo sac --agent.action-low -3",
+        ["error: agent.action_low: [-3.0] to [2.0] leaves the env's"],
+    ),
+    "bounds of actions the wrong way round": (
+        "train --task Pendulum --algo ddpg --agent.action-low 1 --agent.action-high -1",
+        ["error: agent.action_low: [1.0] is not possible; set less than action_high"],
+    ),
+    "too many bounds of actions": (
+        "train --task Pendulum --algo sac --agent.action-high 1 1",
+        ["error: agent.action_high: (1.0, 1.0) is not possible; give 1 number"],
+    ),
+    "no memory to speak of": (
+        "train --task Pendulum --algo sac --num-envs 9 --agent.buffer-size 9 --agent.learning-starts 9",
+        ["error: agent.buffer_size: 9 is not possible"],
+    ),
+    "discrete actions": ("train --task CartPole --algo sac", ["error: algo: CartPole has discrete actions"]),
     "unknown device": ("train --task CartPole --device tpu", ["device", "tpu", "cpu"]),
     "device that is not there": ("train --task CartPole --device cuda:99", ["cuda:99", "--device cpu"]),
     "unknown option of a task": ("train --task CartPole --env.lenght 3", ["lenght", "max_episode_length"]),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -374,12 +375,43 @@ def test_a_gymnasium_id_that_cannot_be_made_gives_one_line(task: str, options: d
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_simulator_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("raised", "message"),
+    [
+        (
+            gymnasium.error.DependencyNotInstalled('MuJoCo is not installed, run `pip install "gymnasium[mujoco]"`'),
+            "the Python module 'mujoco' is not installed; run: pip install \"gymnasium[mujoco]\"",
+        ),
+        (
+            ModuleNotFoundError("No module named 'imageio'", name="imageio"),
+            "the Python module 'imageio' is not installed; run: pip install \"gymnasium[mujoco]\"",
+        ),
+        (
+            ModuleNotFoundError("No module named 'robot_parts.arm'", name="robot_parts.arm"),
+            "the Python module 'robot_parts' is not installed, and the task needs it",
+        ),
+        (gymnasium.error.DependencyNotInstalled("Box2D is not installed, do this"), "Box2D is not installed, do this"),
+    ],
+)
+def test_what_is_not_installed_is_named_with_its_remedy_and_the_task_not_blamed(
+    raised: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def missing(*_: Any, **__: Any) -> None:
-        raise gymnasium.error.DependencyNotInstalled('MuJoCo is not installed, run `pip install "gymnasium[mujoco]"`')
+        raise raised
 
     monkeypatch.setattr(gymnasium, "make_vec", missing)
-    with pytest.raises(ValueError, match=r"pip install 'rlcore\[mujoco\]'"):
+    with pytest.raises(ValueError) as error:
+        make_env("gym:HalfCheetah-v5", 2)
+    assert str(error.value) == f"gym:HalfCheetah-v5: {message}"
+
+
+def test_imageio_is_missed_beside_mujoco(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mujoco")
+    pytest.importorskip("glfw")
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.mujoco")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "imageio", None)
+    with pytest.raises(ValueError, match=r"'imageio' is not installed; run: pip install \"gymnasium\[mujoco\]\"$"):
         make_env("gym:HalfCheetah-v5", 2)
 
 

@@ -18,18 +18,27 @@ from rlcore.distributional import categorical_loss_reference, expected_value_ref
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.exploration import Deviation, HeldNoise
+from rlcore.learn import Report
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
 from rlcore.q_networks import frozen
 from rlcore.train.cli import main
 from rlcore.train.config import CONFIGS, default_config
+from rlcore.types import Step
 
 SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh", init="default")
 SIZES: dict[str, Any] = {"learning_starts": 40, "buffer_size": 2000, "batch_size": 32, "actor": SMALL, "critic": SMALL}
 
 
-def agent(kind: Any = SAC, *, preset: str = "classic", num_iterations: int | None = None, **changes: Any) -> Any:
-    env = Null(4, obs_size=3, action_size=2, episode_length=7)
+def agent(
+    kind: Any = SAC,
+    *,
+    preset: str = "classic",
+    num_iterations: int | None = None,
+    env: Null | None = None,
+    **changes: Any,
+) -> Any:
+    env = env or Null(4, obs_size=3, action_size=2, episode_length=7)
     env.action_space = spaces.Box(-2.0, 2.0, (2,))
     config = (SACConfig if kind is SAC else DDPGConfig).preset(preset, **{**SIZES, **changes})
     return kind(env, config, seed=0, num_iterations=num_iterations)
@@ -60,6 +69,41 @@ def test_a_restart_carries_nothing_over_into_the_new_episodes() -> None:
     held.held.left.fill_(9)
     progress.restart(held.env, held)
     assert not held.held.left.any()
+
+
+class Faulty(Null):
+    """Null whose env 2 answers one step with a number that is not finite."""
+
+    def __init__(self, what: str, when: int) -> None:
+        super().__init__(4, obs_size=3, action_size=2, episode_length=7)
+        self.what, self.left = what, when
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action.nan_to_num())
+        self.left -= 1
+        if self.left == 0:
+            assert step.final_obs is not None
+            reward, obs, last = step.reward.clone(), step.obs["policy"].clone(), step.final_obs["policy"].clone()
+            {"reward": reward.unsqueeze(1), "observation": obs, "final observation": last}[self.what][2, 0] = torch.nan
+            step = step._replace(reward=reward, obs={"policy": obs}, final_obs={"policy": last})
+        return step
+
+
+@pytest.mark.parametrize("changes", [{"n_step": 3}, {"preset": "gpu", "precision": "fp32", "num_updates": 4}])
+@pytest.mark.parametrize(
+    ("what", "when"), [("observation", 20), ("reward", 5), ("reward", 20), ("final observation", 21)]
+)
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_an_env_that_breaks_for_one_step_spoils_no_update(
+    kind: Any, what: str, when: int, changes: dict[str, Any]
+) -> None:
+    reports: list[Report] = []
+    learner = agent(kind, env=Faulty(what, when), num_iterations=80, **changes)
+    learner.learn(80, on_report=reports.append)
+    assert ["loss/value" in report.metrics for report in reports] == [False] * 9 + [True] * 71
+    dropped = {report.iteration: report.metrics["replay/dropped"] for report in reports}
+    # An observation that is not finite belongs to the step that is taken from it.
+    assert {at: number for at, number in dropped.items() if number} == {when + (what == "observation"): 1.0}
 
 
 # --- Exploration -----------------------------------------------------------------------------------------------------

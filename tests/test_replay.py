@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -42,7 +44,13 @@ class History:
         here = torch.full_like(env, float(len(self.steps)))
         return {"a": torch.stack([here, env], 1), "b": torch.full((self.num_envs, 1), final)}
 
-    def step(self, terminated: tuple[int, ...] = (), truncated: tuple[int, ...] = (), final: bool = True) -> None:
+    def step(
+        self,
+        terminated: tuple[int, ...] = (),
+        truncated: tuple[int, ...] = (),
+        final: bool = True,
+        broken: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
         ends = torch.zeros(2, self.num_envs, dtype=torch.bool)
         ends[0, list(terminated)] = True
         ends[1, list(truncated)] = True
@@ -55,14 +63,24 @@ class History:
         final_obs = self._obs(1.0)
         for value in final_obs.values():
             value[~(ends[0] | ends[1])] = torch.nan  # only rows of ended episodes mean something
-        given = moved({"obs": self._obs(0.0), **row, "final_obs": final_obs if final else None}, self.device)
-        self.replay.write(**given)
+        whole = {"obs": self._obs(0.0), **row, "final_obs": final_obs if final else None}
+        for what, where in broken.items():
+            value = whole[what]["b" if t % 2 else "a"] if isinstance(whole[what], dict) else whole[what].unsqueeze(-1)
+            column = t % value.shape[-1]  # one number of many suffices
+            value[..., column][where] = (torch.nan, torch.inf, -torch.inf)[t % 3]
+        self.replay.write(**moved(whole, self.device))
+        timed_out = ends[1] & ~ends[0]
+        marks = [where & timed_out if what == "final_obs" else where for what, where in broken.items()]
+        row["broken"] = torch.stack([torch.zeros(self.num_envs, dtype=torch.bool), *marks]).any(0)
+        row["unseen"] = broken.get("obs", torch.zeros_like(row["broken"]))
         self.steps.append(row)
 
-    def run(self, count: int, probability: float = 0.15) -> History:
+    def run(self, count: int, probability: float = 0.15, broken: float = 0.0) -> History:
         for _ in range(count):
             ends = torch.rand(2, self.num_envs) < probability
-            self.step(*(tuple(row.nonzero().flatten().tolist()) for row in ends))
+            kinds = ("obs", "action", "reward", "final_obs") if broken else ()
+            where = {kind: torch.rand(self.num_envs) < broken for kind in kinds}
+            self.step(*(tuple(row.nonzero().flatten().tolist()) for row in ends), broken=where)
         return self
 
     def expect(self, t: int, n: int, n_step: int, timeout: Timeout = "final_obs") -> dict[str, Any]:
@@ -70,6 +88,8 @@ class History:
         total, factor = 0.0, 1.0
         for i in range(t, t + n_step):
             row = self.steps[i]
+            if row["broken"][n]:
+                return {"weight": 0.0}
             total += factor * float(row["reward"][n])
             factor *= GAMMA
             if row["terminated"][n]:
@@ -81,6 +101,8 @@ class History:
                     return {"reward": total, "discount": factor, "next": (i, n, 0)}
                 lost = self.final_numbers[i, n] < len(self.final_numbers) - self.replay.num_finals
                 return {"weight": 0.0} if lost else {"reward": total, "discount": factor, "next": (i, n, 1)}
+            if self.steps[i + 1]["unseen"][n]:
+                return {"weight": 0.0}
         return {"reward": total, "discount": factor, "next": (t + n_step, n, 0)}
 
     def window(self, start: list[int], env: list[int], n_step: int, timeout: Timeout = "final_obs") -> Transitions:
@@ -93,15 +115,17 @@ class History:
     def compare(self, t: int, n: int, n_step: int, timeout: Timeout = "final_obs") -> dict[str, Any]:
         found = self.window([t % self.replay.num_rows], [n], n_step, timeout)
         expected = self.expect(t, n, n_step, timeout)
-        assert found.obs["a"].tolist() == [[t, n]]
-        assert torch.equal(found.action[0], self.steps[t]["action"][n])
+        if not self.steps[t]["broken"][n]:
+            assert found.obs["a"].tolist() == [[t, n]]
+            assert torch.equal(found.action[0], self.steps[t]["action"][n])
         assert float(found.weight) == expected.get("weight", 1.0)
         if "reward" in expected:
             assert float(found.reward) == pytest.approx(expected["reward"], abs=1e-6)
             assert float(found.discount) == pytest.approx(expected["discount"], abs=1e-6)
         if "next" in expected:
             assert [*found.next_obs["a"][0].tolist(), float(found.next_obs["b"])] == list(expected["next"])
-        assert all(torch.isfinite(value).all() for value in found.next_obs.values())
+        rest = (found.action, found.reward, found.discount)
+        assert all(torch.isfinite(value).all() for value in (*found.obs.values(), *found.next_obs.values(), *rest))
         return expected
 
 
@@ -115,6 +139,47 @@ def test_every_transition_equals_the_reference(place: Place, count: int, n_step:
         for n in range(4):
             kinds.add(tuple(sorted(history.compare(t, n, n_step, timeout))))
     assert ("discount", "reward") in kinds  # some have no future
+
+
+@pytest.mark.parametrize("timeout", ["final_obs", "value", "none"])
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("count", [11, 13, 40])
+def test_no_window_counts_that_reads_a_number_which_is_not_finite(
+    place: Place, count: int, n_step: int, timeout: Timeout
+) -> None:
+    history = History(place, num_envs=4, rows=12, final_capacity=48).run(count, broken=0.06)
+    weights = [
+        history.compare(t, n, n_step, timeout).get("weight", 1.0)
+        for t in range(max(0, count - 12), count - n_step)
+        for n in range(4)
+    ]
+    assert 0.2 < sum(weights) / len(weights) < 0.9
+    for rows in (1, 3, 12):
+        expected = sum(int(step["broken"].sum()) for step in history.steps[-rows:])
+        assert int(history.replay.broken(rows)) == expected
+    found = history.sample(500, n_step)
+    assert all(torch.isfinite(value).all() for value in (*found.obs.values(), *found.next_obs.values(), found.reward))
+
+
+@pytest.mark.parametrize("what", ["obs", "action", "reward", "final_obs"])
+def test_a_step_that_is_not_finite_takes_with_it_what_leads_through_it_and_no_more(place: Place, what: str) -> None:
+    for end in ("none", "terminated", "truncated"):
+        history = History(place, num_envs=2, rows=12)
+        for t in range(10):
+            ends = {end: (1,)} if end != "none" and t == 4 else {}
+            if t == 5 and what == "final_obs":
+                ends = {"truncated": (1,)}
+            where = torch.tensor([False, t == 5])
+            history.step(**ends, broken={what: where} if t == 5 else {})
+        for n_step in (1, 3):
+            starts = list(range(10 - n_step))
+            weights = history.window(starts, [1] * len(starts), n_step).weight.tolist()
+            # Where an episode ended before it, windows end there; else those that come to the step are lost, and where
+            # its observation is, those that come before it.
+            first = 5 if end != "none" else 5 - n_step + (what != "obs")
+            assert [t for t in starts if weights[t] == 0.0] == list(range(first, 6))
+            assert all(history.window(starts, [0] * len(starts), n_step).weight == 1.0)
+        assert [int(history.replay.broken(rows)) for rows in (4, 5, 12)] == [0, 1, 1]
 
 
 @pytest.mark.parametrize("n_step", [1, 3])

@@ -53,7 +53,11 @@ def steps(num_envs: int, count: int) -> Iterator[tuple[Any, ...]]:
         obs, final = ({group: torch.randn(num_envs, size) for group, size in SIZES.items()} for _ in range(2))
         for value in final.values():
             value[~ends.any(0)] = torch.nan  # only rows of ended episodes mean something
-        yield obs, torch.randn(num_envs, 3), torch.randn(num_envs), *ends, final
+        action, reward = torch.randn(num_envs, 3), torch.randn(num_envs)
+        for value in (*obs.values(), *final.values(), action, reward.unsqueeze(1)):
+            broken = torch.rand(num_envs) < 0.02
+            value[broken, torch.randint(value.shape[1], (1,))] = (torch.nan, torch.inf, -torch.inf)[len(value) % 3]
+        yield obs, action, reward, *ends, final
 
 
 def write_by_twin(
@@ -63,8 +67,8 @@ def write_by_twin(
     place, slot = write_outcomes_reference(memory.outcomes, memory.num_finals, reward, terminated, truncated, known)
     for group, ring in memory.obs.items():
         finals = Finals(final[group], slot, memory.final_obs[group]) if known else None
-        write_rows_reference(ring, obs[group], place, finals)
-    write_rows_reference(memory.action, action, place)
+        write_rows_reference(ring, obs[group], place, memory.end, True, finals)
+    write_rows_reference(memory.action, action, place, memory.end)
 
 
 def empty(rows: int, num_envs: int, place: Place, dtype: torch.dtype = torch.float32) -> Replay:

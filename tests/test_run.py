@@ -202,6 +202,9 @@ def test_an_interval_averages_episodes_by_their_number_and_iterations_alike() ->
     average.add({"time/steps_per_s": 1000.0, "time/collect_s": 0.5, "time/learn_s": 0.5})  # 1,000 steps
     average.add({"time/steps_per_s": 100.0, "time/collect_s": 1.0, "time/learn_s": 9.0})  # and 1,000 in 10 s
     assert average.take()["time/steps_per_s"] == pytest.approx(2000 / 11)
+    for dropped in (0.0, 3.0, 2.0):
+        average.add({"replay/dropped": dropped})
+    assert average.take() == {"replay/dropped": 5.0}
 
 
 @pytest.mark.parametrize(
@@ -210,6 +213,8 @@ def test_an_interval_averages_episodes_by_their_number_and_iterations_alike() ->
         ({"loss/policy": 0.1}, "rewards of the env are not a number"),
         ({"rollout/reward": 1.0, "policy/skipped_minibatches": 20.0}, "the update was skipped whole"),
         ({"rollout/reward": 1.0, "loss/policy": 0.1, "policy/skipped_minibatches": 3.0}, ""),
+        ({"rollout/reward": 1.0, "replay/dropped": 2.0}, "steps that have such are left out (replay/dropped)"),
+        ({"rollout/reward": 1.0, "replay/dropped": 0.0}, ""),
     ],
 )
 def test_figures_that_are_not_finite_are_told_once(metrics: dict[str, float], part: str, tmp_path: Path) -> None:

@@ -30,6 +30,32 @@ def test_measuring_a_run_again_keeps_the_figures_of_its_file(tmp_path: Path) -> 
     assert "onnx" not in json.loads((run / "eval.json").read_text())
 
 
+def test_figures_of_an_exported_file_go_with_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(tmp_path, "--num-iterations", "4", "--save-interval", "2")
+    record, file = run / "eval.json", run / "export" / "policy.onnx"
+
+    def kept() -> bool:
+        return "onnx" in json.loads(record.read_text())
+
+    before = record.read_bytes()
+    other = str(tmp_path / "other.onnx")
+    assert main(["export", "--run", str(run), "--checkpoint", "2", "--output", other]) == 0
+    assert record.read_bytes() == before  # the run's own file is as it was
+    assert main(["export", "--run", str(run), "--checkpoint", "2"]) == 0
+    assert not kept() and "figures of another exported file" in capsys.readouterr().out
+    assert json.loads(before).items() > json.loads(record.read_text()).items()
+    # And where the file was changed by other means, or its figures do not say of what file they are.
+    exported, first = file.read_bytes(), json.loads(before)
+    unknown = {**first, "onnx": {name: value for name, value in first["onnx"].items() if name != "sha256"}}
+    for content, figures in ((exported, first), (None, first), (exported, unknown), (exported, {**first, "onnx": 3})):
+        record.write_text(json.dumps(figures))
+        file.unlink(missing_ok=True)
+        if content is not None:
+            file.write_bytes(content)
+        assert main(["eval", "--run", str(run), "--num-envs", "2"]) == 0
+        assert not kept() and "figures of another exported file" in capsys.readouterr().out
+
+
 def test_longer_run_says_that_a_falling_learning_rate_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

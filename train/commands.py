@@ -47,8 +47,9 @@ def eval_command(words: Sequence[str]) -> Job:
 
     from rich.console import Console
 
-    from rlcore.train.conclude import evaluation_record, say, update_evaluation, write_json
+    from rlcore.train.conclude import DROPPED, evaluation_record, say, update_evaluation, write_json
     from rlcore.train.evaluate import evaluate
+    from rlcore.train.run import RunFolder
 
     source = _source(args, options, args.num_envs)
     rounds = -(-(args.episodes or args.num_envs) // args.num_envs)
@@ -57,8 +58,11 @@ def eval_command(words: Sequence[str]) -> Job:
         console = Console()
         result = evaluate(source.env, source.policy, args.seed, rounds=rounds)
         output = args.output or source.folder / "eval.json"
-        write = write_json if args.output or args.onnx else update_evaluation
-        write(output, evaluation_record(source.task, source.path, args.seed, result))
+        record = evaluation_record(source.task, source.path, args.seed, result)
+        if args.output or args.onnx:
+            write_json(output, record)
+        elif update_evaluation(RunFolder(source.folder), record):
+            say(console, DROPPED)
         say(console, f"{source.task}, {source.path}")
         say(console, result.summary())
         say(console, "intervals of 95%: Student's t for the mean return, Wilson's score for the success rate")
@@ -89,13 +93,15 @@ def export_command(words: Sequence[str]) -> Job:
         return lambda: 0
     args, _ = given
 
-    from rlcore.train.conclude import export_checkpoint
+    from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
     from rlcore.train.run import locate
 
     run, checkpoint = locate(_required_run(args.run), args.checkpoint)
     report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
     print(f"parity    {report.parity}")
     print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
+    if drop_stale_figures(run):
+        print(DROPPED)
     return lambda: 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from rlcore.types import Policy
 
 FINAL_SEED = 2_000_003
 """Added to the run's seed for the figures that are reported: other episodes than those that chose the checkpoint."""
+
+DROPPED = "eval.json had figures of another exported file, which are dropped; `rlcore eval --onnx FILE` measures a file"
+"""What is said where ``drop_stale_figures`` found some."""
 
 
 def restore_policy(checkpoint: Path, device: torch.device | str = "cpu") -> tuple[Policy, EnvSpec, dict[str, Any]]:
@@ -79,7 +83,8 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
             refused = True
         else:
             exported = evaluate(env, OnnxPolicy(run.exported), seed)
-            record["onnx"] = {"file": str(run.exported), "parity": report.parity.max_abs_error, **exported.as_dict()}
+            file = {"file": str(run.exported), "sha256": _sha256(run.exported)}
+            record["onnx"] = file | {"parity": report.parity.max_abs_error, **exported.as_dict()}
             say(console, f"ONNX file    {exported.summary()}")
             say(console, f"parity       {report.parity}")
     write_json(run.evaluation, record)
@@ -95,13 +100,45 @@ def evaluation_record(task: str, policy: Path, seed: int, result: Evaluation) ->
     return {"task": task, "policy": str(policy), "seed": seed, **result.as_dict()}
 
 
-def update_evaluation(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a policy's figures into a run's eval.json; those of its exported file stay."""
-    before: Any = None
+def update_evaluation(run: RunFolder, record: Mapping[str, Any]) -> bool:
+    """Write a policy's figures into a run's eval.json, beside those of its exported file.
+
+    Returns:
+        Whether the latter were dropped because they were those of another file.
+    """
+    dropped = drop_stale_figures(run)
+    kept = {name: value for name, value in _read_json(run.evaluation).items() if name == "onnx"}
+    write_json(run.evaluation, {**record, **kept})
+    return dropped
+
+
+def drop_stale_figures(run: RunFolder) -> bool:
+    """Take the figures of an exported file that is another by now, or gone, out of a run's eval.json.
+
+    Returns:
+        Whether there were any.
+    """
+    record = _read_json(run.evaluation)
+    figures = record.pop("onnx", None)
+    if figures is None:
+        return False
+    known = figures.get("sha256") if isinstance(figures, dict) else None
+    if known is not None and run.exported.is_file() and known == _sha256(run.exported):
+        return False
+    write_json(run.evaluation, record)
+    return True
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A file of plain values; none where it is missing or damaged."""
+    content: Any = None
     with contextlib.suppress(OSError, ValueError):
-        before = json.loads(path.read_text(encoding="utf-8"))
-    kept = {"onnx": before["onnx"]} if isinstance(before, dict) and "onnx" in before else {}
-    write_json(path, {**record, **kept})
+        content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

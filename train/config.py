@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, to_
 from rlcore.ddpg import DDPGConfig
 from rlcore.envs.launch import simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.ppo import PPOConfig
+from rlcore.ppo_config import PPOConfig
 from rlcore.sac import SACConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -263,6 +264,22 @@ def changes(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any
     """Settings that differ, by dotted name: ``{"agent.gamma": (0.99, 0.98)}``."""
     old, new = dict(_leaves(to_dict(before))), dict(_leaves(to_dict(after)))
     return {key: (old.get(key), new.get(key)) for key in old | new if old.get(key) != new.get(key)}
+
+
+@contextmanager
+def settings_as_typed(agent: Any) -> Iterator[None]:
+    """Let errors name the agent's settings as a user types them: ``agent.buffer_size``, not ``buffer_size``.
+
+    Args:
+        agent: its settings.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        named = re.match(r"(\w+)[.:]", str(error))
+        if named is None or named[1] not in {own.name for own in fields(agent)}:
+            raise
+        raise ConfigError(f"agent.{error}") from error
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -76,10 +76,9 @@ class Average:
             self._latest[key] = value
 
     def take(self) -> dict[str, float]:
-        """The averages since the last call; ``rollout/episodes`` is their number, ``time/total_s`` the latest."""
+        """The averages since the last call; of episodes and dropped steps the sum, of ``time/total_s`` the latest."""
         result = {key: total / self._weights[key] for key, total in self._sums.items()}
-        if "rollout/episodes" in result:
-            result["rollout/episodes"] = self._sums["rollout/episodes"]
+        result |= {key: self._sums[key] for key in ("rollout/episodes", "replay/dropped") if key in result}
         if "time/total_s" in result:
             result["time/total_s"] = self._latest["time/total_s"]
         self._sums, self._weights, self._latest = {}, {}, {}
@@ -176,6 +175,9 @@ class RunLogger:
         """Say once what a missing figure means: metrics that are not a number do not get here."""
         if "rollout/reward" not in report.metrics:
             self._warn_once(report.iteration, "rewards of the env are not a number (NaN)")
+        if report.metrics.get("replay/dropped"):
+            text = "observations, actions or rewards are not finite: steps that have such are left out (replay/dropped)"
+            self._warn_once(report.iteration, text)
         if report.metrics.get("policy/skipped_minibatches") and "loss/policy" not in report.metrics:
             text = "the update was skipped whole: observations, rewards or the loss are not finite"
             self._warn_once(report.iteration, text)

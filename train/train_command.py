@@ -73,14 +73,20 @@ def train_command(words: Sequence[str]) -> Job:
             preset = None  # td3 is the name of an algorithm there
         registered = {} if helping else _registered(task or "", pairs, asked, preset)
         base, files = default_config(task or "TASK", file, registered, algo, preset)
-        about = f" Defaults from {', '.join(map(str, files))}." if files else ""
         if helping:
+            about = f" Defaults from {', '.join(map(str, files))}." if files else ""
+            if task is None:
+                about = (
+                    " Tasks have defaults of their own, which --task TASK --help shows; --resume needs no --task, and "
+                    "--config may name it."
+                )
             text = (
                 f"Train a policy, evaluate the best checkpoint and export it.{about} Settings are written "
                 "--agent.gamma 0.98 or agent.gamma=0.98. Ctrl-C once stops after the iteration and writes a "
                 "checkpoint (exit code 130, SIGTERM 143), twice stops at once."
             )
-            shown = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(Own)})
+            values = {f.name: getattr(base, f.name) for f in fields(Own)}
+            shown = TrainArguments(**values | ({"task": tyro.MISSING} if task is None else {}))
             arguments.print_help(TrainArguments, shown, "rlcore train", text)
             from rlcore.train.tasks import print_env_options
 

@@ -23,7 +23,7 @@ from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, learn, resume, snapshot
 from rlcore.train.algorithms import AGENTS
 from rlcore.train.conclude import conclude, say
-from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config
+from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, settings_as_typed
 from rlcore.train.evaluate import evaluate
 from rlcore.train.logger import RunLogger
 from rlcore.train.run import RunFolder, locate
@@ -136,7 +136,7 @@ class Training:
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.spec = spec_of(self.env)
         build = AGENTS[config.algo]
-        with _shown(console):
+        with _shown(console), settings_as_typed(config.agent):
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         if content is not None:
             try:
