@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,9 @@ class SimulatorEnv:
 
     final_obs_source: str
     """Where ``Step.final_obs`` comes from; ``off`` where there is none."""
+
+    final_groups: tuple[str, ...] | None = None
+    """Groups of ``Step.final_obs`` that are read; None for all. Others may be left out, which saves computing them."""
 
     def __init__(
         self,
@@ -129,11 +132,16 @@ class SimulatorEnv:
         """Close the env."""
         self.env.close()
 
-    def read_obs(self, observation: Any) -> Obs:
-        """Copy an env's observation: groups flat, float32, on the learner's device."""
+    def read_obs(self, observation: Any, groups: Iterable[str] | None = None) -> Obs:
+        """Copy an env's observation: groups, all by default, flat, float32, on the learner's device."""
         if not isinstance(observation, Mapping):
             observation = {"policy": observation}
-        return {group: self._flat(observation[group], paths) for group, paths in self._paths.items()}
+        groups = self._paths if groups is None else groups
+        return {group: self._flat(observation[group], self._paths[group]) for group in groups}
+
+    def wanted(self) -> list[str]:
+        """Groups of ``Step.final_obs``."""
+        return [group for group in self._paths if self.final_groups is None or group in self.final_groups]
 
     def _flat(self, value: Any, paths: list[_Path]) -> Tensor:
         parts = []

@@ -110,7 +110,9 @@ class MjlabEnv(SimulatorEnv):
         ended, cut = self.read_terminated(terminated, truncated)
         obs = self.read_obs(observation)
         has_reset = self._has_reset if self._reset_idx is not None else bool((ended | cut).any())
-        final_obs = None if self.final_obs_source == "off" else self._final_obs or obs
+        final_obs = None
+        if self.final_obs_source != "off":
+            final_obs = {group: obs[group] for group in self.wanted()} if self._final_obs is None else self._final_obs
         log = self.read_log(extras.get("log", {})) if has_reset else {}
         return Step(obs, self.read_vector(reward, torch.float32), ended, cut, final_obs, log)
 
@@ -124,9 +126,9 @@ class MjlabEnv(SimulatorEnv):
         if self._stepping:
             self._has_reset = True
             if self.final_obs_source == "hook":
-                manager = self.core.observation_manager
+                manager, wanted = self.core.observation_manager, self.wanted()
                 self.core.sim.sense()  # rays and cameras, of which rewards see those of the step before
-                self._final_obs = self.read_obs({group: manager.compute_group(group) for group in self._paths})
+                self._final_obs = self.read_obs({group: manager.compute_group(group) for group in wanted}, wanted)
         assert self._reset_idx is not None
         return self._reset_idx(*args, **kwargs)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,6 +25,8 @@ class VecEnv(Protocol):
       generator included, as tensors and plain values. With them a resumed run repeats bit for bit; ``exact_state``
       is False where they hold less, such as counters that drive a curriculum, and episodes start anew;
     - ``notes``: lines that a run prints when it begins;
+    - ``final_groups``: the groups that ``Step.final_obs`` must have, None for all; whoever reads but some of them sets
+      it, so that an env which computes them anew is spared the others;
     - ``capturable``: whether ``step`` may be recorded as a CUDA graph, all its state being tensors that change in place
       and all its random numbers from ``generator``;
     - ``render() -> uint8 array [H, W, 3]``: a picture of env 0.
@@ -126,13 +128,22 @@ def spec_of(env: VecEnv) -> EnvSpec:
     )
 
 
-def check_obs(env: VecEnv, obs: Obs, source: str) -> None:
+def want_final_obs(env: VecEnv, groups: Sequence[str]) -> None:
+    """Tell an env which groups of ``final_obs`` are going to be read, if it can leave out the others."""
+    if hasattr(env, "final_groups"):
+        env.final_groups = tuple(groups)
+
+
+def check_obs(env: VecEnv, obs: Obs, source: str, final: bool = False) -> None:
     """Refuse observations that are not what the env's spaces promise; looks at no numbers.
 
     Raises:
         ValueError: a group is missing, or its type, shape or device is wrong; the message names it and the remedy.
     """
+    wanted = getattr(env, "final_groups", None) if final else None
     for group, space in env.observation_spaces.items():
+        if wanted is not None and group not in wanted:
+            continue
         if group not in obs:
             raise ValueError(f"{_name(env)}: {source}() left out the observation '{group}'; it has {', '.join(obs)}")
         _check(env, f"{source}()'s observation '{group}'", obs[group], torch.float32, (env.num_envs, *space.shape))
@@ -146,7 +157,7 @@ def check_step(env: VecEnv, step: Step) -> None:
     """
     check_obs(env, step.obs, "step")
     if step.final_obs is not None:
-        check_obs(env, step.final_obs, "step")
+        check_obs(env, step.final_obs, "step", final=True)
     _check(env, "the reward", step.reward, torch.float32, (env.num_envs,))
     _check(env, "terminated", step.terminated, torch.bool, (env.num_envs,))
     _check(env, "truncated", step.truncated, torch.bool, (env.num_envs,))

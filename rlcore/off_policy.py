@@ -15,7 +15,7 @@ from rlcore.adam import FlatAdam, flat
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.distributional import categorical_loss
-from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate, unit_weights
@@ -84,6 +84,7 @@ class OffPolicy:
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
+        want_final_obs(env, groups if config.timeout_bootstrap == "final_obs" else ())
         self.replay = Replay(
             config.buffer_size,
             env.num_envs,

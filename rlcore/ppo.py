@@ -19,7 +19,7 @@ from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check
 from rlcore.distributions import Distribution
-from rlcore.env import VecEnv, spec_of
+from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.learn import Progress, learn
 from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer
@@ -69,6 +69,7 @@ class PPO:
             config.num_minibatches,
             f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
         )
+        want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         # More time-outs than these are hardly met in a rollout: those of the time limit, and one for each env besides.
         per_env = 1 + math.ceil(config.num_steps / max(1, env.max_episode_length))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore.env import VecEnv, spec_of
+from rlcore.env import VecEnv, check_step, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.mjlab import MjlabEnv, quiet_warp
 
@@ -269,7 +269,7 @@ def test_hook_sees_the_observation_before_the_reset() -> None:
     assert env.final_obs_source == "hook" and env.core.cfg.auto_reset
     env.reset()
     first, second = env.step(torch.zeros(4, 3)), env.step(torch.zeros(4, 3))
-    assert first.final_obs is first.obs and not first.log
+    assert first.final_obs == first.obs and not first.log
     assert second.final_obs is not None
     assert second.final_obs["actor"][:, 0].tolist() == [2, 2, 2, 2]
     assert second.final_obs["camera"].eq(2).all()  # what is sensed is sensed anew
@@ -277,6 +277,22 @@ def test_hook_sees_the_observation_before_the_reset() -> None:
     assert "Episode_Termination/fell_over" in second.log
     env.close()
     assert "_reset_idx" not in vars(env.core)  # as it was
+
+
+@pytest.mark.parametrize("wanted", [("camera",), ("actor", "camera"), ()])
+def test_hook_computes_the_groups_that_are_read(wanted: tuple[str, ...]) -> None:
+    env = MjlabEnv(HookedEnv(fake_cfg()))
+    env.reset()
+    want_final_obs(env, wanted)
+    computed: list[str] = []
+    compute = env.core.observation_manager.compute_group
+    env.core.observation_manager.compute_group = lambda group: computed.append(group) or compute(group)
+    for resets in (False, True):
+        step = env.step(torch.zeros(4, 3))
+        check_step(env, step)
+        assert step.final_obs is not None and tuple(step.final_obs) == wanted
+        assert tuple(computed) == (wanted if resets else ())
+    assert "camera" not in wanted or step.final_obs["camera"].eq(2).all()
 
 
 @pytest.mark.parametrize(

@@ -396,7 +396,7 @@ def test_registered_sac_is_trained_unless_a_preset_is_named(isaac: dict[str, Any
         assert (config.num_envs, config.num_iterations, config.preset) == (4, 16, "classic")
         assert (config.agent.gamma, config.agent.update_ratio, config.agent.value_loss) == (0.96, 0.5, "mse")
         assert config.agent.critic.hidden_dims == (8,)
-        assert config.env == {"randomize_start": True}
+        assert config.env == {"randomize_start": True, "clip_actions": "auto"}
     assert configured(f"--task {TASK} --algo sac --preset gpu").agent == SACConfig.preset("gpu")
     assert main(f"train --task {TASK} --algo sac --preset gpu --from skrl".split()) == 2
 

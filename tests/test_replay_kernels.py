@@ -248,7 +248,7 @@ def test_a_ring_in_host_memory_is_saved_and_restored_without_the_gpu(rows: int) 
     assert state["obs_b"].untyped_storage().nbytes() == 4 * min(rows, 12) * 64 * 130
     assert torch.cuda.max_memory_allocated() - before < 64 * 130 * 4  # less than a row of it
     for name, value in other.state_dict(rows).items():
-        assert torch.equal(value, state[name])
+        torch.testing.assert_close(value, state[name], rtol=0, atol=0, equal_nan=True)  # lost observations are NaN
 
 
 @pytest.mark.gpu
