@@ -54,7 +54,7 @@ def check(
     if activation == "relu" and precision == "tf32":  # where a sum is next to zero, rounding decides about the slope
         for layers in model.layers:
             for depth, layer in enumerate(layers):  # type: ignore[arg-type]
-                layer.bias.data = 6 * 3.0**depth * torch.randn(len(layer.bias)).sign()
+                layer.bias.data = 20 * 8.0**depth * torch.randn(len(layer.bias)).sign()
     exact = copy.deepcopy(model).double().requires_grad_(learned)
     model = model.to(device).requires_grad_(learned)
     x, action = torch.randn(rows, size), torch.randn(rows, actions)
