@@ -63,6 +63,8 @@ def variant(report: dict[str, Any]) -> str:
         notes.append(f"final_obs {settings['final_obs']}")
     if not settings["randomize_start"]:
         notes.append("episodes in step")
+    if settings.get("config"):
+        notes.append(Path(settings["config"]).name)
     return ", ".join([name, *notes])
 
 
@@ -195,15 +197,16 @@ def draw(reports: list[dict[str, Any]], path: Path) -> None:
     if not tasks:
         raise ValueError("--plot: none of these runs trained and has rewards of two iterations; leave it out")
     figure, grid = pyplot.subplots(
-        len(tasks), 2, figsize=(10, 3.6 * len(tasks)), layout="constrained", squeeze=False, sharey="row"
+        len(tasks), 2, figsize=(11, 3.6 * len(tasks)), layout="constrained", squeeze=False, sharey="row"
     )
     for task, axes in zip(tasks, grid, strict=True):
         own = {key: runs for key, runs in groups.items() if key[0] == task}
         sizes = list(dict.fromkeys(key[1] for key in own))
         alike = len({run["rows"][0]["env_steps"] for runs in own.values() for run in runs}) == 1
         scales = {"iteration": 1.0, "seconds": 1.0} if alike else {"env_steps": 1e-6, "seconds": 1.0}
+        styles = {name: itertools.cycle(("-", "--", ":", "-.")) for name in COLORS}
         for (_, num_envs, name), runs in own.items():
-            color = COLORS[who(runs[0])]
+            color, style = COLORS[who(runs[0])], next(styles[who(runs[0])])
             label = name if len(sizes) == 1 else f"{name}, {num_envs:,} envs"
             for plot, (key, scale) in zip(axes, scales.items(), strict=True):
                 lines = [_line(run, key, "reward", scale) for run in runs]
@@ -212,7 +215,7 @@ def draw(reports: list[dict[str, Any]], path: Path) -> None:
                 first, last = max(xs[0] for xs, _ in lines), min(xs[-1] for xs, _ in lines)
                 common = np.linspace(first, last, 400)
                 mean = np.mean([np.interp(common, xs, ys) for xs, ys in lines], axis=0)
-                plot.plot(common, mean, color=color, linewidth=2.2, label=label)
+                plot.plot(common, mean, style, color=color, linewidth=2.0, label=label)
                 for run in runs:
                     plot.plot(
                         *_line(run, key, "evaluated", scale), "o", color=color, markersize=4, mec="white", mew=0.6
@@ -227,7 +230,10 @@ def draw(reports: list[dict[str, Any]], path: Path) -> None:
         axes[0].set_ylabel("return, mean of 100 episodes")
         title = f"{task}, {sizes[0]:,} envs" if len(sizes) == 1 else task
         axes[0].set_title(title, fontsize=10, loc="left")
-        axes[0].legend(frameon=False, loc="best")
+        if len(own) <= 4:
+            axes[0].legend(frameon=False, loc="best")
+        else:
+            axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -128,7 +128,7 @@ def spec_of(env: VecEnv) -> EnvSpec:
     )
 
 
-def want_final_obs(env: VecEnv, groups: Sequence[str]) -> None:
+def want_final_obs(env: VecEnv, groups: Iterable[str]) -> None:
     """Tell an env which groups of ``final_obs`` are going to be read, if it can leave out the others."""
     if hasattr(env, "final_groups"):
         env.final_groups = tuple(groups)
