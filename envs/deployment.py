@@ -13,6 +13,9 @@ from torch import Tensor
 UNLIMITED = 1e4
 """Joint limits from here on, in rad or m, stand for none."""
 
+FARTHEST = 10.0
+"""Largest action that is suggested: where the scale is small, joint limits are many times what a policy uses."""
+
 _OBSERVATION_FACTS = ("scale", "clip", "history_length", "delay_min_lag", "delay_max_lag")
 
 
@@ -41,7 +44,7 @@ def suggested_bounds(core: Any, box: spaces.Box) -> tuple[NDArray[np.float32], N
     """Finite action bounds for a task that sets none.
 
     Bounds of the space stay. Else a term's own clip or, where it sets joint positions, the joints' soft limits are
-    divided by its scale; what is left gets ±1, which is ± its scale in the unit of the joint.
+    divided by its scale, which gives at most ±10 of the latter. What is left gets ±1, ± its scale in the joint's unit.
 
     Returns:
         Lower and upper bounds ``[A]``, and what they come from.
@@ -59,6 +62,11 @@ def suggested_bounds(core: Any, box: spaces.Box) -> tuple[NDArray[np.float32], N
             with np.errstate(all="ignore"):
                 raw = np.sort((rows - np.reshape(offset, (-1, 1))) / np.reshape(scale, (-1, 1)), axis=1)
             finite = np.isfinite(raw).all(1) & (np.abs(rows) < UNLIMITED).all(1)
+            if getattr(term, "_clip", None) is None:
+                far = finite & (np.abs(raw) > FARTHEST).any(1)
+                reason += f", at most ±{FARTHEST:g}" if far.any() else ""
+                raw = np.clip(raw, -FARTHEST, FARTHEST)
+                finite &= raw[:, 0] < raw[:, 1]
             low[start : start + size] = np.where(finite, raw[:, 0], -1.0)
             high[start : start + size] = np.where(finite, raw[:, 1], 1.0)
             reason = reason if finite.all() else f"{reason}, ±1 × scale where there is none"

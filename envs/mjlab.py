@@ -62,7 +62,8 @@ class MjlabEnv(SimulatorEnv):
             final_obs: how to get the last observation of an episode: ``hook``, ``manual``, ``off``; ``auto`` takes the
                 first way that there is.
             clip_actions: clamp actions to ± this number and say so in ``action_space``; ``auto`` takes bounds from the
-                joint limits, or ±1. None passes them on as they are, without bounds.
+                joint limits, or ±1, and is the default with SAC and DDPG. None passes them on as they are, without
+                bounds.
             randomize_start: let episodes begin at random points of their time limit after ``reset``, so that they do
                 not all end in the same step. For training, not for evaluation.
             groups: observation groups to hand on, such as to leave out images; None is all.

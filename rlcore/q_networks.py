@@ -174,6 +174,6 @@ def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tenso
     if bool(beyond.any()):
         raise ConfigError(
             f"action_low: {low.tolist()} to {high.tolist()} leaves the env's {spec.action_low} to {spec.action_high}; "
-            "stay inside"
+            "stay inside, or lift bounds that were taken from a simulator's joint limits: --env.clip_actions None"
         )
     return low.clone(), high.clone()

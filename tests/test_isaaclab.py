@@ -279,6 +279,16 @@ def test_bounds_come_from_joint_limits_or_one() -> None:
     assert (arm["name"], arm["size"], arm["scale"], arm["offset"]) == ("arm", 2, 0.5, [1.0, 0.0])
     assert env.deployment["joint_names"] == ["hip", "knee"]
 
+    limits = [[0.95, 2.0], [0.0, 0.0], [20.0, 30.0]]  # with a small scale, the second far from its default pose
+    JointPositionAction._scale = 0.05
+    JointPositionAction._asset.data.soft_joint_pos_limits = torch.tensor(limits).repeat(4, 1, 1)
+    raw = FakeDirect(fake_cfg())
+    raw.action_manager = SimpleNamespace(active_terms=list(terms), get_term=terms.__getitem__)
+    env = IsaacLabEnv(raw, clip_actions="auto")
+    assert spec_of(env).action_low == [pytest.approx(-1.0), -1.0, -1.0]
+    assert spec_of(env).action_high == [10.0, 1.0, 1.0]
+    assert "soft joint limits, at most ±10, ±1 × scale where there is none (arm)" in env.notes[0]
+
 
 def test_random_start_spreads_episodes() -> None:
     env = made(fake_cfg(scene=SimpleNamespace(num_envs=64)), randomize_start=True)
