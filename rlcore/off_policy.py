@@ -190,19 +190,26 @@ class OffPolicy:
         """Take this iteration's gradient steps, if learning has begun; the metrics are overwritten by the next call."""
         self.iteration += 1
         self.stored += self.num_steps
-        if self.config.lr_schedule == "cosine" and self.num_iterations is None:
-            raise ConfigError("lr_schedule: 'cosine' needs the length of the run; pass num_iterations")
+        if self.num_iterations is None and self._schedules():
+            raise ConfigError(f"{self._schedules()[0]} needs the length of the run; pass num_iterations")
         if self.stored < self.first_rows:
             return {"replay/dropped": self.replay.broken(self.num_steps)}
         done = (self.iteration - 1) * self.num_updates
         return self._updates[done % self.config.policy_delay]()  # type: ignore[no-any-return]
 
+    def _schedules(self) -> list[str]:
+        """Settings that change over the run, as an error names them."""
+        return ["lr_schedule: 'cosine'"] if self.config.lr_schedule == "cosine" else []
+
+    def _fallen(self) -> Tensor:
+        """How far the run has come along half a cosine, a scalar in 0..1."""
+        gone = (self.steps / (self.config.num_steps * self.horizon)).clamp(max=1).squeeze(0)  # part of the run
+        return (1 - torch.cos(math.pi * gone)) / 2
+
     def _improve(self, phase: int) -> Metrics:
         config, rows = self.config, self.num_updates
         if config.lr_schedule == "cosine":
-            gone = (self.steps / (config.num_steps * self.horizon)).clamp(max=1).squeeze(0)  # part of the run
-            fall = (1 - torch.cos(math.pi * gone)) / 2
-            self.learning_rate.copy_(torch.lerp(self._rates[0], self._rates[1], fall))
+            self.learning_rate.copy_(torch.lerp(self._rates[0], self._rates[1], self._fallen()))
         with matmul_precision(config.precision):
             # Drawn at once for all steps of this update, which then read views.
             transitions = self.replay.sample(

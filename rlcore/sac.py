@@ -33,6 +33,8 @@ class SACConfig(OffPolicyConfig):
     """Entropy to keep, in nats and in the env's own action units; none: minus the number of action dimensions."""
     target_std: float | None = None
     """Instead of target_entropy: that of a normal distribution of this deviation, in half widths of the bounds."""
+    target_std_end: float | None = None
+    """What target_std falls to over the run, its logarithm along half a cosine; none: it stays."""
     center_entropy: bool = False
     """Count the entropy that is part of a value from the target on. It is then worth nothing where the target is met,
     and values stay about those of the rewards however many actions there are, as a value_range wants it."""
@@ -49,7 +51,9 @@ class SACConfig(OffPolicyConfig):
         check(rate is None or rate > 0, "temperature_learning_rate", rate, "set a positive number or none")
         single = self.target_std is None or self.target_entropy is None
         check(single, "target_std", self.target_std, "leave either it or target_entropy at none")
-        for key in ("target_std", "init_std"):
+        there = self.target_std_end is None or self.target_std is not None
+        check(there, "target_std_end", self.target_std_end, "set target_std, which it is the end of, as well")
+        for key in ("target_std", "target_std_end", "init_std"):
             value = getattr(self, key)
             check(value is None or value > 0, key, value, "set a positive number or none")
         low, high = self.log_std_range
@@ -91,7 +95,11 @@ class SAC(OffPolicy):
     ) -> None:
         config = config or SACConfig()
         super().__init__(env, config, build_policy, seed, num_iterations)
-        self.target_entropy = self._target_entropy()
+        self.target_entropy: float | Tensor = self._target_entropy(config.target_std)
+        if config.target_std_end is not None:
+            ends = self.target_entropy, self._target_entropy(config.target_std_end)
+            self._targets = torch.tensor(ends, device=self.device)
+            self.target_entropy = self._targets[0].clone()
         start = torch.tensor(math.log(config.init_temperature), device=self.device)
         self.log_temperature = nn.Parameter(start)
         self.temperature_optimizer = self._adam([self.log_temperature])
@@ -99,12 +107,21 @@ class SAC(OffPolicy):
             rate = torch.tensor(config.temperature_learning_rate, device=self.device)
             self.temperature_optimizer.learning_rate = rate
 
-    def _target_entropy(self) -> float:
+    def _target_entropy(self, deviation: float | None) -> float:
         config, policy = self.config, self.policy
-        if config.target_std is None:
+        if deviation is None:
             return -float(policy.actions) if config.target_entropy is None else config.target_entropy
-        std = config.target_std * policy.reach  # [A], in the env's units
+        std = deviation * policy.reach  # [A], in the env's units
         return float((0.5 * math.log(2 * math.pi * math.e) + std.log()).sum())
+
+    def _schedules(self) -> list[str]:
+        return super()._schedules() + ([] if self.config.target_std_end is None else ["target_std_end"])
+
+    def _improve(self, phase: int) -> Metrics:
+        if not isinstance(self.target_entropy, Tensor):
+            return super()._improve(phase)
+        self.target_entropy.copy_(torch.lerp(self._targets[0], self._targets[1], self._fallen()))
+        return super()._improve(phase) | {"policy/target_entropy": self.target_entropy.clone()}
 
     def _sample(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions ``[B, A]`` and their log density ``[B]``, for normalized observations ``[B, O]``."""

@@ -233,6 +233,23 @@ def test_target_std_is_the_entropy_of_a_normal_distribution_in_the_units_of_the_
     assert learner.target_entropy == pytest.approx(float(reference), rel=1e-6)
 
 
+def test_target_std_falls_along_a_cosine_and_temperature_follows_its_entropy() -> None:
+    seen: list[tuple[int, float]] = []
+    changes = {"target_std": 0.4, "target_std_end": 0.1, "center_entropy": True}
+    learner = agent(num_iterations=40, learning_starts=8, **changes)
+    learner.learn(40, on_report=lambda r: seen.append((r.iteration, r.metrics.get("policy/target_entropy", math.nan))))
+    for iteration, found in seen[5:]:
+        std = 0.1 * 4 ** ((1 + math.cos(math.pi * iteration / 40)) / 2)  # geometrically from one to the other
+        expected = torch.distributions.Normal(0.0, std * learner.policy.reach).entropy().sum()
+        assert found == pytest.approx(float(expected), rel=1e-5), iteration
+    data = batch()
+    metrics = learner._gradient_step(data, with_actor=True)
+    gradient = float(metrics["policy/entropy"]) - seen[-1][1]
+    assert float(learner.log_temperature.grad) == pytest.approx(gradient, rel=1e-4, abs=1e-5)
+    with pytest.raises(ConfigError, match="target_std_end needs the length of the run"):
+        agent(**changes).update()
+
+
 def test_centered_entropy_shifts_targets_by_its_target_and_the_temperature_not() -> None:
     seen: dict[bool, Tensor] = {}
     for center in (False, True):
