@@ -126,8 +126,9 @@ class MjlabEnv(SimulatorEnv):
         """In place of the env's ``_reset_idx``, which ``env.reset`` calls too."""
         if self._stepping:
             self._has_reset = True
-            if self.final_obs_source == "hook":
-                manager, wanted = self.core.observation_manager, self.wanted()
+            wanted = self.wanted() if self.final_obs_source == "hook" else []
+            if wanted:
+                manager = self.core.observation_manager
                 self.core.sim.sense()  # rays and cameras, of which rewards see those of the step before
                 self._final_obs = self.read_obs({group: manager.compute_group(group) for group in wanted}, wanted)
         assert self._reset_idx is not None

@@ -89,7 +89,9 @@ class HiddenVelocity(_Wrapper):
         return step._replace(obs=self._visible(step.obs), final_obs=final_obs)
 
     def _visible(self, obs: Obs) -> Obs:
-        return {group: obs[group].index_select(1, columns) for group, columns in self._columns.items()}
+        # The inner env may leave out groups of final observations.
+        columns = {group: columns for group, columns in self._columns.items() if group in obs}
+        return {group: obs[group].index_select(1, places) for group, places in columns.items()}
 
 
 class Delayed(_Wrapper):

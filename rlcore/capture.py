@@ -153,8 +153,9 @@ class Captured:
         index = torch.cuda.current_device() if self.device.index is None else self.device.index
         drawn_from = [torch.cuda.default_generators[index], *self.generators]
         before = [generator.clone_state() for generator in drawn_from]
+        recording = torch.cuda.graph(graph)
         try:
-            with torch.cuda.graph(graph):
+            with recording:
                 outputs = self.fn(*static)
         except RuntimeError as error:
             self.enabled = False
@@ -165,7 +166,11 @@ class Captured:
             _log.warning("%s cannot run as a CUDA graph and runs slower, as written: %s", self.name, reason)
             return self.fn(*args)
         self.graph, self.outputs, self.inputs = graph, outputs, list(_tensors(static))
-        graph.replay()  # recording computes nothing
+        # Recording computes nothing but what PyTorch before 2.13 begins it with: it resets the place in the sequence of
+        # random numbers, one for all graphs, on the stream that is recorded. No replay must have set its own before.
+        assert recording.capture_stream is not None
+        torch.cuda.current_stream(self.device).wait_stream(recording.capture_stream)
+        graph.replay()
         return self.outputs
 
     def _check(self, given: list[Tensor]) -> None:

@@ -129,9 +129,12 @@ def spec_of(env: VecEnv) -> EnvSpec:
 
 
 def want_final_obs(env: VecEnv, groups: Iterable[str]) -> None:
-    """Tell an env which groups of ``final_obs`` are going to be read, if it can leave out the others."""
+    """Tell an env which groups of ``final_obs`` are going to be read, if it can leave out the others.
+
+    They add up: what another agent on the same env reads goes on.
+    """
     if hasattr(env, "final_groups"):
-        env.final_groups = tuple(groups)
+        env.final_groups = tuple(dict.fromkeys((*(env.final_groups or ()), *groups)))
 
 
 def check_obs(env: VecEnv, obs: Obs, source: str, final: bool = False) -> None:

@@ -84,6 +84,29 @@ def _leaves(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.gpu
+def test_a_replay_waits_for_what_a_recording_begins_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = torch.cuda.CUDAGraph.capture_begin
+
+    def late(*args: Any, **kwargs: Any) -> None:
+        torch.cuda._sleep(300_000_000)  # about 0.15 s, on the stream that is recorded, as with a busy GPU
+        begin(*args, **kwargs)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        first = torch.rand(4, device="cuda")
+        torch.cuda._sleep(1_000_000_000)  # about 0.5 s, in which the other stream gets there
+        return first, torch.rand(4, device="cuda")
+
+    def run(mode: Any) -> list[Tensor]:
+        torch.manual_seed(3)
+        fn = Captured(draw, mode, torch.device("cuda"))
+        return [part.clone() for _ in range(4) for part in fn()]
+
+    expected = run("eager")
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", late)
+    assert all(torch.equal(graph, eager) for graph, eager in zip(run("graph"), expected, strict=True))
+
+
+@pytest.mark.gpu
 def test_another_shape_type_or_device_is_refused_by_name() -> None:
     fn = Captured(lambda x: x + 1, "graph", torch.device("cuda"))
     for _ in range(4):

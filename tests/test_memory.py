@@ -178,6 +178,15 @@ def test_hidden_velocity_leaves_out_the_velocity_and_nothing_else() -> None:
         assert torch.equal(a.reward, b.reward) and torch.equal(a.truncated, b.truncated)
 
 
+def test_final_observations_that_the_inner_env_leaves_out_are_not_missed() -> None:
+    inner = make_env("Pendulum", 2)
+    hidden = HiddenVelocity(inner)
+    hidden.reset()
+    step = inner.step
+    inner.step = lambda action: step(action)._replace(final_obs={})
+    assert hidden.step(torch.zeros(2, 1)).final_obs == {}
+
+
 def test_hidden_velocity_of_reach_keeps_space_and_terms_in_step() -> None:
     plain, hidden = twins("Reach-UR5e-IK", "Reach-UR5e-IK-HiddenVelocity")
     spec = spec_of(hidden)

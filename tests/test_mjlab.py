@@ -307,6 +307,29 @@ def test_observations_with_a_memory_are_not_computed_twice(state: str) -> None:
         MjlabEnv(core, final_obs="hook")
 
 
+def test_final_observations_that_nobody_reads_cost_no_rays() -> None:
+    sensed: list[int] = []
+    for wanted in ((), ("actor",)):
+        env = MjlabEnv(HookedEnv(fake_cfg()))
+        env.core.sim.sense = lambda: sensed.append(1)
+        env.reset()
+        want_final_obs(env, wanted)
+        for _ in range(2):
+            step = env.step(torch.zeros(4, 3))
+        assert step.final_obs is not None and tuple(step.final_obs) == wanted
+        assert len(sensed) == len(wanted)
+
+
+def test_agents_on_one_env_get_all_that_they_read() -> None:
+    env = MjlabEnv(HookedEnv(fake_cfg()))
+    for wanted in (("camera",), (), ("actor",)):
+        want_final_obs(env, wanted)
+    env.reset()
+    for _ in range(2):
+        step = env.step(torch.zeros(4, 3))
+    assert step.final_obs is not None and set(step.final_obs) == {"actor", "camera"}
+
+
 def test_unknown_way_to_final_observations_is_refused() -> None:
     with pytest.raises(ValueError, match="final_obs is 'exact'; use 'auto', 'hook', 'manual' or 'off'"):
         made(final_obs="exact")

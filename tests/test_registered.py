@@ -20,12 +20,13 @@ from test_isaaclab import STANDINS, FakeDirect, fake_cfg, wheel  # noqa: F401
 import rlcore
 from rlcore.checkpoint import load_checkpoint
 from rlcore.config import ConfigError, from_dict
+from rlcore.ddpg import DDPGConfig
 from rlcore.envs import launch
 from rlcore.networks import NetworkConfig
 from rlcore.ppo import PPOConfig
 from rlcore.sac import SACConfig
 from rlcore.train.cli import main
-from rlcore.train.config import TrainConfig
+from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.registered import registered_config
 
 ROOT = Path(rlcore.__file__).parents[1]
@@ -397,8 +398,25 @@ def test_registered_sac_is_trained_unless_a_preset_is_named(isaac: dict[str, Any
         assert (config.agent.gamma, config.agent.update_ratio, config.agent.value_loss) == (0.96, 0.5, "mse")
         assert config.agent.critic.hidden_dims == (8,)
         assert config.env == {"randomize_start": True, "clip_actions": "auto"}
-    assert configured(f"--task {TASK} --algo sac --preset gpu").agent == SACConfig.preset("gpu")
+    for words, agent in (
+        ("--algo sac --preset gpu", SACConfig.preset("gpu")),
+        ("--algo td3", DDPGConfig.preset("td3")),
+    ):
+        config = configured(f"--task {TASK} {words}")
+        assert config.agent == agent
+        assert config.env == {"randomize_start": True, "clip_actions": "auto"}
     assert main(f"train --task {TASK} --algo sac --preset gpu --from skrl".split()) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["", "--algo sac", "--algo ddpg", "--algo td3", "--algo sac --preset classic", "--algo td3 --preset gpu"],
+)
+def test_what_is_shown_is_what_is_trained(words: str, configured: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    config = configured(f"--task {TASK} {words}")
+    capsys.readouterr()
+    assert main(f"config --task {TASK} {words}".split()) == 0
+    assert read_config(yaml.safe_load(capsys.readouterr().out)) == config
 
 
 def test_file_goes_over_the_registration_and_words_over_the_file(configured: Any, tmp_path: Path) -> None:

@@ -66,6 +66,13 @@ def test_longer_run_says_that_a_falling_learning_rate_changes(
     assert "falls over" not in capsys.readouterr().out
     assert main(["train", "--resume", str(run), "--num-iterations", "4"]) == 0
     assert "the learning rate falls over 4 iterations now, not 2" in capsys.readouterr().out
+    words = ["--task", "Pendulum", "--algo", "sac", "--num-envs", "2", "--num-iterations", "1", "--eval-envs", "2"]
+    words += ["--no-export", "--agent.target-std", "0.3", "--agent.target-std-end", "0.1"]
+    assert main(["train", *words, "--runs-dir", str(tmp_path / "sac")]) == 0
+    (falling,) = (path.parent for path in (tmp_path / "sac").rglob("config.yaml"))
+    capsys.readouterr()
+    assert main(["train", "--resume", str(falling), "--num-iterations", "2"]) == 0
+    assert "the target deviation falls over 2 iterations now, not 1" in capsys.readouterr().out
     other = train(tmp_path / "adaptive", "--num-iterations", "1", "--no-export")
     assert main(["train", "--resume", str(other), "--num-iterations", "2"]) == 0
     assert "falls over" not in capsys.readouterr().out

@@ -54,7 +54,7 @@ def registered_config(
             raise ConfigError(f"task '{name}' ships no {what} of {library}; it has {', '.join(there) or 'none'}")
         kwargs = {key: value for key, value in kwargs.items() if key == f"{library}_cfg_entry_point"}
     elif algo != "ppo" and not there:
-        return {"env": _env_options(algo)}, None
+        return {"env": env_options(algo)}, None
     found, source = _agent_config(name, kwargs)
     if found == "rlcore":
         own = CONFIG_CLASSES["ddpg" if algo == "td3" else algo]
@@ -62,11 +62,14 @@ def registered_config(
         from_dict(own, {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
         return settings | ({} if num_envs is None else {"num_envs": num_envs}), None
     conversion = convert(source, found, num_envs=num_envs or own_envs, task=task, algo=algo)  # type: ignore[arg-type]
-    return {**conversion.config, "env": _env_options(algo)}, conversion
+    return {**conversion.config, "env": env_options(algo)}, conversion
 
 
-def _env_options(algo: str) -> dict[str, Any]:
-    """Episodes begin at random times, as in the scripts that train these tasks; a tanh needs bounds for its actions."""
+def env_options(algo: str) -> dict[str, Any]:
+    """Options of a simulator's env to train with.
+
+    Episodes begin at random times, as in the scripts that train these tasks; a tanh needs bounds for its actions.
+    """
     return {"randomize_start": True} | ({} if algo == "ppo" else {"clip_actions": "auto"})
 
 

@@ -16,7 +16,7 @@ from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.train.config import algorithm, default_config, read_config
 from rlcore.train.importers import Conversion, convert_file, show
-from rlcore.train.registered import registered_config
+from rlcore.train.registered import env_options, registered_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +56,18 @@ def show_config(args: ConfigArguments) -> int:
     if args.file is not None:
         conversion = convert_file(args.file, library, num_envs=args.num_envs, task=task, algo=args.algo)  # type: ignore[arg-type]
         settings = conversion.config
-    elif simulator_of(task) in ("isaaclab", "mjlab") and (library is not None or preset is None):
-        settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo")
-    elif library is not None:
-        raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
-    if not settings:
-        if simulator_of(task) == "builtin":
+    else:
+        if simulator_of(task) in ("isaaclab", "mjlab"):
+            if library is not None or preset is None:
+                settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo")
+                preset = None  # td3 is the name of an algorithm there
+            else:
+                settings = {"env": env_options(algo)}
+        elif library is not None:
+            raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
+        elif simulator_of(task) == "builtin":
             make_env(task, 1).close()  # refuses what there is not
-        settings = to_dict(default_config(task, algo=algo, preset=preset)[0])
+        settings = to_dict(default_config(task, registered=settings, algo=algo, preset=preset)[0])
         settings |= {} if args.num_envs is None else {"num_envs": args.num_envs}
     config = read_config({**settings, "algo": settings.get("algo", algo), "task": task})
     data = to_dict(config)

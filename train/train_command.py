@@ -175,12 +175,10 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
         if "library" in given:
             raise ValueError(f"--from is '{given['library']}', but {task} ships no configuration; leave it out")
         return {}
-    # First episodes begin at random times with any algorithm.
-    scattered = {"env": {"randomize_start": True}}
-    if preset is not None:
-        return scattered
-    from rlcore.train.registered import registered_config
+    from rlcore.train.registered import env_options, registered_config
 
+    if preset is not None:
+        return {"env": env_options(algo)}
     number = given.get(SCENE_NUM_ENVS) or given.get("num_envs")
     if number is not None and not number.isdigit():
         raise UsageError(f"--num_envs: '{number}' is not a whole number; write --num_envs 4096")
@@ -189,7 +187,7 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
         counts = ", ".join(f"{count} {status}" for status, count in conversion.counts.items())
         named = "" if algo == "ppo" else f" --algo {algo}"
         print(f"settings     of {conversion.library}: {counts}; `rlcore config --task {task}{named} --show` lists them")
-    return settings or scattered
+    return settings
 
 
 def _training(base: Any, config: Any, resumed: Path | None) -> Job:

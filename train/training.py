@@ -280,11 +280,13 @@ class Training:
             say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
             if not self.exact:
                 say(self.console, "             episodes in flight start anew: the env cannot be put back there")
-            falls = getattr(config.agent, "lr_schedule", "constant") in ("linear", "cosine")
-            if falls and self.planned_before != config.num_iterations:
+            rate = getattr(config.agent, "lr_schedule", "constant") in ("linear", "cosine")
+            target = getattr(config.agent, "target_std_end", None) is not None
+            falls = "learning rate" if rate else "target deviation"
+            if (rate or target) and self.planned_before != config.num_iterations:
                 say(
                     self.console,
-                    f"note         the learning rate falls over {config.num_iterations} iterations now, not "
+                    f"note         the {falls} falls over {config.num_iterations} iterations now, not "
                     f"{self.planned_before}: it goes on at another value and slope, unlike that of a run planned so",
                 )
 
