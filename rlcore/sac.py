@@ -53,6 +53,8 @@ class SACConfig(OffPolicyConfig):
         check(single, "target_std", self.target_std, "leave either it or target_entropy at none")
         there = self.target_std_end is None or self.target_std is not None
         check(there, "target_std_end", self.target_std_end, "set target_std, which it is the end of, as well")
+        falls = self.target_std_end is None or self.target_std is None or self.target_std_end <= self.target_std
+        check(falls, "target_std_end", self.target_std_end, f"set at most target_std ({self.target_std})")
         for key in ("target_std", "target_std_end", "init_std"):
             value = getattr(self, key)
             check(value is None or value > 0, key, value, "set a positive number or none")

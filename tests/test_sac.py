@@ -350,6 +350,7 @@ def test_wide_or_missing_bounds_can_be_given_in_the_settings() -> None:
         ({"init_temperature": 0.0}, "init_temperature"),
         ({"target_std": 0.1, "target_entropy": -1.0}, "target_std: 0.1 is not possible; leave either"),
         ({"target_std_end": 0.1}, "target_std_end: 0.1 is not possible; set target_std"),
+        ({"target_std": 0.1, "target_std_end": 0.2}, "target_std_end: 0.2 is not possible; set at most target_std"),
         ({"init_std": 0.0}, "init_std"),
         ({"num_critics": 0}, "num_critics"),
         ({"num_updates": 0}, "num_updates"),
