@@ -12,7 +12,13 @@ from facts import pipes, preamble
 from rich.console import Console
 from rich.table import Table
 
-COLORS = {"rlcore": "#1f5fbf", "rsl_rl": "#d1495b", "rlcore sac": "#2a9d5c", "rlcore ddpg": "#8a5cc2"}
+COLORS = {
+    "rlcore": "#1f5fbf",
+    "rsl_rl": "#d1495b",
+    "rlcore sac": "#2a9d5c",
+    "rlcore ddpg": "#8a5cc2",
+    "rlcore td3": "#b8860b",
+}
 AT = (50, 100, 200, 300)
 """Iterations whose reward the table shows."""
 AFTER = (60, 120, 240, 480)
@@ -44,13 +50,7 @@ def summarize(report: dict[str, Any]) -> dict[str, Any]:
 def who(report: dict[str, Any]) -> str:
     """The library, and its algorithm where that is not PPO."""
     settings = report["settings"]
-    algo = {"td3": "ddpg"}.get(settings.get("algo", "ppo"), settings.get("algo", "ppo"))
-    return settings["library"] if algo == "ppo" else f"{settings['library']} {algo}"
-
-
-def size(report: dict[str, Any]) -> int:
-    """Envs stepped together."""
-    return int(report.get("num_envs") or report["settings"]["num_envs"])
+    return settings["library"] if settings["algo"] == "ppo" else f"{settings['library']} {settings['algo']}"
 
 
 def variant(report: dict[str, Any]) -> str:
@@ -63,7 +63,7 @@ def variant(report: dict[str, Any]) -> str:
         notes.append(f"final_obs {settings['final_obs']}")
     if not settings["randomize_start"]:
         notes.append("episodes in step")
-    if settings.get("config"):
+    if settings["config"]:
         notes.append(Path(settings["config"]).name)
     return ", ".join([name, *notes])
 
@@ -73,7 +73,7 @@ def grouped(reports: list[dict[str, Any]]) -> dict[tuple[str, int, str], list[di
     groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for report in reports:
         if report.get("summary"):
-            key = report["settings"]["task"], size(report), variant(report)
+            key = report["settings"]["task"], report["num_envs"], variant(report)
             groups.setdefault(key, []).append(report)
     return groups
 

@@ -10,11 +10,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlcore.env import WIDEST_ACTION
+
 UNLIMITED = 1e4
 """Joint limits from here on, in rad or m, stand for none."""
-
-FARTHEST = 10.0
-"""Largest action that is suggested: where the scale is small, joint limits are many times what a policy uses."""
 
 _OBSERVATION_FACTS = ("scale", "clip", "history_length", "delay_min_lag", "delay_max_lag")
 
@@ -62,10 +61,10 @@ def suggested_bounds(core: Any, box: spaces.Box) -> tuple[NDArray[np.float32], N
             with np.errstate(all="ignore"):
                 raw = np.sort((rows - np.reshape(offset, (-1, 1))) / np.reshape(scale, (-1, 1)), axis=1)
             finite = np.isfinite(raw).all(1) & (np.abs(rows) < UNLIMITED).all(1)
-            if getattr(term, "_clip", None) is None:
-                far = finite & (np.abs(raw) > FARTHEST).any(1)
-                reason += f", at most ±{FARTHEST:g}" if far.any() else ""
-                raw = np.clip(raw, -FARTHEST, FARTHEST)
+            if getattr(term, "_clip", None) is None:  # with a small scale, limits are many times what a policy uses
+                far = finite & (np.abs(raw) > WIDEST_ACTION).any(1)
+                reason += f", at most ±{WIDEST_ACTION:g}" if far.any() else ""
+                raw = np.clip(raw, -WIDEST_ACTION, WIDEST_ACTION)
                 finite &= raw[:, 0] < raw[:, 1]
             low[start : start + size] = np.where(finite, raw[:, 0], -1.0)
             high[start : start + size] = np.where(finite, raw[:, 1], 1.0)

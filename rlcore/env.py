@@ -13,6 +13,9 @@ from torch import Tensor
 
 from rlcore.types import Obs, Step
 
+WIDEST_ACTION = 10.0
+"""Action bounds beyond ± this are hardly meant: a simulator's way to say that there are none."""
+
 
 @runtime_checkable
 class VecEnv(Protocol):

@@ -13,13 +13,12 @@ from rlcore.capture import side_by_side
 from rlcore.config import ConfigError, check
 from rlcore.distributional import expected_value
 from rlcore.ensemble import ensemble, fits
-from rlcore.env import EnvSpec
+from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.networks import MLP, Network, choose_groups, concatenate
 from rlcore.normalization import make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, Policy, State
 
-_WIDEST = 10.0  # action bounds beyond +- this are hardly meant
 _NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
 
 
@@ -159,10 +158,10 @@ def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tenso
             remedy = "set agent.action_low and agent.action_high to the range that the robot needs, such as -1 and 1"
             if math.isinf(widest):
                 raise ConfigError(f"{key}: actions of {spec.task} have no bounds, which a tanh needs; {remedy}")
-            if abs(widest) > _WIDEST:
+            if abs(widest) > WIDEST_ACTION:
                 raise ConfigError(
-                    f"{key}: actions of {spec.task} reach to {widest:g}, and beyond +-{_WIDEST:g} exploration rarely "
-                    f"meets what is useful; {remedy}, or to these very bounds"
+                    f"{key}: actions of {spec.task} reach to {widest:g}, and beyond +-{WIDEST_ACTION:g} exploration "
+                    f"rarely meets what is useful; {remedy}, or to these very bounds"
                 )
             given = own
         wanted = "1 number" if spec.action_size == 1 else f"1 or {spec.action_size} numbers"

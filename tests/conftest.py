@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -75,3 +75,18 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pl
     if device == "interpreter":
         return _interpreted(monkeypatch)
     return Place(torch.device(device), home or "env")
+
+
+def check_that_nothing_waits(learner: Any, obs: Any, iterations: int) -> None:
+    """Let SAC or DDPG go on from ``obs``; a read of the device by the host is an error."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(iterations):
+            action, _, _ = learner.act(obs, ())
+            step = learner.env.step(action)
+            learner.record(obs, action, None, (), step)
+            learner.update()
+            obs = step.obs
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

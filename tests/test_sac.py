@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import check_that_nothing_waits
 from gymnasium import spaces
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -439,17 +440,7 @@ def test_a_hundred_updates_as_graphs_equal_a_hundred_as_written(algorithm: Any, 
 def test_nothing_waits_for_the_device(algorithm: Any, preset: str) -> None:
     learner = on_gpu(algorithm, preset, num_updates=2)
     obs = learner.learn(30).obs
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(20):
-            action, _, _ = learner.act(obs, ())
-            step = learner.env.step(action)
-            learner.record(obs, action, None, (), step)
-            learner.update()
-            obs = step.obs
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    check_that_nothing_waits(learner, obs, 20)
 
 
 def on_gpu(algorithm: Any, preset: str, **changes: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import INTERPRETED
+from conftest import INTERPRETED, check_that_nothing_waits
 from torch import Tensor, nn
 
 from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, PPOConfig, SACConfig, spec_of, unit_rows
@@ -256,14 +256,4 @@ def test_a_hundred_updates_as_graphs_equal_a_hundred_as_written(kind: Any, preci
 def test_nothing_waits_for_the_device() -> None:
     learner = agent(SAC, "all", device="cuda", mode="eager")
     obs = learner.learn(20).obs
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(4):
-            action, _, _ = learner.act(obs, ())
-            step = learner.env.step(action)
-            learner.record(obs, action, None, (), step)
-            learner.update()
-            obs = step.obs
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    check_that_nothing_waits(learner, obs, 4)
