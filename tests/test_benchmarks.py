@@ -12,7 +12,6 @@ import curves
 import learning
 import pytest
 import report as report_module
-import simulator_curves
 from profiler import costs
 from throughput import Settings
 from timing import Work, count, merge, spread
@@ -322,44 +321,3 @@ def test_learning_table_tells_seeds_that_never_reached_the_target(tmp_path: Path
     assert cells["M env steps to 90%"] == "2.0 (2.0..2.0), 1 never"
     curves.draw(report, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 5000
-
-
-def simulator_run(library: str, seed: int, ms: float, algo: str = "ppo", num_envs: int = 4096) -> dict[str, Any]:
-    """A run of 40 iterations of 24 steps whose reward is the number of the iteration times its seed."""
-    settings = {"library": library, "algo": algo, "task": "Walk", "seed": seed, "num_envs": None, "warmup": 1}
-    settings |= {"randomize_start": True, "final_obs": "auto", "config": None}
-    rows: list[dict[str, Any]] = [
-        {"iteration": i, "env_steps": i * 24 * num_envs, "seconds": i * ms / 1e3, "reward": float(i * seed)}
-        for i in range(1, 41)
-    ]
-    if library == "env":
-        rows = [{key: value for key, value in row.items() if key != "reward"} for row in rows]
-    else:
-        rows[-1]["evaluated"] = {"return_mean": 50.0, "return_ci95": [48.0, 52.0]}
-    report = {
-        "settings": settings,
-        "num_envs": num_envs,
-        "rows": rows,
-        "command": "simulators.py",
-        "date": "2026-01-01",
-    }
-    report |= {"hardware": {"gpu": "A", "cpu": "B", "cores": 2}, "versions": {"torch": "2", "python": "3"}}
-    return report | {"summary": simulator_curves.summarize(report)}
-
-
-def test_simulator_runs_are_grouped_by_what_ran_and_compared_with_the_env_alone(tmp_path: Path) -> None:
-    runs = [simulator_run("rlcore", seed, 2500.0) for seed in (1, 2)] + [simulator_run("env", 1, 2000.0)]
-    runs.append(simulator_run("rlcore", 1, 1000.0, "sac", 1024))
-    heads, rows = simulator_curves.table(runs)
-    table = {row[1]: dict(zip(heads, row, strict=True)) for row in rows}
-    assert list(table) == ["rlcore", "env alone", "rlcore sac"]
-    ours = table["rlcore"]
-    assert (ours["runs"], ours["envs"], ours["of env alone"]) == ("2", "4,096", "0.80")
-    assert ours["iteration ms (quartiles)"].startswith("2500.0 (2500.0..2500.0), ")
-    assert ours["after 60 s"] == "24.0, 48.0"  # the 24th of 2.5 s each
-    assert ours["evaluated"] == "50.0 ± 2.0, 50.0 ± 2.0" and table["env alone"]["evaluated"] == ""
-    assert table["rlcore sac"]["env steps/s"] == f"{24 * 1024:,}" and table["rlcore sac"]["after 60 s"] == ""
-    simulator_curves.draw(runs, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 5000
-    with pytest.raises(ValueError, match="none of these runs trained"):
-        simulator_curves.draw(runs[2:3], tmp_path / "none.png")

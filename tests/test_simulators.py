@@ -44,18 +44,19 @@ def test_window_counts_what_the_env_returns() -> None:
 
 
 def run(library: str, seed: int, seconds: float, **settings: Any) -> dict[str, Any]:
-    """A run of 40 iterations of ``seconds`` each, of which the first took ten times as long."""
+    """A run of 60 iterations of ``seconds`` each, of which the first took ten times as long."""
     rows = [
         {"iteration": i + 1, "env_steps": 24 * 8 * (i + 1), "seconds": seconds * (i + 10), "reward": i + seed}
         for i in range(60)
     ]
-    own = {"library": library, "task": "Walk", "seed": seed, "num_envs": 8, "warmup": 10}
+    own = {"library": library, "algo": "ppo", "config": None, "task": "Walk", "seed": seed, "warmup": 10}
     report = {
         "command": f"python benchmarks/simulators.py --library {library} --seed {seed}",
         "date": "2026-11-21T00:00:00+00:00",
         "hardware": {"cpu": "Fast", "cores": 2},
         "versions": {"python": "3.11", "torch": "2.13"},
         "settings": {**own, "final_obs": "auto", "randomize_start": True, **settings},
+        "num_envs": 8,
         "rows": rows,
     }
     return report | {"summary": simulator_curves.summarize(report)}
@@ -70,6 +71,18 @@ def test_table_compares_with_the_env_alone() -> None:
     shares = {row[1]: row[heads.index("of env alone")] for row in rows}
     assert shares == {"rlcore": "0.80", "rsl_rl": "0.50", "env alone": "1.00", "rlcore, episodes in step": ""}
     assert rows[0][heads.index("runs")] == "2" and rows[0][heads.index("reward at 50")] == "50.0, 51.0"
+
+
+def test_algorithms_and_configurations_are_told_apart_and_compared_by_seconds(tmp_path: Path) -> None:
+    reports = [run("rlcore", 1, 1.0), run("rlcore", 1, 1.0, algo="sac"), run("rlcore", 1, 1.0, config="a/wide.yaml")]
+    reports[1]["rows"][-1]["evaluated"] = {"return_mean": 50.0, "return_ci95": [48.0, 52.0]}
+    heads, rows = simulator_curves.table(reports)
+    table = {row[1]: dict(zip(heads, row, strict=True)) for row in rows}
+    assert list(table) == ["rlcore", "rlcore sac", "rlcore, wide.yaml"]
+    assert (table["rlcore"]["after 60 s"], table["rlcore"]["after 120 s"]) == ("51.0", "")  # the 51st, of 1 s each
+    assert (table["rlcore"]["evaluated"], table["rlcore sac"]["evaluated"]) == ("", "50.0 ± 2.0")
+    simulator_curves.draw(reports, tmp_path / "out.png")
+    assert (tmp_path / "out.png").stat().st_size > 5000
 
 
 def test_runs_are_shown_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
