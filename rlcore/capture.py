@@ -7,6 +7,7 @@ tensors of fixed shapes, reads no tensor on the host, and keeps its state in ten
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -150,18 +151,13 @@ class Captured:
         graph = torch.cuda.CUDAGraph()
         for generator in self.generators:
             graph.register_generator_state(generator)
-        index = torch.cuda.current_device() if self.device.index is None else self.device.index
-        drawn_from = [torch.cuda.default_generators[index], *self.generators]
-        before = [generator.clone_state() for generator in drawn_from]
         recording = torch.cuda.graph(graph)
         try:
-            with recording:
+            with _no_collection(), recording:
                 outputs = self.fn(*static)
         except RuntimeError as error:
             self.enabled = False
-            # A recording that breaks off leaves the generators waiting for its end.
-            for generator, state in zip(drawn_from, before, strict=True):
-                generator.graphsafe_set_state(state)
+            self._end_recording()
             reason = str(error).splitlines()[0]
             _log.warning("%s cannot run as a CUDA graph and runs slower, as written: %s", self.name, reason)
             return self.fn(*args)
@@ -173,6 +169,14 @@ class Captured:
         graph.replay()
         return self.outputs
 
+    def _end_recording(self) -> None:
+        """Let generators that wait for the end of a recording that broke off, and graphs that share them, go on."""
+        graph = torch.cuda.CUDAGraph()
+        for generator in self.generators:
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph):
+            torch.zeros((), device=self.device)
+
     def _check(self, given: list[Tensor]) -> None:
         if len(given) != len(self.inputs):
             raise ValueError(f"{self.name} was recorded with {len(self.inputs)} tensors and is given {len(given)}")
@@ -183,6 +187,18 @@ class Captured:
                     f"and is given {new.dtype} {tuple(new.shape)} on {new.device}; "
                     "shapes cannot change during a run: build the agent anew for another number of envs"
                 )
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Put off Python's search for unreachable objects: what they free of the GPU breaks a recording off."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

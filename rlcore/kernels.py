@@ -1,7 +1,7 @@
-"""A fused multi-layer perceptron for NVIDIA GPUs, in Triton, with a plain PyTorch twin.
+"""A fused multi-layer perceptron for NVIDIA GPUs, with a plain PyTorch twin.
 
-``mlp`` runs kernels on CUDA tensors and its twin ``mlp_reference`` elsewhere. See ``launcher`` for what holds of all
-kernels.
+``mlp`` runs the Triton kernels of ``mlp_kernels`` on CUDA tensors and its twin ``mlp_reference`` elsewhere. See
+``launcher`` for what holds of all kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlcore.launcher import available, kernel, num_blocks, power_of_two, product, shared_memory
+from rlcore.launcher import available, copies_tiles, kernel, num_blocks, power_of_two, product, shared_memory, tiled
+from rlcore.mlp_kernels import _backward_kernel, _entry_kernel, _forward_kernel, _transpose_kernel, _turned_kernel
 
 _TORCH: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -25,178 +26,10 @@ _TORCH: dict[str, Callable[[Tensor], Tensor]] = {
 ACTIVATIONS = frozenset(_TORCH)
 """Activations of ``mlp``: those whose derivative follows from their output."""
 
-
-# Parameters of kernels: numbers settled when a kernel is compiled, and tensors or other numbers. Loading Triton puts
-# its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
-_HELPERS = ("_activate", "_slope", "_rounded")
-
-
-def _activate(z: array, ACT: constexpr) -> Any:
-    # Comparisons are arranged such that NaN stays NaN: PPO skips a step whose loss is not finite.
-    if ACT == "elu":
-        return tl.where(z > 0, z, tl.exp(z) - 1)
-    elif ACT == "selu":
-        return 1.0507009873554805 * tl.where(z > 0, z, 1.6732632423543772 * (tl.exp(z) - 1))
-    elif ACT == "relu":
-        return tl.where(z < 0, 0.0, z)
-    elif ACT == "leaky_relu":
-        return tl.where(z < 0, 0.01 * z, z)
-    else:
-        return 2 * tl.sigmoid(2 * z) - 1
-
-
-def _slope(y: array, ACT: constexpr) -> Any:
-    """Return the activation's derivative where its output is ``y``."""
-    if ACT == "elu":
-        return tl.where(y > 0, 1.0, y + 1)
-    elif ACT == "selu":
-        return tl.where(y > 0, 1.0507009873554805, y + 1.7580993408473766)
-    elif ACT == "relu":
-        return tl.where(y > 0, 1.0, 0.0)
-    elif ACT == "leaky_relu":
-        return tl.where(y > 0, 1.0, 0.01)
-    else:
-        return 1 - y * y
-
-
-def _rounded(v: array, HALF: constexpr) -> Any:
-    """Round to the precision of the next product: to bfloat16, or to TF32, which the unit itself would cut off."""
-    if HALF:
-        return v.to(tl.bfloat16)
-    else:
-        bits = (v.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000
-        return tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
-
-
-def _forward_kernel(
-    x: array, w: array, b: array, y: array, head: array, head_b: array, out: array, M: array,
-    K: constexpr, N: constexpr, A: constexpr, ACT: constexpr, HALF: constexpr,
-    BM: constexpr, BN: constexpr, BK: constexpr, BA: constexpr,
-) -> None:  # fmt: skip
-    """Make y [M, N] = act(x [M, K] @ w [N, K]^T + b [N]), and with A > 0 out [M, A] = y @ head [A, N]^T + head_b [A].
-
-    One program makes one BM x BN tile, for a head of whole rows. Programs that share rows of x are neighbors, so that x
-    comes from the cache.
-    """
-    row = (tl.program_id(0) // tl.cdiv(N, BN)).to(tl.int64) * BM
-    cols = (tl.program_id(0) % tl.cdiv(N, BN)) * BN + tl.arange(0, BN)
-    rows = tl.arange(0, BM)
-    ks = tl.arange(0, BK)
-    # Beyond the edge the last row is read again and not stored; cheaper than a mask.
-    x_at = x + row * K + (tl.minimum(rows, M - 1 - row).to(tl.int32) * K)[:, None] + ks[None, :]
-    w_at = w + (tl.minimum(cols, N - 1) * K)[None, :] + ks[:, None]
-    total = tl.zeros((BM, BN), tl.float32)
-    for k in range(0, K, BK):
-        if K % BK == 0:
-            left = tl.load(x_at + k)
-            right = tl.load(w_at + k)
-        else:
-            left = tl.load(x_at + k, mask=ks[None, :] < K - k, other=0.0)
-            right = tl.load(w_at + k, mask=ks[:, None] < K - k, other=0.0)
-        total = tl.dot(left, right, total, input_precision="tf32")
-    inside = cols < N
-    valid = (row + rows < M)[:, None]
-    total = _rounded(_activate(total + tl.load(b + cols, mask=inside, other=0.0)[None, :], ACT), HALF)
-    tl.store(y + row * N + (rows * N)[:, None] + cols[None, :], total, mask=valid & inside[None, :])
-    if A > 0:
-        outs = tl.arange(0, BA)
-        held = inside[:, None] & (outs < A)[None, :]
-        last = tl.load(head + (outs * N)[None, :] + cols[:, None], mask=held, other=0.0)
-        total = tl.where(inside[None, :], total, 0.0)
-        value = tl.dot(total, _rounded(last, False), input_precision="tf32")
-        value += tl.load(head_b + outs, mask=outs < A, other=0.0)[None, :]
-        tl.store(out + row * A + (rows * A)[:, None] + outs[None, :], value, mask=valid & (outs < A)[None, :])
-
-
-def _entry_kernel(
-    g: array, w: array, y: array, dz: array, db: array, dw: array, M: array, P: array,
-    N: constexpr, A: constexpr, ACT: constexpr, HALF: constexpr, BM: constexpr, BN: constexpr, BA: constexpr,
-) -> None:  # fmt: skip
-    """Make dz [M, N] = (g [M, A] @ w [A, N]) * act'(y [M, N]), or with A = 0 of g [M, N] itself.
-
-    One program makes one tile, and in row i of db [M / BM, P] its column sums, in dw those of g and its product with y.
-    """
-    row = tl.program_id(0).to(tl.int64) * BM
-    cols = tl.program_id(1) * BN + tl.arange(0, BN)
-    rows = tl.arange(0, BM)
-    inside = (row + rows < M)[:, None] & (cols < N)[None, :]
-    at = row * N + (rows * N)[:, None] + cols[None, :]
-    out = tl.load(y + at, mask=inside, other=0.0)
-    part = tl.program_id(0).to(tl.int64) * P
-    if A > 0:
-        ins = tl.arange(0, BA)
-        have = (row + rows < M)[:, None] & (ins < A)[None, :]
-        grad = tl.load(g + row * A + (rows * A)[:, None] + ins[None, :], mask=have, other=0.0)
-        if tl.program_id(1) == 0:
-            tl.store(dw + part + A * N + ins, tl.sum(grad, 0), mask=ins < A)
-        grad = _rounded(grad, False)
-        held = (ins < A)[:, None] & (cols < N)[None, :]
-        weight = tl.load(w + (ins * N)[:, None] + cols[None, :], mask=held, other=0.0)
-        product = tl.dot(tl.trans(grad), out, input_precision="tf32")
-        tl.store(dw + part + (ins * N)[:, None] + cols[None, :], product, mask=held)
-        value = tl.dot(grad, weight, input_precision="tf32") * _slope(out, ACT)
-    else:
-        value = tl.load(g + at, mask=inside, other=0.0) * _slope(out, ACT)
-    tl.store(db + part + cols, tl.sum(value, 0), mask=cols < N)
-    tl.store(dz + at, _rounded(value, HALF), mask=inside)
-
-
-def _backward_kernel(
-    dz: array, w: array, y: array, x: array, out: array, db: array, dw: array, M: array, P: array,
-    N: constexpr, K: constexpr, X: constexpr, W_N: constexpr, W_K: constexpr, ACT: constexpr, HALF: constexpr,
-    BM: constexpr, BN: constexpr, BK: constexpr, BX: constexpr,
-) -> None:  # fmt: skip
-    """Make d [M, K] = (dz [M, N] @ w [N, K]) * act'(y [M, K]).
-
-    One program makes one BM x BK tile of d, and its column sums in row i of db [M / BM, P]. With X > 0, y is the first
-    layer's output: then d is not stored but multiplied at once with that layer's input x [M, X], in row i of dw to be
-    added up to the weight gradient [K, X]; this saves writing and reading d, the largest matrix of all.
-    """
-    row = (tl.program_id(0) // tl.cdiv(K, BK)).to(tl.int64) * BM
-    part = (tl.program_id(0) // tl.cdiv(K, BK)).to(tl.int64) * P
-    cols = (tl.program_id(0) % tl.cdiv(K, BK)) * BK + tl.arange(0, BK)
-    rows = tl.arange(0, BM)
-    ns = tl.arange(0, BN)
-    valid = row + rows < M
-    held = tl.minimum(rows, M - 1 - row).to(tl.int32)
-    inner = cols if K % BK == 0 else tl.minimum(cols, K - 1)
-    dz_at = dz + row * N + (rows * N)[:, None] + ns[None, :]
-    w_at = w + (inner * W_K)[None, :] + (ns * W_N)[:, None]
-    total = tl.zeros((BM, BK), tl.float32)
-    y_at = y + row * K + (held * K)[:, None] + inner[None, :]
-    if HALF:  # small enough to be held in registers from the start, which hides the time it takes to come
-        reached = tl.load(y_at)
-    for n in range(0, N, BN):
-        if N % BN == 0:
-            left = tl.load(dz_at + n, mask=valid[:, None], other=0.0)
-            right = tl.load(w_at + n * W_N)
-        else:
-            left = tl.load(dz_at + n, mask=valid[:, None] & (ns[None, :] < N - n), other=0.0)
-            right = tl.load(w_at + n * W_N, mask=ns[:, None] < N - n, other=0.0)
-        total = tl.dot(left, right, total, input_precision="tf32")
-    if not HALF:
-        reached = tl.load(y_at)
-    value = total * _slope(reached.to(tl.float32), ACT)
-    tl.store(db + part + cols, tl.sum(value, 0), mask=cols < K)
-    value = _rounded(value, HALF)
-    if X > 0:
-        xs = tl.arange(0, BX)
-        wide = tl.load(x + row * X + (held * X)[:, None] + xs[None, :], mask=(xs < X)[None, :], other=0.0)
-        product = tl.dot(tl.trans(value), wide, input_precision="tf32")
-        at = dw + part + (cols * X)[:, None] + xs[None, :]
-        tl.store(at, product, mask=(cols < K)[:, None] & (xs < X)[None, :])
-    else:
-        at = out + row * K + (rows * K)[:, None] + cols[None, :]
-        tl.store(at, value, mask=valid[:, None] & (cols < K)[None, :])
-
-
 # Block sizes, measured on an H200 with layers of 512, 256 and 128, at 24,576 rows and (large) 393,216. Few warps and
 # registers let several programs share a multiprocessor, so that one loads while another computes; with fewer rows that
 # matters more than large tiles. Slower: the first two layers in one kernel, which saves reading the first one's output
-# (66 instead of 54 us), and programs that sum over four tiles, which saves writing sums (185 ms an iteration, not 150).
+# (66 instead of 54 us), and programs without descriptors that sum over several blocks of rows.
 _PART = 128  # samples whose gradients are summed within one program
 _LARGE = 2**17  # rows
 _ROOM = 160_000  # bytes of a multiprocessor's own memory, from which on large tiles fit
@@ -213,6 +46,8 @@ _TILES: dict[str, dict[str, int]] = {
     "backward_roomy": {"BN": 32, "BK": 128, "num_warps": 4, "num_stages": 3},  # in 96 KiB
     "backward_first": {"BN": 32, "BK": 256, "num_warps": 8, "num_stages": 3},  # in 144 KiB; the others need 72
     "backward_half": {"BN": 64, "BK": 64, "num_warps": 4, "num_stages": 3},
+    "turned": {"BN": 32, "BK": 128, "num_warps": 4, "num_stages": 3},  # in 96 KiB
+    "turned_half": {"BN": 64, "BK": 128, "num_warps": 4, "num_stages": 3},
 }
 
 
@@ -223,6 +58,58 @@ def _tiles(kernel: str, half: bool, large: bool, **sizes: int) -> dict[str, int]
     for name, size in sizes.items():
         tiles[name] = min(tiles[name], power_of_two(size, 64))
     return tiles
+
+
+def _partial(blocks: int, sizes: list[int], like: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Make room for sums, a row for each of the blocks; return also its columns, in parts of these sizes.
+
+    Rows are padded, as adding them up takes several times longer where they are not aligned to 16 bytes.
+    """
+    room = like.new_empty(blocks, num_blocks(sum(sizes), 4) * 4, dtype=torch.float32)
+    return room, list(torch.split(room[:, : sum(sizes)], sizes, 1))
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """Return float32 x^T, with rows that begin at multiples of 16 bytes."""
+    (rows, width), block = x.shape, power_of_two(x.shape[1])
+    out = x.new_empty(width, num_blocks(rows, 4) * 4)
+    kernel(_transpose_kernel)[(num_blocks(rows, _PART),)](x, out, rows, out.stride(0), width, BM=_PART, BX=block)
+    return out[:, :rows]
+
+
+def _steps(x: Tensor, k: int) -> int:
+    """Return the blocks of rows of one program of ``_turned_kernel``, such that all programs run at the same time."""
+    columns = num_blocks(k, _tiles("turned", x.dtype == torch.bfloat16, False, BK=k)["BK"])
+    at_once = 2 * torch.cuda.get_device_properties(x.device).multi_processor_count  # two share a multiprocessor
+    return num_blocks(num_blocks(x.shape[0], _PART) * columns, at_once)
+
+
+def _backward(
+    dz: Tensor, w: Tensor, y: Tensor, x: Tensor | None, out: Tensor | None, db: Tensor, dw: Tensor, act: str, steps: int
+) -> None:
+    """Launch ``_turned_kernel`` with so many steps, or with none ``_backward_kernel``; x or else out is not needed."""
+    (rows, n), k, half = dz.shape, y.shape[1], dz.dtype == torch.bfloat16
+    blocks, stride, width = num_blocks(rows, _PART), db.stride(0), 0 if x is None else x.shape[1]
+    source, target = y if x is None else x, dz if out is None else out  # something has to be there
+    w = w if half else w.t().contiguous()  # as matrix units read TF32
+    if steps:
+        tiles = _tiles("turned", half, False, BK=k)
+        bn, bk = tiles["BN"], tiles["BK"]
+        if x is not None and not half:
+            source = tiled(_transposed(x), _FIRST, _PART)
+        kernel(_turned_kernel)[(num_blocks(blocks, steps) * num_blocks(k, bk),)](
+            tiled(dz, _PART, bn), tiled(w, *((bn, bk) if half else (bk, bn))), tiled(y, _PART, bk), source,
+            tiled(target, _PART, bk), db, dw, rows, stride,
+            n, k, width, act, half, steps, BM=_PART, BX=_FIRST, **tiles,
+        )  # fmt: skip
+        return
+    roomy = shared_memory(dz.device) > _ROOM and not half
+    kind = "backward_first" if x is not None and rows <= _LARGE else "backward_roomy"
+    tiles = _tiles(kind if roomy else "backward", half, False, BK=k)
+    kernel(_backward_kernel)[(blocks * num_blocks(k, tiles["BK"]),)](
+        dz, w, y, source, target, db, dw, rows, stride,
+        n, k, width, *((k, 1) if half else (1, n)), act, half, BM=_PART, BX=_FIRST, **tiles,
+    )  # fmt: skip
 
 
 class _MLP(torch.autograd.Function):
@@ -265,51 +152,43 @@ class _MLP(torch.autograd.Function):
         count, half, act, saved = ctx.count, ctx.half, ctx.activation, ctx.saved_tensors
         learned = any(ctx.needs_input_grad[4:])  # false where a gradient only passes through
         outputs, weights = saved[: count + 1], saved[count + 1 :]
-        rows, widths = outputs[0].shape[0], [y.shape[1] for y in outputs]
-        blocks, size = num_blocks(rows, _PART), widths[-1]
-        roomy = shared_memory(outputs[0].device) > _ROOM
-        large = rows > _LARGE and roomy
+        x, widths = outputs[0], [y.shape[1] for y in outputs]
+        rows, size = x.shape[0], widths[-1]
+        blocks = num_blocks(rows, _PART)
         actions = weights[-1].shape[0] if ctx.head else 0
         # Where the loop over the second layer has a single round and BX is below 64, Triton 3.6 gets bfloat16 wrong.
         fused = count > 1 and widths[0] <= _FIRST and widths[2] > _FIRST and not ctx.needs_input_grad[0]
-        # Partial sums, a row for each block of samples: the gradients of first layer, biases and head. Rows are padded,
-        # as the addition takes several times longer where they are not aligned to 16 bytes.
-        split = [widths[0] * widths[1] if fused else 0, *widths[1:], actions * size, actions]
-        stride = num_blocks(sum(split), 4) * 4
-        partial = outputs[-1].new_empty(blocks, stride)
-        first_part, *bias_parts, head_part, _ = partial[:, : sum(split)].split(split, 1)
+        # Descriptors want rows to begin at multiples of 16 bytes.
+        turned = copies_tiles(x.device) and all(n * x.element_size() % 16 == 0 for n in widths[1:])
+        # Sums over each block of samples: the gradients of biases and head; those of a fused first layer come below.
+        parts = [*widths[1 + fused :], actions * size, actions]
+        sums, (*bias_parts, head_part, _) = _partial(blocks, parts, outputs[-1])
 
-        dz = torch.empty_like(outputs[-1], dtype=outputs[0].dtype)
-        tiles = _tiles("entry", half, large, BN=size)
+        dz = torch.empty_like(outputs[-1], dtype=x.dtype)
+        tiles = _tiles("entry", half, False, BN=size)
         kernel(_entry_kernel)[(blocks, num_blocks(size, tiles["BN"]))](
-            gradients[0].contiguous(), weights[-1], outputs[-1], dz, bias_parts[-1], head_part, rows, stride,
+            gradients[0].contiguous(), weights[-1], outputs[-1], dz, bias_parts[-1], head_part, rows, sums.stride(0),
             size, actions, act, half, BM=_PART, BA=power_of_two(actions), **tiles,
         )  # fmt: skip
         products: list[Tensor | None] = [None] * count
-        for i in range(count - 1, -1, -1):
-            n, k = widths[i + 1], widths[i]
-            if learned and (i > 0 or not fused):
+        for i in range(count - 1, fused - 1, -1):
+            if learned:
                 products[i] = product(dz.t(), outputs[i])
-            if i > 0:
-                # Matrix units read TF32 along the summed dimension only.
-                w = weights[i] if half else weights[i].t().contiguous()
-                strides = (k, 1) if half else (1, n)
-                last = fused and i == 1
-                out = dz if last else torch.empty_like(outputs[i])
-                wide = roomy and not half
-                kind = ("backward_first" if last and not large else "backward_roomy") if wide else "backward"
-                tiles = _tiles(kind, half, large, BK=k)
-                kernel(_backward_kernel)[(blocks * num_blocks(k, tiles["BK"]),)](
-                    dz, w, outputs[i], outputs[0], out, bias_parts[i - 1], first_part, rows, stride,
-                    n, k, widths[0] if last else 0, *strides, act, half, BM=_PART, BX=_FIRST, **tiles,
-                )  # fmt: skip
-                dz = out
+            if i > fused:
+                y, dy = outputs[i], torch.empty_like(outputs[i])
+                _backward(dz, weights[i], y, None, dy, bias_parts[i - 1 - fused], head_part, act, int(turned))
+                dz = dy
         dx = product(dz, weights[0]) if ctx.needs_input_grad[0] else None
         if not learned:
             return dx, None, None, None, *[None] * (2 * (count + ctx.head))
-        first, *biases, head_w, head_b = partial.sum(0)[: sum(split)].split(split)
+        *biases, head_w, head_b = torch.split(sums.sum(0)[: sum(parts)], parts)
         if fused:
-            products[0] = first.view(widths[1], widths[0])
+            steps = _steps(x, widths[1]) if turned else 0
+            parts = [widths[1], widths[1] * widths[0]]
+            sums, (bias_part, weight_part) = _partial(num_blocks(blocks, max(1, steps)), parts, outputs[-1])
+            _backward(dz, weights[1], outputs[1], x, None, bias_part, weight_part, act, steps)
+            bias, weight = torch.split(sums.sum(0)[: sum(parts)], parts)
+            biases, products[0] = [bias, *biases], weight.view(widths[1], widths[0])
         layers = [tensor for pair in zip(products, biases, strict=True) for tensor in pair]
         heads = [head_w.view(actions, size), head_b] if ctx.head else []
         return (dx, None, None, None, *layers, *heads)

@@ -34,6 +34,26 @@ def shared_memory(device: torch.device) -> int:
     return getattr(properties, "shared_memory_per_block_optin", 1 << 16) if properties.major >= 8 else 0
 
 
+@functools.cache
+def copies_tiles(device: torch.device) -> bool:
+    """Tell whether programs use descriptors of tiles, which the GPU copies by itself: on Hopper, where that was timed.
+
+    For ``tiled``; GPUs since have that unit too, but less memory or other matrix units.
+    """
+    if not available(device) or torch.cuda.get_device_properties(device).major != 9:
+        return False
+    return importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+
+
+def tiled(tensor: Tensor, *block: int) -> Any:
+    """Return a descriptor of a matrix, by which a kernel reads or writes tiles of this size; zero beyond the edges.
+
+    The matrix begins, and each of its rows does, at a multiple of 16 bytes.
+    """
+    descriptor = importlib.import_module("triton.tools.tensor_descriptor").TensorDescriptor
+    return descriptor.from_tensor(tensor, list(block))
+
+
 def kernel(fn: Any) -> Any:
     """Return a module's function as a Triton kernel, ``kernel(fn)[grid](...)``.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from rlcore.launcher import kernel, num_blocks, power_of_two, product
 from rlcore.types import State
 
-# As in rlcore.kernels: loading Triton puts its own names in their place.
+# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
 constexpr = Any
 array = Any
 tl: Any = None

@@ -30,7 +30,7 @@ reset in mid-episode or the observation there is not finite; or the step itself 
 _BLOCK = 64
 _WRITE_BLOCK = 1024
 
-# As in rlcore.kernels: loading Triton puts its own names in their place.
+# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
 constexpr = Any
 array = Any
 tl: Any = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlcore.launcher import available, kernel, num_blocks
 
-# As in rlcore.kernels: loading Triton puts its own names in their place.
+# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
 constexpr = Any
 array = Any
 tl: Any = None

@@ -18,7 +18,7 @@ from rlcore.launcher import available, kernel, num_blocks, power_of_two
 
 _TILE = 1024
 
-# As in rlcore.kernels: loading Triton puts its own names in their place.
+# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
 constexpr = Any
 array = Any
 tl: Any = None

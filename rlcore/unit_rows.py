@@ -17,7 +17,7 @@ from rlcore.launcher import available, kernel
 _BLOCK = 1024  # numbers of a row that a program holds at a time
 _TINY = 1e-12  # a row shorter than this has no direction, and one of zeros stays as it is
 
-# As in rlcore.kernels: loading Triton puts its own names in their place.
+# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
 constexpr = Any
 array = Any
 tl: Any = None

@@ -22,7 +22,7 @@ METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/c
 _LOSS_ROWS = 64
 _ADAM_BLOCK = 1024
 
-# As in rlcore.kernels: loading Triton puts its own names in their place.
+# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
 constexpr = Any
 array = Any
 tl: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from dataclasses import replace
@@ -91,10 +92,12 @@ def test_a_replay_waits_for_what_a_recording_begins_with(monkeypatch: pytest.Mon
         torch.cuda._sleep(300_000_000)  # about 0.15 s, on the stream that is recorded, as with a busy GPU
         begin(*args, **kwargs)
 
+    first, second = torch.zeros(2, 4, device="cuda")
+
     def draw() -> tuple[Tensor, Tensor]:
-        first = torch.rand(4, device="cuda")
+        first.uniform_()  # in place, as taking memory would wait for the GPU
         torch.cuda._sleep(1_000_000_000)  # about 0.5 s, in which the other stream gets there
-        return first, torch.rand(4, device="cuda")
+        return first, second.uniform_()
 
     def run(mode: Any) -> list[Tensor]:
         torch.manual_seed(3)
@@ -123,6 +126,44 @@ def test_a_function_that_cannot_be_captured_runs_plainly_and_says_so(caplog: pyt
         results = [fn(torch.ones(3, device="cuda")) for _ in range(5)]
     assert all(torch.equal(r, torch.full((3,), 3.0, device="cuda")) for r in results)
     assert "cannot run as a CUDA graph" in caplog.text
+
+
+@pytest.mark.gpu
+def test_a_recording_that_breaks_off_leaves_others_and_random_numbers_as_they_were() -> None:
+    def run(mode: Any) -> list[Tensor]:
+        torch.manual_seed(3)
+        own = torch.Generator("cuda").manual_seed(4)
+        one = torch.ones((), device="cuda")
+        good = Captured(lambda: torch.rand(4, device="cuda", generator=own), mode, torch.device("cuda"), [own])
+        other = Captured(lambda: torch.rand(4, device="cuda"), mode, torch.device("cuda"))
+        bad = Captured(lambda: good.fn() + torch.rand(4, device="cuda") * one.item(), mode, one.device, [own])
+        results = [part().clone() for _ in range(3) for part in (good, other)]
+        return results + [part().clone() for _ in range(5) for part in (bad, good, other)]
+
+    assert all(torch.equal(graph, eager) for graph, eager in zip(run("graph"), run("eager"), strict=True))
+
+
+@pytest.mark.gpu
+def test_objects_that_are_collected_meanwhile_do_not_break_a_recording_off() -> None:
+    class Freed:
+        def __del__(self) -> None:
+            torch.cuda.synchronize()  # as memory that the GPU may still be using does
+
+    def step(x: Tensor) -> Tensor:
+        freed = Freed()
+        freed.itself = freed  # type: ignore[attr-defined]
+        del freed
+        assert len([[] for _ in range(1000)]) == 1000  # more containers than the threshold below
+        return x + 1
+
+    fn, threshold = Captured(step, "graph", torch.device("cuda")), gc.get_threshold()
+    gc.set_threshold(10)
+    try:
+        for _ in range(4):
+            fn(torch.zeros(3, device="cuda"))
+    finally:
+        gc.set_threshold(*threshold)
+    assert fn.graph is not None
 
 
 @pytest.mark.gpu

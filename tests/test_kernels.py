@@ -112,11 +112,21 @@ def test_mlp_and_its_gradients_are_right_to_its_precision(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", LIMITS)
-@pytest.mark.parametrize(("rows", "sizes", "head"), [(4000, *SHAPES[0][1:]), *SHAPES[1:3], *SHAPES[4:6]])
+@pytest.mark.parametrize(("rows", "sizes", "head"), [(20_000, *SHAPES[0][1:]), *SHAPES[1:3], *SHAPES[4:6]])
 def test_mlp_is_as_right_with_the_launches_meant_for_many_rows(
     rows: int, sizes: tuple[int, ...], head: int, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "_LARGE", 0)
+    test_mlp_and_its_gradients_are_right_to_its_precision(rows, sizes, head, "elu", precision)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", LIMITS)
+@pytest.mark.parametrize(("rows", "sizes", "head"), SHAPES)
+def test_mlp_is_as_right_on_gpus_that_copy_no_tiles_by_themselves(
+    rows: int, sizes: tuple[int, ...], head: int, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "copies_tiles", lambda device: False)
     test_mlp_and_its_gradients_are_right_to_its_precision(rows, sizes, head, "elu", precision)
 
 
