@@ -181,7 +181,7 @@ def markdown(reports: list[dict[str, Any]]) -> str:
 def draw(reports: list[dict[str, Any]], path: Path) -> None:
     """Draw the reward against iterations and against seconds: a thin line a seed, a thick one for their mean.
 
-    Where iterations differ in size, env steps stand in their place. Dots are policies evaluated without noise.
+    Where iterations differ, in size or algorithm, env steps stand in their place. Dots are policies without noise.
 
     Raises:
         ValueError: no run has rewards.
@@ -202,8 +202,8 @@ def draw(reports: list[dict[str, Any]], path: Path) -> None:
     for task, axes in zip(tasks, grid, strict=True):
         own = {key: runs for key, runs in groups.items() if key[0] == task}
         sizes = list(dict.fromkeys(key[1] for key in own))
-        alike = len({run["rows"][0]["env_steps"] for runs in own.values() for run in runs}) == 1
-        scales = {"iteration": 1.0, "seconds": 1.0} if alike else {"env_steps": 1e-6, "seconds": 1.0}
+        kinds = {(run["settings"]["algo"], run["rows"][0]["env_steps"]) for runs in own.values() for run in runs}
+        scales = {"iteration": 1.0, "seconds": 1.0} if len(kinds) == 1 else {"env_steps": 1e-6, "seconds": 1.0}
         styles = {name: itertools.cycle(("-", "--", ":", "-.")) for name in COLORS}
         for (_, num_envs, name), runs in own.items():
             color, style = COLORS[who(runs[0])], next(styles[who(runs[0])])

@@ -63,14 +63,15 @@ class SACConfig(OffPolicyConfig):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
-        """See ``OffPolicyConfig.presets``; ``gpu`` follows FlashSAC in how it explores."""
+        """See ``OffPolicyConfig.presets``; ``gpu`` follows FlashSAC in how it explores, but begins wide and ends narrow."""
         common = super().presets()
         return common | {"gpu": common["gpu"] | GPU}
 
 
 GPU: dict[str, Any] = {
     "init_temperature": 0.01,
-    "target_std": 0.15,
+    "target_std": 0.3,
+    "target_std_end": 0.05,
     "center_entropy": True,
     "init_std": 0.5,
     "log_std_range": (-10.0, 2.0),
