@@ -63,7 +63,7 @@ class SACConfig(OffPolicyConfig):
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
-        """See ``OffPolicyConfig.presets``; ``gpu`` follows FlashSAC in how it explores, but begins wide and ends narrow."""
+        """See ``OffPolicyConfig.presets``; ``gpu`` explores as FlashSAC does, but wide at first and narrow at last."""
         common = super().presets()
         return common | {"gpu": common["gpu"] | GPU}
 
