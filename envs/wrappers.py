@@ -33,6 +33,16 @@ class _Wrapper:
             raise AttributeError(name)
         return getattr(self.env, name)
 
+    @property
+    def final_groups(self) -> tuple[str, ...] | None:
+        """Of the inner env, if it has them."""
+        groups: tuple[str, ...] | None = self.env.final_groups  # type: ignore[attr-defined]
+        return groups
+
+    @final_groups.setter
+    def final_groups(self, groups: tuple[str, ...]) -> None:
+        self.env.final_groups = groups  # type: ignore[attr-defined]
+
     def close(self) -> None:
         """Release the inner env."""
         self.env.close()

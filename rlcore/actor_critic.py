@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from rlcore.config import ConfigError, check
+from rlcore.config import ConfigError, check, check_positive
 from rlcore.distributions import CategoricalHead, Distribution, GaussianHead, StdType
 from rlcore.env import EnvSpec
 from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate, orthogonal_
@@ -50,13 +50,11 @@ class ActorCriticConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        for key in ("clip_obs", "clip_actions"):
-            value = getattr(self, key)
-            check(value is None or value > 0, key, value, "set a positive number or none")
+        check_positive(self, "min_std")
+        check_positive(self, "clip_obs", "clip_actions", none=True)
         for name in ("actor", "critic"):
             unit = getattr(self, name).unit_norm
             check(unit == "none", f"{name}.unit_norm", unit, "weights of unit length need sac or ddpg; set none")
-        check(self.min_std > 0, "min_std", self.min_std, "set a positive number")
         check(self.min_std < self.init_std, "init_std", self.init_std, f"set more than min_std ({self.min_std})")
         check(self.init_std <= self.max_std, "max_std", self.max_std, f"set at least init_std ({self.init_std})")
 

@@ -7,6 +7,7 @@ tensors of fixed shapes, reads no tensor on the host, and keeps its state in ten
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -103,10 +104,6 @@ class Captured:
         self.enabled = device.type == "cuda" and "graph" in mode
         self.device = device
         self.generators = list(generators)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the recording; needed when tensors that ``fn`` uses have been replaced by others."""
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
         self.inputs: list[Tensor] = []
@@ -148,34 +145,34 @@ class Captured:
 
     def _record(self, args: tuple[Any, ...]) -> Any:
         static = _rebuilt(args, lambda tensor: tensor.detach().clone())
-        graph = torch.cuda.CUDAGraph()
-        for generator in self.generators:
-            graph.register_generator_state(generator)
-        recording = torch.cuda.graph(graph)
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        graph, side = torch.cuda.CUDAGraph(), _side(index)
         try:
-            with _no_collection(), recording:
+            with self._recording(graph, side):
                 outputs = self.fn(*static)
         except RuntimeError as error:
             self.enabled = False
-            self._end_recording()
+            # One that breaks off leaves generators waiting for its end, and with them all graphs that draw from these.
+            with self._recording(torch.cuda.CUDAGraph(), side):
+                torch.zeros((), device=self.device)
             reason = str(error).splitlines()[0]
             _log.warning("%s cannot run as a CUDA graph and runs slower, as written: %s", self.name, reason)
             return self.fn(*args)
         self.graph, self.outputs, self.inputs = graph, outputs, list(_tensors(static))
         # Recording computes nothing but what PyTorch before 2.13 begins it with: it resets the place in the sequence of
         # random numbers, one for all graphs, on the stream that is recorded. No replay must have set its own before.
-        assert recording.capture_stream is not None
-        torch.cuda.current_stream(self.device).wait_stream(recording.capture_stream)
+        torch.cuda.current_stream(self.device).wait_stream(side)
         graph.replay()
         return self.outputs
 
-    def _end_recording(self) -> None:
-        """Let generators that wait for the end of a recording that broke off, and graphs that share them, go on."""
-        graph = torch.cuda.CUDAGraph()
+    @contextmanager
+    def _recording(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
         for generator in self.generators:
             graph.register_generator_state(generator)
-        with torch.cuda.graph(graph):
-            torch.zeros((), device=self.device)
+        # A recording that breaks off would leave its own stream in the place of the present one.
+        present = torch.cuda.stream(torch.cuda.current_stream(self.device))
+        with present, _no_collection(), torch.cuda.graph(graph, stream=stream):
+            yield
 
     def _check(self, given: list[Tensor]) -> None:
         if len(given) != len(self.inputs):
@@ -187,6 +184,12 @@ class Captured:
                     f"and is given {new.dtype} {tuple(new.shape)} on {new.device}; "
                     "shapes cannot change during a run: build the agent anew for another number of envs"
                 )
+
+
+@functools.cache
+def _side(index: int) -> torch.cuda.Stream:
+    """The stream of a GPU that all its graphs are recorded on, as each stream has memory of cuBLAS's."""
+    return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

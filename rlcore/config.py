@@ -38,6 +38,18 @@ def check(condition: bool, key: str, value: object, remedy: str) -> None:
         raise ConfigError(f"{key}: {value!r} is not possible; {remedy}")
 
 
+def check_positive(settings: object, *keys: str, none: bool = False) -> None:
+    """Refuse settings that are not positive and finite; ``none`` may be among them, if so given.
+
+    Raises:
+        ConfigError: one of them is something else.
+    """
+    for key in keys:
+        value = getattr(settings, key)
+        remedy = "set a positive number" + " or none" * none
+        check((none and value is None) or 0 < value < math.inf, key, value, remedy)
+
+
 def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuration") -> T:
     """Build a configuration dataclass from plain values.
 

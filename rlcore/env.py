@@ -55,6 +55,7 @@ class VecEnv(Protocol):
         """Advance every env by one control step, and reset those that ended (same-step auto-reset).
 
         The next action comes in the same memory: an env that keeps the last one keeps a copy.
+        What is returned is new each time: observations of one step are stored together with what the next one returns.
         """
         ...
 

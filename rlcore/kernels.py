@@ -51,7 +51,7 @@ _TILES: dict[str, dict[str, int]] = {
 }
 
 
-def _tiles(kernel: str, half: bool, large: bool, **sizes: int) -> dict[str, int]:
+def _tiles(kernel: str, half: bool, large: bool = False, **sizes: int) -> dict[str, int]:
     """Return a launch's block sizes, none much larger than the matrix, nor too small for the matrix units."""
     names = [kernel + "_half" * half, kernel]
     tiles = next(dict(_TILES[name]) for name in [f"{names[0]}_large"] * large + names if name in _TILES)
@@ -79,9 +79,9 @@ def _transposed(x: Tensor) -> Tensor:
 
 def _steps(x: Tensor, k: int) -> int:
     """Return the blocks of rows of one program of ``_turned_kernel``, such that all programs run at the same time."""
-    columns = num_blocks(k, _tiles("turned", x.dtype == torch.bfloat16, False, BK=k)["BK"])
+    columns = num_blocks(k, _tiles("turned", x.dtype == torch.bfloat16, BK=k)["BK"])
     at_once = 2 * torch.cuda.get_device_properties(x.device).multi_processor_count  # two share a multiprocessor
-    return num_blocks(num_blocks(x.shape[0], _PART) * columns, at_once)
+    return num_blocks(num_blocks(x.shape[0], _PART), max(1, at_once // columns))
 
 
 def _backward(
@@ -93,7 +93,7 @@ def _backward(
     source, target = y if x is None else x, dz if out is None else out  # something has to be there
     w = w if half else w.t().contiguous()  # as matrix units read TF32
     if steps:
-        tiles = _tiles("turned", half, False, BK=k)
+        tiles = _tiles("turned", half, BK=k)
         bn, bk = tiles["BN"], tiles["BK"]
         if x is not None and not half:
             source = tiled(_transposed(x), _FIRST, _PART)
@@ -105,7 +105,7 @@ def _backward(
         return
     roomy = shared_memory(dz.device) > _ROOM and not half
     kind = "backward_first" if x is not None and rows <= _LARGE else "backward_roomy"
-    tiles = _tiles(kind if roomy else "backward", half, False, BK=k)
+    tiles = _tiles(kind if roomy else "backward", half, BK=k)
     kernel(_backward_kernel)[(blocks * num_blocks(k, tiles["BK"]),)](
         dz, w, y, source, target, db, dw, rows, stride,
         n, k, width, *((k, 1) if half else (1, n)), act, half, BM=_PART, BX=_FIRST, **tiles,
@@ -165,7 +165,7 @@ class _MLP(torch.autograd.Function):
         sums, (*bias_parts, head_part, _) = _partial(blocks, parts, outputs[-1])
 
         dz = torch.empty_like(outputs[-1], dtype=x.dtype)
-        tiles = _tiles("entry", half, False, BN=size)
+        tiles = _tiles("entry", half, BN=size)
         kernel(_entry_kernel)[(blocks, num_blocks(size, tiles["BN"]))](
             gradients[0].contiguous(), weights[-1], outputs[-1], dz, bias_parts[-1], head_part, rows, sums.stride(0),
             size, actions, act, half, BM=_PART, BA=power_of_two(actions), **tiles,
@@ -209,9 +209,9 @@ def mlp(
         weights: float32 ``[N, K]`` of each layer.
         biases: float32 ``[N]`` of each layer.
         activation: one of ``ACTIVATIONS``.
-        precision: ``tf32``, products of numbers rounded to TF32; ``bf16``, products and stored outputs of the layers in
-            bfloat16. Sums, head, result and gradients are float32 in both. What cuBLAS does follows PyTorch's own
-            setting for TF32 besides.
+        precision: ``tf32``, products of numbers in TF32, to which outputs of layers are rounded, weights and ``x`` cut
+            off; ``bf16``, products and stored outputs of the layers in bfloat16. Sums, head, result and gradients are
+            float32 in both. What cuBLAS does follows PyTorch's own setting for TF32 besides.
         head: weight ``[A, N]`` and bias ``[A]`` of a last layer without activation; its gradients cost next to nothing.
 
     Returns:

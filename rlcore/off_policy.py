@@ -72,7 +72,7 @@ class OffPolicy:
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
                 network.mlp.precision = config.precision
-                network.mlp.fused = config.precision != "fp32" and "compile" not in config.mode
+                network.mlp.fused = config.precision != "fp32"
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         self.num_iterations = num_iterations
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
@@ -104,6 +104,7 @@ class OffPolicy:
         self.return_scale = scale if config.normalize_reward else None
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
+        self.began = torch.zeros_like(self.steps)  # of them, before this run
         self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
         self.timeout_bootstrap = config.timeout_bootstrap
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
@@ -124,10 +125,13 @@ class OffPolicy:
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
 
-        The number is what a cosine schedule reaches its end at.
+        The number is what a cosine schedule reaches its end at. Without ``progress`` the run begins anew, its schedules
+        included, with what has been learned and stored before.
         """
         self.num_iterations = num_iterations
         self.horizon.fill_(num_iterations)
+        if kwargs.get("progress") is None:
+            self.began.copy_(self.steps)
         return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
 
     def initial_state(self) -> State:
@@ -165,7 +169,17 @@ class OffPolicy:
         """Forget what exploration carries along, where ``done`` ``[N]``."""
 
     def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
-        """Store one vector step."""
+        """Store one vector step.
+
+        Raises:
+            ValueError: the env has written its new observations over those that are to be stored.
+        """
+        for group, value in obs.items():
+            if group in step.obs and step.obs[group].data_ptr() == value.data_ptr():
+                raise ValueError(
+                    f"step()'s observation '{group}' lies where the one before it lay, which has not been stored yet; "
+                    "return a new tensor from each step, such as a clone()"
+                )
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
@@ -203,7 +217,8 @@ class OffPolicy:
 
     def _fallen(self) -> Tensor:
         """How far the run has come along half a cosine, a scalar in 0..1."""
-        gone = (self.steps / (self.config.num_steps * self.horizon)).clamp(max=1).squeeze(0)  # part of the run
+        gone = (self.steps - self.began) / (self.config.num_steps * self.horizon)  # part of the run
+        gone = gone.clamp(max=1).squeeze(0)
         return (1 - torch.cos(math.pi * gone)) / 2
 
     def _improve(self, phase: int) -> Metrics:
@@ -306,6 +321,7 @@ class OffPolicy:
             "critic_optimizer": self.critic_optimizer.state_dict(),
             "iteration": self.iteration,
             "steps": self.steps,
+            "began": self.began,
             "stored": self.stored,
             "replay": self.replay.state_dict(self.stored) if self.config.save_buffer else None,
             "timeout_bootstrap": self.timeout_bootstrap,
@@ -322,6 +338,7 @@ class OffPolicy:
             getattr(self, name).load_state_dict(state[name])
         self.iteration = state["iteration"]
         self.steps.copy_(state["steps"])
+        self.began.copy_(state["began"])
         self.timeout_bootstrap = state["timeout_bootstrap"]
         self.stored = 0 if state["replay"] is None else state["stored"]
         if state["replay"] is not None:

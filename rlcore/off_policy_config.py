@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from rlcore.config import ConfigError, check, nearest
+from rlcore.config import ConfigError, check, check_positive, nearest
 from rlcore.networks import NetworkConfig
 from rlcore.replay import Home, Timeout
-from rlcore.types import Mode
 
 C = TypeVar("C", bound="OffPolicyConfig")
 
@@ -121,9 +121,8 @@ class OffPolicyConfig:
     """Lower action bounds, one for all dimensions or one each; none: those of the env."""
     action_high: tuple[float, ...] | None = None
     """Upper action bounds, one for all dimensions or one each; none: those of the env."""
-    mode: Mode = "graph"
-    """How acting and learning run on CUDA: recorded as graphs, networks fused by torch.compile, both, or as written
-    (eager)."""
+    mode: Literal["graph", "eager"] = "graph"
+    """How acting and learning run on CUDA: recorded as graphs, or as written."""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """Matrix products on CUDA. With bf16 those of hidden layers, while last layers are multiplied as with tf32, and
     losses, log densities and Adam stay float32."""
@@ -132,17 +131,16 @@ class OffPolicyConfig:
         """Refuse impossible values."""
         for key in ("num_steps", "buffer_size", "batch_size", "n_step", "policy_delay", "num_critics", "noise_hold"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
-        for key in ("learning_rate", "update_ratio", "reward_scale", "init_head_scale"):
-            check(getattr(self, key) > 0, key, getattr(self, key), "set a positive number")
-        for key in ("clip_obs", "max_grad_norm", "num_updates"):
-            value = getattr(self, key)
-            check(value is None or value > 0, key, value, "set a positive number or none")
+        check_positive(self, "learning_rate", "update_ratio", "reward_scale", "init_head_scale")
+        check_positive(self, "clip_obs", "max_grad_norm", "num_updates", none=True)
         check(0 <= self.gamma <= 1, "gamma", self.gamma, "set a number from 0 to 1")
         check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")
-        check(self.lr_end >= 0, "lr_end", self.lr_end, "set 0 or more")
+        check(0 <= self.lr_end < math.inf, "lr_end", self.lr_end, "set 0 or more")
         check(self.num_atoms >= 2, "num_atoms", self.num_atoms, "set at least 2")
+        remedy = "networks have kernels of their own; set graph or eager"
+        check(self.mode in ("graph", "eager"), "mode", self.mode, remedy)
         low, high = self.value_range
-        check(low < high, "value_range", self.value_range, "set two rising numbers")
+        check(-math.inf < low < high < math.inf, "value_range", self.value_range, "set two rising numbers")
         known = not self.normalize_reward or high > 0
         check(known, "value_range", self.value_range, "with normalize_reward its upper end must be positive")
         fits = 0 <= self.learning_starts <= self.buffer_size

@@ -181,6 +181,7 @@ class PPO:
             remaining = max(0.0, 1 - self.iteration / self.num_iterations)
             self.learning_rate.fill_(self.config.learning_rate * remaining)
         self.iteration += 1
+        self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
 
     def _improve(self, next_obs: Tensor) -> Metrics:

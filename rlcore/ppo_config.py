@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlcore.actor_critic import ActorCriticConfig
-from rlcore.config import check
+from rlcore.config import check, check_positive
 from rlcore.types import Mode
 
 
@@ -86,16 +86,13 @@ class PPOConfig(ActorCriticConfig):
         fits = length >= 1 and self.num_steps % length == 0
         check(fits, "sequence_length", length, f"it must divide num_steps ({self.num_steps})")
         check(0 <= self.burn_in < length, "burn_in", self.burn_in, f"set 0 or more, less than {length}")
-        for key in ("learning_rate", "desired_kl", "lr_min", "lr_max", "reward_scale", "clip_range"):
-            check(0 < getattr(self, key) < math.inf, key, getattr(self, key), "set a positive number")
+        check_positive(self, "learning_rate", "desired_kl", "lr_min", "lr_max", "reward_scale", "clip_range")
+        check_positive(self, "target_kl", "reward_clip", none=True)
         check(self.max_grad_norm > 0, "max_grad_norm", self.max_grad_norm, "set a positive number, or inf for no limit")
-        for key in ("target_kl", "reward_clip"):
-            value = getattr(self, key)
-            check(value is None or value > 0, key, value, "set a positive number or none")
         for key in ("value_coef", "entropy_coef", "bounds_loss_coef", "bounds_loss_limit"):
-            check(getattr(self, key) >= 0, key, getattr(self, key), "set 0 or more")
+            check(0 <= getattr(self, key) < math.inf, key, getattr(self, key), "set 0 or more")
         for key in ("gamma", "gae_lambda"):
             check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "set a number from 0 to 1")
         check(self.lr_min <= self.lr_max, "lr_max", self.lr_max, f"set at least lr_min ({self.lr_min})")
-        check(self.kl_factor > 1, "kl_factor", self.kl_factor, "set more than 1")
+        check(1 < self.kl_factor < math.inf, "kl_factor", self.kl_factor, "set more than 1")
         check(0 <= self.kl_band[0] < self.kl_band[1], "kl_band", self.kl_band, "set two rising multiples")

@@ -41,7 +41,7 @@ class Transitions(NamedTuple):
     reward: Tensor  # [B], sum of gamma^i r_i over the steps taken
     discount: Tensor  # [B], gamma^(steps taken), 0 where nothing follows
     next_obs: Obs  # [B, O] by group; what the discount multiplies the value of
-    weight: Tensor  # [B], 1, or 0 where next_obs has been lost or a step is broken: the sample must not count
+    weight: Tensor  # [B], 1, or 0 where next_obs has been lost or a step is broken: no value is learned
 
 
 class Replay:

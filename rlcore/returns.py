@@ -84,10 +84,9 @@ def gae_reference(
 ) -> tuple[Tensor, Tensor]:
     """Do as ``gae`` does in plain PyTorch, in the type of the rewards."""
     delta = rewards + gamma * following - values  # [T, N]
-    decay = gamma * gae_lambda * (~done).to(values.dtype)  # [T, N]
     advantages = torch.empty_like(delta)
     tail = torch.zeros_like(delta[0])  # [N]
     for t in range(delta.shape[0] - 1, -1, -1):
-        tail = delta[t] + decay[t] * tail
+        tail = delta[t] + torch.where(done[t], 0.0, gamma * gae_lambda * tail)
         advantages[t] = tail
     return advantages, advantages + values

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.config import check
+from rlcore.config import check, check_positive
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.off_policy import Batch, OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
@@ -46,18 +46,16 @@ class SACConfig(OffPolicyConfig):
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         super().__post_init__()
-        check(self.init_temperature > 0, "init_temperature", self.init_temperature, "set a positive number")
-        rate = self.temperature_learning_rate
-        check(rate is None or rate > 0, "temperature_learning_rate", rate, "set a positive number or none")
+        check_positive(self, "init_temperature")
+        check_positive(self, "temperature_learning_rate", "target_std", "target_std_end", "init_std", none=True)
+        known = self.target_entropy is None or math.isfinite(self.target_entropy)
+        check(known, "target_entropy", self.target_entropy, "set a number or none")
         single = self.target_std is None or self.target_entropy is None
         check(single, "target_std", self.target_std, "leave either it or target_entropy at none")
         there = self.target_std_end is None or self.target_std is not None
         check(there, "target_std_end", self.target_std_end, "set target_std, which it is the end of, as well")
         falls = self.target_std_end is None or self.target_std is None or self.target_std_end <= self.target_std
         check(falls, "target_std_end", self.target_std_end, f"set at most target_std ({self.target_std})")
-        for key in ("target_std", "target_std_end", "init_std"):
-            value = getattr(self, key)
-            check(value is None or value > 0, key, value, "set a positive number or none")
         low, high = self.log_std_range
         check(low < high, "log_std_range", self.log_std_range, "set two rising numbers")
 

@@ -125,7 +125,7 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         rows, size = mean.shape
         clip_range, value_coef, entropy_coef, clip_value = options
-        action, old_log_prob, old_mean, old_std, *others = (t if t.dim() == 1 else _rows(t) for t in fixed)
+        action, old_log_prob, old_mean, old_std, *others = map(_rows, fixed)
         std, full = _rows(std), std.shape
         strides = [0 if t.dim() == 1 else t.stride(0) for t in (std, old_std)]
         # One buffer, so that the backward pass scales it in one go.

@@ -137,8 +137,11 @@ def test_a_recording_that_breaks_off_leaves_others_and_random_numbers_as_they_we
         good = Captured(lambda: torch.rand(4, device="cuda", generator=own), mode, torch.device("cuda"), [own])
         other = Captured(lambda: torch.rand(4, device="cuda"), mode, torch.device("cuda"))
         bad = Captured(lambda: good.fn() + torch.rand(4, device="cuda") * one.item(), mode, one.device, [own])
+        present = torch.cuda.current_stream()
         results = [part().clone() for _ in range(3) for part in (good, other)]
-        return results + [part().clone() for _ in range(5) for part in (bad, good, other)]
+        results += [part().clone() for _ in range(5) for part in (bad, good, other)]
+        assert torch.cuda.current_stream() == present
+        return results
 
     assert all(torch.equal(graph, eager) for graph, eager in zip(run("graph"), run("eager"), strict=True))
 

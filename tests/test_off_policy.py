@@ -291,6 +291,35 @@ def test_rate_falls_along_a_cosine_and_goes_on_after_a_resume() -> None:
         agent(lr_schedule="cosine").update()
 
 
+def test_schedules_start_anew_with_a_new_run() -> None:
+    seen: list[tuple[float, float]] = []
+    falling = {"lr_schedule": "cosine", "learning_rate": 1e-2, "target_std": 0.4, "target_std_end": 0.1}
+    learner = agent(**falling, num_iterations=10, learning_starts=8)
+    for _ in range(2):
+        learner.learn(
+            10,
+            on_report=lambda r: seen.append(
+                (r.metrics.get("policy/learning_rate", math.nan), r.metrics.get("policy/target_entropy", math.nan))
+            ),
+        )
+    first, second = torch.tensor(seen[:10]), torch.tensor(seen[10:])
+    learning = ~first.isnan()
+    assert int(learning.sum()) >= 10
+    torch.testing.assert_close(second[learning], first[learning])
+
+
+def test_an_env_that_writes_over_its_last_observation_is_refused() -> None:
+    class Reusing(Null):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            memory = getattr(self, "memory", torch.empty_like(step.obs["policy"]))
+            self.memory = memory.copy_(step.obs["policy"])
+            return step._replace(obs={"policy": self.memory})
+
+    with pytest.raises(ValueError, match="observation 'policy' lies where the one before it lay"):
+        agent(env=Reusing(4, obs_size=3, action_size=2, episode_length=7)).learn(3)
+
+
 # --- Networks --------------------------------------------------------------------------------------------------------
 
 

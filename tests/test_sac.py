@@ -361,6 +361,10 @@ def test_wide_or_missing_bounds_can_be_given_in_the_settings() -> None:
         ({"value_range": (-1.0, 0.0), "normalize_reward": True}, "value_range: .* its upper end must be positive"),
         ({"lr_end": -1.0}, "lr_end"),
         ({"init_head_scale": 0.0}, "init_head_scale"),
+        ({"learning_rate": math.inf}, "learning_rate: inf is not possible; set a positive number"),
+        ({"value_range": (-5.0, math.inf)}, "value_range"),
+        ({"target_entropy": math.nan}, "target_entropy: nan is not possible; set a number or none"),
+        ({"mode": "compile"}, "mode: 'compile' is not possible; networks have kernels of their own"),
     ],
 )
 def test_impossible_settings_are_refused_by_name(changes: dict[str, Any], message: str) -> None:

@@ -352,7 +352,7 @@ def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a name; ``auto`` is CUDA where there is one.
+    """The torch device of a name, which becomes PyTorch's own; ``auto`` is CUDA where there is one.
 
     Raises:
         ConfigError: CUDA is asked for and not there.
@@ -363,6 +363,8 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         have = torch.cuda.device_count()
         raise ConfigError(f"device is '{name}' and PyTorch sees {have} CUDA devices here; use --device cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Triton launches kernels on the present one, whatever they are given
     return device
 
 
