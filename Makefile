@@ -38,7 +38,7 @@ test-mjlab: $(MJLAB)/.installed
 # More settings: make train ARGS="--seed 2"
 train: install
 	$(BIN)/rlcore train --task $(TASK) --name make-train $(ARGS)
-	$(BIN)/rlcore eval --onnx $$(ls -d runs/$(TASK)/ppo/*-make-train* | tail -n 1)/export/policy.onnx --num-envs 320
+	$(BIN)/rlcore eval --onnx $$(ls -t runs/*/*/*-make-train*/export/policy.onnx | head -n 1) --num-envs 320
 
 bench: install
 	$(BIN)/python benchmarks/throughput.py $(ARGS)

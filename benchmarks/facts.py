@@ -31,9 +31,12 @@ def _cpu_model() -> str:
 
 
 def header(kind: str, arguments: list[str], settings: Any) -> dict[str, Any]:
-    """What every report begins with."""
+    """What every report begins with; folders of the files to come are made, as hours of work may lie before them."""
     import torch  # here, because tables are made without it
 
+    for name in ("json", "csv", "plot", "profile", "onnx"):
+        if isinstance(path := getattr(settings, name, None), Path):
+            path.parent.mkdir(parents=True, exist_ok=True)
     # Folders of this machine mean nothing elsewhere.
     arguments = [Path(text).name if Path(text).is_absolute() else text for text in arguments]
     plain = {key: value.name if isinstance(value, Path) else value for key, value in vars(settings).items()}

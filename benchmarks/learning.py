@@ -38,6 +38,7 @@ from rlcore.learn import Progress
 from rlcore.train.algorithms import AGENTS, POLICIES
 from rlcore.train.config import TrainConfig, algorithm, default_config
 from rlcore.train.evaluate import evaluate
+from rlcore.train.training import EVAL_SEED
 from rlcore.types import Mode
 
 Algo = Literal["ppo", "sac", "ddpg", "td3"]
@@ -47,9 +48,6 @@ Key = tuple[str, str, Precision, int]
 
 Run = dict[str, Any]
 """What is known of one training."""
-
-EVAL_SEED = 1_000_003
-"""Added to the run's seed for its evaluations."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,6 +108,9 @@ class Settings(Shape):
         Raises:
             ValueError: a peer that is not known, or a precision that rlcore does not have here.
         """
+        for name in self.peers:
+            if name not in offpolicy_peers.BUILD:
+                raise ValueError(f"--peers: unknown library '{name}'; choose from {' '.join(offpolicy_peers.BUILD)}")
         found = []
         for algo in self.algo:
             if "classic" in self.preset:
@@ -132,8 +135,6 @@ class Settings(Shape):
         ]
         theirs: Precision = "fp32" if set(self.precision) == {"fp32"} else "tf32"
         for name in self.peers:
-            if name not in offpolicy_peers.BUILD:
-                raise ValueError(f"--peers: unknown library '{name}'; choose from {' '.join(offpolicy_peers.BUILD)}")
             works.append((name, ReplayWork(**work, precision=theirs)))
         return works
 

@@ -47,9 +47,7 @@ from rlcore.train.config import TrainConfig, algorithm, default_config
 from rlcore.train.evaluate import Evaluation, evaluate
 from rlcore.train.logger import RunLogger
 from rlcore.train.registered import registered_config
-
-EVAL_SEED = 1_000_003
-"""Added to the run's seed for the evaluations."""
+from rlcore.train.training import EVAL_SEED
 
 STEPS = 24
 """Steps of a PPO rollout in the configurations that the tasks ship; SAC and DDPG get a row of the results as often."""
@@ -81,7 +79,7 @@ class Settings:
     """First iterations that the medians leave out."""
     randomize_start: bool = True
     """Let episodes begin at random points of their time limit, as the training scripts of both libraries do."""
-    final_obs: Literal["auto", "manual", "off"] = "auto"
+    final_obs: Literal["auto", "hook", "manual", "off"] = "auto"
     """Where rlcore takes the last observation of an episode from."""
     rewards: bool = True
     """Count returns. Off for the shortest times: it is a dozen kernels a step."""
@@ -187,7 +185,8 @@ def shipped(settings: Settings) -> TrainConfig:
 
 def rlcore_env(settings: Settings, config: TrainConfig, num_envs: int, seed: int, **options: Any) -> Any:
     """The task through rlcore's adapter."""
-    own = {"final_obs": settings.final_obs, "randomize_start": settings.randomize_start}
+    own: dict[str, Any] = {} if settings.final_obs == "auto" else {"final_obs": settings.final_obs}
+    own |= {} if settings.randomize_start else {"randomize_start": False}
     return make_env(settings.task, num_envs, settings.device, seed=seed, **{**config.env, **own, **options})
 
 

@@ -25,7 +25,7 @@ GET_ISAACLAB = (
     "Isaac Lab is not installed; it needs an NVIDIA GPU and Isaac Sim, see "
     "https://isaac-sim.github.io/IsaacLab (pip install 'isaaclab[isaacsim,all]' --extra-index-url https://pypi.nvidia.com)"
 )
-GET_MJLAB = "mjlab is not installed; run: pip install 'rlcore[mjlab]'"
+GET_MJLAB = "mjlab is not installed; run: pip install mjlab"
 
 launcher_args: dict[str, Any] = {}
 """What ``start_isaac_sim`` was told; Isaac Lab 3 starts its simulator with it when a task is made."""

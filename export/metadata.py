@@ -5,7 +5,8 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | property | meaning |
 |---|---|
 | ``task``, ``algorithm``, ``iteration``, ``env_steps``, ``config_hash`` | where the policy comes from |
-| ``rlcore_version``, ``torch_version``, ``created`` (UTC), ``opset`` | how the file was made |
+| ``env_options`` | options of the env that it was trained with |
+| ``rlcore_version``, ``torch_version``, ``opset`` | how the file was made |
 | ``observation_size``, ``observation_groups`` | length of ``obs``; groups in order: name, size, slice of ``obs`` |
 | ``observation_terms`` | terms in order: group, name, size, slice of ``obs``, and what else the env tells |
 | ``action_kind``, ``action_size``, ``action_low``, ``action_high`` | ``continuous`` or ``discrete``; null: no bound |
@@ -23,7 +24,6 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
@@ -96,7 +96,6 @@ def build_metadata(
         **deployment,  # first, so that it cannot replace what follows
         "rlcore_version": __version__,
         "torch_version": torch.__version__,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "task": spec.task,
         "observation_size": start,
         "observation_groups": groups,

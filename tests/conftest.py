@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from rlcore import replay_kernels, update_kernels
 from rlcore.replay import Home
+from rlcore.types import Step
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
@@ -90,3 +92,28 @@ def check_that_nothing_waits(learner: Any, obs: Any, iterations: int) -> None:
             obs = step.obs
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def leaves(value: Any) -> list[Any]:
+    """What is in nested dicts, lists and tuples."""
+    if isinstance(value, dict):
+        return [leaf for item in value.values() for leaf in leaves(item)]
+    if isinstance(value, (list, tuple)):
+        return [leaf for item in value for leaf in leaves(item)]
+    return [value]
+
+
+def tensors_of(step: Step) -> Iterator[tuple[str, Tensor]]:
+    yield "reward", step.reward
+    yield "terminated", step.terminated
+    yield "truncated", step.truncated
+    for name, groups in (("obs", step.obs), ("final_obs", step.final_obs or {}), ("log", step.log)):
+        for key, value in groups.items():
+            if isinstance(value, Tensor):
+                yield f"{name}/{key}", value
+
+
+def assert_same(a: list[Step], b: list[Step]) -> None:
+    for t, (one, other) in enumerate(zip(a, b, strict=True)):
+        for (name, value), (_, want) in zip(tensors_of(one), tensors_of(other), strict=True):
+            assert torch.equal(value.nan_to_num(), want.nan_to_num()), f"{name} at step {t}"

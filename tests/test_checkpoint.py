@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import leaves
 
 from rlcore import PPO, NetworkConfig, PPOConfig, spec_of
 from rlcore.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -30,14 +31,6 @@ def agent_on(task: str, seed: int | None = 3, num_iterations: int = 20) -> PPO:
 def save(path: Path, agent: PPO, progress: Any) -> None:
     content = snapshot(agent.env, agent, progress)
     save_checkpoint(path, {"config": to_dict(CONFIG), "spec": asdict(spec_of(agent.env)), **content})
-
-
-def leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in leaves(item)]
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in leaves(item)]
-    return [value]
 
 
 @pytest.mark.parametrize("task", ["CartPole", "Pendulum", "Reach-UR5e-JointPos"])

@@ -6,6 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same
 from torch import Tensor
 
 from rlcore.envs.classic import CartPole, Pendulum, _Classic
@@ -28,15 +29,6 @@ def balancing_action(obs: Tensor) -> Tensor:
 def rollout(env: _Classic, num_steps: int, seed: int = 7) -> list[Step]:
     generator = torch.Generator().manual_seed(seed)
     return [env.step(random_action(env, generator)) for _ in range(num_steps)]
-
-
-def assert_same(a: list[Step], b: list[Step]) -> None:
-    for one, other in zip(a, b, strict=True):
-        assert torch.equal(one.obs["policy"], other.obs["policy"])
-        assert torch.equal(one.final_obs["policy"], other.final_obs["policy"])
-        assert torch.equal(one.reward, other.reward)
-        assert torch.equal(one.terminated, other.terminated)
-        assert torch.equal(one.truncated, other.truncated)
 
 
 @pytest.mark.parametrize("task", TASKS)

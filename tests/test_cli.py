@@ -298,6 +298,20 @@ def test_eval_of_the_file_alone_agrees_with_eval_of_the_run(run: Path, tmp_path:
     assert a == b
 
 
+def test_the_file_alone_runs_in_the_env_it_was_trained_in_and_is_exported_alike_again(tmp_path: Path) -> None:
+    options = ["--env.max_episode_length", "13", "--env.hidden", "cos", "--num-envs", "4", "--num-iterations", "1"]
+    words = ["--task", "Pendulum-HiddenVelocity", "--device", "cpu", "--runs-dir", str(tmp_path), *options]
+    assert main(["train", *words]) == 0
+    (file,) = tmp_path.glob("*/ppo/*/export/policy.onnx")
+    assert main(["eval", "--onnx", str(file), "--num-envs", "3"]) == 0
+    record = json.loads((file.parent / "eval.json").read_text(encoding="utf-8"))
+    assert (record["length_mean"], record["env"]) == (13, {"max_episode_length": 13, "hidden": "cos"})
+    assert main(["eval", "--onnx", str(file), "--num-envs", "3", "--env.hidden", "vel"]) == 2
+    content = file.read_bytes()
+    assert main(["export", "--run", str(file.parents[1])]) == 0
+    assert file.read_bytes() == content
+
+
 def test_export_needs_no_env(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_simulator(*args: object, **options: object) -> None:
         raise AssertionError("the env was built")

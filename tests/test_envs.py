@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same, tensors_of
 from torch import Tensor
 
 from rlcore.env import VecEnv, spec_of
@@ -34,22 +34,6 @@ def random_action(env: VecEnv, generator: torch.Generator) -> Tensor:
 def rollout(env: VecEnv, num_steps: int, seed: int = 0) -> list[Step]:
     generator = torch.Generator().manual_seed(seed)
     return [env.step(random_action(env, generator)) for _ in range(num_steps)]
-
-
-def tensors_of(step: Step) -> Iterator[tuple[str, Tensor]]:
-    yield "reward", step.reward
-    yield "terminated", step.terminated
-    yield "truncated", step.truncated
-    for name, groups in (("obs", step.obs), ("final_obs", step.final_obs or {}), ("log", step.log)):
-        for key, value in groups.items():
-            if isinstance(value, Tensor):
-                yield f"{name}/{key}", value
-
-
-def assert_same(a: list[Step], b: list[Step]) -> None:
-    for t, (one, other) in enumerate(zip(a, b, strict=True)):
-        for (name, value), (_, want) in zip(tensors_of(one), tensors_of(other), strict=True):
-            assert torch.equal(value.nan_to_num(), want.nan_to_num()), f"{name} at step {t}"
 
 
 @pytest.mark.parametrize("task", BUILT_IN)

@@ -440,7 +440,7 @@ def test_warp_is_quiet_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_mjlab_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mjlab", None)
     monkeypatch.delitem(sys.modules, "mjlab.tasks", raising=False)
-    with pytest.raises(ValueError, match=r"Mjlab-Walk: mjlab is not installed; run: pip install 'rlcore\[mjlab\]'"):
+    with pytest.raises(ValueError, match=r"Mjlab-Walk: mjlab is not installed; run: pip install mjlab"):
         make_env("Mjlab-Walk", 2)
 
 

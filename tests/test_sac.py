@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import check_that_nothing_waits
+from conftest import check_that_nothing_waits, leaves
 from gymnasium import spaces
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,14 +44,6 @@ def null(limit: float = 1.0, **sizes: int) -> Null:
     env = Null(4, action_size=2, **sizes)
     env.action_space = spaces.Box(-limit, limit, (2,))
     return env
-
-
-def leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in leaves(item)]
-    if isinstance(value, (list, tuple)):
-        return [leaf for item in value for leaf in leaves(item)]
-    return [value]
 
 
 def sample(mean: Tensor, log_std: Tensor, center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:

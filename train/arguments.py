@@ -88,6 +88,8 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
                 taken.append(rest.pop(0))
             if not taken and hint is not bool and not (free is not None and key.startswith(f"{free}.")):
                 raise UsageError(f"--{shown} needs a value; write --{shown} VALUE")
+        if taken == [""] and key in settings and key != free:  # a variable of the shell that is not set
+            raise UsageError(f"--{shown} is empty; write --{shown} VALUE or leave it out")
         pairs.append((key, taken))
     return pairs
 
@@ -198,6 +200,8 @@ def _unexpected(word: str, pairs: list[Pair], settings: dict[str, Any]) -> str:
     last, taken = pairs[-1] if pairs else ("", [])
     if last in ("run", "resume", "onnx") and taken and os.path.exists(word):
         return f"--{last} takes one path and there are '{taken[0]}' and '{word}'; a pattern fits both, so name one"
+    if not pairs and "run" in settings and os.path.exists(word):
+        return f"unexpected word '{word}'; write --run {word}"
     if not pairs and "task" in settings:
         return f"unexpected word '{word}'; write --setting value or setting=value, such as --task {word}"
     return f"unexpected word '{word}'; write --setting value or setting=value"

@@ -82,7 +82,7 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except OSError as error:  # such as a full disk
+    except (ValueError, OSError) as error:  # such as an env that breaks its promises, or a full disk
         return _fail(f"rlcore {name}", error)
     return code
 

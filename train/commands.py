@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def eval_command(words: Sequence[str]) -> Job:
         console = Console()
         result = evaluate(source.env, source.policy, args.seed, rounds=rounds)
         output = args.output or source.folder / "eval.json"
-        record = evaluation_record(source.task, source.path, args.seed, result)
+        record = evaluation_record(source.task, source.path, args.seed, result) | {"env": source.options}
         if args.output or args.onnx:
             write_json(output, record)
         elif update_evaluation(RunFolder(source.folder), record):
@@ -93,11 +94,16 @@ def export_command(words: Sequence[str]) -> Job:
         return lambda: 0
     args, _ = given
 
+    from rlcore.export import ExportError
     from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
     from rlcore.train.run import locate
 
     run, checkpoint = locate(_required_run(args.run), args.checkpoint)
-    report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
+    try:
+        report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
+    except ExportError as error:
+        print(f"rlcore export: refused: {error}", file=sys.stderr)
+        return lambda: 1
     print(f"parity    {report.parity}")
     print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
     if drop_stale_figures(run):
@@ -192,6 +198,8 @@ class _Source:
     """Where results go."""
     policy: Any
     env: Any
+    options: dict[str, Any]
+    """Of the env."""
 
 
 def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = False) -> _Source:
@@ -212,6 +220,9 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
         task = args.task or policy.metadata.get("task")
         if task is None:
             raise ValueError(f"'{path}' does not name its task; give --task")
+        trained_with = policy.metadata.get("env_options", {}) if task == policy.metadata.get("task") else {}
+        if not isinstance(trained_with, dict):
+            raise ValueError(f"'{path}': env_options is {trained_with!r}; the file is damaged")
     else:
         from rlcore.train.conclude import restore_policy
         from rlcore.train.run import locate
@@ -221,25 +232,35 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
         task, folder = content["config"]["task"], run.path
         if args.task not in (None, task):
             raise ValueError(f"--task is '{args.task}' and the run's is '{task}'; leave --task out")
-        options = content["config"]["env"] | options
-        if "randomize_start" in options:
-            options["randomize_start"] = False  # whole episodes, whatever the training began with
+        trained_with = content["config"]["env"]
+    if "randomize_start" in trained_with:
+        trained_with = trained_with | {"randomize_start": False}  # whole episodes, whatever the training began with
+    options = trained_with | options
     if render and simulator_of(task) != "builtin":
         options = {"render_mode": "rgb_array"} | options
     env = make_env(task, num_envs, device, seed=args.seed, **options)
-    if args.onnx is not None and args.task is not None:
+    if args.onnx is not None:
         _check_fit(policy, env, path, task)
-    return _Source(task, path, folder, policy, env)
+    return _Source(task, path, folder, policy, env, options)
 
 
 def _check_fit(policy: Any, env: Any, path: Path, task: str) -> None:
-    """Refuse a file whose observations are not those of the task that was named for it."""
-    sizes = {group: space.shape[0] for group, space in env.observation_spaces.items()}
-    wanted: dict[str, int] = {}
+    """Refuse a file whose observations are not those of the env."""
+    wanted: dict[str, list[dict[str, Any]]] = {}
     for term in policy.metadata.get("observation_terms", ()):
-        wanted[term["group"]] = wanted.get(term["group"], 0) + int(term["size"])
-    if any(sizes.get(group) != size for group, size in wanted.items()):
-        raise ValueError(f"'{path}' takes observations {wanted} and {task} gives {sizes}; leave --task out")
+        wanted.setdefault(term["group"], []).append(term)
+    named = getattr(env, "deployment", {}).get("observation_terms", {})
+    for group, terms in wanted.items():
+        space = env.observation_spaces.get(group)
+        size, names = sum(int(term["size"]) for term in terms), [term["name"] for term in terms]
+        there = [term["name"] for term in named.get(group, ())] or names
+        # A group whose env named no terms is one term of the group's own name.
+        if space is None or size != space.shape[0] or (names != [group] and names != there):
+            given = "none" if space is None else f"{space.shape[0]} numbers ({', '.join(there)})"
+            raise ValueError(
+                f"'{path}' takes {size} numbers ({', '.join(names)}) as observation '{group}' and {task} gives "
+                f"{given}; give the task and the options of the env that it was trained with"
+            )
 
 
 def _check_seed(seed: int) -> None:

@@ -54,6 +54,7 @@ def export_checkpoint(checkpoint: Path, output: Path, dynamic_batch: bool = Fals
         "iteration": content["progress"]["iteration"],
         "env_steps": content["progress"]["env_steps"],
         "config_hash": config_hash(content["config"]),
+        "env_options": content["config"]["env"],
     }
     return export_onnx(
         policy, spec, output, recording=content["recording"], dynamic_batch=dynamic_batch, extra_metadata=facts
@@ -72,7 +73,7 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
     iteration = content["progress"]["iteration"]
     say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
     result = evaluate(env, policy, seed)
-    record = evaluation_record(config.task, checkpoint, seed, result) | {"iteration": iteration}
+    record = evaluation_record(config.task, checkpoint, seed, result) | {"iteration": iteration, "env": config.env}
     say(console, f"policy       {result.summary()}")
     refused = False
     if config.export:

@@ -28,6 +28,8 @@ from rlcore.train.evaluate import evaluate
 from rlcore.train.logger import RunLogger
 from rlcore.train.run import RunFolder, locate
 
+_MOST_SAMPLES = 1000  # drawn for one new step before a warning; 256 in the classic preset, 8 in the other
+
 EVAL_SEED = 1_000_003
 """Added to the run's seed for the evaluations that choose the best checkpoint."""
 
@@ -266,6 +268,13 @@ class Training:
             say(self.console, line)
         for note in (*getattr(env, "notes", ()), *getattr(self.agent, "notes", ())):
             say(self.console, f"note         {note}")
+        samples = getattr(self.agent, "num_updates", 0) * getattr(config.agent, "batch_size", 0)
+        if samples > _MOST_SAMPLES * steps:
+            say(
+                self.console,
+                f"warning      every iteration draws {samples:,} samples for its {steps:,} new steps; give more "
+                "--num-envs, or less --agent.num-updates or --agent.batch-size",
+            )
         first, stored = getattr(self.agent, "first_rows", 0), getattr(self.agent, "stored", 0)
         left = config.num_iterations - (0 if self.progress is None else self.progress.iteration)
         if 0 < left * config.agent.num_steps < first - stored:
