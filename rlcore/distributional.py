@@ -11,14 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcore.launcher import available, kernel, power_of_two
+from rlcore.launcher import array, available, constexpr, kernel, power_of_two, tl
 
 Reduce = Literal["min", "mean", "own"]
 
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
 _HELPERS = ("_softmax", "_unit", "_next", "_projected")
 
 # --- Expected value --------------------------------------------------------------------------------------------------

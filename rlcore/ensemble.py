@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rlcore.adam import flat, padded
 from rlcore.kernels import ACTIVATIONS, mlp_reference
-from rlcore.launcher import available, kernel, num_blocks, power_of_two
+from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
 from rlcore.mlp_kernels import _activate, _rounded, _slope
 
 # Up to here it is taken to be faster than a kernel for each layer; counted by launches, not yet measured.
@@ -26,10 +26,6 @@ _WIDTH = 128  # outputs of a layer that are made at a time, if it has as many
 _BACKWARD = {"BM": 16, "BN": 32, "BK": 128, "num_warps": 8, "num_stages": 3}
 _WEIGHTS = {"BT": 32, "BB": 32, "num_warps": 4, "num_stages": 3}
 
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
 _HELPERS = ("_activate", "_slope", "_rounded", "_kept", "_zeros")
 
 

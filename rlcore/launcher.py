@@ -17,6 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What modules with kernels import: parameters that are settled when a kernel is compiled, tensors and other parameters,
+# and Triton's language. Loading a module's kernels puts Triton's own in their place there.
+constexpr = Any
+array = Any
+tl: Any = None
+
 _KERNELS: dict[Any, Any] = {}
 
 
@@ -57,8 +63,8 @@ def tiled(tensor: Tensor, *block: int) -> Any:
 def kernel(fn: Any) -> Any:
     """Return a module's function as a Triton kernel, ``kernel(fn)[grid](...)``.
 
-    The module holds ``tl``, ``constexpr`` and ``array``, which Triton's own replace, and in ``_HELPERS`` the names of
-    functions that its kernels call.
+    The module imports ``tl``, ``constexpr`` and ``array`` from here, which Triton's own replace there. ``_HELPERS`` has
+    the names of functions that its kernels call, if they call any.
     """
     if fn not in _KERNELS:
         _load(fn.__module__)
@@ -73,7 +79,7 @@ def _load(name: str) -> None:
         return
     triton, language = importlib.import_module("triton"), importlib.import_module("triton.language")
     module.update(tl=language, constexpr=language.constexpr, array=language.tensor)
-    for helper in module["_HELPERS"]:
+    for helper in module.get("_HELPERS", ()):
         home = module[helper].__module__
         if home == name:
             module[helper] = triton.jit(module[helper])

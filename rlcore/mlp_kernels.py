@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# Parameters of kernels: numbers settled when a kernel is compiled, and tensors or other numbers. Loading Triton puts
-# its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
+from rlcore.launcher import array, constexpr, tl
+
 _HELPERS = ("_activate", "_slope", "_rounded")
 
 

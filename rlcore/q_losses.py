@@ -12,14 +12,10 @@ import torch
 from torch import Tensor
 
 from rlcore.distributional import Reduce
-from rlcore.launcher import available, kernel, power_of_two
+from rlcore.launcher import array, available, constexpr, kernel, power_of_two, tl
 
 _BLOCK = 1024
 
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
 _HELPERS = ("_least",)
 
 

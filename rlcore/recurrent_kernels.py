@@ -15,13 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.launcher import kernel, num_blocks, power_of_two, product
+from rlcore.launcher import array, constexpr, kernel, num_blocks, power_of_two, product, tl
 from rlcore.types import State
 
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
 _HELPERS = ("_tanh", "_to_kind")
 
 

@@ -12,13 +12,13 @@ What is not finite is stored as 0, which spoils no loss, and its step as ``BROKE
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.launcher import available, kernel, num_blocks, power_of_two
+from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
 
 Timeout = Literal["final_obs", "value", "none"]
 
@@ -29,12 +29,6 @@ reset in mid-episode or the observation there is not finite; or the step itself 
 
 _BLOCK = 64
 _WRITE_BLOCK = 1024
-
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
-_HELPERS: tuple[str, ...] = ()
 
 
 class Outcomes(NamedTuple):

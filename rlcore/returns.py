@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from rlcore.launcher import available, kernel, num_blocks
-
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
-_HELPERS = ()
+from rlcore.launcher import array, available, constexpr, kernel, num_blocks, tl
 
 
 def _gae_kernel(

@@ -14,14 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlcore.distributions import Gaussian
-from rlcore.launcher import available, kernel, num_blocks, power_of_two
+from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
 
 _TILE = 1024
 
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
 _HELPERS = ("_drawn",)
 
 

@@ -6,22 +6,15 @@ See ``rlcore.launcher`` for what holds of all kernels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlcore.launcher import available, kernel
+from rlcore.launcher import array, available, constexpr, kernel, tl
 
 _BLOCK = 1024  # numbers of a row that a program holds at a time
 _TINY = 1e-12  # a row shorter than this has no direction, and one of zeros stays as it is
-
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
-_HELPERS: tuple[str, ...] = ()
 
 
 def _unit_kernel(

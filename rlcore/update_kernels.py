@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.distributions import Gaussian
-from rlcore.launcher import available, kernel, num_blocks, power_of_two
+from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
 
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction", "policy/std")
 """What the second result of ``gaussian_ppo_loss`` holds, in order."""
@@ -22,11 +22,6 @@ METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/c
 _LOSS_ROWS = 64
 _ADAM_BLOCK = 1024
 
-# As in rlcore.mlp_kernels: loading Triton puts its own names in their place.
-constexpr = Any
-array = Any
-tl: Any = None
-_HELPERS: tuple[str, ...] = ()
 
 # --- Loss ------------------------------------------------------------------------------------------------------------
 
