@@ -202,9 +202,13 @@ def planned(settings: Settings) -> list[Key]:
     """All runs; precisions that an algorithm does not have are left out.
 
     Raises:
-        ValueError: there is no such task, it has no such configuration, an algorithm cannot train it or has none of the
-            precisions.
+        ValueError: a number is not positive, there is no such task, it has no such configuration, an algorithm cannot
+            train it or has none of the precisions.
     """
+    for name in ("jobs", "iterations", "num_envs", "evaluations", "eval_envs"):
+        number = getattr(settings, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} is {number}; give at least 1")
     for task in settings.task:
         if simulator_of(task) in ("builtin", "gymnasium"):  # others are refused when they are made, which takes long
             env = make_env(task, 1)

@@ -107,12 +107,14 @@ COMMAND_LINES = {
     "name with a slash": ("train --task CartPole --name a/b", ["name", "a/b", "letters"]),
     "missing configuration file": ("train --task CartPole --config none.yaml", ["none.yaml", "check the path"]),
     "resume and config": ("train --config a.yaml --resume b", ["--config", "--resume", "leave one out"]),
+    "resume of an empty variable": ("train --task Pendulum --resume=", ["--resume is empty", "leave it out"]),
     "resume of nothing": ("train --resume nowhere", ["nowhere", "run folder"]),
     "eval of nothing": ("eval", ["--run RUN", "--onnx FILE"]),
     "eval of a missing run": ("eval --run nowhere", ["nowhere", "run folder"]),
     "eval of two things": ("eval --run a --onnx b", ["--run RUN", "--onnx FILE"]),
     "eval of no envs": ("eval --run a --num-envs 0", ["--num_envs", "0", "1 or more"]),
     "missing ONNX file": ("eval --onnx none.onnx", ["none.onnx"]),
+    "preset over a file": ("config --file a.yaml --preset gpu", ["--preset is 'gpu'", "a.yaml", "leave one out"]),
     "export of nothing": ("export", ["--run", "missing"]),
     "unknown flag of export": ("export --rnu x", ["--rnu", "did you mean --run?"]),
     "play to a text file": ("play --run a --output a.txt", ["a.txt", ".gif"]),
@@ -146,7 +148,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     lines = output.err.strip().splitlines()
     assert len(lines) == 1, output.err
     assert "Traceback" not in output.err
-    command = words[0] if words[0] in ("train", "eval", "export", "play", "tasks") else ""
+    command = words[0] if words[0] in ("train", "eval", "export", "play", "tasks", "config") else ""
     assert lines[0].startswith(f"rlcore {command}".strip() + ": error: ")
     return lines[0]
 

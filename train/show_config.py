@@ -54,6 +54,8 @@ def show_config(args: ConfigArguments) -> int:
     settings: dict[str, Any] = {}
     algo, preset = algorithm(args.algo or "ppo", args.preset)
     if args.file is not None:
+        if args.preset is not None:
+            raise ConfigError(f"--preset is '{args.preset}', and {args.file} has settings of its own; leave one out")
         conversion = convert_file(args.file, library, num_envs=args.num_envs, task=task, algo=args.algo)  # type: ignore[arg-type]
         settings = conversion.config
     else:
@@ -79,6 +81,7 @@ def show_config(args: ConfigArguments) -> int:
         print(f"{task} is trained with rlcore's own settings; nothing was converted", file=sys.stderr)
     text = yaml.safe_dump(data, sort_keys=False)
     if args.output is not None:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text, encoding="utf-8")
         print(f"written to {args.output}")
     elif conversion is None or not args.show:
