@@ -27,7 +27,7 @@ class ActorCriticConfig:
     actor: NetworkConfig = field(default_factory=NetworkConfig)
     """Hidden layers of the actor."""
     critic: NetworkConfig = field(default_factory=NetworkConfig)
-    """Hidden layers of the critic; unused if the trunk is shared."""
+    """Hidden layers of the critic, which a shared trunk takes the place of."""
     share_trunk: bool = False
     """Actor and critic share the actor's hidden layers."""
     actor_obs: tuple[str, ...] | None = None

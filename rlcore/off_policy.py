@@ -85,20 +85,8 @@ class OffPolicy:
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
         want_final_obs(env, groups if config.timeout_bootstrap == "final_obs" else ())
-        self.replay = Replay(
-            config.buffer_size,
-            env.num_envs,
-            {group: sizes[group] for group in groups},
-            policy.actions,
-            env.max_episode_length,
-            device,
-            torch.bfloat16 if config.store_obs == "bf16" else torch.float32,
-            home=config.buffer_device,
-        )
-        rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
-        remedy = f"it holds {self.replay.num_rows} vector steps and learning begins after {rows}; raise it"
-        check(self.replay.num_rows >= rows, "buffer_size", config.buffer_size, remedy)
-        self.first_rows = rows
+        self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
+        self.replay = self._memory({group: sizes[group] for group in groups})
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
         scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
         self.return_scale = scale if config.normalize_reward else None
@@ -113,13 +101,35 @@ class OffPolicy:
         ]
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
+        self.notes = self._notes()
+
+    def _memory(self, sizes: dict[str, int]) -> Replay:
+        config, env = self.config, self.env
+        replay = Replay(
+            config.buffer_size,
+            env.num_envs,
+            sizes,
+            self.policy.actions,
+            env.max_episode_length,
+            self.device,
+            torch.bfloat16 if config.store_obs == "bf16" else torch.float32,
+            home=config.buffer_device,
+        )
+        remedy = f"it holds {replay.num_rows} vector steps and learning begins after {self.first_rows}; raise it"
+        check(replay.num_rows >= self.first_rows, "buffer_size", config.buffer_size, remedy)
+        return replay
+
+    def _notes(self) -> tuple[str, ...]:
+        """What a run prints when it begins."""
+        config, policy = self.config, self.policy
         low, high = policy.center - policy.reach, policy.center + policy.reach
         bounds = [f"{a:g} to {b:g}" for a, b in zip(low.tolist(), high.tolist(), strict=True)]
         numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])  # one for all, or each in order
         source = "env" if config.action_low is None and config.action_high is None else "settings"
-        self.notes: tuple[str, ...] = (
+        first = self.first_rows * self.env.num_envs
+        return (
             f"actions within {numbers}, from the {source}",
-            f"{self.num_updates} gradient steps an iteration, from step {rows * env.num_envs:,} on",
+            f"{self.num_updates} gradient steps an iteration, from step {first:,} on",
         )
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:

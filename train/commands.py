@@ -205,6 +205,7 @@ class _Source:
 def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = False) -> _Source:
     if (args.run is None) == (args.onnx is None):
         raise ValueError("give either --run RUN or --onnx FILE")
+    from rlcore.env import want_final_obs
     from rlcore.envs import make_env
     from rlcore.envs.launch import simulator_of
     from rlcore.train.training import resolve_device
@@ -239,6 +240,7 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
     if render and simulator_of(task) != "builtin":
         options = {"render_mode": "rgb_array"} | options
     env = make_env(task, num_envs, device, seed=args.seed, **options)
+    want_final_obs(env, ())  # nobody reads them
     if args.onnx is not None:
         _check_fit(policy, env, path, task)
     return _Source(task, path, folder, policy, env, options)

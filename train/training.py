@@ -17,7 +17,7 @@ from rich.console import Console
 
 from rlcore.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from rlcore.config import ConfigError, to_dict
-from rlcore.env import spec_of
+from rlcore.env import spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, learn, resume, snapshot
@@ -134,6 +134,7 @@ class Training:
         else:
             options = {**config.env, "randomize_start": False} if "randomize_start" in config.env else config.env
             self.eval_env = make_env(config.task, config.eval_envs, self.device, seed=config.seed, **options)
+            want_final_obs(self.eval_env, ())  # nobody reads them there
         if config.capture_env and not getattr(self.env, "capturable", False):
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.spec = spec_of(self.env)
