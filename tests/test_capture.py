@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import leaves
 from torch import Tensor
 
 from rlcore import PPO, NetworkConfig, PPOConfig
@@ -76,12 +77,8 @@ def test_state_random_numbers_and_results_equal_those_of_plain_calls() -> None:
         outputs = [fn({"a": torch.full((4,), float(i), device="cuda")}).clone() for i in range(8)]
         return total, outputs, torch.randn(4, device="cuda")
 
-    for graph, eager in zip(_leaves(run("graph")), _leaves(run("eager")), strict=True):
+    for graph, eager in zip(leaves(run("graph")), leaves(run("eager")), strict=True):
         assert torch.equal(graph, eager)
-
-
-def _leaves(value: Any) -> list[Tensor]:
-    return [value] if isinstance(value, Tensor) else [leaf for item in value for leaf in _leaves(item)]
 
 
 @pytest.mark.gpu

@@ -20,6 +20,7 @@ from PIL import Image
 
 import rlcore
 from rlcore.checkpoint import load_checkpoint
+from rlcore.export import ExportError
 from rlcore.train.cli import main
 
 ROOT = Path(rlcore.__file__).parents[1]
@@ -323,6 +324,15 @@ def test_export_needs_no_env(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     onnx.checker.check_model(model)
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert (facts["task"], facts["iteration"], facts["algorithm"]) == ("CartPole", "4", "ppo")
+
+
+def test_a_refused_export_is_told_by_its_own_exit_code(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def refuse(*args: object) -> None:
+        raise ExportError("the file would act otherwise")
+
+    monkeypatch.setattr("rlcore.train.conclude.export_checkpoint", refuse)
+    assert main(["export", "--run", str(run)]) == 1
+    assert capsys.readouterr().err == "rlcore export: refused: the file would act otherwise\n"
 
 
 @pytest.mark.parametrize("source", ["run", "onnx"])

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlcore import PPO, NetworkConfig, PPOConfig, Step, spec_of
-from rlcore.env import VecEnv
+from rlcore.env import VecEnv, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.memory import Memory
@@ -179,8 +179,13 @@ def test_hidden_velocity_leaves_out_the_velocity_and_nothing_else() -> None:
 
 
 def test_final_observations_that_the_inner_env_leaves_out_are_not_missed() -> None:
-    inner = make_env("Pendulum", 2)
+    inner: Any = make_env("Pendulum", 2)
     hidden = HiddenVelocity(inner)
+    want_final_obs(hidden, ())
+    assert not hasattr(hidden, "final_groups")
+    inner.final_groups = None
+    want_final_obs(hidden, ())
+    assert inner.final_groups == ()
     hidden.reset()
     step = inner.step
     inner.step = lambda action: step(action)._replace(final_obs={})

@@ -29,6 +29,14 @@ def advantages_of(r: dict[str, Tensor]) -> Tensor:
     return gae(r["rewards"], r["values"][:-1], following, done, GAMMA, LAMBDA)[0]
 
 
+def test_nothing_crosses_the_end_of_an_episode_not_even_what_is_not_finite() -> None:
+    rollout = random_rollout()
+    rollout["truncated"][9] = True
+    whole = advantages_of(rollout)
+    rollout["rewards"][10:] = torch.nan
+    assert torch.equal(advantages_of(rollout)[:10], whole[:10])
+
+
 def slow_advantages(r: dict[str, Tensor]) -> Tensor:
     """The sum of discounted TD errors up to the episode's end, term by term."""
     result = torch.zeros(T, N, dtype=torch.float64)

@@ -59,7 +59,7 @@ def eval_command(words: Sequence[str]) -> Job:
         console = Console()
         result = evaluate(source.env, source.policy, args.seed, rounds=rounds)
         output = args.output or source.folder / "eval.json"
-        record = evaluation_record(source.task, source.path, args.seed, result) | {"env": source.options}
+        record = evaluation_record(source.task, source.options, source.path, args.seed, result)
         if args.output or args.onnx:
             write_json(output, record)
         elif update_evaluation(RunFolder(source.folder), record):
@@ -208,6 +208,7 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
     from rlcore.env import want_final_obs
     from rlcore.envs import make_env
     from rlcore.envs.launch import simulator_of
+    from rlcore.train.evaluate import evaluation_options
     from rlcore.train.training import resolve_device
 
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
@@ -234,9 +235,7 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
         if args.task not in (None, task):
             raise ValueError(f"--task is '{args.task}' and the run's is '{task}'; leave --task out")
         trained_with = content["config"]["env"]
-    if "randomize_start" in trained_with:
-        trained_with = trained_with | {"randomize_start": False}  # whole episodes, whatever the training began with
-    options = trained_with | options
+    options = evaluation_options(trained_with | options)
     if render and simulator_of(task) != "builtin":
         options = {"render_mode": "rgb_array"} | options
     env = make_env(task, num_envs, device, seed=args.seed, **options)

@@ -17,7 +17,7 @@ from rlcore.env import EnvSpec, VecEnv
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
 from rlcore.train.algorithms import POLICIES
 from rlcore.train.config import TrainConfig, read_config
-from rlcore.train.evaluate import Evaluation, evaluate
+from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options
 from rlcore.train.run import RunFolder
 from rlcore.types import Policy
 
@@ -73,7 +73,8 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
     iteration = content["progress"]["iteration"]
     say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
     result = evaluate(env, policy, seed)
-    record = evaluation_record(config.task, checkpoint, seed, result) | {"iteration": iteration, "env": config.env}
+    options = evaluation_options(config.env)
+    record = evaluation_record(config.task, options, checkpoint, seed, result) | {"iteration": iteration}
     say(console, f"policy       {result.summary()}")
     refused = False
     if config.export:
@@ -96,9 +97,11 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
     return int(refused)
 
 
-def evaluation_record(task: str, policy: Path, seed: int, result: Evaluation) -> dict[str, Any]:
+def evaluation_record(
+    task: str, options: Mapping[str, Any], policy: Path, seed: int, result: Evaluation
+) -> dict[str, Any]:
     """What eval.json holds."""
-    return {"task": task, "policy": str(policy), "seed": seed, **result.as_dict()}
+    return {"task": task, "env": dict(options), "policy": str(policy), "seed": seed, **result.as_dict()}
 
 
 def update_evaluation(run: RunFolder, record: Mapping[str, Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -93,6 +93,11 @@ class Evaluation:
 
 
 @torch.no_grad()
+def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an env for evaluations: whole episodes, whatever the training began with."""
+    return {**options, "randomize_start": False} if "randomize_start" in options else dict(options)
+
+
 def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1) -> Evaluation:
     """Run every env to the end of its first episode, and count each of these episodes once.
 

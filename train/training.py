@@ -24,7 +24,7 @@ from rlcore.learn import Progress, Report, learn, resume, snapshot
 from rlcore.train.algorithms import AGENTS
 from rlcore.train.conclude import conclude, say
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, settings_as_typed
-from rlcore.train.evaluate import evaluate
+from rlcore.train.evaluate import evaluate, evaluation_options
 from rlcore.train.logger import RunLogger
 from rlcore.train.run import RunFolder, locate
 
@@ -132,7 +132,7 @@ class Training:
         if self.shares_env:
             self.eval_env = self.env
         else:
-            options = {**config.env, "randomize_start": False} if "randomize_start" in config.env else config.env
+            options = evaluation_options(config.env)
             self.eval_env = make_env(config.task, config.eval_envs, self.device, seed=config.seed, **options)
             want_final_obs(self.eval_env, ())  # nobody reads them there
         if config.capture_env and not getattr(self.env, "capturable", False):
