@@ -7,20 +7,20 @@
     python benchmarks/learning.py --algo sac td3 --preset gpu --task Reach-UR5e-JointPos --precision bf16
 
 Every run has a process of its own and starts cold. While it trains, copies of the policy are put aside with the time;
-they are evaluated when the training is over, so that evaluation costs it nothing. They are evaluated in fp32, as
+they are evaluated when its training is over, so that evaluation costs it nothing. They are evaluated in fp32, as
 exported, whatever the precision of the training.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, get_args, get_type_hints
 
 import torch
@@ -247,23 +247,21 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"{name} failed: {report['failed'][name]}", highlight=False, markup=False)
             return None
 
-    def trained(key: Key) -> Run | None:
-        result = attempt("training", named(key), train, key, settings, time.time())
-        if result is not None:
-            console.print(f"{named(key)}: trained in {result['total_s']:.1f} s", highlight=False)
-        return result
+    writing = Lock()
 
-    def judged(run: Run) -> None:
-        result = attempt("evaluation", named(key_of(run)), judge, run, settings)
+    def one(key: Key) -> None:
+        run = attempt("training", named(key), train, key, settings, time.time())
+        if run is None:
+            return
+        console.print(f"{named(key)}: trained in {run['total_s']:.1f} s", highlight=False)
+        result = attempt("evaluation", named(key), judge, run, settings)
         if result is not None:
-            report["results"].append(result)
-            write(report, settings.json)
+            with writing:  # after every run, so that what is known outlives a machine that stops
+                report["results"].append(result)
+                write(report, settings.json)
 
-    # Nothing else runs beside the trainings, unless asked for; evaluations are not timed.
     with ThreadPoolExecutor(settings.jobs) as pool:
-        done = [run for run in pool.map(trained, keys) if run is not None]
-    with ThreadPoolExecutor(min(9, os.cpu_count() or 1)) as pool:
-        list(pool.map(judged, done))
+        list(pool.map(one, keys))
     report["results"].sort(key=lambda run: keys.index(key_of(run)))
     write(report, settings.json)
     if report["results"]:
