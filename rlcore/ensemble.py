@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rlcore.adam import flat, padded
 from rlcore.kernels import ACTIVATIONS, mlp_reference
 from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
-from rlcore.mlp_kernels import _activate, _rounded, _slope
+from rlcore.mlp_kernels import _activate, _slope, _to_kind
 
 # Up to here it is taken to be faster than a kernel for each layer; counted by launches, not yet measured.
 _MOST_ROWS, _WIDEST = 512, 512
@@ -26,19 +26,11 @@ _WIDTH = 128  # outputs of a layer that are made at a time, if it has as many
 _BACKWARD = {"BM": 16, "BN": 32, "BK": 128, "num_warps": 8, "num_stages": 3}
 _WEIGHTS = {"BT": 32, "BB": 32, "num_warps": 4, "num_stages": 3}
 
-_HELPERS = ("_activate", "_slope", "_rounded", "_kept", "_zeros")
+_HELPERS = ("_activate", "_slope", "_to_kind", "_zeros")
 
 
 def _zeros(ROWS: constexpr, COLS: constexpr) -> Any:
     return tl.zeros((ROWS, COLS), tl.float32)
-
-
-def _kept(value: array, PRECISION: constexpr) -> Any:
-    """Round what the next product takes, where the unit would cut it off."""
-    if PRECISION == "tf32":
-        return _rounded(value, False)
-    else:
-        return value
 
 
 def _pass_kernel(
@@ -80,7 +72,7 @@ def _pass_kernel(
                 at = out + ((member * B + row).to(tl.int64) * N)[:, None] + col
                 tl.store(at, total, mask=valid & (col < N))
             else:
-                total = _kept(_activate(total, ACT), PRECISION)
+                total = _to_kind(_activate(total, ACT), PRECISION)
                 tl.store(mine + PLACES[layer + 1] + col, total, mask=valid & (col < N))
 
 
@@ -115,7 +107,7 @@ def _return_kernel(
             at = line * S + PLACES[layer] + col
             if layer > 0:
                 total *= _slope(tl.load(reached + at, mask=valid & (col < K), other=0.0), ACT)
-            tl.store(slopes + at, _kept(total, PRECISION), mask=valid & (col < K))
+            tl.store(slopes + at, _to_kind(total, PRECISION), mask=valid & (col < K))
         tl.debug_barrier()
 
 

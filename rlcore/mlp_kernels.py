@@ -9,7 +9,7 @@ from typing import Any
 
 from rlcore.launcher import array, constexpr, tl
 
-_HELPERS = ("_activate", "_slope", "_rounded")
+_HELPERS = ("_activate", "_slope", "_rounded", "_to_kind")
 
 
 def _activate(z: array, ACT: constexpr) -> Any:
@@ -47,6 +47,16 @@ def _rounded(v: array, HALF: constexpr) -> Any:
     else:
         bits = (v.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000
         return tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
+
+
+def _to_kind(v: array, KIND: constexpr) -> Any:
+    """Round to the precision of the next product, ``bf16`` or ``tf32``; any other is that of v."""
+    if KIND == "bf16":
+        return _rounded(v, True)
+    elif KIND == "tf32":
+        return _rounded(v, False)
+    else:
+        return v
 
 
 def _forward_kernel(

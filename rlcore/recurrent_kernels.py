@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlcore.launcher import array, constexpr, kernel, num_blocks, power_of_two, product, tl
+from rlcore.mlp_kernels import _to_kind
 from rlcore.types import State
 
 _HELPERS = ("_tanh", "_to_kind")
@@ -23,17 +24,6 @@ _HELPERS = ("_tanh", "_to_kind")
 
 def _tanh(z: array) -> Any:
     return 2 * tl.sigmoid(2 * z) - 1
-
-
-def _to_kind(v: array, KIND: constexpr) -> Any:
-    """Round to the precision of the next product; TF32 to the nearest, as the unit itself would cut off."""
-    if KIND == "bf16":
-        return v.to(tl.bfloat16)
-    elif KIND == "tf32":
-        bits = (v.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000
-        return tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
-    else:
-        return v
 
 
 def _pack_kernel(
