@@ -91,19 +91,38 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"configuration file '{path}' does not exist; check the path")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"configuration file '{path}' is not valid YAML: {reason}") from None
+    data = parse_yaml(path, yaml.SafeLoader)
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(f"configuration file '{path}' must hold 'key: value' lines, not {type(data).__name__}")
     return data
+
+
+def parse_yaml(path: str | Path, loader: type[yaml.SafeLoader]) -> Any:
+    """What is in a YAML file, read by a loader that executes nothing.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML; the message names the place in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = path / "config.yaml"
+        remedy = f"give {inside}" if inside.is_file() else "give a file in it"
+        raise ConfigError(f"configuration file '{path}' is a folder; {remedy}")
+    if not path.is_file():
+        raise ConfigError(f"configuration file '{path}' does not exist; check the path")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), loader)
+    except yaml.MarkedYAMLError as error:
+        where = error.problem_mark or error.context_mark
+        place = "" if where is None else f"line {where.line + 1}, column {where.column + 1}: "
+        reason = f"{place}{' '.join((error.problem or error.context or 'it cannot be read').split())}"
+        if "'\\t'" in reason:
+            reason = f"{place}a tab; indent with spaces"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+    raise ConfigError(f"configuration file '{path}' is not plain YAML: {reason}")
 
 
 def save_yaml(path: str | Path, config: Any) -> None:

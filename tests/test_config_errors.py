@@ -167,6 +167,12 @@ FILES = {
     "impossible value": ("agent: {num_steps: -3}", ["num_steps", "-3"]),
     "value for a group": ("agent: 3", ["agent", "3"]),
     "broken YAML": ("agent: {gamma: 0.9", ["YAML"]),
+    "a tab": ("agent:\n\tgamma: 0.9", ["line 2, column 1: a tab; indent with spaces"]),
+    "a bracket too many": ("agent: {gamma: 0.9}}", ["line 1, column 20"]),
+    "another library's": (
+        "num_steps_per_env: 24\nmax_iterations: 9\nalgorithm: {gamma: 0.9}",
+        ["unknown key", "of rsl_rl", "rlcore config --file my.yaml --output"],
+    ),
     "a list": ("- 1\n- 2", ["key: value"]),
     "code": ("task: !!python/object/apply:os.system ['true']", ["YAML"]),
     "number for the task": ("task: 3", ["task", "3", "rlcore tasks"]),
@@ -209,6 +215,13 @@ def test_a_wrong_command_line_is_refused_in_one_line(case: str, capsys: pytest.C
     for part in parts:
         assert part in line
     assert not Path("runs").exists()  # nothing was begun
+
+
+def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"is a folder; give {run}/config.yaml" in refused(["train", "--config", str(run)], capsys)
+    assert "is a folder; give a file in it" in refused(["config", "--file", "."], capsys)
 
 
 @pytest.mark.parametrize("case", FILES)
