@@ -214,7 +214,9 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(tmp_path, "--num-iterations", "2", "--no-export")
+    capsys.readouterr()
     assert main(["train", "--resume", str(run), "--export"]) == 0
+    assert "all 2 iterations are done" in " ".join(capsys.readouterr().out.split())
     assert (run / "export" / "policy.onnx").is_file()
     assert len(rows_of(run)) == 2
 

@@ -217,6 +217,21 @@ def test_a_wrong_command_line_is_refused_in_one_line(case: str, capsys: pytest.C
     assert not Path("runs").exists()  # nothing was begun
 
 
+def test_a_folder_of_runs_is_answered_with_its_latest_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "--resume"], ["eval", "--run"], ["export", "--run"]):
+        assert f"but 1 below it; name one, the latest is {run}" in refused([*words, str(run.parents[1])], capsys)
+
+
+def test_a_folder_in_place_of_the_exported_file_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["export", "--run", str(run), "--output", str(run)], capsys)
+    assert f"--output is '{run}', which is a folder" in line
+
+
+def test_settings_of_rlcore_need_no_conversion(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(run / "config.yaml")
+    assert f"rlcore already; train with rlcore train --config {file}" in refused(["config", "--file", file], capsys)
+
+
 def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from rlcore.train import (
     import_skrl,
     import_skrl_sac,
 )
-from rlcore.train.config import TrainConfig
+from rlcore.train.config import CONFIG_CLASSES, TrainConfig
 from rlcore.train.translation import UNKNOWN, Row, Status, Translation
 
 Library = Literal["rsl_rl", "rl_games", "skrl", "sb3"]
@@ -137,6 +137,8 @@ def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Lib
         ConfigError: it looks like nobody's.
     """
     keys = set(source)
+    if keys and keys <= {field.name for kind in CONFIG_CLASSES.values() for field in fields(kind)}:
+        raise ConfigError(f"{name}: these are settings of rlcore already; train with rlcore train --config {name}")
     if "rl_games_config" in keys or isinstance(source.get("params"), Mapping):
         return "rl_games"
     if "models" in keys or {"agent", "trainer"} <= keys:
@@ -150,7 +152,7 @@ def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Lib
         return "sb3"
     raise ConfigError(
         f"{name}: this looks like no configuration of {', '.join(get_args(Library))} (top-level keys: "
-        f"{', '.join(map(str, source)) or 'none'}); name the library"
+        f"{', '.join(map(str, source)) or 'none'}); name the library with --from"
     )
 
 
