@@ -103,8 +103,20 @@ def convert(
     else:
         translation.config |= {"algo": "sac" if found == "sac" else "ddpg", "preset": "classic"}
         off_policy.convert(translation, found)
+        _intervals(translation)
     translation.finish()
     return Conversion(library, translation.config, tuple(translation.rows))
+
+
+def _intervals(translation: Translation) -> None:
+    """Intervals that fit a run of single steps: rlcore's own are for iterations of PPO, which are long.
+
+    Every 50 steps, evaluations of whole episodes would take most of the time.
+    """
+    total = translation.config.get("num_iterations", 0)
+    for name, parts, least in (("save_interval", 10, 50), ("eval_interval", 20, 50), ("log_interval", 200, 10)):
+        if name not in translation.config and total // parts > least:
+            translation.builtin(name.replace("_", " "), "-", name, total // parts, f"{parts} in the whole run")
 
 
 def convert_file(
