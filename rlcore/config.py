@@ -50,6 +50,17 @@ def check_positive(settings: object, *keys: str, none: bool = False) -> None:
         check((none and value is None) or 0 < value < math.inf, key, value, remedy)
 
 
+def settings_of(config: T | None, cls: type[T]) -> T:
+    """The settings that an agent was given; its defaults for None.
+
+    Raises:
+        ConfigError: those of another algorithm, or no settings at all.
+    """
+    if config is not None and not isinstance(config, cls):
+        raise ConfigError(f"config: {type(config).__name__} is given; give a {cls.__name__}(...)")
+    return cls() if config is None else config
+
+
 def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuration") -> T:
     """Build a configuration dataclass from plain values.
 
