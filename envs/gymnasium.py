@@ -88,10 +88,17 @@ class GymnasiumEnv:
         self._seed = seed
 
     def reset(self, seed: int | None = None) -> Obs:
-        """Start a new episode in every env; env i is seeded with ``seed + i``."""
+        """Start a new episode in every env; env i is seeded with ``seed + i``.
+
+        Raises:
+            ValueError: the env itself fails.
+        """
         seed = self._seed if seed is None else seed
         self._seed = None
-        observation, _ = self.env.reset(seed=None if seed is None else int(seed))
+        try:
+            observation, _ = self.env.reset(seed=None if seed is None else int(seed))
+        except Exception as error:
+            raise ValueError(_failed(self.task, "reset()", error)) from error
         return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
@@ -101,10 +108,14 @@ class GymnasiumEnv:
             action: ``[N, A]`` float, or ``[N]`` int64 when discrete.
 
         Raises:
-            ValueError: the action has the wrong shape, or an episode ended and the vector env left out its last
-                observation.
+            ValueError: the action has the wrong shape, the env itself fails, or an episode ended and the vector env
+                left out its last observation.
         """
-        observation, reward, terminated, truncated, infos = self.env.step(self._to_numpy(action))
+        actions = self._to_numpy(action)
+        try:
+            observation, reward, terminated, truncated, infos = self.env.step(actions)
+        except Exception as error:
+            raise ValueError(_failed(self.task, "step()", error)) from error
         groups = self._groups(observation)
         obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
         final_obs = obs
@@ -209,7 +220,8 @@ def make_gymnasium(
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
 
     Raises:
-        ValueError: unknown id or option, a dependency that is not installed, or what ``GymnasiumEnv`` refuses.
+        ValueError: unknown id or option, a dependency that is not installed, an env that fails as it is made, or what
+            ``GymnasiumEnv`` refuses.
     """
     if vectorization not in ("sync", "async", "vector_entry_point"):
         raise ValueError(
@@ -228,14 +240,21 @@ def make_gymnasium(
     except TypeError as error:
         refused = re.search(r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'", str(error))
         if refused is None or refused[1] not in options:
-            raise
+            raise ValueError(_failed(f"gym:{env_id}", "making it", error)) from error
         valid = [name for name in _options_of(env_id) if name != refused[1]]
         raise ValueError(unknown_option(f"gym:{env_id}", refused[1], valid)) from error
+    except Exception as error:
+        raise ValueError(_failed(f"gym:{env_id}", "making it", error)) from error
     try:
         return GymnasiumEnv(env, device, seed, task=f"gym:{env_id}")
     except ValueError:
         env.close()
         raise
+
+
+def _failed(task: str, what: str, error: Exception) -> str:
+    """What an env of somebody's does wrong, which would say nothing without the name of the task."""
+    return f"{task}: {what} failed in the env: {type(error).__name__}: {error}; correct it (RLCORE_DEBUG=1 shows where)"
 
 
 def _cannot_make(env_id: str, error: Exception) -> str:

@@ -74,14 +74,16 @@ class OnnxPolicy:
         import onnxruntime
 
         if not os.path.isfile(path):
-            raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
+            raise ValueError(f"there is no ONNX file '{os.fspath(path)}'; check the path")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         try:
             self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base below Exception
-            raise ValueError(f"ONNX Runtime cannot load '{os.fspath(path)}': {error}") from error
+            raise ValueError(
+                f"ONNX Runtime cannot load '{os.fspath(path)}', which is no ONNX file or a damaged one: {error}"
+            ) from error
         inputs = {i.name: i.shape for i in self._session.get_inputs()}
         outputs = [o.name for o in self._session.get_outputs()]
         if "obs" not in inputs or "actions" not in outputs:

@@ -50,6 +50,17 @@ def check_positive(settings: object, *keys: str, none: bool = False) -> None:
         check((none and value is None) or 0 < value < math.inf, key, value, remedy)
 
 
+def settings_of(config: T | None, cls: type[T]) -> T:
+    """The settings that an agent was given; its defaults for None.
+
+    Raises:
+        ConfigError: those of another algorithm, or no settings at all.
+    """
+    if config is not None and not isinstance(config, cls):
+        raise ConfigError(f"config: {type(config).__name__} is given; give a {cls.__name__}(...)")
+    return cls() if config is None else config
+
+
 def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuration") -> T:
     """Build a configuration dataclass from plain values.
 
@@ -91,19 +102,38 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"configuration file '{path}' does not exist; check the path")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"configuration file '{path}' is not valid YAML: {reason}") from None
+    data = parse_yaml(path, yaml.SafeLoader)
     if data is None:
         return {}
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(f"configuration file '{path}' must hold 'key: value' lines, not {type(data).__name__}")
     return data
+
+
+def parse_yaml(path: str | Path, loader: type[yaml.SafeLoader]) -> Any:
+    """What is in a YAML file, read by a loader that executes nothing.
+
+    Raises:
+        ConfigError: the file is missing or is not YAML; the message names the place in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        inside = path / "config.yaml"
+        remedy = f"give {inside}" if inside.is_file() else "give a file in it"
+        raise ConfigError(f"configuration file '{path}' is a folder; {remedy}")
+    if not path.is_file():
+        raise ConfigError(f"configuration file '{path}' does not exist; check the path")
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), loader)
+    except yaml.MarkedYAMLError as error:
+        where = error.problem_mark or error.context_mark
+        place = "" if where is None else f"line {where.line + 1}, column {where.column + 1}: "
+        reason = f"{place}{' '.join((error.problem or error.context or 'it cannot be read').split())}"
+        if "'\\t'" in reason:
+            reason = f"{place}a tab; indent with spaces"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+    raise ConfigError(f"configuration file '{path}' is not plain YAML: {reason}")
 
 
 def save_yaml(path: str | Path, config: Any) -> None:

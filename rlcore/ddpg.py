@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcore.config import check
+from rlcore.config import check, settings_of
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
 from rlcore.off_policy import Batch, OffPolicy
@@ -85,7 +85,7 @@ class DDPG(OffPolicy):
     def __init__(
         self, env: VecEnv, config: DDPGConfig | None = None, seed: int | None = None, num_iterations: int | None = None
     ) -> None:
-        config = config or DDPGConfig()
+        config = settings_of(config, DDPGConfig)
         super().__init__(env, config, build_policy, seed, num_iterations)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         low, high = config.noise_range or (config.noise_std, config.noise_std)

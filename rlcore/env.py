@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,8 +101,15 @@ def spec_of(env: VecEnv) -> EnvSpec:
             f"{type(env).__name__} is no vector env of rlcore's, it lacks {', '.join(missing)}; "
             "rlcore.env.VecEnv tells what is needed, rlcore.envs.make_env('gym:<id>', num_envs=...) makes gymnasium's"
         )
+    if not isinstance(env.observation_spaces, Mapping):
+        raise ValueError(
+            f"{_name(env)}: observation_spaces is {env.observation_spaces!r}; give a dict of groups, "
+            "such as {'policy': Box(...)}"
+        )
     sizes: dict[str, int] = {}
     for group, space in env.observation_spaces.items():
+        if not isinstance(space, gymnasium.spaces.Box):
+            raise ValueError(f"{_name(env)}: observation group '{group}' is {space!r}; describe it by a Box of one env")
         if len(space.shape) != 1:
             raise ValueError(
                 f"observation group '{group}' has shape {tuple(space.shape)}; rlcore trains on flat groups: "
@@ -148,6 +156,11 @@ def check_obs(env: VecEnv, obs: Obs, source: str, final: bool = False) -> None:
         ValueError: a group is missing, or its type, shape or device is wrong; the message names it and the remedy.
     """
     wanted = getattr(env, "final_groups", None) if final else None
+    if not isinstance(obs, Mapping):
+        raise ValueError(
+            f"{_name(env)}: {source}() gave {type(obs).__name__} as observations; return a dict of groups, such as "
+            f"{{'{next(iter(env.observation_spaces))}': tensor}}"
+        )
     for group, space in env.observation_spaces.items():
         if wanted is not None and group not in wanted:
             continue
@@ -162,12 +175,26 @@ def check_step(env: VecEnv, step: Step) -> None:
     Raises:
         ValueError: a type, shape or device is wrong; the message names it and the remedy.
     """
+    if not isinstance(step, Step):
+        raise ValueError(
+            f"{_name(env)}: step() returned {type(step).__name__}; "
+            "return rlcore.Step(obs, reward, terminated, truncated, final_obs, log)"
+        )
     check_obs(env, step.obs, "step")
     if step.final_obs is not None:
         check_obs(env, step.final_obs, "step", final=True)
     _check(env, "the reward", step.reward, torch.float32, (env.num_envs,))
     _check(env, "terminated", step.terminated, torch.bool, (env.num_envs,))
     _check(env, "truncated", step.truncated, torch.bool, (env.num_envs,))
+    for name, value in step.log.items():
+        if isinstance(value, Tensor) and value.shape in ((), (env.num_envs,)):
+            continue
+        if isinstance(value, Tensor) or not isinstance(value, (int, float, np.number)):
+            shown = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r}"
+            raise ValueError(
+                f"{_name(env)}: '{name}' in the log is {shown}; "
+                f"give a number, or a tensor of shape () or ({env.num_envs},)"
+            )
 
 
 def _check(env: VecEnv, name: str, value: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

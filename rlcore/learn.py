@@ -110,9 +110,9 @@ class Progress:
     """Steps of single envs."""
     seconds: float
     """Wall-clock spent in the loop."""
-    obs: Obs
-    state: State
-    episodes: EpisodeStatistics
+    obs: Obs = field(repr=False)
+    state: State = field(repr=False)
+    episodes: EpisodeStatistics = field(repr=False)
     underway: _Stopwatch | None = field(default=None, repr=False)
     """Of the latest iteration, while its time is not yet part of ``seconds``."""
 

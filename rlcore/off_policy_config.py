@@ -174,5 +174,5 @@ class OffPolicyConfig:
         """
         known = cls.presets()
         if name not in known:
-            raise ConfigError(f"preset: '{name}' is none of {cls.__name__}; {nearest(name, known)}")
+            raise ConfigError(f"preset: '{name}' is no preset of {cls.__name__}; {nearest(name, known)}")
         return cls(**{**known[name], **changes})

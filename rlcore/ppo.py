@@ -17,7 +17,7 @@ from rlcore import launcher
 from rlcore.actor_critic import Critic, build_policy
 from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
-from rlcore.config import ConfigError, check
+from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Distribution
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.learn import Progress, learn
@@ -48,8 +48,8 @@ class PPO:
     def __init__(
         self, env: VecEnv, config: PPOConfig | None = None, seed: int | None = None, num_iterations: int | None = None
     ) -> None:
-        self.env, self.config, self.seed, self.num_iterations = env, config or PPOConfig(), seed, num_iterations
-        config = self.config
+        config = settings_of(config, PPOConfig)
+        self.env, self.config, self.seed, self.num_iterations = env, config, seed, num_iterations
         self.num_steps, self.iteration, self.step = config.num_steps, 0, 0
         if seed is not None:
             torch.manual_seed(seed)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.config import check, check_positive
+from rlcore.config import check, check_positive, settings_of
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.off_policy import Batch, OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
@@ -94,7 +94,7 @@ class SAC(OffPolicy):
     def __init__(
         self, env: VecEnv, config: SACConfig | None = None, seed: int | None = None, num_iterations: int | None = None
     ) -> None:
-        config = config or SACConfig()
+        config = settings_of(config, SACConfig)
         super().__init__(env, config, build_policy, seed, num_iterations)
         self.target_entropy: float | Tensor = self._target_entropy(config.target_std)
         if config.target_std_end is not None:

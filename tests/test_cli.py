@@ -21,7 +21,9 @@ from PIL import Image
 import rlcore
 from rlcore.checkpoint import load_checkpoint
 from rlcore.export import ExportError
+from rlcore.train import arguments
 from rlcore.train.cli import main
+from rlcore.train.config import TrainConfig
 
 ROOT = Path(rlcore.__file__).parents[1]
 
@@ -212,7 +214,9 @@ def test_a_finished_run_that_is_resumed_is_evaluated_and_exported_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train(tmp_path, "--num-iterations", "2", "--no-export")
+    capsys.readouterr()
     assert main(["train", "--resume", str(run), "--export"]) == 0
+    assert "all 2 iterations are done" in " ".join(capsys.readouterr().out.split())
     assert (run / "export" / "policy.onnx").is_file()
     assert len(rows_of(run)) == 2
 
@@ -441,3 +445,10 @@ def test_help_of_train_without_a_task_says_where_its_options_are(capsys: pytest.
 def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     assert f"rlcore {command}" in capsys.readouterr().out
+
+
+def test_whole_numbers_may_be_written_with_an_exponent() -> None:
+    words = ["--num_envs", "1e3", "--agent.actor.hidden_dims", "1e1", "8", "--agent.sequence_length", "1.2e1"]
+    pairs = arguments.split_words(words, TrainConfig, free="env")
+    config = arguments.parse(TrainConfig, pairs, TrainConfig(task="Null"), "rlcore train")
+    assert (config.num_envs, config.agent.actor.hidden_dims, config.agent.sequence_length) == (1000, (10, 8), 12)

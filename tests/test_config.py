@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from rlcore import ConfigError, PPOConfig, ppo, ppo_config
+from rlcore import DDPG, PPO, SAC, ConfigError, PPOConfig, SACConfig, ppo, ppo_config
 from rlcore.config import from_dict, load_yaml, save_yaml, to_dict
+from rlcore.envs.null import Null
 
 
 def test_round_trip_through_yaml(tmp_path: Path) -> None:
@@ -89,3 +90,11 @@ def test_settings_of_ppo_are_one_class_under_both_their_paths() -> None:
     assert ppo.PPOConfig is ppo_config.PPOConfig is PPOConfig
     assert pickle.loads(b"crlcore.ppo\nPPOConfig\n.") is PPOConfig  # as pickles from before the move name it
     assert pickle.loads(pickle.dumps(PPOConfig(gamma=0.9))) == PPOConfig(gamma=0.9)
+
+
+@pytest.mark.parametrize("agent", [PPO, SAC, DDPG])
+def test_settings_that_are_no_settings_of_the_agent_are_refused(agent: Any) -> None:
+    other = SACConfig() if agent is PPO else PPOConfig()
+    for wrong in (other, {"gamma": 0.9}, {}):
+        with pytest.raises(ConfigError, match=f"{type(wrong).__name__} is given; give a {agent.__name__}Config"):
+            agent(Null(2), wrong)

@@ -39,7 +39,35 @@ COMMAND_LINES = {
     "mistyped command": ("trian --task CartPole", ["trian", "did you mean 'train'"]),
     "unknown command": ("fly", ["fly", "commands are train"]),
     "a task without its flag": ("train CartPole", ["unexpected word 'CartPole'", "--task CartPole"]),
-    "resume without a run": ("train --resume", ["--resume needs a value"]),
+    "resume without a run": ("train --resume", ["--resume needs a value", "--resume RUN"]),
+    "a fraction as a number of envs": ("train --task CartPole --num-envs 1.5e0", ["'1.5e0' is not a whole number"]),
+    "a word as a number or none": (
+        "train --task Pendulum --algo sac --agent.target_entropy auto",
+        ["--agent.target_entropy: 'auto' is not a number or None; correct it"],
+    ),
+    "a word in a range": ("train --task Pendulum --algo sac --agent.value_range 1 b", ["'1 b' does not fit FLOAT"]),
+    "rsl_rl's way to resume": ("train --task CartPole --load_run x", ["--load_run", "--resume RUN"]),
+    "rsl_rl's checkpoint": ("train --task CartPole --checkpoint model_1.pt", ["--checkpoint", "--resume RUN/check"]),
+    "rsl_rl's logger": ("train --task CartPole --logger wandb", ["--logger", "metrics.csv"]),
+    "Isaac Lab's flag without Isaac Lab": ("train --task CartPole --headless", ["--headless", "leave it out"]),
+    "Isaac Lab's video": ("train --task CartPole --video --video_length 9", ["--video", "rlcore play --run RUN"]),
+    "rsl_rl's lam": ("train --task CartPole agent.algorithm.lam=0.9", ["lam", "did you mean --agent.gae_lambda?"]),
+    "SB3's total_timesteps": ("train --task CartPole --total_timesteps 9", ["--num_iterations", "agent.num_steps"]),
+    "SB3's entropy weight of SAC": (
+        "train --task Pendulum --algo sac --agent.ent_coef auto",
+        ["did you mean --agent.init_temperature?"],
+    ),
+    "SB3's entropy weight of PPO": ("train --task Pendulum --agent.ent_coef 0", ["did you mean --agent.entropy_coef?"]),
+    "SB3's train_freq": ("train --task Pendulum --algo sac --train_freq 4", ["did you mean --agent.num_steps?"]),
+    "SB3's noise, which SAC has not": (
+        "train --task Pendulum --algo sac --agent.action_noise 1",
+        ["--agent.action_noise; --help lists the settings"],
+    ),
+    "unknown flag that is like another in its group alone": (
+        "train --task Pendulum --algo sac --agent.use_sde True",
+        ["--agent.use_sde; --help lists the settings"],
+    ),
+    "configuration of no task": ("config --task gym:NoSuch-v1", ["gym:NoSuch-v1", "doesn't exist"]),
     "a word as a number of steps": (
         "train --task CartPole --env.max_episode_length ten",
         ["max_episode_length is 'ten'", "whole number"],
@@ -60,12 +88,18 @@ COMMAND_LINES = {
     "group without a setting": ("train --task CartPole --agent 4", ["--agent", "--agent.NAME VALUE"]),
     "stray word": ("train CartPole", ["CartPole", "--setting value"]),
     "no value": ("train --task CartPole --seed", ["--seed", "needs a value"]),
-    "text for a float": ("train --task CartPole --agent.gamma high", ["--agent.gamma", "'high'", "FLOAT"]),
-    "text for an int": ("train --task CartPole --num-envs many", ["--num_envs", "'many'", "INT"]),
-    "fraction for an int": ("train --task CartPole --seed 1.5", ["--seed", "'1.5'", "INT"]),
+    "text for a float": (
+        "train --task CartPole --agent.gamma high",
+        ["--agent.gamma: 'high' is not a number; correct it"],
+    ),
+    "text for an int": ("train --task CartPole --num-envs many", ["--num_envs: 'many' is not a whole number"]),
+    "fraction for an int": ("train --task CartPole --seed 1.5", ["--seed: '1.5' is not a whole number"]),
     "text for a yes or no": ("train --task CartPole --agent.normalize-obs maybe", ["normalize_obs", "maybe", "True"]),
     "value for a negation": ("train --task CartPole --no-export=3", ["--no-export", "takes no value"]),
-    "text in a list": ("train --task CartPole --agent.actor.hidden-dims 64 x", ["hidden_dims", "'x'", "INT"]),
+    "text in a list": (
+        "train --task CartPole --agent.actor.hidden-dims 64 x",
+        ["hidden_dims", "'64 x' is not a list of whole"],
+    ),
     "unknown choice": ("train --task CartPole --agent.lr-schedule fast", ["lr_schedule", "'fast'", "'linear'"]),
     "unknown algorithm": ("train --task CartPole --algo dqn", ["--algo", "'dqn'", "ppo"]),
     "negative steps": ("train --task CartPole --agent.num-steps -3", ["num_steps", "-3", "at least 1"]),
@@ -133,6 +167,12 @@ FILES = {
     "impossible value": ("agent: {num_steps: -3}", ["num_steps", "-3"]),
     "value for a group": ("agent: 3", ["agent", "3"]),
     "broken YAML": ("agent: {gamma: 0.9", ["YAML"]),
+    "a tab": ("agent:\n\tgamma: 0.9", ["line 2, column 1: a tab; indent with spaces"]),
+    "a bracket too many": ("agent: {gamma: 0.9}}", ["line 1, column 20"]),
+    "another library's": (
+        "num_steps_per_env: 24\nmax_iterations: 9\nalgorithm: {gamma: 0.9}",
+        ["unknown key", "of rsl_rl", "rlcore config --file my.yaml --output"],
+    ),
     "a list": ("- 1\n- 2", ["key: value"]),
     "code": ("task: !!python/object/apply:os.system ['true']", ["YAML"]),
     "number for the task": ("task: 3", ["task", "3", "rlcore tasks"]),
@@ -175,6 +215,28 @@ def test_a_wrong_command_line_is_refused_in_one_line(case: str, capsys: pytest.C
     for part in parts:
         assert part in line
     assert not Path("runs").exists()  # nothing was begun
+
+
+def test_a_folder_of_runs_is_answered_with_its_latest_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["train", "--resume"], ["eval", "--run"], ["export", "--run"]):
+        assert f"but 1 below it; name one, the latest is {run}" in refused([*words, str(run.parents[1])], capsys)
+
+
+def test_a_folder_in_place_of_the_exported_file_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["export", "--run", str(run), "--output", str(run)], capsys)
+    assert f"--output is '{run}', which is a folder" in line
+
+
+def test_settings_of_rlcore_need_no_conversion(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(run / "config.yaml")
+    assert f"rlcore already; train with rlcore train --config {file}" in refused(["config", "--file", file], capsys)
+
+
+def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert f"is a folder; give {run}/config.yaml" in refused(["train", "--config", str(run)], capsys)
+    assert "is a folder; give a file in it" in refused(["config", "--file", "."], capsys)
 
 
 @pytest.mark.parametrize("case", FILES)

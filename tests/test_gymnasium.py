@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
@@ -423,3 +424,35 @@ def test_values_move_to_the_device() -> None:
     assert step.final_obs is not None
     for values in (step.obs["policy"], step.reward, step.terminated, step.truncated, step.final_obs["policy"]):
         assert values.device == env.device
+
+
+class Faulty(Counter):
+    """Fails in the way that it is told to."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__(layout="float32")
+        self.where = where
+        if where == "making it":
+            raise RuntimeError("no license")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        observation, info = super().reset(seed=seed)
+        return (observation, info) if self.where != "reset()" else (observation, info, None)
+
+    def step(self, action: Any) -> Any:
+        return super().step(action) if self.where != "step()" else self.nothing  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("where", "fault"),
+    [("making it", "RuntimeError: no license"), ("reset()", "ValueError: "), ("step()", "AttributeError: .*nothing")],
+)
+def test_what_fails_in_an_env_is_told_with_the_name_of_the_task(where: str, fault: str) -> None:
+    gymnasium.register("Faulty-v0", entry_point=Faulty, max_episode_steps=5, disable_env_checker=True)
+    try:
+        with pytest.raises(ValueError, match=rf"gym:Faulty-v0: {re.escape(where)} failed in the env: {fault}.*correct"):
+            env = make_env("gym:Faulty-v0", 2, where=where)
+            env.reset(seed=0)
+            env.step(torch.zeros(2, dtype=torch.int64))
+    finally:
+        gymnasium.registry.pop("Faulty-v0")

@@ -336,3 +336,12 @@ def test_file_is_converted_from_the_command_line(tmp_path: Path, capsys: pytest.
     assert "task" not in load_yaml(output)
     assert main(["train", "--config", str(output)]) == 2
     assert "--task is missing" in capsys.readouterr().err
+
+
+def test_intervals_fit_runs_of_single_steps() -> None:
+    config = convert({"n_timesteps": 20_000, "buffer_size": 1_000}, "sb3", num_envs=1, algo="sac").config
+    assert (config["save_interval"], config["eval_interval"], config["log_interval"]) == (2_000, 1_000, 100)
+    short = convert({"n_timesteps": 400, "buffer_size": 1_000}, "sb3", num_envs=1, algo="sac").config
+    assert not {"save_interval", "eval_interval", "log_interval"} & set(short)
+    own = converted("rl_games SAC").config
+    assert own["save_interval"] != own["num_iterations"] // 10 and own["eval_interval"] == own["num_iterations"] // 20

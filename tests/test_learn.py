@@ -6,8 +6,10 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -236,3 +238,50 @@ def test_a_missing_observation_is_named() -> None:
 
     with pytest.raises(ValueError, match=r"Null: reset\(\) left out the observation 'policy'; it has state"):
         PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (tuple, r"step\(\) returned tuple; return rlcore.Step\(obs, reward"),
+        (lambda step: step._replace(log={"note": "fell"}), "'note' in the log is 'fell'; give a number, or a tensor"),
+        (lambda step: step._replace(log={"x": step.obs["policy"]}), r"'x' in the log is of shape \(4, 3\).*or \(4,\)"),
+        (
+            lambda step: step._replace(obs=step.obs["policy"]),
+            r"step\(\) gave Tensor as observations.*\{'policy': tensor",
+        ),
+    ],
+)
+def test_a_step_that_is_none_is_named(change: Any, message: str) -> None:
+    class Wrong(Null):
+        def step(self, action: Tensor) -> Step:
+            return change(super().step(action))  # type: ignore[no-any-return]
+
+    with pytest.raises(ValueError, match="Null: " + message):
+        PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+
+
+def test_a_log_may_hold_numbers_scalars_and_one_value_for_each_env() -> None:
+    class Logging(Null):
+        def step(self, action: Tensor) -> Step:
+            log: Any = {"one": 1, "two": np.float32(2.0), "three": torch.tensor(3.0), "four": torch.full((4,), 4.0)}
+            return super().step(action)._replace(log=log, truncated=torch.ones(4, dtype=torch.bool))
+
+    reports: list[Report] = []
+    PPO(Logging(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1, on_report=reports.append)
+    assert [reports[0].metrics[f"env/{name}"] for name in ("one", "two", "three", "four")] == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("wrong", [spaces.Box(-1, 1, (3,)), {"policy": 3}])
+def test_observation_spaces_that_are_none_are_named(wrong: Any) -> None:
+    env = Null(4, obs_size=3, action_size=2)
+    env.observation_spaces = wrong
+    with pytest.raises(
+        ValueError, match=r"Null: observation(_spaces is Box.*dict of groups| group 'policy' is 3; .*Box)"
+    ):
+        PPO(env, CONFIG, seed=0)
+
+
+def test_progress_shows_no_tensors() -> None:
+    progress = PPO(Null(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+    assert repr(progress).startswith("Progress(iteration=1, env_steps=20, seconds=") and "tensor" not in repr(progress)

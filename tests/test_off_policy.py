@@ -388,7 +388,7 @@ def test_presets_are_the_defaults_the_same_for_many_envs_and_td3() -> None:
         gpu = kind.preset("gpu", gamma=0.97)
         assert (gpu.value_loss, gpu.normalize_reward, gpu.n_step, gpu.gamma) == ("categorical", True, 3, 0.97)
         assert gpu.num_critics == 2
-        with pytest.raises(ConfigError, match=f"preset: 'gpuu' is none of {kind.__name__}; did you mean 'gpu'?"):
+        with pytest.raises(ConfigError, match=f"preset: 'gpuu' is no preset of {kind.__name__}; did you mean 'gpu'?"):
             kind.preset("gpuu")
     td3 = DDPGConfig.preset("td3")
     assert td3 == DDPGConfig(num_critics=2, policy_delay=2, target_noise=0.2, target_noise_clip=0.5)
@@ -451,7 +451,7 @@ def test_command_line_knows_presets_and_td3(tmp_path: Path, capsys: pytest.Captu
     assert main(["train", "--resume", str(run), "--preset", "classic"]) == 2
     error = capsys.readouterr().err
     assert "--preset is 'gpu', and ppo has none" in error
-    assert "'gpuu' is none of SACConfig; did you mean 'gpu'?" in error
+    assert "'gpuu' is no preset of SACConfig; did you mean 'gpu'?" in error
     assert "preset is 'gpu' in the run that is resumed and 'classic' here" in error
 
 

@@ -83,10 +83,13 @@ def test_a_run_is_found_by_its_folder_and_by_its_checkpoints(run: RunFolder) -> 
 
 
 def test_what_is_no_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "nowhere", run.path / "nowhere"):
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "nowhere", run.path / "nowhere"):
         with pytest.raises(FileNotFoundError, match="run folder"):
             RunFolder.open(path)
-    with pytest.raises(FileNotFoundError, match="before it wrote one"):
+    with pytest.raises(
+        FileNotFoundError, match=r"before it wrote one: begin anew with rlcore train --config .*config.yaml"
+    ):
         run.checkpoint("last")
 
 

@@ -21,6 +21,67 @@ T = TypeVar("T")
 Pair = tuple[str, list[str]]
 """A dotted setting and the words given for it."""
 
+ELSEWHERE = {
+    "action_noise": "agent.noise_std",
+    "alpha": "agent.init_temperature",
+    "batch_size": "agent.batch_size agent.num_minibatches",
+    "clip_param": "agent.clip_range",
+    "discount": "agent.gamma",
+    "discount_factor": "agent.gamma",
+    "ent_coef": "agent.init_temperature agent.entropy_coef",
+    "entropy_coefficient": "agent.init_temperature agent.entropy_coef",
+    "exploration_noise": "agent.noise_std",
+    "gradient_steps": "agent.num_updates agent.num_epochs",
+    "initial_entropy_value": "agent.init_temperature",
+    "lam": "agent.gae_lambda",
+    "learning_epochs": "agent.num_epochs",
+    "lr": "agent.learning_rate",
+    "memory_size": "agent.buffer_size",
+    "mini_batches": "agent.num_minibatches",
+    "minibatch_size": "agent.batch_size agent.num_minibatches",
+    "n_critics": "agent.num_critics",
+    "n_epochs": "agent.num_epochs",
+    "n_steps": "agent.num_steps",
+    "net_arch": "agent.actor.hidden_dims",
+    "polyak": "agent.tau",
+    "random_timesteps": "agent.learning_starts",
+    "rollouts": "agent.num_steps",
+    "start_steps": "agent.learning_starts",
+    "target_policy_noise": "agent.target_noise",
+    "train_freq": "agent.num_steps",
+    "vf_coef": "agent.value_coef",
+}
+"""What other libraries call a setting, and its names here: the first that the algorithm has."""
+
+_RESUME = "a run goes on with --resume RUN, or --resume RUN/checkpoints/000500.pt"
+_LOGS = "tensorboard events and metrics.csv are always in the run folder"
+_LENGTH = "a run takes --num_iterations, each of num_envs * agent.num_steps steps"
+_ISAAC = "it is for tasks of Isaac Lab alone; leave it out"
+_VIDEO = "leave it out, and see a run afterwards with rlcore play --run RUN"
+
+INSTEAD = {
+    "checkpoint": _RESUME,
+    "distributed": "one process trains on one device; leave it out",
+    "enable_cameras": _ISAAC,
+    "experiment_name": "a run's folder is RUNS_DIR/TASK/ALGO/TIME-NAME, of --runs_dir and --name",
+    "headless": _ISAAC,
+    "livestream": _ISAAC,
+    "load_checkpoint": _RESUME,
+    "load_run": _RESUME,
+    "log_project_name": _LOGS,
+    "logger": _LOGS,
+    "tensorboard_log": _LOGS,
+    "timesteps": _LENGTH,
+    "total_timesteps": _LENGTH,
+    "video": _VIDEO,
+    "video_interval": _VIDEO,
+    "video_length": _VIDEO,
+    "wandb": _LOGS,
+}
+"""What other libraries' scripts take and ``rlcore train`` does not, and what to do instead."""
+
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "[INT [INT ...]]": "a list of whole numbers"}
+"""How the help writes types, in words."""
 
 Job = Callable[[], int]
 """What is left to do once everything the user gave has been checked; returns the exit code."""
@@ -87,7 +148,8 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
             while rest and (not taken or _is_sequence(hint)) and not _is_setting(rest[0], settings):
                 taken.append(rest.pop(0))
             if not taken and hint is not bool and not (free is not None and key.startswith(f"{free}.")):
-                raise UsageError(f"--{shown} needs a value; write --{shown} VALUE")
+                what = "RUN" if key in ("run", "resume") else "VALUE"
+                raise UsageError(f"--{shown} needs a value; write --{shown} {what}")
         if taken == [""] and key in settings and key != free:  # a variable of the shell that is not set
             raise UsageError(f"--{shown} is empty; write --{shown} VALUE or leave it out")
         pairs.append((key, taken))
@@ -102,8 +164,11 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     """
     settings, flags = settings_of(cls), _flags(cls)
     words: list[str] = []
+    given: dict[str, str] = {}
     for key, values in pairs:
-        words += _words_for(flags.get(key, key), values, settings[key])
+        flag, *rest = _words_for(flags.get(key, key), values, settings[key])
+        words += [flag, *rest]
+        given[flag] = " ".join(rest)
     box = io.StringIO()
     base: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -111,7 +176,7 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
             result: T = tyro.cli(cls, args=words, prog=prog, use_underscores=True, **base)
             return result
     except SystemExit:
-        raise UsageError(_condensed(box.getvalue())) from None
+        raise UsageError(_condensed(box.getvalue(), given)) from None
 
 
 def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
@@ -178,9 +243,19 @@ def _words_for(key: str, values: list[str], hint: Any) -> list[str]:
         raise UsageError(f"--{key} needs a value; write --{key} VALUE")
     if len(values) == 1 and values[0].lower() in ("none", "null") and type(None) in typing.get_args(hint):
         return [f"--{key}", "None"]
+    if int in (hint, *typing.get_args(hint)):
+        values = [_whole(value) for value in values]
     if _is_sequence(hint):
         values = [part for value in values for part in re.split(r"[\s,]+", value.strip("[]()")) if part]
     return [f"--{key}", *values]
+
+
+def _whole(value: str) -> str:
+    """``1e6`` as Python reads whole numbers, as in a YAML file; else as it is."""
+    if not re.fullmatch(r"\d+(\.\d*)?e\+?\d{1,2}", value, re.IGNORECASE):
+        return value
+    number = float(value)
+    return str(int(number)) if number == int(number) else value
 
 
 def _is_sequence(hint: Any) -> bool:
@@ -213,19 +288,33 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
         return f"--{shown} is a group of settings; write --{shown}.NAME VALUE"
     if key == free:
         return f"--{shown} needs the name of an option; write --{shown}.OPTION VALUE"
-    # The whole name first; else the last part, for a setting that was written without its group.
-    match = closest(key, settings)
-    if match is None or (match.rpartition(".")[2] != key and "." not in key):
-        last = {name.rpartition(".")[2]: name for name in reversed(settings)}
-        by_last = closest(key.rpartition(".")[2], last)
-        exact = by_last is not None and (match is None or by_last == key.rpartition(".")[2])
-        match = last[by_last] if by_last is not None and exact else match
+    last = key.rpartition(".")[2]
+    if "algo" in settings and last in INSTEAD:
+        return f"unknown setting --{shown}; {INSTEAD[last]}"
+    if last in ELSEWHERE and "algo" in settings:
+        match = next((name for name in ELSEWHERE[last].split() if name in settings), None)
+    else:
+        match = _nearest_setting(key, settings)
     hint = f"did you mean --{match}?" if match else "--help lists the settings"
     return f"unknown setting --{shown}; {hint}"
 
 
-def _condensed(box: str) -> str:
-    """One line of tyro's framed message."""
+def _nearest_setting(key: str, settings: dict[str, Any]) -> str | None:
+    """The whole name first; else the last part, for a setting that was written without its group."""
+    last = key.rpartition(".")[2]
+    match = closest(key, settings)
+    if match is not None and closest(last, [match.rpartition(".")[2]]) is None:
+        match = None  # alike are the groups alone
+    if match is None or (match.rpartition(".")[2] != last and "." not in key):
+        by_part = {name.rpartition(".")[2]: name for name in reversed(settings)}
+        part = closest(last, by_part)
+        if part is not None and (match is None or part == last):
+            match = by_part[part]
+    return match
+
+
+def _condensed(box: str, given: dict[str, str]) -> str:
+    """One line of tyro's framed message; ``given`` has the flags and what was written after them."""
     lines = [line.strip(" │╰╯") for line in box.splitlines()[1:]]  # the first is a title
     bodies: list[list[str]] = [[]]
     for line in lines:
@@ -238,6 +327,12 @@ def _condensed(box: str) -> str:
     text = re.sub(r"^[A-Z]\w+: ", "", text)  # the class that refused a value is no part of the setting's name
     text = re.sub(r"^([a-z_.]+): ([\w.]+): ", r"\1.\2: ", text)
     usage = next((line for body in bodies[1:] for line in body if line.startswith("--")), None)
+    flag, _, kind = (usage or "").partition(" ")
+    if flag in given and text.startswith(f"{flag}: "):  # what Python or tyro says of a value that it cannot read
+        plain = _KINDS.get(kind.removeprefix("{None}|"))
+        none = " or None" if kind.startswith("{None}|") else ""
+        fault = f"is not {plain}{none}" if plain else f"does not fit {kind}"
+        return f"{flag}: '{given[flag]}' {fault}; correct it"
     return f"{text}; expected {usage}" if usage else text
 
 

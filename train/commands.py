@@ -99,6 +99,8 @@ def export_command(words: Sequence[str]) -> Job:
     from rlcore.train.run import locate
 
     run, checkpoint = locate(_required_run(args.run), args.checkpoint)
+    if args.output is not None and args.output.is_dir():
+        raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
     try:
         report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
     except ExportError as error:

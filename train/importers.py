@@ -6,7 +6,7 @@ import importlib
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, parse_yaml
 from rlcore.train import (
     import_rl_games,
     import_rl_games_sac,
@@ -25,6 +25,7 @@ from rlcore.train import (
     import_skrl,
     import_skrl_sac,
 )
+from rlcore.train.config import CONFIG_CLASSES, TrainConfig
 from rlcore.train.translation import UNKNOWN, Row, Status, Translation
 
 Library = Literal["rsl_rl", "rl_games", "skrl", "sb3"]
@@ -89,7 +90,7 @@ def convert(
         ConfigError: another algorithm, or a value that rlcore cannot use; the message names the source's key.
     """
     if library not in _CONVERT:
-        raise ConfigError(f"library: {library!r} is not known; choose from {', '.join(get_args(Library))}")
+        raise ConfigError(f"library (--from): {library!r} is not known; choose from {', '.join(get_args(Library))}")
     if num_envs is not None and num_envs < 1:
         raise ConfigError(f"num_envs: {num_envs} is not possible; give 1 or more")
     translation = Translation(source, library, num_envs, task)
@@ -102,8 +103,20 @@ def convert(
     else:
         translation.config |= {"algo": "sac" if found == "sac" else "ddpg", "preset": "classic"}
         off_policy.convert(translation, found)
+        _intervals(translation)
     translation.finish()
     return Conversion(library, translation.config, tuple(translation.rows))
+
+
+def _intervals(translation: Translation) -> None:
+    """Intervals that fit a run of single steps: rlcore's own are for iterations of PPO, which are long.
+
+    Every 50 steps, evaluations of whole episodes would take most of the time.
+    """
+    total = translation.config.get("num_iterations", 0)
+    for name, parts, least in (("save_interval", 10, 50), ("eval_interval", 20, 50), ("log_interval", 200, 10)):
+        if name not in translation.config and total // parts > least:
+            translation.builtin(name.replace("_", " "), "-", name, total // parts, f"{parts} in the whole run")
 
 
 def convert_file(
@@ -136,6 +149,8 @@ def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Lib
         ConfigError: it looks like nobody's.
     """
     keys = set(source)
+    if keys and keys <= {field.name for kind in CONFIG_CLASSES.values() for field in fields(kind)}:
+        raise ConfigError(f"{name}: these are settings of rlcore already; train with rlcore train --config {name}")
     if "rl_games_config" in keys or isinstance(source.get("params"), Mapping):
         return "rl_games"
     if "models" in keys or {"agent", "trainer"} <= keys:
@@ -149,8 +164,21 @@ def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Lib
         return "sb3"
     raise ConfigError(
         f"{name}: this looks like no configuration of {', '.join(get_args(Library))} (top-level keys: "
-        f"{', '.join(map(str, source)) or 'none'}); name the library"
+        f"{', '.join(map(str, source)) or 'none'}); name the library with --from"
     )
+
+
+def remedy_for(path: Path) -> str:
+    """What to do with a file of settings that rlcore does not have, if it is another library's; else nothing."""
+    try:
+        source = read_yaml(path)
+        library = guess_library(source)
+    except ConfigError:
+        return ""
+    own = {field.name for field in fields(TrainConfig)}
+    if 2 * len(own & set(source)) > len(source):
+        return ""
+    return f"; it looks like one of {library}: convert it first, rlcore config --file {path} --output mine.yaml"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -159,13 +187,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"configuration file '{path}' does not exist; check the path")
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration file '{path}' is not plain YAML: {' '.join(str(error).split())}") from None
+    data = parse_yaml(path, _Loader)
     if not isinstance(data, dict):
         raise ConfigError(f"configuration file '{path}' must hold 'key: value' lines, not {type(data).__name__}")
     return data

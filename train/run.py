@@ -59,6 +59,11 @@ class RunFolder:
         for folder in (path, path.parent, path.parent.parent):
             if path.exists() and (folder / "config.yaml").is_file():
                 return cls(folder)
+        # Down to runs/: deeper folders, as of one's home, could be many.
+        below = [found.parent for stars in ("*", "*/*", "*/*/*") for found in path.glob(f"{stars}/checkpoints")]
+        if below:
+            latest = max(below, key=lambda folder: folder.name)
+            raise FileNotFoundError(f"no run at '{path}', but {len(below)} below it; name one, the latest is {latest}")
         raise FileNotFoundError(
             f"no run at '{path}'; give a run folder (it has a config.yaml and checkpoints/) or one of its checkpoints"
         )
@@ -106,7 +111,8 @@ class RunFolder:
         raise FileNotFoundError(
             f"no checkpoint '{which}' in {self.checkpoints}; there is {', '.join(have)}"
             if have
-            else f"no checkpoint in {self.checkpoints}; the run ended before it wrote one"
+            else f"no checkpoint in {self.checkpoints}; the run ended before it wrote one: begin anew with "
+            f"rlcore train --config {self.config_file}"
         )
 
 

@@ -67,7 +67,7 @@ def show_config(args: ConfigArguments) -> int:
                 settings = {"env": env_options(algo)}
         elif library is not None:
             raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
-        elif simulator_of(task) == "builtin":
+        else:
             make_env(task, 1).close()  # refuses what there is not
         settings = to_dict(default_config(task, registered=settings, algo=algo, preset=preset)[0])
         settings |= {} if args.num_envs is None else {"num_envs": args.num_envs}

@@ -72,7 +72,14 @@ def train_command(words: Sequence[str]) -> Job:
                 raise ConfigError("--preset cannot go with --from: what is converted is complete; leave one out")
             preset = None  # td3 is the name of an algorithm there
         registered = {} if helping else _registered(task or "", pairs, asked, preset)
-        base, files = default_config(task or "TASK", file, registered, algo, preset)
+        try:
+            base, files = default_config(task or "TASK", file, registered, algo, preset)
+        except ConfigError as error:
+            if file is None or "unknown key" not in str(error):
+                raise
+            from rlcore.train.importers import remedy_for
+
+            raise ConfigError(f"{error}{remedy_for(file)}") from error
         if helping:
             about = f" Defaults from {', '.join(map(str, files))}." if files else ""
             if task is None:

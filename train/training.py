@@ -288,6 +288,12 @@ class Training:
             say(self.console, "note         evaluations use the training env, whose episodes then start anew")
         if self.progress is not None:
             say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
+            if left == 0:
+                say(
+                    self.console,
+                    f"note         all {config.num_iterations} iterations are done, so that evaluation and export "
+                    "alone follow; more --num-iterations train on",
+                )
             if not self.exact:
                 say(self.console, "             episodes in flight start anew: the env cannot be put back there")
             rate = getattr(config.agent, "lr_schedule", "constant") in ("linear", "cosine")
