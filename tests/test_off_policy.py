@@ -18,13 +18,13 @@ from rlcore.distributional import categorical_loss_reference, expected_value_ref
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.exploration import Deviation, HeldNoise
-from rlcore.learn import Report
+from rlcore.learn import Report, resume, snapshot
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
 from rlcore.q_networks import frozen
 from rlcore.train.cli import main
 from rlcore.train.config import CONFIGS, default_config
-from rlcore.types import Step
+from rlcore.types import Obs, Step
 
 SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh", init="default")
 SIZES: dict[str, Any] = {"learning_starts": 40, "buffer_size": 2000, "batch_size": 32, "actor": SMALL, "critic": SMALL}
@@ -164,6 +164,38 @@ def test_an_envs_deviation_and_held_noise_reach_its_actions() -> None:
     torch.testing.assert_close(action, expected)
 
 
+def test_actions_are_the_actors_as_soon_as_enough_steps_of_single_envs_are_stored() -> None:
+    learner, obs = agent(DDPG, noise_std=0.0, learning_starts=10), {"policy": torch.randn(4, 3)}
+    wanted = learner.policy(obs)[0].detach()
+    own = [torch.allclose(learner.act(obs, ())[0], wanted) for _ in range(5)]
+    assert own == [False] * 3 + [True] * 2  # 4, 8 and 12 steps
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_exploration_and_return_begin_anew_in_envs_whose_episode_ended_and_in_no_other(end: str) -> None:
+    learner = agent(DDPG, noise_range=(0.1, 0.4), noise_spread="episodes", noise_hold=16, normalize_reward=True)
+    obs = learner.env.reset()
+    action, _, _ = learner.act(obs, ())
+    learner.held.left.fill_(9)
+    learner.noise.fill_(1.0)
+    before, done = learner.deviation.value.clone(), torch.tensor([True, False, True, False])
+    learner.record(obs, action, None, (), learner.env.step(action)._replace(**{end: done}))
+    assert learner.held.left.tolist() == [0, 9, 0, 9]
+    assert learner.noise[:, 0].tolist() == [0, 1, 0, 1]
+    assert torch.equal((learner.deviation.value != before).squeeze(1), done)
+    assert torch.equal(learner.return_scale.running == 0, done)
+
+
+def test_sac_explores_by_held_noise_of_the_actors_bounded_deviation() -> None:
+    learner, obs = agent(SAC, noise_hold=16, log_std_range=(-2.0, -1.0)), torch.randn(4, 3)
+    with torch.no_grad():
+        learner.policy.head.bias[2:] = torch.tensor([-9.0, 5.0])  # beyond either end
+        mean = learner.policy.output(obs)[:, :2]
+        action = learner._explore(obs)
+        expected = learner.policy.squash(mean + torch.tensor([-2.0, -1.0]).exp() * learner.held.noise)
+    torch.testing.assert_close(action, expected)
+
+
 # --- Values ----------------------------------------------------------------------------------------------------------
 
 
@@ -198,6 +230,42 @@ def test_rewards_are_divided_when_they_are_sampled() -> None:
     torch.testing.assert_close(learner._batch(raw)["reward"], raw.reward / 7)
 
 
+@pytest.mark.parametrize(("starts", "n_step", "first"), [(0, 1, 2), (0, 3, 4), (40, 3, 10), (41, 1, 11)])
+def test_learning_begins_with_enough_steps_and_a_whole_window(starts: int, n_step: int, first: int) -> None:
+    learned: list[bool] = []
+    learner = agent(learning_starts=starts, n_step=n_step)
+    learner.learn(12, on_report=lambda report: learned.append("loss/value" in report.metrics))
+    assert learned.index(True) + 1 == first
+
+
+def test_gradients_of_critics_and_actor_are_scaled_down_to_max_grad_norm() -> None:
+    learner = agent(max_grad_norm=0.01)
+    metrics = learner._gradient_step(batch(), with_actor=True)
+    for name, optimizer in (("value_", learner.critic_optimizer), ("", learner.actor_optimizer)):
+        assert float(metrics[f"policy/{name}gradient_norm"]) > 0.01
+        assert float(optimizer.moment.norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)  # Adam's average of one of them
+
+
+def test_samples_that_do_not_count_leave_the_loss_of_the_others_as_large() -> None:
+    learner = agent()
+    learner.learn(15)
+    raw = learner.replay.sample(8, 0.99)
+    some, none = torch.tensor([1.0, 1, 0, 1, 0, 1, 1, 1]), torch.zeros(8)
+    torch.testing.assert_close(learner._batch(raw._replace(weight=some))["weight"], some * 8 / 6)
+    assert torch.equal(learner._batch(raw._replace(weight=none))["weight"], none)
+
+
+def test_every_gradient_step_has_samples_of_its_own_of_n_steps() -> None:
+    learner = agent(num_updates=3, n_step=3, gamma=0.9, env=Null(4, obs_size=3, action_size=2, episode_length=50))
+    batches: list[dict[str, Tensor]] = []
+    learner._gradient_step = lambda batch, with_actor: batches.append(batch) or {}
+    learner.learn(20)
+    last = batches[-3:]
+    assert all(len(one["action"]) == 32 for one in last)
+    assert not any(torch.equal(last[a]["action"], last[b]["action"]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    torch.testing.assert_close(last[0]["discount"], torch.full((32,), 0.9**3))
+
+
 @pytest.mark.parametrize("reduce", ["min", "mean", "own"])
 @pytest.mark.parametrize("loss", ["mse", "categorical"])
 @pytest.mark.parametrize("kind", [SAC, DDPG])
@@ -205,6 +273,8 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
     learner = agent(kind, num_critics=3, q_reduce=reduce, value_loss=loss, num_atoms=11, value_range=(-3.0, 2.0))
     data, action, bonus = batch(), torch.rand(24, 2), torch.randn(24)
     with torch.no_grad():
+        for parameter in learner.target_critics.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # at first they are as what they follow
         output = learner.critics.output(data["critic_obs"], data["action"])
         following = learner.target_critics.output(data["next_critic_obs"], action)
         if loss == "categorical":
@@ -318,6 +388,42 @@ def test_an_env_that_writes_over_its_last_observation_is_refused() -> None:
 
     with pytest.raises(ValueError, match="observation 'policy' lies where the one before it lay"):
         agent(env=Reusing(4, obs_size=3, action_size=2, episode_length=7)).learn(3)
+
+
+class Privileged(Null):
+    """Null with more for the critic to see, of other size and scale."""
+
+    def __init__(self) -> None:
+        super().__init__(4, obs_size=3, action_size=2, episode_length=7)
+        self.observation_spaces = {**self.observation_spaces, "critic": spaces.Box(-math.inf, math.inf, (5,))}
+
+    def more(self, obs: Obs) -> Obs:
+        return {**obs, "critic": 9 * obs["policy"][:, [0, 1, 2, 2, 1]] + 4}
+
+    def reset(self, seed: int | None = None) -> Obs:
+        return self.more(super().reset(seed))
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        assert step.final_obs is not None
+        return step._replace(obs=self.more(step.obs), final_obs=self.more(step.final_obs))
+
+
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_a_critic_that_sees_more_is_given_it_by_statistics_of_its_own(kind: Any) -> None:
+    learner = agent(kind, env=Privileged(), normalize_obs=True)
+    content = snapshot(learner.env, learner, learner.learn(20))
+    raw = learner.replay.sample(50, 0.99)
+    batch = learner._batch(raw)
+    for name, group in (("actor_obs", "policy"), ("critic_obs", "critic")):
+        seen = learner.replay.obs[group][:20].flatten(0, 1)  # all that was acted on
+        for prefix, obs in (("", raw.obs), ("next_", raw.next_obs)):
+            expected = (obs[group] - seen.mean(0)) / (seen.std(0, correction=0) + 0.01)
+            torch.testing.assert_close(batch[prefix + name], expected, rtol=1e-4, atol=1e-4)
+    other = agent(kind, env=Privileged(), normalize_obs=True)
+    resume(other.env, other, content)
+    again = other._batch(raw)
+    assert all(torch.equal(again[name], value) for name, value in batch.items())
 
 
 # --- Networks --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,8 @@ import torch
 from conftest import Place
 from torch import Tensor
 
-from rlcore import ConfigError
+from rlcore import ConfigError, replay
+from rlcore.memory import free_memory
 from rlcore.replay import Replay, Timeout, Transitions
 from rlcore.train.cli import main
 
@@ -293,7 +295,9 @@ def test_a_restored_memory_draws_the_same_and_goes_on_the_same(place: Place, cou
     for a, b in zip(*draws, strict=True):
         pairs = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else [(a, b)]
         assert all(torch.equal(x, y) for x, y in pairs)
-    assert len(one.replay.state_dict(5)["reward"]) == 5
+    part = one.replay.state_dict(5)["reward"]
+    assert len(part) == 5
+    assert part.untyped_storage().nbytes() == 4 * 5 * 3  # what a checkpoint holds of it
 
 
 def test_bf16_halves_observations_and_keeps_eight_bits() -> None:
@@ -331,6 +335,24 @@ def test_memory_is_said_before_the_run_begins_and_may_move_when_it_is_resumed(
     (run,) = (tmp_path / "Pendulum" / "sac").iterdir()
     resumed = ["train", "--resume", str(run), "--num-iterations", "6", "--agent.buffer-device", "host"]
     assert main(resumed) == 0
+
+
+def test_the_size_that_is_advised_fits_and_is_not_far_below_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "free_memory", lambda device: 2**20)
+    with pytest.raises(ConfigError, match="buffer_size: 100000") as refused:
+        Replay(100_000, 64, {"a": 20}, 3, 1000, CPU)
+    advised = int(str(refused.value).split("set buffer_size to ")[1].split()[0])
+    assert 0.8 * 2**20 < Replay(advised, 64, {"a": 20}, 3, 1000, CPU).num_bytes <= 0.9 * 2**20
+    with pytest.raises(ConfigError, match=f"buffer_size: {int(1.1 * advised)}"):
+        Replay(int(1.1 * advised), 64, {"a": 20}, 3, 1000, CPU)
+
+
+def test_free_memory_of_the_host_is_what_can_be_had_without_swapping() -> None:
+    page, free = os.sysconf("SC_PAGE_SIZE"), free_memory(CPU)
+    if free is None:
+        pytest.skip("the system does not say")
+    # More than what is unused, since caches can be given up, and less than there is; other programs come and go.
+    assert 0.5 * page * os.sysconf("SC_AVPHYS_PAGES") < free < page * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:
