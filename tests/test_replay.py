@@ -360,3 +360,5 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:
         Replay(10**13, 10, {"a": 7}, 3, 100, torch.device("cpu"))
     with pytest.raises(ConfigError, match="buffer_size: 15 is not possible; 10 envs need 20 or more"):
         Replay(15, 10, {"a": 7}, 3, 100, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"final_capacity: 9 is not possible; set at least num_envs \(10\)"):
+        Replay(100, 10, {"a": 7}, 3, 100, torch.device("cpu"), final_capacity=9)

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import check_that_nothing_waits, leaves
@@ -40,9 +41,10 @@ def agent_on(task: str = "Pendulum", seed: int | None = 3, **changes: Any) -> SA
     return SAC(make_env(task, 4, seed=seed), config(**changes), seed=seed)
 
 
-def null(limit: float = 1.0, **sizes: int) -> Null:
+def null(limit: float | list[float] = 1.0, **sizes: int) -> Null:
     env = Null(4, action_size=2, **sizes)
-    env.action_space = spaces.Box(-limit, limit, (2,))
+    high = np.broadcast_to(np.float32(limit), (2,))
+    env.action_space = spaces.Box(-high, high)
     return env
 
 
@@ -347,6 +349,9 @@ def test_policy_is_deterministic_within_the_bounds_and_needs_no_env() -> None:
         ({"limit": 100.0}, {}, r"reach to -100, and beyond \+-10 .*agent.action_low"),
         ({"limit": 1.0}, {"action_low": (-2.0,)}, "leaves the env's"),
         ({"limit": 1.0}, {"action_low": (0.5,), "action_high": (-0.5,)}, "less than action_high"),
+        ({"limit": 1.0}, {"action_low": (-0.5, 0.5), "action_high": (0.5, -0.5)}, "less than action_high"),
+        ({"limit": [1.0, math.inf]}, {}, "have no bounds.*agent.action_low and agent.action_high"),
+        ({"limit": [1.0, 100.0]}, {}, r"reach to -100, and beyond \+-10 .*agent.action_low"),
         ({"limit": 1.0}, {"action_high": (0.5, 0.5, 0.5)}, "give 1 or 2 numbers"),
         ({"limit": 1.0}, {"update_ratio": 0.1}, "update_ratio: 0.1 is not possible; with 4 envs"),
     ],
