@@ -183,9 +183,8 @@ def test_exploration_reaches_every_end_of_the_box_and_not_beyond(starts: int) ->
 
 
 def test_actions_are_the_actors_as_soon_as_enough_steps_of_single_envs_are_stored() -> None:
-    learner, obs = agent(DDPG, noise_std=0.0, learning_starts=12), {"policy": torch.randn(4, 3)}
-    wanted = learner.policy(obs)[0].detach()
-    own = [torch.allclose(learner.act(obs, ())[0], wanted) for _ in range(5)]
+    learner, obs = agent(DDPG, noise_std=0.0, learning_starts=12, normalize_obs=True), {"policy": torch.randn(4, 3) + 2}
+    own = [torch.allclose(learner.act(obs, ())[0], learner.policy(obs)[0]) for _ in range(5)]
     assert own == [False] * 3 + [True] * 2  # after 12 steps, 4 at a time
 
 
@@ -211,7 +210,12 @@ def test_sac_explores_by_held_noise_of_the_actors_bounded_deviation() -> None:
         mean = learner.policy.output(obs)[:, :2]
         action = learner._explore(obs)
         expected = learner.policy.squash(mean + torch.tensor([-2.0, -1.0]).exp() * learner.held.noise)
-    torch.testing.assert_close(action, expected)
+        torch.testing.assert_close(action, expected)
+        torch.manual_seed(4)
+        drawn, _ = learner._sample(obs)  # what it learns from, of the same deviation
+        torch.manual_seed(4)
+        expected = learner.policy.squash(mean + torch.tensor([-2.0, -1.0]).exp() * torch.randn(4, 2))
+        torch.testing.assert_close(drawn, expected)
 
 
 # --- Values ----------------------------------------------------------------------------------------------------------
@@ -240,12 +244,15 @@ def test_reward_divisor_equals_a_loop_over_all_returns(sign: int) -> None:
 
 
 def test_rewards_are_scaled_when_they_are_stored() -> None:
-    learner = agent(reward_scale=0.1, normalize_reward=True)
-    obs = learner.env.reset()
-    step = learner.env.step(torch.zeros(4, 2))
-    learner.record(obs, torch.zeros(4, 2), None, (), step)
-    for stored in (learner.replay.reward[0], learner.return_scale.running):
-        torch.testing.assert_close(stored, 0.1 * step.reward)
+    learner = agent(reward_scale=0.1, normalize_reward=True, gamma=0.5)
+    obs, rewards = learner.env.reset(), []
+    for _ in range(2):
+        step = learner.env.step(torch.zeros(4, 2))
+        learner.record(obs, torch.zeros(4, 2), None, (), step)
+        obs = step.obs
+        rewards.append(step.reward)
+    torch.testing.assert_close(learner.replay.reward[:2], 0.1 * torch.stack(rewards))
+    torch.testing.assert_close(learner.return_scale.running, 0.1 * (0.5 * rewards[0] + rewards[1]))
 
 
 def test_rewards_are_divided_when_they_are_sampled() -> None:
@@ -333,6 +340,38 @@ def test_learning_begins_with_enough_steps_and_a_whole_window(starts: int, n_ste
     assert learned.index(True) + 1 == first
 
 
+def test_metrics_are_means_over_the_gradient_steps_that_have_them() -> None:
+    learner = agent(num_updates=5, policy_delay=2)
+    numbers = iter([3.0, 5.0, 10.0, 20.0, 32.0])
+
+    def step(batch: dict[str, Tensor], with_actor: bool) -> dict[str, Tensor]:
+        number = torch.tensor(next(numbers))
+        return {"loss/value": number, **({"loss/policy": -number} if with_actor else {})}
+
+    learner._gradient_step = step
+    seen: list[dict[str, float]] = []
+    learner.learn(10, on_report=lambda report: seen.append(report.metrics))
+    # The 46th to 50th step, had there been any before; those of even number are the actor's.
+    assert (seen[-1]["loss/value"], seen[-1]["loss/policy"]) == pytest.approx((14.0, -15.0))
+
+
+@pytest.mark.parametrize("when", [4, 16])  # before learning begins and after, the first of three steps
+def test_what_was_dropped_is_counted_over_all_steps_of_an_iteration(when: int) -> None:
+    learner, dropped = agent(num_steps=3, env=Faulty("reward", when)), []
+    learner.learn(8, on_report=lambda report: dropped.append(report.metrics["replay/dropped"]))
+    assert dropped == [float(iteration == (when - 1) // 3) for iteration in range(8)]
+
+
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_target_networks_begin_as_what_they_follow(kind: Any) -> None:
+    learner = agent(kind, preset="gpu")
+    pairs = [(learner.target_critics, learner.critics)]
+    pairs += [(learner.target_policy, learner.policy)] if kind is DDPG else []
+    for target, source in pairs:
+        for a, b in zip(target.parameters(), source.parameters(), strict=True):
+            assert torch.equal(a, b) and not a.requires_grad and a.data_ptr() != b.data_ptr()
+
+
 def test_gradients_of_critics_and_actor_are_scaled_down_to_max_grad_norm() -> None:
     learner = agent(max_grad_norm=0.01)
     metrics = learner._gradient_step(batch(), with_actor=True)
@@ -377,13 +416,15 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
             expected, _ = categorical_loss_reference(
                 output, following, shift, data["discount"], data["weight"], -3.0, 2.0, reduce
             )
-            value = float(expected_value_reference(output, -3.0, 2.0).mean())
+            each = expected_value_reference(output, -3.0, 2.0)
+            torch.testing.assert_close(learner.critics(data["critic_obs"], data["action"]), each)
+            value = float(each.mean())
         else:
             total = 0.0
             for i in range(24):
-                each = [float(following[c, i]) for c in range(3)]
+                after = [float(following[c, i]) for c in range(3)]
                 for c in range(3):
-                    chosen = {"min": min(each), "mean": sum(each) / 3, "own": each[c]}[reduce]
+                    chosen = {"min": min(after), "mean": sum(after) / 3, "own": after[c]}[reduce]
                     target = float(data["reward"][i]) + float(data["discount"][i]) * (chosen + float(bonus[i]))
                     total += float(data["weight"][i]) * (float(output[c, i]) - target) ** 2 / 24
             expected, value = torch.tensor(total), float(output.mean())
@@ -465,8 +506,9 @@ def test_gradients_pass_through_frozen_critics() -> None:
 def test_rate_falls_along_a_cosine_and_goes_on_after_a_resume(num_steps: int) -> None:
     rates: list[float] = []
     learner = agent(
-        num_steps=num_steps, num_updates=1, lr_schedule="cosine", learning_rate=1e-2, lr_end=1e-3, num_iterations=40
+        num_steps=num_steps, num_updates=1, lr_schedule="cosine", learning_rate=1e-2, lr_end=1e-3, num_iterations=7
     )
+    # What learn is told counts, not what was planned.
     progress = learner.learn(40, on_report=lambda r: rates.append(r.metrics.get("policy/learning_rate", math.nan)))
     for iteration in (20, 30, 40):
         expected = 1e-3 + 9e-3 * (1 + math.cos(math.pi * iteration / 40)) / 2
@@ -561,10 +603,20 @@ def test_a_critic_that_sees_more_is_given_it_by_statistics_of_its_own(kind: Any)
         for prefix, obs in (("", raw.obs), ("next_", raw.next_obs)):
             expected = (obs[group] - seen.mean(0)) / (seen.std(0, correction=0) + 0.01)
             torch.testing.assert_close(batch[prefix + name], expected, rtol=1e-4, atol=1e-4)
+    mean = learner.policy.output(batch["actor_obs"])[:, :2]
+    torch.testing.assert_close(learner.policy(raw.obs)[0], learner.policy.squash(mean))
     other = agent(kind, env=Privileged(), normalize_obs=True)
     resume(other.env, other, content)
     again = other._batch(raw)
     assert all(torch.equal(again[name], value) for name, value in batch.items())
+
+
+def test_observations_are_clipped_for_actor_and_critic() -> None:
+    learner = agent(env=Privileged(), normalize_obs=True, clip_obs=0.5)
+    learner.learn(12)
+    batch = learner._batch(learner.replay.sample(50, 0.99))
+    for name in ("actor_obs", "critic_obs", "next_actor_obs", "next_critic_obs"):
+        assert (batch[name].min(), batch[name].max()) == (-0.5, 0.5)
 
 
 # --- Networks --------------------------------------------------------------------------------------------------------

@@ -175,13 +175,16 @@ def test_a_step_that_is_not_finite_takes_with_it_what_leads_through_it_and_no_mo
             history.step(**ends, broken={what: where} if t == 5 else {})
         for n_step in (1, 3):
             starts = list(range(10 - n_step))
-            weights = history.window(starts, [1] * len(starts), n_step).weight.tolist()
+            found = history.window(starts, [1] * len(starts), n_step)
+            weights = found.weight.tolist()
+            # No weight makes a number of what is not one.
+            assert all(torch.isfinite(value).all() for value in (*found.obs.values(), *found.next_obs.values()))
             # Where an episode ended before it, windows end there; else those that come to the step are lost, and where
             # its observation is, those that come before it.
             first = 5 if end != "none" else 5 - n_step + (what != "obs")
             assert [t for t in starts if weights[t] == 0.0] == list(range(first, 6))
             assert all(history.window(starts, [0] * len(starts), n_step).weight == 1.0)
-        assert [int(history.replay.broken(rows)) for rows in (4, 5, 12)] == [0, 1, 1]
+        assert [int(history.replay.broken(rows)) for rows in (4, 5, 12, 30)] == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
