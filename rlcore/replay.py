@@ -239,8 +239,10 @@ def _first(ring: Tensor, rows: int) -> Tensor:
 def _check_memory(capacity: int, needed: int, device: torch.device, remedy: str) -> None:
     free = free_memory(device)
     if free is not None and needed > 0.9 * free:
+        # Advice stays below the limit: not all of what is needed shrinks with the size, and what is free changes.
+        advice = int(capacity * 0.85 * free / needed)
         where = "the host" if device.type == "cpu" else str(device)
         raise ConfigError(
             f"buffer_size: {capacity} transitions take {size_text(needed)} and {where} has {size_text(free)} left; "
-            f"set buffer_size to {int(capacity * 0.9 * free / needed)} or less{remedy}"
+            f"set buffer_size to {advice} or less{remedy}"
         )

@@ -43,6 +43,9 @@ def batch(number: int = 24) -> dict[str, Tensor]:
 def test_losses_equal_the_formulas_written_out(twin: bool) -> None:
     learner, data = agent(num_critics=1 + twin, tau=0.25), batch()
     assert len(learner.critics.heads) == 1 + twin
+    with torch.no_grad():
+        for parameter in [*learner.target_critics.parameters(), *learner.target_policy.parameters()]:
+            parameter.add_(0.1 * torch.randn_like(parameter))  # at first they are as what they follow
     targets = [p.clone() for p in [*learner.target_critics.parameters(), *learner.target_policy.parameters()]]
     total, climbed = 0.0, 0.0
     with torch.no_grad():
@@ -115,6 +118,19 @@ def test_target_noise_is_clipped() -> None:
     offset = (seen[0] - center).abs()
     assert float(offset.max()) == pytest.approx(0.1 * 2.0, rel=1e-3)
     assert float(offset.median()) == pytest.approx(0.1 * 2.0, rel=1e-3)  # so wide that most is clipped
+
+
+def test_target_noise_has_the_stated_deviation_and_stays_in_the_box() -> None:
+    learner, data = agent(target_noise=0.05), batch(2000)
+    seen: list[Tensor] = []
+    learner.target_critics.register_forward_pre_hook(lambda module, args: seen.append(args[1].clone()))
+    learner._gradient_step(data, with_actor=False)
+    with torch.no_grad():
+        center = learner.target_policy({"policy": data["next_actor_obs"]})[0]
+        assert float((seen[0] - center).std()) == pytest.approx(0.05 * 2.0, rel=0.05)
+        learner.target_policy.head.bias.fill_(5.0)
+    learner._gradient_step(data, with_actor=False)
+    assert float(seen[1].max()) == 2.0
 
 
 def test_td3_learns_with_everything_on() -> None:

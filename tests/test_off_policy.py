@@ -8,23 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import leaves
 from gymnasium import spaces
 from torch import Tensor
 from torch.nn import functional as F
 
 from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, SACConfig
+from rlcore.adam import FlatAdam
 from rlcore.config import load_yaml
 from rlcore.distributional import categorical_loss_reference, expected_value_reference
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.exploration import Deviation, HeldNoise
-from rlcore.learn import Report
+from rlcore.learn import Report, learn, resume, snapshot
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
+from rlcore.off_policy import descend
 from rlcore.q_networks import frozen
 from rlcore.train.cli import main
 from rlcore.train.config import CONFIGS, default_config
-from rlcore.types import Step
+from rlcore.types import Obs, Step
 
 SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh", init="default")
 SIZES: dict[str, Any] = {"learning_starts": 40, "buffer_size": 2000, "batch_size": 32, "actor": SMALL, "critic": SMALL}
@@ -64,6 +67,10 @@ def test_a_restart_carries_nothing_over_into_the_new_episodes() -> None:
     assert learner.return_scale.running.all() and learner.noise.all()
     progress.restart(learner.env, learner)
     assert not learner.return_scale.running.any() and not learner.noise.any()
+    weights = [
+        learner.replay.window(torch.tensor([row]), torch.zeros(1, dtype=torch.int64), 0.9).weight for row in (3, 4)
+    ]
+    assert weights == [1.0, 0.0]  # what the latest step led to is not known
     held = agent(SAC, noise_hold=16)
     progress = held.learn(1)
     held.held.left.fill_(9)
@@ -164,13 +171,61 @@ def test_an_envs_deviation_and_held_noise_reach_its_actions() -> None:
     torch.testing.assert_close(action, expected)
 
 
+@pytest.mark.parametrize("starts", [0, 2000])  # the actor's own with noise, or uniform ones
+def test_exploration_reaches_every_end_of_the_box_and_not_beyond(starts: int) -> None:
+    low, high = torch.tensor([0.5, -2.0]), torch.tensor([2.0, -1.0])
+    bounds = {"action_low": tuple(low.tolist()), "action_high": tuple(high.tolist())}
+    learner, obs = agent(DDPG, noise_std=3.0, learning_starts=starts, **bounds), {"policy": torch.randn(4, 3)}
+    actions = torch.cat([learner.act(obs, ())[0].clone() for _ in range(200)])
+    torch.testing.assert_close(actions.amin(0), low, rtol=0, atol=0.02)
+    torch.testing.assert_close(actions.amax(0), high, rtol=0, atol=0.02)
+    assert ((actions >= low) & (actions <= high)).all()
+
+
+def test_actions_are_the_actors_as_soon_as_enough_steps_of_single_envs_are_stored() -> None:
+    learner, obs = agent(DDPG, noise_std=0.0, learning_starts=12, normalize_obs=True), {"policy": torch.randn(4, 3) + 2}
+    own = [torch.allclose(learner.act(obs, ())[0], learner.policy(obs)[0]) for _ in range(5)]
+    assert own == [False] * 3 + [True] * 2  # after 12 steps, 4 at a time
+
+
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_exploration_and_return_begin_anew_in_envs_whose_episode_ended_and_in_no_other(end: str) -> None:
+    learner = agent(DDPG, noise_range=(0.1, 0.4), noise_spread="episodes", noise_hold=16, normalize_reward=True)
+    obs = learner.env.reset()
+    action, _, _ = learner.act(obs, ())
+    learner.held.left.fill_(9)
+    learner.noise.fill_(1.0)
+    before, done = learner.deviation.value.clone(), torch.tensor([True, False, True, False])
+    learner.record(obs, action, None, (), learner.env.step(action)._replace(**{end: done}))
+    assert learner.held.left.tolist() == [0, 9, 0, 9]
+    assert learner.noise[:, 0].tolist() == [0, 1, 0, 1]
+    assert torch.equal((learner.deviation.value != before).squeeze(1), done)
+    assert torch.equal(learner.return_scale.running == 0, done)
+
+
+def test_sac_explores_by_held_noise_of_the_actors_bounded_deviation() -> None:
+    learner, obs = agent(SAC, noise_hold=16, log_std_range=(-2.0, -1.0)), torch.randn(4, 3)
+    with torch.no_grad():
+        learner.policy.head.bias[2:] = torch.tensor([-9.0, 5.0])  # beyond either end
+        mean = learner.policy.output(obs)[:, :2]
+        action = learner._explore(obs)
+        expected = learner.policy.squash(mean + torch.tensor([-2.0, -1.0]).exp() * learner.held.noise)
+        torch.testing.assert_close(action, expected)
+        torch.manual_seed(4)
+        drawn, _ = learner._sample(obs)  # what it learns from, of the same deviation
+        torch.manual_seed(4)
+        expected = learner.policy.squash(mean + torch.tensor([-2.0, -1.0]).exp() * torch.randn(4, 2))
+        torch.testing.assert_close(drawn, expected)
+
+
 # --- Values ----------------------------------------------------------------------------------------------------------
 
 
-def test_reward_divisor_equals_a_loop_over_all_returns() -> None:
+@pytest.mark.parametrize("sign", [1, -1])
+def test_reward_divisor_equals_a_loop_over_all_returns(sign: int) -> None:
     torch.manual_seed(1)
     scale = ReturnScale(3, gamma=0.9, limit=2.0)
-    rewards, done = torch.randn(50, 3) * 3 + 1, torch.rand(50, 3) < 0.1
+    rewards, done = sign * (torch.randn(50, 3) * 3 + 1), torch.rand(50, 3) < 0.1
     returns, running = [], [0.0] * 3
     for t in range(50):
         scale.update(rewards[t], done[t])
@@ -188,14 +243,161 @@ def test_reward_divisor_equals_a_loop_over_all_returns() -> None:
     assert math.isfinite(float(scale()))
 
 
+def test_rewards_are_scaled_when_they_are_stored() -> None:
+    learner = agent(reward_scale=0.1, normalize_reward=True, gamma=0.5)
+    obs, rewards = learner.env.reset(), []
+    for _ in range(2):
+        step = learner.env.step(torch.zeros(4, 2))
+        learner.record(obs, torch.zeros(4, 2), None, (), step)
+        obs = step.obs
+        rewards.append(step.reward)
+    torch.testing.assert_close(learner.replay.reward[:2], 0.1 * torch.stack(rewards))
+    torch.testing.assert_close(learner.return_scale.running, 0.1 * (0.5 * rewards[0] + rewards[1]))
+
+
 def test_rewards_are_divided_when_they_are_sampled() -> None:
-    learner = agent(normalize_reward=True)
+    learner = agent(normalize_reward=True, value_range=(-9.0, 2.0))
     learner.learn(30)
     learner.return_scale.statistics.var.fill_(49.0)
-    learner.return_scale.largest.fill_(1.0)
-    torch.manual_seed(2)
     raw = learner.replay.sample(16, 0.99)
-    torch.testing.assert_close(learner._batch(raw)["reward"], raw.reward / 7)
+    for largest, divisor in ((1.0, 7.0), (20.0, 10.0)):  # no return is to exceed 2
+        learner.return_scale.largest.fill_(largest)
+        torch.testing.assert_close(learner._batch(raw)["reward"], raw.reward / divisor)
+
+
+class Hiding(Null):
+    """Null that keeps the last observations of its episodes to itself."""
+
+    def step(self, action: Tensor) -> Step:
+        return super().step(action)._replace(final_obs=None)
+
+
+@pytest.mark.parametrize(
+    ("env", "timeout", "discount", "after"),
+    [
+        (Null, "final_obs", 0.9, "final"),
+        (Hiding, "final_obs", 0.9, "before"),
+        (Null, "value", 0.9, "before"),
+        (Null, "none", 0.0, None),
+        (Hiding, "none", 0.0, None),
+    ],
+)
+def test_what_follows_a_time_out_is_learned_as_the_settings_and_the_env_have_it(
+    env: Any, timeout: str, discount: float, after: str | None
+) -> None:
+    made = env(4, obs_size=3, action_size=2, episode_length=1)  # every step is the last one
+    learner = agent(env=made, timeout_bootstrap=timeout, gamma=0.9, n_step=3)
+    seen: list[dict[str, Tensor]] = []
+    learner._gradient_step = lambda batch, with_actor: seen.append(batch) or {}
+    learner.learn(11)
+    for data in seen:
+        assert data["discount"].eq(discount).all() and data["weight"].eq(1.0).all()
+        if after is not None:
+            bank = made._final_observations if after == "final" else data["actor_obs"].unsqueeze(1)
+            assert (data["next_actor_obs"].unsqueeze(1) == bank).all(2).any(1).all()
+
+
+@pytest.mark.parametrize(("timeout", "wanted"), [("final_obs", ("policy",)), ("value", ()), ("none", ())])
+def test_an_env_is_asked_for_the_last_observations_that_are_read_and_may_leave_out_others(
+    timeout: str, wanted: tuple[str, ...]
+) -> None:
+    class Asked(Null):
+        final_groups: tuple[str, ...] | None = None
+
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            assert step.final_obs is not None and self.final_groups is not None
+            return step._replace(final_obs={group: step.final_obs[group] for group in self.final_groups})
+
+    env = Asked(4, obs_size=3, action_size=2, episode_length=3)
+    learner = agent(env=env, timeout_bootstrap=timeout)
+    assert env.final_groups == wanted
+    learner.learn(12)
+    assert learner.timeout_bootstrap == timeout
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 4),  # as many as steps of the 4 envs
+        ({"num_steps": 2}, 8),
+        ({"num_steps": 2, "update_ratio": 0.5}, 4),
+        ({"num_steps": 2, "num_updates": 3}, 3),
+    ],
+)
+def test_an_update_takes_as_many_gradient_steps_as_its_ratio_says(changes: dict[str, Any], expected: int) -> None:
+    learner, taken = agent(**changes), []
+    learner._gradient_step = lambda batch, with_actor: taken.append(with_actor) or {}
+    learner.learn(10 if "num_steps" not in changes else 5)  # 40 steps: the first that is enough
+    assert len(taken) == expected
+
+
+@pytest.mark.parametrize(("starts", "n_step", "first"), [(0, 1, 2), (0, 3, 4), (40, 3, 10), (41, 1, 11)])
+def test_learning_begins_with_enough_steps_and_a_whole_window(starts: int, n_step: int, first: int) -> None:
+    learned: list[bool] = []
+    learner = agent(learning_starts=starts, n_step=n_step)
+    learner.learn(12, on_report=lambda report: learned.append("loss/value" in report.metrics))
+    assert learned.index(True) + 1 == first
+
+
+def test_metrics_are_means_over_the_gradient_steps_that_have_them() -> None:
+    learner = agent(num_updates=5, policy_delay=2)
+    numbers = iter([3.0, 5.0, 10.0, 20.0, 32.0])
+
+    def step(batch: dict[str, Tensor], with_actor: bool) -> dict[str, Tensor]:
+        number = torch.tensor(next(numbers))
+        return {"loss/value": number, **({"loss/policy": -number} if with_actor else {})}
+
+    learner._gradient_step = step
+    seen: list[dict[str, float]] = []
+    learner.learn(10, on_report=lambda report: seen.append(report.metrics))
+    # The 46th to 50th step, had there been any before; those of even number are the actor's.
+    assert (seen[-1]["loss/value"], seen[-1]["loss/policy"]) == pytest.approx((14.0, -15.0))
+
+
+@pytest.mark.parametrize("when", [4, 16])  # before learning begins and after, the first of three steps
+def test_what_was_dropped_is_counted_over_all_steps_of_an_iteration(when: int) -> None:
+    learner, dropped = agent(num_steps=3, env=Faulty("reward", when)), []
+    learner.learn(8, on_report=lambda report: dropped.append(report.metrics["replay/dropped"]))
+    assert dropped == [float(iteration == (when - 1) // 3) for iteration in range(8)]
+
+
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_target_networks_begin_as_what_they_follow(kind: Any) -> None:
+    learner = agent(kind, preset="gpu")
+    pairs = [(learner.target_critics, learner.critics)]
+    pairs += [(learner.target_policy, learner.policy)] if kind is DDPG else []
+    for target, source in pairs:
+        for a, b in zip(target.parameters(), source.parameters(), strict=True):
+            assert torch.equal(a, b) and not a.requires_grad and a.data_ptr() != b.data_ptr()
+
+
+def test_gradients_of_critics_and_actor_are_scaled_down_to_max_grad_norm() -> None:
+    learner = agent(max_grad_norm=0.01)
+    metrics = learner._gradient_step(batch(), with_actor=True)
+    for name, optimizer in (("value_", learner.critic_optimizer), ("", learner.actor_optimizer)):
+        assert float(metrics[f"policy/{name}gradient_norm"]) > 0.01
+        assert float(optimizer.moment.norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)  # Adam's average of one of them
+
+
+def test_samples_that_do_not_count_leave_the_loss_of_the_others_as_large() -> None:
+    learner = agent()
+    learner.learn(15)
+    raw = learner.replay.sample(8, 0.99)
+    some, none = torch.tensor([1.0, 1, 0, 1, 0, 1, 1, 1]), torch.zeros(8)
+    torch.testing.assert_close(learner._batch(raw._replace(weight=some))["weight"], some * 8 / 6)
+    assert torch.equal(learner._batch(raw._replace(weight=none))["weight"], none)
+
+
+def test_every_gradient_step_has_samples_of_its_own_of_n_steps() -> None:
+    learner = agent(num_updates=3, n_step=3, gamma=0.9, env=Null(4, obs_size=3, action_size=2, episode_length=50))
+    batches: list[dict[str, Tensor]] = []
+    learner._gradient_step = lambda batch, with_actor: batches.append(batch) or {}
+    learner.learn(20)
+    last = batches[-3:]
+    assert all(len(one["action"]) == 32 for one in last)
+    assert not any(torch.equal(last[a]["action"], last[b]["action"]) for a, b in ((0, 1), (0, 2), (1, 2)))
+    torch.testing.assert_close(last[0]["discount"], torch.full((32,), 0.9**3))
 
 
 @pytest.mark.parametrize("reduce", ["min", "mean", "own"])
@@ -205,6 +407,8 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
     learner = agent(kind, num_critics=3, q_reduce=reduce, value_loss=loss, num_atoms=11, value_range=(-3.0, 2.0))
     data, action, bonus = batch(), torch.rand(24, 2), torch.randn(24)
     with torch.no_grad():
+        for parameter in learner.target_critics.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))  # at first they are as what they follow
         output = learner.critics.output(data["critic_obs"], data["action"])
         following = learner.target_critics.output(data["next_critic_obs"], action)
         if loss == "categorical":
@@ -212,13 +416,15 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
             expected, _ = categorical_loss_reference(
                 output, following, shift, data["discount"], data["weight"], -3.0, 2.0, reduce
             )
-            value = float(expected_value_reference(output, -3.0, 2.0).mean())
+            each = expected_value_reference(output, -3.0, 2.0)
+            torch.testing.assert_close(learner.critics(data["critic_obs"], data["action"]), each)
+            value = float(each.mean())
         else:
             total = 0.0
             for i in range(24):
-                each = [float(following[c, i]) for c in range(3)]
+                after = [float(following[c, i]) for c in range(3)]
                 for c in range(3):
-                    chosen = {"min": min(each), "mean": sum(each) / 3, "own": each[c]}[reduce]
+                    chosen = {"min": min(after), "mean": sum(after) / 3, "own": after[c]}[reduce]
                     target = float(data["reward"][i]) + float(data["discount"][i]) * (chosen + float(bonus[i]))
                     total += float(data["weight"][i]) * (float(output[c, i]) - target) ** 2 / 24
             expected, value = torch.tensor(total), float(output.mean())
@@ -269,6 +475,23 @@ def test_centered_entropy_shifts_targets_by_its_target_and_the_temperature_not()
     torch.testing.assert_close(seen[True], seen[False] + 0.5 * 3.0)
 
 
+def test_no_step_is_taken_down_a_loss_that_is_not_finite_even_where_its_gradient_is() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = FlatAdam([parameter], torch.tensor(0.1), 1.0)
+    descend(optimizer, parameter.sum() + math.inf)
+    assert torch.equal(parameter, torch.ones(3))
+    descend(optimizer, parameter.sum())
+    torch.testing.assert_close(parameter, torch.full((3,), 0.9))
+
+
+def test_a_recording_is_of_the_latest_observations_and_of_no_others() -> None:
+    learner = agent(num_steps=2)
+    learner.learn(5)
+    recording = learner.recording()
+    assert torch.equal(recording["policy"], learner.replay.obs["policy"][:10])
+    assert torch.equal(recording["done"], (torch.arange(10) == 6).unsqueeze(1).expand(10, 4))
+
+
 def test_gradients_pass_through_frozen_critics() -> None:
     learner, data = agent(num_critics=2), batch()
     action = data["action"].clone().requires_grad_()
@@ -279,13 +502,19 @@ def test_gradients_pass_through_frozen_critics() -> None:
     assert all(p.requires_grad and p.grad is None for p in learner.critics.parameters())
 
 
-def test_rate_falls_along_a_cosine_and_goes_on_after_a_resume() -> None:
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_rate_falls_along_a_cosine_and_goes_on_after_a_resume(num_steps: int) -> None:
     rates: list[float] = []
-    learner = agent(lr_schedule="cosine", learning_rate=1e-2, lr_end=1e-3, num_iterations=40)
-    learner.learn(40, on_report=lambda r: rates.append(r.metrics.get("policy/learning_rate", math.nan)))
+    learner = agent(
+        num_steps=num_steps, num_updates=1, lr_schedule="cosine", learning_rate=1e-2, lr_end=1e-3, num_iterations=7
+    )
+    # What learn is told counts, not what was planned.
+    progress = learner.learn(40, on_report=lambda r: rates.append(r.metrics.get("policy/learning_rate", math.nan)))
     for iteration in (20, 30, 40):
         expected = 1e-3 + 9e-3 * (1 + math.cos(math.pi * iteration / 40)) / 2
         assert rates[iteration - 1] == pytest.approx(expected, rel=1e-5)
+    assert float(learner.actor_optimizer.learning_rate) == pytest.approx(1e-3)
+    learn(learner.env, learner, 44, progress=progress)  # beyond what was planned
     assert float(learner.actor_optimizer.learning_rate) == pytest.approx(1e-3)
     with pytest.raises(ConfigError, match="lr_schedule: 'cosine' needs the length of the run"):
         agent(lr_schedule="cosine").update()
@@ -308,6 +537,30 @@ def test_schedules_start_anew_with_a_new_run() -> None:
     torch.testing.assert_close(second[learning], first[learning])
 
 
+def test_all_of_a_second_run_is_restored_and_where_last_observations_were_missing() -> None:
+    def build() -> Any:
+        env = Hiding(4, obs_size=3, action_size=2, episode_length=7)
+        return agent(env=env, lr_schedule="cosine", num_iterations=15)
+
+    learner, other = build(), build()
+    learner.learn(15)
+    resume(other.env, other, snapshot(learner.env, learner, learner.learn(15)))
+    for one, two in zip(leaves(learner.state_dict()), leaves(other.state_dict()), strict=True):
+        assert torch.equal(one, two) if isinstance(one, Tensor) else one == two
+
+
+def test_a_memory_too_small_for_one_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match="buffer_size: 12 is not possible; it holds 3 vector steps"):
+        agent(buffer_size=12, learning_starts=0, n_step=3)
+    agent(buffer_size=16, learning_starts=0, n_step=3).learn(9)
+
+
+@pytest.mark.parametrize(("store_obs", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_observations_are_stored_as_the_settings_say(store_obs: str, kind: torch.dtype) -> None:
+    memory = agent(store_obs=store_obs).replay
+    assert {ring.dtype for ring in (*memory.obs.values(), *memory.final_obs.values())} == {kind}
+
+
 def test_an_env_that_writes_over_its_last_observation_is_refused() -> None:
     class Reusing(Null):
         def step(self, action: Tensor) -> Step:
@@ -318,6 +571,52 @@ def test_an_env_that_writes_over_its_last_observation_is_refused() -> None:
 
     with pytest.raises(ValueError, match="observation 'policy' lies where the one before it lay"):
         agent(env=Reusing(4, obs_size=3, action_size=2, episode_length=7)).learn(3)
+
+
+class Privileged(Null):
+    """Null with more for the critic to see, of other size and scale."""
+
+    def __init__(self) -> None:
+        super().__init__(4, obs_size=3, action_size=2, episode_length=7)
+        self.observation_spaces = {**self.observation_spaces, "critic": spaces.Box(-math.inf, math.inf, (5,))}
+
+    def more(self, obs: Obs) -> Obs:
+        return {**obs, "critic": 9 * obs["policy"][:, [0, 1, 2, 2, 1]] + 4}
+
+    def reset(self, seed: int | None = None) -> Obs:
+        return self.more(super().reset(seed))
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        assert step.final_obs is not None
+        return step._replace(obs=self.more(step.obs), final_obs=self.more(step.final_obs))
+
+
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_a_critic_that_sees_more_is_given_it_by_statistics_of_its_own(kind: Any) -> None:
+    learner = agent(kind, env=Privileged(), normalize_obs=True)
+    content = snapshot(learner.env, learner, learner.learn(20))
+    raw = learner.replay.sample(50, 0.99)
+    batch = learner._batch(raw)
+    for name, group in (("actor_obs", "policy"), ("critic_obs", "critic")):
+        seen = learner.replay.obs[group][:20].flatten(0, 1)  # all that was acted on
+        for prefix, obs in (("", raw.obs), ("next_", raw.next_obs)):
+            expected = (obs[group] - seen.mean(0)) / (seen.std(0, correction=0) + 0.01)
+            torch.testing.assert_close(batch[prefix + name], expected, rtol=1e-4, atol=1e-4)
+    mean = learner.policy.output(batch["actor_obs"])[:, :2]
+    torch.testing.assert_close(learner.policy(raw.obs)[0], learner.policy.squash(mean))
+    other = agent(kind, env=Privileged(), normalize_obs=True)
+    resume(other.env, other, content)
+    again = other._batch(raw)
+    assert all(torch.equal(again[name], value) for name, value in batch.items())
+
+
+def test_observations_are_clipped_for_actor_and_critic() -> None:
+    learner = agent(env=Privileged(), normalize_obs=True, clip_obs=0.5)
+    learner.learn(12)
+    batch = learner._batch(learner.replay.sample(50, 0.99))
+    for name in ("actor_obs", "critic_obs", "next_actor_obs", "next_critic_obs"):
+        assert (batch[name].min(), batch[name].max()) == (-0.5, 0.5)
 
 
 # --- Networks --------------------------------------------------------------------------------------------------------

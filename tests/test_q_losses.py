@@ -53,6 +53,15 @@ def test_actor_loss_is_a_loop_over_samples(reduce: Reduce) -> None:
     assert nothing == 0
 
 
+def test_no_gradient_reaches_what_critics_are_to_learn() -> None:
+    values, following = torch.randn(2, 2, 9).requires_grad_().unbind()
+    values.retain_grad()
+    following.retain_grad()
+    reward, discount, weight = torch.rand(3, 9)
+    value_loss(values, following, reward, discount, weight, None, "min")[0].backward()
+    assert values.grad is not None and following.grad is None
+
+
 def gradients(fn: Any, leaves: list[Tensor], *fixed: Any) -> list[Tensor]:
     leaves = [leaf.clone().requires_grad_() for leaf in leaves]
     loss, other = fn(*leaves, *fixed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -12,7 +13,8 @@ import torch
 from conftest import Place
 from torch import Tensor
 
-from rlcore import ConfigError
+from rlcore import ConfigError, replay
+from rlcore.memory import free_memory
 from rlcore.replay import Replay, Timeout, Transitions
 from rlcore.train.cli import main
 
@@ -173,13 +175,16 @@ def test_a_step_that_is_not_finite_takes_with_it_what_leads_through_it_and_no_mo
             history.step(**ends, broken={what: where} if t == 5 else {})
         for n_step in (1, 3):
             starts = list(range(10 - n_step))
-            weights = history.window(starts, [1] * len(starts), n_step).weight.tolist()
+            found = history.window(starts, [1] * len(starts), n_step)
+            weights = found.weight.tolist()
+            # No weight makes a number of what is not one.
+            assert all(torch.isfinite(value).all() for value in (*found.obs.values(), *found.next_obs.values()))
             # Where an episode ended before it, windows end there; else those that come to the step are lost, and where
             # its observation is, those that come before it.
             first = 5 if end != "none" else 5 - n_step + (what != "obs")
             assert [t for t in starts if weights[t] == 0.0] == list(range(first, 6))
             assert all(history.window(starts, [0] * len(starts), n_step).weight == 1.0)
-        assert [int(history.replay.broken(rows)) for rows in (4, 5, 12)] == [0, 1, 1]
+        assert [int(history.replay.broken(rows)) for rows in (4, 5, 12, 30)] == [0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -293,7 +298,9 @@ def test_a_restored_memory_draws_the_same_and_goes_on_the_same(place: Place, cou
     for a, b in zip(*draws, strict=True):
         pairs = zip(a.values(), b.values(), strict=True) if isinstance(a, dict) else [(a, b)]
         assert all(torch.equal(x, y) for x, y in pairs)
-    assert len(one.replay.state_dict(5)["reward"]) == 5
+    part = one.replay.state_dict(5)["reward"]
+    assert len(part) == 5
+    assert part.untyped_storage().nbytes() == 4 * 5 * 3  # what a checkpoint holds of it
 
 
 def test_bf16_halves_observations_and_keeps_eight_bits() -> None:
@@ -333,8 +340,28 @@ def test_memory_is_said_before_the_run_begins_and_may_move_when_it_is_resumed(
     assert main(resumed) == 0
 
 
+def test_the_size_that_is_advised_fits_and_is_not_far_below_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "free_memory", lambda device: 2**20)
+    with pytest.raises(ConfigError, match="buffer_size: 100000") as refused:
+        Replay(100_000, 64, {"a": 20}, 3, 1000, CPU)
+    advised = int(str(refused.value).split("set buffer_size to ")[1].split()[0])
+    assert 0.8 * 2**20 < Replay(advised, 64, {"a": 20}, 3, 1000, CPU).num_bytes <= 0.9 * 2**20
+    with pytest.raises(ConfigError, match=f"buffer_size: {int(1.1 * advised)}"):
+        Replay(int(1.1 * advised), 64, {"a": 20}, 3, 1000, CPU)
+
+
+def test_free_memory_of_the_host_is_what_can_be_had_without_swapping() -> None:
+    page, free = os.sysconf("SC_PAGE_SIZE"), free_memory(CPU)
+    if free is None:
+        pytest.skip("the system does not say")
+    # More than what is unused, since caches can be given up, and less than there is; other programs come and go.
+    assert 0.5 * page * os.sysconf("SC_AVPHYS_PAGES") < free < page * os.sysconf("SC_PHYS_PAGES")
+
+
 def test_what_cannot_fit_is_refused_before_it_is_allocated() -> None:
     with pytest.raises(ConfigError, match=r"buffer_size: 1\d+ transitions take .* GiB .*set buffer_size to \d+"):
         Replay(10**13, 10, {"a": 7}, 3, 100, torch.device("cpu"))
     with pytest.raises(ConfigError, match="buffer_size: 15 is not possible; 10 envs need 20 or more"):
         Replay(15, 10, {"a": 7}, 3, 100, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"final_capacity: 9 is not possible; set at least num_envs \(10\)"):
+        Replay(100, 10, {"a": 7}, 3, 100, torch.device("cpu"), final_capacity=9)

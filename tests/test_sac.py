@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import check_that_nothing_waits, leaves
@@ -40,9 +41,10 @@ def agent_on(task: str = "Pendulum", seed: int | None = 3, **changes: Any) -> SA
     return SAC(make_env(task, 4, seed=seed), config(**changes), seed=seed)
 
 
-def null(limit: float = 1.0, **sizes: int) -> Null:
+def null(limit: float | list[float] = 1.0, **sizes: int) -> Null:
     env = Null(4, action_size=2, **sizes)
-    env.action_space = spaces.Box(-limit, limit, (2,))
+    high = np.broadcast_to(np.float32(limit), (2,))
+    env.action_space = spaces.Box(-high, high)
     return env
 
 
@@ -105,6 +107,8 @@ def batch_for(agent: SAC | DDPG, number: int = 24) -> dict[str, Tensor]:
 def test_losses_and_temperature_equal_the_formulas_written_out() -> None:
     agent = agent_on(init_temperature=0.3, tau=0.25)
     batch = batch_for(agent)
+    for parameter in agent.target_critics.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))  # at first they are as what they follow
     critics, targets = ([p.clone() for p in m.parameters()] for m in (agent.critics, agent.target_critics))
     torch.manual_seed(7)
     action, log_prob = agent._sample(batch["next_actor_obs"])
@@ -121,6 +125,7 @@ def test_losses_and_temperature_equal_the_formulas_written_out() -> None:
         metrics = agent._gradient_step(batch, with_actor=True)
     assert float(metrics["loss/value"]) == pytest.approx(total / 12, rel=1e-5)
     # Entropy above the target of -1 lowers the temperature; Adam's first step has the size of the learning rate.
+    assert float(agent.log_temperature.grad) == pytest.approx(float(metrics["policy/entropy"]) + 1, rel=1e-5)
     assert float(metrics["policy/entropy"]) > -1
     assert float(agent.log_temperature) == pytest.approx(math.log(0.3) - 3e-4, rel=1e-5)
     # A quarter of the way from the old target to the new critic.
@@ -130,20 +135,52 @@ def test_losses_and_temperature_equal_the_formulas_written_out() -> None:
         torch.testing.assert_close(target_now, 0.75 * old + 0.25 * new)
 
 
-def test_the_actor_climbs_the_lower_critic_and_leaves_the_critics_alone() -> None:
-    agent = agent_on(init_temperature=0.2)
-    batch = batch_for(agent)
+@pytest.mark.parametrize("reduce", ["min", "mean", "own"])
+def test_the_actor_climbs_what_q_reduce_says_and_leaves_the_critics_alone(reduce: Any) -> None:
+    agent = agent_on(init_temperature=0.2, num_critics=3, q_reduce=reduce)
+    batch = batch_for(agent) | {"critic_obs": torch.randn(24, 3)}  # as of another group
+    agent._improve_critics = lambda *args: {}  # type: ignore[method-assign]
+    with torch.no_grad():
+        for parameter in agent.target_critics.parameters():
+            parameter.add_(0.1)
     torch.manual_seed(3)
+    agent._sample(batch["next_actor_obs"])  # drawn first, for the critics
     action, log_prob = agent._sample(batch["actor_obs"])
-    loss = (0.2 * log_prob - torch.minimum(*agent.critics(batch["critic_obs"], action))).mean()
+    values = agent.critics(batch["critic_obs"], action)
+    loss = (0.2 * log_prob - (values.amin(0) if reduce == "min" else values.mean(0))).mean()
     expected = torch.autograd.grad(loss, list(agent.policy.parameters()))
     before = [p.detach().clone() for p in agent.critics.parameters()]
     torch.manual_seed(3)
-    action, log_prob = agent._sample(batch["actor_obs"])
-    agent._improve_actor((0.2 * log_prob - agent.critics(batch["critic_obs"], action).amin(0)).mean())
+    metrics = agent._gradient_step(batch, with_actor=True)
+    assert float(metrics["loss/policy"]) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert float(metrics["policy/entropy"]) == pytest.approx(-float(log_prob.detach().mean()), rel=1e-5)
     for parameter, gradient in zip(agent.policy.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
-    assert all(torch.equal(a, b) for a, b in zip(before, agent.critics.parameters(), strict=True))
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, agent.critics.parameters(), strict=True))
+
+
+def test_target_critics_follow_every_step_and_actor_and_temperature_only_their_own() -> None:
+    agent = agent_on(policy_delay=2, tau=0.25)
+    batch = batch_for(agent)
+    still = [*agent.policy.parameters(), agent.log_temperature]
+    before, old = ([p.detach().clone() for p in group] for group in (still, agent.target_critics.parameters()))
+    agent._gradient_step(batch, with_actor=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, still, strict=True))
+    for start, new, now in zip(old, agent.critics.parameters(), agent.target_critics.parameters(), strict=True):
+        torch.testing.assert_close(now, 0.75 * start + 0.25 * new.detach())
+    agent._gradient_step(batch, with_actor=True)
+    assert not any(torch.equal(a, b) for a, b in zip(before, still, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [({}, 3e-4), ({"temperature_learning_rate": 1e-2}, 1e-2), ({"learn_temperature": False}, 0.0)],
+)
+def test_temperature_has_a_rate_of_its_own_or_stays(changes: dict[str, Any], step: float) -> None:
+    agent = agent_on(target_entropy=-50.0, **changes)
+    agent._gradient_step(batch_for(agent), with_actor=True)
+    # It begins at 0; Adam's first step has the size of the rate, downward since there is more entropy than wanted.
+    assert float(agent.log_temperature.detach()) == pytest.approx(-step, rel=1e-4)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -312,6 +349,9 @@ def test_policy_is_deterministic_within_the_bounds_and_needs_no_env() -> None:
         ({"limit": 100.0}, {}, r"reach to -100, and beyond \+-10 .*agent.action_low"),
         ({"limit": 1.0}, {"action_low": (-2.0,)}, "leaves the env's"),
         ({"limit": 1.0}, {"action_low": (0.5,), "action_high": (-0.5,)}, "less than action_high"),
+        ({"limit": 1.0}, {"action_low": (-0.5, 0.5), "action_high": (0.5, -0.5)}, "less than action_high"),
+        ({"limit": [1.0, math.inf]}, {}, "have no bounds.*agent.action_low and agent.action_high"),
+        ({"limit": [1.0, 100.0]}, {}, r"reach to -100, and beyond \+-10 .*agent.action_low"),
         ({"limit": 1.0}, {"action_high": (0.5, 0.5, 0.5)}, "give 1 or 2 numbers"),
         ({"limit": 1.0}, {"update_ratio": 0.1}, "update_ratio: 0.1 is not possible; with 4 envs"),
     ],

@@ -36,6 +36,14 @@ def test_density_is_that_of_the_transformed_variable_and_noise_that_of_the_gener
     torch.testing.assert_close(action, center + half * torch.tanh(mean + log_std.exp() * noise))
 
 
+def test_gradient_of_action_and_density_is_that_of_their_differences_for_the_same_noise() -> None:
+    _, center, half = (t.double() for t in inputs(6, 3))
+    means, log_stds = torch.randn(6, 3).double(), torch.tensor([-5.0, -3.0, 0.0, 0.5, 0.9, 2.0]).double()
+    output = torch.cat([means, log_stds.unsqueeze(1).expand(6, 3)], 1).requires_grad_()
+    noise = torch.randn(6, 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: squashed_sample_reference(x, noise, RANGE, center, half), output)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("rows", "actions"), [(8192, 37), (333, 1), (1, 6), (100, 8), (70, 130)])
 @pytest.mark.parametrize("scale", [1.0, 40.0])  # of the means; the second saturates the tanh
