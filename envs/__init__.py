@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
-from rlcore.envs.launch import simulator_of
+from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
 
 if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and its launcher is in this package
     import torch
@@ -46,8 +48,9 @@ def make_env(
     """Build ``num_envs`` copies of a task; the caller resets them.
 
     Args:
-        task: a name of ``TASKS``, ``gym:<id>`` for any id that ``gymnasium.make`` knows, or a task of Isaac Lab
-            (``isaaclab:<id>`` or ``Isaac-...``) or mjlab (``mjlab:<name>`` or ``Mjlab-...``).
+        task: a name of ``TASKS``, ``gym:<id>`` for any id that ``gymnasium.make`` knows, a task of Isaac Lab
+            (``isaaclab:<id>`` or ``Isaac-...``) or mjlab (``mjlab:<name>`` or ``Mjlab-...``), or
+            ``python:<module>:<class>`` for a vector env of one's own, see ``own_env``.
         num_envs: number of copies N.
         device: where the tensors of the env live.
         seed: of the first ``reset()`` that is called without one; ``None`` draws a fresh one.
@@ -75,11 +78,13 @@ def make_env(
         from rlcore.envs.gymnasium import make_gymnasium
 
         return make_gymnasium(task.removeprefix(GYM_PREFIX), num_envs, device, seed, **options)
+    if task.startswith(PYTHON_PREFIX):
+        return _make_own(task, num_envs, device, seed, options)
     if task not in TASKS:
         raise ValueError(_unknown_task(task))
     place, fixed = TASKS[task]
-    constructor = _load(place)
-    wrapper = _load(WRAPPERS[ending]) if (ending := task.rpartition("-")[2]) in WRAPPERS else None
+    constructor = load(place)
+    wrapper = load(WRAPPERS[ending]) if (ending := task.rpartition("-")[2]) in WRAPPERS else None
     own = [name for name in inspect.signature(wrapper).parameters if name != "env"] if wrapper else []
     _check_options(task, constructor, options, {"num_envs", "device", "seed", *fixed}, own)
     outer = {name: options.pop(name) for name in own if name in options}
@@ -94,7 +99,54 @@ def make_env(
         raise ValueError(f"{task}: cannot be built with {given}: {reason}; check the options' types") from error
 
 
-def _load(place: str) -> Any:
+def own_env(task: str) -> Any:
+    """The class of a vector env (``rlcore.env.VecEnv``) that a task ``python:<module>:<class>`` names.
+
+    It takes ``num_envs`` and, if it has such arguments, ``device`` and ``seed``. Modules in the present folder are
+    found like those that are installed, but after them.
+
+    Raises:
+        ValueError: there is no such module or class, or it is no vector env's.
+    """
+    module_name, _, name = task.removeprefix(PYTHON_PREFIX).partition(":")
+    if not module_name or not name:
+        raise ValueError(f"task '{task}' lacks a part; write {PYTHON_PREFIX}<module>:<class>")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        where = "install it, or run in the folder that has it"
+        raise ValueError(f"task '{task}': there is no module '{error.name}'; {where}") from error
+    cls = getattr(module, name, None)
+    # Asked before anything is called: a name may come from a file.
+    if not isinstance(cls, type) or not all(hasattr(cls, method) for method in ("reset", "step", "close")):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type) and hasattr(value, "step")]
+        there = f"there is {', '.join(classes)}" if classes else "rlcore.env.VecEnv tells what one needs"
+        raise ValueError(f"task '{task}': '{name}' in {module_name} is no class of a vector env; {there}")
+    return cls
+
+
+def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, options: dict[str, Any]) -> VecEnv:
+    cls = own_env(task)
+    parameters = inspect.signature(cls).parameters
+    if "num_envs" not in parameters:
+        raise ValueError(f"{task}: it has no argument num_envs; give it one, the number of envs to step together")
+    common = {"num_envs": num_envs, "device": device, "seed": seed}
+    _check_options(task, cls, options, set(common), [])
+    env: VecEnv = cls(**{name: value for name, value in common.items() if name in parameters}, **options)
+    if _checked_device(getattr(env, "device", device)) != device:  # one without is refused later, by what it lacks
+        remedy = "let it take an argument device" if "device" not in parameters else "let it heed its argument device"
+        raise ValueError(f"{task}: it is on '{env.device}' in place of '{device}'; {remedy}, or give --device")
+    if not hasattr(env, "task"):
+        env.task = task  # type: ignore[attr-defined]  # an exported file says what to make for its evaluation
+    return env
+
+
+def load(place: str) -> Any:
+    """What ``module:name`` names."""
     module, _, name = place.partition(":")
     return getattr(importlib.import_module(module), name)
 

@@ -12,12 +12,16 @@ from typing import Any, Literal
 
 Simulator = Literal["isaaclab", "mjlab", "gymnasium", "builtin"]
 
+PYTHON_PREFIX = "python:"
+"""How tasks begin that name the class of an env of one's own, which counts as built in."""
+
 PREFIXES: dict[str, Simulator] = {
     "isaaclab:": "isaaclab",
     "Isaac-": "isaaclab",
     "mjlab:": "mjlab",
     "Mjlab-": "mjlab",
     "gym:": "gymnasium",
+    PYTHON_PREFIX: "builtin",
 }
 """How task names begin, and whose they are."""
 

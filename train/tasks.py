@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
 import textwrap
@@ -14,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rlcore.env import spec_of
-from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, make_env, nearest_names
-from rlcore.envs.launch import simulator_of
+from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, nearest_names, own_env
+from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
 from rlcore.train.evaluate import ENDLESS
 from rlcore.train.registered import registered_names
 
@@ -45,16 +44,16 @@ def print_env_options(task: str | None) -> None:
 def env_options(task: str) -> dict[str, tuple[Any, str]]:
     """Default and description of each option that a task's env takes; a name that begins with ** stands for more."""
     fixed: dict[str, Any] = {}
-    places = MAKERS.get(simulator_of(task), [])
+    makers = [load(place) for place in MAKERS.get(simulator_of(task), [])]
+    if task.startswith(PYTHON_PREFIX):
+        makers = [own_env(task)]
     if task in TASKS:
         place, fixed = TASKS[task]
         ending = task.rpartition("-")[2]
-        places = [place, *([WRAPPERS[ending]] if ending in WRAPPERS else [])]
+        makers = [load(place), *([load(WRAPPERS[ending])] if ending in WRAPPERS else [])]
     own = {"self", "env", "task", "env_id", "num_envs", "device", "seed", "wrappers", *fixed}
     found: dict[str, tuple[Any, str]] = {}
-    for place in places:
-        module, _, name = place.partition(":")
-        maker = getattr(importlib.import_module(module), name)
+    for maker in makers:
         texts = _described(maker)
         for key, parameter in inspect.signature(maker).parameters.items():
             shown = f"**{key}" if parameter.kind is parameter.VAR_KEYWORD else key
@@ -119,6 +118,7 @@ def print_tasks(part: str) -> None:
         for family, names in matching.items():
             print(f"  {family}: {', '.join(names)}")
         print("\nand those of simulators where they are installed: `rlcore tasks Mjlab`, `rlcore tasks Isaac`")
+        print(f"\nand an env of yours, {PYTHON_PREFIX}MODULE:CLASS")
 
 
 def _describe(name: str) -> tuple[str, str, str]:

@@ -120,15 +120,16 @@ def launched(words: Sequence[str]) -> list[str]:
 
     The task is the one that is named, else that of the run or the configuration file that is.
     """
-    from rlcore.envs.launch import launch, simulator_of
+    from rlcore.envs.launch import PYTHON_PREFIX, launch, simulator_of
 
     if arguments.asks_help(words):
         return list(words)
     task = _task_in(words)
-    if simulator_of(task) == "builtin" and (":" in task or re.match("isaac|mjlab", task, re.IGNORECASE)):
+    unknown = simulator_of(task) == "builtin" and not task.startswith(PYTHON_PREFIX)
+    if unknown and (":" in task or re.match("isaac|mjlab", task, re.IGNORECASE)):
         raise UsageError(
-            f"unknown task '{task}': tasks of simulators begin with Isaac- or Mjlab-; "
-            f"for others write isaaclab:{task} or mjlab:{task}"
+            f"unknown task '{task}': tasks of simulators begin with Isaac- or Mjlab-; for others write "
+            f"isaaclab:{task} or mjlab:{task}, and {PYTHON_PREFIX}{task} for the class of an env"
         )
     app, words = launch(task, words)
     if app is not None:
