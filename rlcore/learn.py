@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from rlcore.capture import Captured
 from rlcore.env import VecEnv, check_obs, check_step
 from rlcore.recurrent import cleared
 from rlcore.types import Agent, Metrics, Mode, Obs, State, Step
+
+_log = logging.getLogger(__name__)
 
 
 class EpisodeStatistics:
@@ -214,7 +218,7 @@ def learn(
         num_iterations: iterations in all, those of ``progress`` included.
         progress: where to go on; None begins anew.
         on_report: called with each iteration's metrics. On CUDA they arrive while the next iteration runs, so that
-            neither waits for the other.
+            neither waits for the other. Without it, what they show to be broken is logged as a warning, once.
         on_iteration: called after each iteration, before its report, for checkpoints and evaluations.
         should_stop: asked after each iteration; True ends the run early.
         seed: for the env's first reset, if the run begins anew.
@@ -230,6 +234,7 @@ def learn(
     if progress is None:
         progress = begin(env, agent, seed)
     collect = _collector(env, agent, progress.episodes, capture_env)
+    report_to = on_report or partial(_log_faults, Faults())
     underway: _Mail | None = None
     while progress.iteration < num_iterations:
         watch = _Stopwatch(device)
@@ -241,18 +246,49 @@ def learn(
         progress.env_steps += agent.num_steps * env.num_envs
         mail, underway = underway, _Mail(progress, metrics, watch, agent.num_steps * env.num_envs)
         if mail is not None:
-            mail.deliver(progress, on_report)
+            mail.deliver(progress, report_to)
         progress.underway = watch
         if on_iteration is not None:
             on_iteration(progress)
         if device.type != "cuda":  # nothing runs on beside us
-            underway.deliver(progress, on_report)
+            underway.deliver(progress, report_to)
             underway = None
         if should_stop is not None and should_stop():
             break
     if underway is not None:
-        underway.deliver(progress, on_report)
+        underway.deliver(progress, report_to)
     return progress
+
+
+class Faults:
+    """What reports show to be broken, each thing once."""
+
+    def __init__(self) -> None:
+        self._learning = False
+        self._known: set[str] = set()
+
+    def new(self, report: Report) -> list[str]:
+        """Tell what is wrong for the first time; metrics that are not a number are not in a report."""
+        metrics, found = report.metrics, []
+        if "rollout/reward" not in metrics:
+            found.append("rewards of the env are not a number (NaN)")
+        if metrics.get("replay/dropped"):
+            found.append(
+                "observations, actions or rewards are not finite: steps that have such are left out (replay/dropped)"
+            )
+        if metrics.get("policy/skipped_minibatches") and "loss/policy" not in metrics:
+            found.append("the update was skipped whole: observations, rewards or the loss are not finite")
+        elif self._learning and "loss/value" not in metrics:
+            found.append("gradient steps were skipped: observations, rewards or the loss are not finite")
+        self._learning |= "loss/value" in metrics
+        fresh = [f"iteration {report.iteration}: {text}; it is said once" for text in found if text not in self._known]
+        self._known.update(found)
+        return fresh
+
+
+def _log_faults(faults: Faults, report: Report) -> None:
+    for text in faults.new(report):
+        _log.warning(text)
 
 
 def _collector(
@@ -322,7 +358,7 @@ class _Mail:
             self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.arrived.record(watch.stream)
 
-    def deliver(self, progress: Progress, on_report: Callable[[Report], None] | None) -> None:
+    def deliver(self, progress: Progress, on_report: Callable[[Report], None]) -> None:
         """Wait until the metrics have arrived, and report those that have a value."""
         if self.watch.cuda:
             self.arrived.synchronize()
@@ -332,5 +368,4 @@ class _Mail:
         values = {name: x for name, x in zip(self.names, self.values.tolist(), strict=True) if not math.isnan(x)}
         values |= {"time/collect_s": collect, "time/learn_s": learn}
         values |= {"time/steps_per_s": self.steps / (collect + learn), "time/total_s": progress.seconds}
-        if on_report is not None:
-            on_report(Report(self.iteration, self.env_steps, values))
+        on_report(Report(self.iteration, self.env_steps, values))

@@ -67,6 +67,10 @@ COMMAND_LINES = {
         "train --task Pendulum --algo sac --agent.use_sde True",
         ["--agent.use_sde; --help lists the settings"],
     ),
+    "configuration of a task for another algorithm": (
+        "config --task gym:CartPole-v1 --algo sac",
+        ["gym:CartPole-v1 has discrete actions", "use ppo"],
+    ),
     "configuration of no task": ("config --task gym:NoSuch-v1", ["gym:NoSuch-v1", "doesn't exist"]),
     "a word as a number of steps": (
         "train --task CartPole --env.max_episode_length ten",
@@ -237,6 +241,12 @@ def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(
 ) -> None:
     assert f"is a folder; give {run}/config.yaml" in refused(["train", "--config", str(run)], capsys)
     assert "is a folder; give a file in it" in refused(["config", "--file", "."], capsys)
+
+
+def test_a_file_of_another_algorithm_is_refused_as_such(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my.yaml").write_text("algo: sac\nagent: {init_temperature: 0.1}\n", encoding="utf-8")
+    line = refused(["train", "--task", "Pendulum", "--config", "my.yaml", "--algo", "ddpg"], capsys)
+    assert "--algo is 'ddpg', and my.yaml has the settings of 'sac'; leave one out" in line
 
 
 @pytest.mark.parametrize("case", FILES)

@@ -333,6 +333,22 @@ def test_an_env_that_breaks_for_one_step_spoils_one_update_and_no_more(what: str
         assert ("loss/policy" in report.metrics) == (number < total)
 
 
+def test_without_a_report_what_is_broken_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    agent = PPO(Broken("reward"), config(), seed=0)
+    agent.learn(2)
+    agent.env.count = 5  # it breaks in the next rollout again
+    agent.learn(5)
+    said = [record.getMessage() for record in caplog.records if record.name == "rlcore.learn"]
+    assert said[:2] == [
+        "iteration 2: rewards of the env are not a number (NaN); it is said once",
+        "iteration 2: the update was skipped whole: observations, rewards or the loss are not finite; it is said once",
+    ]
+    assert len(said) == 4  # once in each call
+    caplog.clear()
+    PPO(Broken("reward"), config(), seed=0).learn(4, on_report=lambda report: None)
+    assert not caplog.records
+
+
 def test_a_rollout_that_was_broken_off_leaves_nothing_behind() -> None:
     class Stopped(Scripted):
         def step(self, action: Tensor) -> Step:

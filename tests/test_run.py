@@ -105,7 +105,8 @@ def test_a_task_takes_the_nearest_shipped_file_of_its_family() -> None:
         path = shipped_config(task)
         return path and path.name
 
-    assert file("Reach-UR10-Torque") == "Reach.yaml"
+    assert file("Reach-UR10-IK") == file("Reach-UR10-JointVel-Delayed") == "Reach.yaml"
+    assert file("Reach-UR10-Torque") == file("Reach-UR10-Torque-Delayed") == "Reach-UR10-Torque.yaml"
     assert file("gym:CartPole-v1") == "gym_CartPole-v1.yaml"
     assert file("gym:HalfCheetah-v5") == "gym.yaml"
     assert file("CartPole") == "CartPole.yaml"

@@ -233,7 +233,10 @@ def default_config(
     """
     own = config_class(algo)
     registered = registered or {}
-    own_preset = None if file is None else load_yaml(file).get("preset")
+    given = {} if file is None else load_yaml(file)
+    if given.get("algo") in CONFIG_CLASSES and CONFIG_CLASSES[given["algo"]] is not own:
+        raise ConfigError(f"--algo is '{algo}', and {file} has the settings of '{given['algo']}'; leave one out")
+    own_preset = given.get("preset")
     if preset is not None and own_preset not in (None, preset):
         raise ConfigError(f"--preset is '{preset}', and {file} has the settings of '{own_preset}'; leave one out")
     preset = preset or registered.get("preset") or preset_of(task, algo, file)

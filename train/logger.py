@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from rlcore.learn import Report
+from rlcore.learn import Faults, Report
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -145,8 +145,7 @@ class RunLogger:
         self._log_interval = log_interval
         self._average = Average()
         self._pending: Report | None = None
-        self._warned: set[str] = set()
-        self._learning = False  # a loss has been seen
+        self._faults = Faults()
         self._display = Display(console, total, done=0 if resumed is None else resumed[0])
 
     def __enter__(self) -> RunLogger:
@@ -166,30 +165,11 @@ class RunLogger:
         """Take one iteration; ``extra`` are the figures of an evaluation."""
         self._average.add({**report.metrics, **extra})
         self._pending = report
-        self._warn(report)
+        for text in self._faults.new(report):
+            self._display.warn(f"warning      {text}")
         self._display.advance(report)
         if report.iteration % self._log_interval == 0 or report.iteration == self._total:
             self._flush()
-
-    def _warn(self, report: Report) -> None:
-        """Say once what a missing figure means: metrics that are not a number do not get here."""
-        if "rollout/reward" not in report.metrics:
-            self._warn_once(report.iteration, "rewards of the env are not a number (NaN)")
-        if report.metrics.get("replay/dropped"):
-            text = "observations, actions or rewards are not finite: steps that have such are left out (replay/dropped)"
-            self._warn_once(report.iteration, text)
-        if report.metrics.get("policy/skipped_minibatches") and "loss/policy" not in report.metrics:
-            text = "the update was skipped whole: observations, rewards or the loss are not finite"
-            self._warn_once(report.iteration, text)
-        elif self._learning and "loss/value" not in report.metrics:
-            text = "gradient steps were skipped: observations, rewards or the loss are not finite"
-            self._warn_once(report.iteration, text)
-        self._learning |= "loss/value" in report.metrics
-
-    def _warn_once(self, iteration: int, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            self._display.warn(f"warning      iteration {iteration}: {text}; it is said once")
 
     def _flush(self) -> None:
         if self._pending is None:

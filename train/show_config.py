@@ -12,8 +12,11 @@ import yaml
 from rich.console import Console
 
 from rlcore.config import ConfigError, to_dict
+from rlcore.env import spec_of
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
+from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.q_networks import action_bounds
 from rlcore.train.config import algorithm, default_config, read_config
 from rlcore.train.importers import Conversion, convert_file, show
 from rlcore.train.registered import env_options, registered_config
@@ -67,9 +70,14 @@ def show_config(args: ConfigArguments) -> int:
                 settings = {"env": env_options(algo)}
         elif library is not None:
             raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
-        else:
-            make_env(task, 1).close()  # refuses what there is not
-        settings = to_dict(default_config(task, registered=settings, algo=algo, preset=preset)[0])
+        own = default_config(task, registered=settings, algo=algo, preset=preset)[0]
+        if simulator_of(task) not in ("isaaclab", "mjlab"):  # making theirs takes long
+            env = make_env(task, 1, **own.env)  # refuses what there is not
+            agent: object = own.agent
+            if isinstance(agent, OffPolicyConfig):
+                action_bounds(spec_of(env), agent)
+            env.close()
+        settings = to_dict(own)
         settings |= {} if args.num_envs is None else {"num_envs": args.num_envs}
     config = read_config({**settings, "algo": settings.get("algo", algo), "task": task})
     data = to_dict(config)
