@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ from rlcore._version import __version__
 SCHEMA = 1
 """Raised when the layout of a checkpoint changes so that older code could not read it."""
 
-_KEYS = ("config", "spec", "agent", "progress", "env", "recording", "rng")
+OF_A_RUN = ("config", "spec")
+"""What the checkpoints of a run folder have beside ``rlcore.learn.snapshot``'s result: plain settings and env."""
+
+_KEYS = ("agent", "progress", "env", "recording", "rng")
 
 
 class CheckpointError(ValueError):
@@ -38,15 +42,22 @@ def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain values are accepted.
+def load_checkpoint(
+    path: str | Path, device: torch.device | str = "cpu", needed: Collection[str] = ()
+) -> dict[str, Any]:
+    """Read a checkpoint with ``rlcore.learn.snapshot``'s result in it; only tensors and plain values are accepted.
 
     A replay memory may be larger than the GPU's memory and half of the host's: wherever the rest goes, its tensors stay
     in the file, which is read as they are.
 
+    Args:
+        path: the file.
+        device: where tensors go.
+        needed: what else has to be in it, such as ``OF_A_RUN``.
+
     Raises:
-        CheckpointError: the file is missing, cut short, not a checkpoint of this library, of another schema, or holds
-            code.
+        CheckpointError: the file is missing, cut short, not a checkpoint of this library, of another schema, lacks
+            something, or holds code.
     """
     path = Path(path)
     if not path.is_file():
@@ -72,9 +83,9 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> dic
             f"checkpoint '{path}' has schema {content['schema']} (written by rlcore {content.get('rlcore')}) and this "
             f"is rlcore {__version__}, which reads schema {SCHEMA}; install the version that wrote it"
         )
-    missing = [key for key in _KEYS if key not in content]
+    missing = [key for key in (*needed, *_KEYS) if key not in content]
     if missing:
-        raise CheckpointError(f"checkpoint '{path}' lacks {', '.join(missing)}; use an earlier one from its folder")
+        raise CheckpointError(f"checkpoint '{path}' lacks {', '.join(missing)}; use one that a run wrote")
     there = torch.device(device)
     for key, value in content["agent"].items():
         if key != "replay":

@@ -15,7 +15,7 @@ import torch
 from conftest import leaves
 
 from rlcore import PPO, NetworkConfig, PPOConfig, spec_of
-from rlcore.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from rlcore.checkpoint import OF_A_RUN, CheckpointError, load_checkpoint, save_checkpoint
 from rlcore.config import to_dict
 from rlcore.envs import make_env
 from rlcore.learn import learn, resume, snapshot
@@ -137,8 +137,12 @@ def test_other_versions_and_other_files_are_refused(good: Path, tmp_path: Path) 
     with pytest.raises(CheckpointError, match="not an rlcore checkpoint"):
         load_checkpoint(good)
     torch.save({"schema": 1, "agent": {}}, good)
-    with pytest.raises(CheckpointError, match="lacks config"):
+    with pytest.raises(CheckpointError, match="lacks progress, env, recording, rng; use one that a run wrote"):
         load_checkpoint(good)
+    torch.save({key: value for key, value in content.items() if key != "spec"}, good)
+    load_checkpoint(good)  # as saved from Python
+    with pytest.raises(CheckpointError, match=r"good\.pt' lacks spec;"):
+        load_checkpoint(good, needed=OF_A_RUN)
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(CheckpointError, match=r"notes\.txt"):
         load_checkpoint(tmp_path / "notes.txt")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import load_checkpoint
+from rlcore.checkpoint import OF_A_RUN, load_checkpoint
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
 from rlcore.train.algorithms import POLICIES
@@ -34,7 +34,7 @@ def restore_policy(checkpoint: Path, device: torch.device | str = "cpu") -> tupl
     Raises:
         CheckpointError: the checkpoint cannot be read.
     """
-    content = load_checkpoint(checkpoint, device=str(device))
+    content = load_checkpoint(checkpoint, device=str(device), needed=OF_A_RUN)
     config = read_config(content["config"], source=str(checkpoint))
     spec = EnvSpec(**content["spec"])
     policy = POLICIES[config.algo](spec, config.agent).to(device)

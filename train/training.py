@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from rlcore.checkpoint import OF_A_RUN, CheckpointError, load_checkpoint, save_checkpoint
 from rlcore.config import ConfigError, to_dict
 from rlcore.env import spec_of, want_final_obs
 from rlcore.envs import make_env
@@ -349,7 +349,7 @@ def resumed_config(path: Path) -> tuple[TrainConfig, Path]:
         CheckpointError: the checkpoint cannot be read.
     """
     _, checkpoint = locate(path, "last")
-    content = load_checkpoint(checkpoint)
+    content = load_checkpoint(checkpoint, needed=OF_A_RUN)
     return read_config(content["config"], source=str(checkpoint)), checkpoint
 
 
