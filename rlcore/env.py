@@ -86,6 +86,13 @@ class EnvSpec:
     """For the exported file: ``control_dt`` in seconds, ``observation_terms`` (group to list of ``{name, size}``),
     ``action_terms`` (list of ``{name, size, scale, offset}``), ``joint_names``; whatever the env knows of these."""
 
+    @property
+    def action_text(self) -> str:
+        """The size of an action in words."""
+        if self.discrete:
+            return f"{self.action_size} choices"
+        return "1 number" if self.action_size == 1 else f"{self.action_size} numbers"
+
 
 def spec_of(env: VecEnv) -> EnvSpec:
     """Describe an env.

@@ -127,10 +127,11 @@ class OffPolicy:
         numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])  # one for all, or each in order
         source = "env" if config.action_low is None and config.action_high is None else "settings"
         first = self.first_rows * self.env.num_envs
-        return (
-            f"actions within {numbers}, from the {source}",
-            f"{self.num_updates} gradient steps an iteration, from step {first:,} on",
-        )
+        return f"actions within {numbers}, from the {source}", self._steps_note(f"from step {first:,} on")
+
+    def _steps_note(self, when: str) -> str:
+        steps = "1 gradient step" if self.num_updates == 1 else f"{self.num_updates} gradient steps"
+        return f"{steps} an iteration, {when}"
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
@@ -356,7 +357,7 @@ class OffPolicy:
         elif state["stored"]:
             first = self.first_rows * self.env.num_envs
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
-            self.notes = (*self.notes[:-1], f"{self.num_updates} gradient steps an iteration, {wait}")
+            self.notes = (*self.notes[:-1], self._steps_note(wait))
         self.trace.load_state_dict(state["trace"])
 
 

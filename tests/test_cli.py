@@ -376,7 +376,7 @@ def test_tasks_lists_names_with_sizes(capsys: pytest.CaptureFixture[str]) -> Non
 def test_tasks_can_be_filtered(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "pendulum-v1"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["gym:Pendulum-v1", "policy", "3", "1", "numbers", "200", "steps"] in lines
+    assert ["gym:Pendulum-v1", "policy", "3", "1", "number", "200", "steps"] in lines
     assert not any(line and line[0] == "CartPole" for line in lines)
 
 

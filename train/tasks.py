@@ -133,8 +133,7 @@ def _describe(name: str) -> tuple[str, str, str]:
         spec, length = spec_of(env), env.max_episode_length
         env.close()
     sizes = ", ".join(f"{group} {size}" for group, size in spec.observation_sizes.items())
-    action = f"{spec.action_size} {'choices' if spec.discrete else 'numbers'}"
-    return sizes, action, "no limit" if length >= ENDLESS else f"{length} steps"
+    return sizes, spec.action_text, "no limit" if length >= ENDLESS else f"{length} steps"
 
 
 def _gymnasium_ids() -> dict[str, list[str]]:

@@ -255,11 +255,10 @@ class Training:
         config, env, run = self.config, self.env, self.run
         assert run is not None
         sizes = ", ".join(f"{group} {size}" for group, size in self.spec.observation_sizes.items())
-        action = f"{self.spec.action_size} {'choices' if self.spec.discrete else 'numbers'}"
         steps = config.agent.num_steps * env.num_envs
         preset = f" with the preset {config.preset}" if hasattr(config, "preset") else ""
         for line in (
-            f"task         {config.task}, observations: {sizes}, action: {action}",
+            f"task         {config.task}, observations: {sizes}, action: {self.spec.action_text}",
             f"algorithm    {config.algo}{preset} on {self.device}, seed {config.seed}",
             f"envs         {env.num_envs} x {config.agent.num_steps} steps = {steps:,} steps an iteration, "
             f"{config.num_iterations} iterations, episodes of {env.max_episode_length} steps",
