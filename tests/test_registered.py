@@ -213,6 +213,32 @@ def test_converted_minibatches_fit_the_number_of_envs(isaac: dict[str, Any]) -> 
     assert counts == [4 * 8 // 16, 64 * 8 // 16]
 
 
+@pytest.mark.parametrize(
+    ("settings", "algo", "expected"),
+    [
+        ({}, "ppo", {"randomize_start": True}),
+        ({}, "sac", {"randomize_start": True, "clip_actions": "auto"}),
+        ({"agent": {"action_low": [-3.0], "action_high": [3.0]}}, "sac", {"randomize_start": True}),
+        (
+            {"env": {"randomize_start": False, "clip_actions": 2.0, "x": 1}},
+            "ddpg",
+            {"randomize_start": False, "clip_actions": 2.0, "x": 1},
+        ),
+    ],
+)
+def test_own_configuration_leaves_the_env_as_others_find_it_unless_it_says(
+    isaac: dict[str, Any], settings: dict[str, Any], algo: str, expected: dict[str, Any]
+) -> None:
+    isaac[f"rlcore_{algo}_cfg_entry_point"] = settings
+    assert registered_config(TASK, algo=algo)[0]["env"] == expected
+
+
+def test_own_options_that_are_none_are_refused_by_name(isaac: dict[str, Any]) -> None:
+    isaac["rlcore_cfg_entry_point"] = {"env": [1]}
+    with pytest.raises(ConfigError, match=r"rlcore_cfg_entry_point of 'Isaac-Fake-v0'.*env"):
+        registered_config(TASK)
+
+
 OWN = PPOConfig(gamma=0.91, num_steps=8, actor=NetworkConfig(hidden_dims=(7,)))
 
 

@@ -59,6 +59,7 @@ def registered_config(
     if found == "rlcore":
         own = CONFIG_CLASSES["ddpg" if algo == "td3" else algo]
         settings = {"num_envs": own_envs, **_settings(name, source, own)}
+        settings["env"] = _with_defaults(settings.get("env", {}), settings.get("agent", {}), algo)
         from_dict(own, {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
         return settings | ({} if num_envs is None else {"num_envs": num_envs}), None
     conversion = convert(source, found, num_envs=num_envs or own_envs, task=task, algo=algo)  # type: ignore[arg-type]
@@ -71,6 +72,16 @@ def env_options(algo: str) -> dict[str, Any]:
     Episodes begin at random times, as in the scripts that train these tasks; a tanh needs bounds for its actions.
     """
     return {"randomize_start": True} | ({} if algo == "ppo" else {"clip_actions": "auto"})
+
+
+def _with_defaults(env: Any, agent: Any, algo: str) -> Any:
+    """Options that a task is registered with, over those that others are trained with; bounds of its own are enough."""
+    if not isinstance(env, Mapping) or not isinstance(agent, Mapping):
+        return env  # refused as soon as all of it is read
+    options = env_options(algo)
+    if agent.get("action_low") is not None:
+        options.pop("clip_actions", None)
+    return {**options, **env}
 
 
 def _entries(kwargs: Mapping[str, Any], algo: str) -> dict[str, Any]:
