@@ -139,7 +139,9 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
     env: VecEnv = cls(**{name: value for name, value in common.items() if name in parameters}, **options)
     if _checked_device(getattr(env, "device", device)) != device:  # one without is refused later, by what it lacks
         remedy = "let it take an argument device" if "device" not in parameters else "let it heed its argument device"
-        raise ValueError(f"{task}: it is on '{env.device}' in place of '{device}'; {remedy}, or give --device")
+        raise ValueError(
+            f"{task}: it is on '{env.device}' in place of '{device}'; {remedy}, or give --device {env.device}"
+        )
     if not hasattr(env, "task"):
         env.task = task  # type: ignore[attr-defined]  # an exported file says what to make for its evaluation
     return env

@@ -103,7 +103,10 @@ def test_help_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
         ("python:drift_of_mine:step", "'step' in drift_of_mine is no class of a vector env"),
         ("python:subprocess:Popen", "is no class of a vector env; rlcore.env.VecEnv tells"),
         ("python:drift_of_mine:One", "it has no argument num_envs"),
-        ("python:drift_of_mine:Elsewhere", "it is on 'meta' in place of 'cpu'; let it heed its argument device"),
+        (
+            "python:drift_of_mine:Elsewhere",
+            "it is on 'meta' in place of 'cpu'; let it heed its argument device, or give --device meta",
+        ),
     ],
 )
 def test_what_is_wrong_with_it_is_said_in_one_line(task: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
