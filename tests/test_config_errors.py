@@ -243,10 +243,18 @@ def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(
     assert "is a folder; give a file in it" in refused(["config", "--file", "."], capsys)
 
 
-def test_a_file_of_another_algorithm_is_refused_as_such(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("my.yaml").write_text("algo: sac\nagent: {init_temperature: 0.1}\n", encoding="utf-8")
-    line = refused(["train", "--task", "Pendulum", "--config", "my.yaml", "--algo", "ddpg"], capsys)
-    assert "--algo is 'ddpg', and my.yaml has the settings of 'sac'; leave one out" in line
+@pytest.mark.parametrize(
+    ("algo", "part"),
+    [
+        ("sac", "--algo is 'ddpg', and my.yaml has the settings of 'sac'; leave one out"),
+        ("[1]", "my.yaml: algo: [1] is not one of"),
+    ],
+)
+def test_a_file_of_another_algorithm_is_refused_as_such(
+    algo: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my.yaml").write_text(f"algo: {algo}\n", encoding="utf-8")
+    assert part in refused(["train", "--task", "Pendulum", "--config", "my.yaml", "--algo", "ddpg"], capsys)
 
 
 @pytest.mark.parametrize("case", FILES)

@@ -125,6 +125,16 @@ def test_rounds_start_anew_with_other_seeds() -> None:
     assert result.episodes == 18
 
 
+def test_nothing_of_an_evaluation_is_remembered_for_gradients() -> None:
+    enabled: list[bool] = []
+    env = Lengths(2)
+    step = env.step
+    env.step = lambda action: enabled.append(torch.is_grad_enabled()) or step(action)  # type: ignore[method-assign, func-returns-value]
+    assert torch.is_grad_enabled()
+    evaluate(env, Still(), seed=1)
+    assert enabled and not any(enabled)
+
+
 def test_an_exported_policy_is_given_arrays_and_told_of_episode_ends() -> None:
     class Exported:
         def __init__(self) -> None:

@@ -234,7 +234,7 @@ def default_config(
     own = config_class(algo)
     registered = registered or {}
     given = {} if file is None else load_yaml(file)
-    if given.get("algo") in CONFIG_CLASSES and CONFIG_CLASSES[given["algo"]] is not own:
+    if CONFIG_CLASSES.get(str(given.get("algo")), own) is not own:
         raise ConfigError(f"--algo is '{algo}', and {file} has the settings of '{given['algo']}'; leave one out")
     own_preset = given.get("preset")
     if preset is not None and own_preset not in (None, preset):

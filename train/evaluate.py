@@ -92,12 +92,12 @@ class Evaluation:
         return ", ".join([*parts, left_out] if left_out else parts)
 
 
-@torch.no_grad()
 def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of an env for evaluations: whole episodes, whatever the training began with."""
     return {**options, "randomize_start": False} if "randomize_start" in options else dict(options)
 
 
+@torch.no_grad()
 def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1) -> Evaluation:
     """Run every env to the end of its first episode, and count each of these episodes once.
 
