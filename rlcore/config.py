@@ -51,14 +51,14 @@ def check_positive(settings: object, *keys: str, none: bool = False) -> None:
 
 
 def settings_of(config: T | None, cls: type[T]) -> T:
-    """The settings that an agent was given; its defaults for None.
+    """The settings that an agent was given, held to the same types as those of a file; its defaults for None.
 
     Raises:
-        ConfigError: those of another algorithm, or no settings at all.
+        ConfigError: those of another algorithm, no settings at all, or a value of the wrong type.
     """
     if config is not None and not isinstance(config, cls):
         raise ConfigError(f"config: {type(config).__name__} is given; give a {cls.__name__}(...)")
-    return cls() if config is None else config
+    return cls() if config is None else from_dict(cls, to_dict(config), cls.__name__)
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuration") -> T:

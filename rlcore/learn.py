@@ -228,8 +228,11 @@ def learn(
         Where the run stands, from which it can go on.
 
     Raises:
-        ValueError: ``capture_env`` is asked for and the env does not allow it.
+        ValueError: ``num_iterations`` is not a positive whole number, or ``capture_env`` is asked for and the env does
+            not allow it.
     """
+    if not isinstance(num_iterations, int) or num_iterations < 1:
+        raise ValueError(f"num_iterations: {num_iterations!r} is not possible; give a positive whole number")
     device = torch.device(env.device)
     if progress is None:
         progress = begin(env, agent, seed)

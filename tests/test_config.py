@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlcore import DDPG, PPO, SAC, ConfigError, PPOConfig, SACConfig, ppo, ppo_config
+from rlcore import DDPG, PPO, SAC, ConfigError, DDPGConfig, NetworkConfig, PPOConfig, SACConfig, ppo, ppo_config
 from rlcore.config import from_dict, load_yaml, save_yaml, to_dict
 from rlcore.envs.null import Null
 
@@ -98,3 +98,28 @@ def test_settings_that_are_no_settings_of_the_agent_are_refused(agent: Any) -> N
     for wrong in (other, {"gamma": 0.9}, {}):
         with pytest.raises(ConfigError, match=f"{type(wrong).__name__} is given; give a {agent.__name__}Config"):
             agent(Null(2), wrong)
+
+
+@pytest.mark.parametrize(
+    ("agent", "config", "message"),
+    [
+        (PPO, PPOConfig(num_steps=24.5), "PPOConfig: num_steps: 24.5 is not of type int"),  # type: ignore[arg-type]
+        (PPO, PPOConfig(normalize_advantage="no"), "'no' is not one of 'batch', 'minibatch'"),  # type: ignore[arg-type]
+        (SAC, SACConfig(value_loss="mes"), "value_loss: 'mes' is not one of 'mse'"),  # type: ignore[arg-type]
+        (DDPG, DDPGConfig(noise="pink"), "noise: 'pink' is not one of"),  # type: ignore[arg-type]
+    ],
+)
+def test_values_given_in_python_are_held_to_their_types_as_those_of_a_file_are(
+    agent: Any, config: Any, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        agent(Null(2), config)
+
+
+def test_values_given_in_python_are_converted_as_those_of_a_file_are() -> None:
+    small: Any = NetworkConfig(hidden_dims=[8])  # type: ignore[arg-type]
+    agent = PPO(Null(4, obs_size=3, action_size=2), PPOConfig(num_steps=4.0, actor=small, critic=small))  # type: ignore[arg-type]
+    assert agent.config == PPOConfig(
+        num_steps=4, actor=NetworkConfig(hidden_dims=(8,)), critic=NetworkConfig(hidden_dims=(8,))
+    )
+    assert isinstance(agent.config.num_steps, int)

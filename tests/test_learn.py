@@ -146,6 +146,13 @@ def test_an_env_that_cannot_be_captured_is_refused() -> None:
         agent.learn(1, capture_env=True)
 
 
+@pytest.mark.parametrize("wrong", [0, -1, 2.5])
+def test_a_number_of_iterations_that_is_none_is_refused(wrong: Any) -> None:
+    agent = PPO(Null(4, obs_size=3, action_size=2), CONFIG, seed=0)
+    with pytest.raises(ValueError, match=f"num_iterations: {wrong!r} is not possible; give a positive whole number"):
+        agent.learn(wrong)
+
+
 def test_a_log_costs_as_many_operations_for_many_names_as_for_few() -> None:
     class Counter(TorchDispatchMode):
         calls = 0
