@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from rlcore.config import ConfigError, from_dict
@@ -865,6 +866,19 @@ def test_tuples_of_a_run_folder_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("library", SOURCES)
 def test_library_is_guessed_from_the_layout(library: str) -> None:
     assert guess_library(SOURCES[library]) == library
+
+
+@pytest.mark.parametrize("library", SOURCES)
+def test_a_file_of_another_library_than_the_one_named_is_refused(library: str, tmp_path: Path) -> None:
+    path = tmp_path / "agent.yaml"
+    path.write_text(yaml.safe_dump(SOURCES[library]))
+    for named in SOURCES:
+        if named == library:
+            assert convert_file(path, named, num_envs=4).library == library  # type: ignore[arg-type]
+            continue
+        message = f"--from is '{named}', and these look like settings of {library}; leave --from out"
+        with pytest.raises(ConfigError, match=message):
+            convert_file(path, named, num_envs=4)  # type: ignore[arg-type]
 
 
 # The table and registrations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections import Counter
@@ -132,10 +133,15 @@ def convert_file(
     Files of Stable-Baselines3 do not name their algorithm, except by their own name, such as ``td3.yml``.
 
     Raises:
-        ConfigError: as ``convert``; the file cannot be read, or looks like none of the libraries' configurations.
+        ConfigError: as ``convert``; the file cannot be read, or looks like none of the libraries' configurations, or
+            like that of another library than the one that is named.
     """
     source = read_yaml(path)
-    library = library or guess_library(source, str(path))
+    if library is None:
+        library = guess_library(source, str(path))
+    elif _looks_like(source) not in (None, library):
+        looks = _looks_like(source)
+        raise ConfigError(f"{path}: --from is '{library}', and these look like settings of {looks}; leave --from out")
     stem = Path(path).stem.lower()
     if library == "sb3" and stem in ("ppo", "sac", "td3", "ddpg"):
         algo = algo or stem
@@ -168,12 +174,20 @@ def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Lib
     )
 
 
+def _looks_like(source: Mapping[str, Any]) -> Library | None:
+    with contextlib.suppress(ConfigError):
+        return guess_library(source)
+    return None
+
+
 def remedy_for(path: Path) -> str:
     """What to do with a file of settings that rlcore does not have, if it is another library's; else nothing."""
     try:
         source = read_yaml(path)
-        library = guess_library(source)
     except ConfigError:
+        return ""
+    library = _looks_like(source)
+    if library is None:
         return ""
     own = {field.name for field in fields(TrainConfig)}
     if 2 * len(own & set(source)) > len(source):
