@@ -30,7 +30,8 @@ class SACConfig(OffPolicyConfig):
     temperature_learning_rate: float | None = None
     """Adam's step size for the logarithm of the temperature; none: learning_rate."""
     target_entropy: float | None = None
-    """Entropy to keep, in nats and in the env's own action units; none: minus the number of action dimensions."""
+    """Entropy to keep, in nats and in the env's own action units; none: minus the number of action dimensions for
+    actions scaled to within +-1, as in the paper, whatever their bounds are."""
     target_std: float | None = None
     """Instead of target_entropy: that of a normal distribution of this deviation, in half widths of the bounds."""
     target_std_end: float | None = None
@@ -52,6 +53,10 @@ class SACConfig(OffPolicyConfig):
         check(known, "target_entropy", self.target_entropy, "set a number or none")
         single = self.target_std is None or self.target_entropy is None
         check(single, "target_std", self.target_std, "leave either it or target_entropy at none")
+        reachable = self.target_std is None or self.target_std < _UNIFORM_STD
+        check(
+            reachable, "target_std", self.target_std, f"no policy explores more than with {_UNIFORM_STD:.2f}; set less"
+        )
         there = self.target_std_end is None or self.target_std is not None
         check(there, "target_std_end", self.target_std_end, "set target_std, which it is the end of, as well")
         falls = self.target_std_end is None or self.target_std is None or self.target_std_end <= self.target_std
@@ -65,6 +70,9 @@ class SACConfig(OffPolicyConfig):
         common = super().presets()
         return common | {"gpu": common["gpu"] | GPU}
 
+
+_UNIFORM_STD = 2 / math.sqrt(2 * math.pi * math.e)
+"""Deviation, in half widths, of the normal distribution that has the entropy of a uniform one over both."""
 
 GPU: dict[str, Any] = {
     "init_temperature": 0.01,
@@ -109,11 +117,20 @@ class SAC(OffPolicy):
             self.temperature_optimizer.learning_rate = rate
 
     def _target_entropy(self, deviation: float | None) -> float:
-        config, policy = self.config, self.policy
-        if deviation is None:
-            return -float(policy.actions) if config.target_entropy is None else config.target_entropy
-        std = deviation * policy.reach  # [A], in the env's units
-        return float((0.5 * math.log(2 * math.pi * math.e) + std.log()).sum())
+        """In the env's units, in which a box of half widths ``reach`` has ``log(reach)`` more than one of +-1.
+
+        Raises:
+            ConfigError: no distribution within the bounds has as much, so that the temperature would rise without end.
+        """
+        number, scale = self.policy.actions, float(self.policy.reach.log().sum())
+        if deviation is not None:
+            return number * (0.5 * math.log(2 * math.pi * math.e) + math.log(deviation)) + scale
+        if self.config.target_entropy is None:
+            return scale - number
+        most = number * math.log(2) + scale  # of a uniform distribution
+        remedy = f"actions within their bounds have less than {most:.4g}; set less, or none"
+        check(self.config.target_entropy < most, "target_entropy", self.config.target_entropy, remedy)
+        return self.config.target_entropy
 
     def _schedules(self) -> list[str]:
         return super()._schedules() + ([] if self.config.target_std_end is None else ["target_std_end"])

@@ -80,6 +80,25 @@ def test_a_box_twice_as_wide_has_log_2_more_entropy() -> None:
     torch.testing.assert_close(narrow - wide, torch.tensor([3 * math.log(2)]))
 
 
+def test_the_entropy_that_is_aimed_at_is_as_far_from_a_uniform_policys_in_any_box() -> None:
+    def below_uniform(low: list[float], high: list[float]) -> float:
+        agent = SAC(null(10.0), config(action_low=low, action_high=high))
+        uniform = torch.distributions.Uniform(torch.tensor(low), torch.tensor(high)).entropy().sum()
+        return float(uniform) - float(agent.target_entropy)
+
+    # Minus one for each of two actions, as in the paper.
+    assert below_uniform([-1.0, -1.0], [1.0, 1.0]) == pytest.approx(2 + 2 * math.log(2), rel=1e-5)
+    assert below_uniform([-0.1, 2.0], [0.1, 9.0]) == pytest.approx(2 + 2 * math.log(2), rel=1e-5)
+
+
+def test_entropy_that_no_policy_within_the_bounds_has_is_refused() -> None:
+    narrow = {"action_low": [-0.1], "action_high": [0.1]}
+    assert agent_on(target_entropy=-1.62, **narrow).target_entropy == -1.62
+    message = "target_entropy: -1.6 is not possible; actions within their bounds have less than -1.609"
+    with pytest.raises(ConfigError, match=message):
+        agent_on(target_entropy=-1.6, **narrow)
+
+
 def test_log_density_and_its_gradient_stay_finite_far_out() -> None:
     mean = torch.tensor([[-300.0], [0.0], [300.0]], requires_grad=True)
     _, log_prob = sample(mean, torch.full((3, 1), -20.0), torch.zeros(1), torch.ones(1))
@@ -124,9 +143,10 @@ def test_losses_and_temperature_equal_the_formulas_written_out() -> None:
     with torch.enable_grad():
         metrics = agent._gradient_step(batch, with_actor=True)
     assert float(metrics["loss/value"]) == pytest.approx(total / 12, rel=1e-5)
-    # Entropy above the target of -1 lowers the temperature; Adam's first step has the size of the learning rate.
-    assert float(agent.log_temperature.grad) == pytest.approx(float(metrics["policy/entropy"]) + 1, rel=1e-5)
-    assert float(metrics["policy/entropy"]) > -1
+    # Entropy above its target lowers the temperature; Adam's first step has the size of the learning rate.
+    target = math.log(2) - 1  # actions reach to 2
+    assert float(agent.log_temperature.grad) == pytest.approx(float(metrics["policy/entropy"]) - target, rel=1e-5)
+    assert float(metrics["policy/entropy"]) > target
     assert float(agent.log_temperature) == pytest.approx(math.log(0.3) - 3e-4, rel=1e-5)
     # A quarter of the way from the old target to the new critic.
     after = zip(critics, targets, agent.critics.parameters(), agent.target_critics.parameters(), strict=True)
@@ -382,6 +402,7 @@ def test_wide_or_missing_bounds_can_be_given_in_the_settings() -> None:
         ({"log_std_range": (1.0, 0.0)}, "log_std_range"),
         ({"init_temperature": 0.0}, "init_temperature"),
         ({"target_std": 0.1, "target_entropy": -1.0}, "target_std: 0.1 is not possible; leave either"),
+        ({"target_std": 0.49}, "target_std: 0.49 is not possible; no policy explores more than with 0.48"),
         ({"target_std_end": 0.1}, "target_std_end: 0.1 is not possible; set target_std"),
         ({"target_std": 0.1, "target_std_end": 0.2}, "target_std_end: 0.2 is not possible; set at most target_std"),
         ({"init_std": 0.0}, "init_std"),

@@ -143,9 +143,8 @@ def _entropy(t: Translation, params: str, c: str) -> None:
     t.use(f"{c}init_alpha", "agent.init_temperature", 1.0, number, "" if t.has(f"{c}init_alpha") else REQUIRED)
     t.use(f"{c}learnable_temperature", "agent.learn_temperature", True, flag)
     t.use(f"{c}alpha_lr", "agent.temperature_learning_rate", None, optional(number))
-    units = "rl_games counts it for actions within +-1, rlcore in the env's units"
     if t.read(f"{c}target_entropy_coef", 1.0, number) == 1:
-        t.use(f"{c}target_entropy_coef", "agent.target_entropy", 1.0, lambda _: None, units, changed=True)
+        t.use(f"{c}target_entropy_coef", "agent.target_entropy", 1.0, lambda _: None)
     t.drop(f"{c}target_entropy_coef", "minus this times the number of actions: set agent.target_entropy")
     t.row("(least temperature in the actor's loss)", 0.01, "default", "rlcore has none")
     bounds = f"{params}network.log_std_bounds"

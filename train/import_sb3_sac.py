@@ -130,12 +130,10 @@ def _entropy(t: Translation) -> None:
     start = value.partition("_")[2] or 1.0 if automatic else value
     t.use("ent_coef", "agent.init_temperature", "auto", lambda _: number(start))
     t.set("agent.learn_temperature", automatic, "ent_coef", value)
-    units = "SB3 counts it for actions within +-1, rlcore in the env's units"
-    target = t.get("target_entropy", "auto")
-    ours = None if target == "auto" else target
-    t.use(
-        "target_entropy", "agent.target_entropy", "auto", lambda _: ours if ours is None else number(ours), units, True
-    )
+    given = t.get("target_entropy", "auto") != "auto"
+    units = "SB3 counts it for actions within +-1, rlcore in the env's units" if given else ""
+    ours = number if given else lambda _: None
+    t.use("target_entropy", "agent.target_entropy", "auto", ours, units, changed=given)
     t.builtin("range of log deviations", [-20, 2], "agent.log_std_range", [-20.0, 2.0])
 
 
