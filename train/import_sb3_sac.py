@@ -171,7 +171,7 @@ def _networks(t: Translation, algorithm: str) -> None:
         key = f"{p}net_arch.{name}" if isinstance(arch, dict) else f"{p}net_arch"
         t.use(key, f"agent.{net}.hidden_dims", default, widths)
         t.use(f"{p}activation_fn", f"agent.{net}.activation", "nn.ReLU", activation)
-    t.initial_weights("PyTorch's", "default")
+    t.initial_weights()
     own = 1 if algorithm == "ddpg" else 2
     t.use(f"{p}n_critics", "agent.num_critics", own, positive)
     note = "matters only with use_sde" if t.read("use_sde", False, flag) else "rlcore begins where the weights put it"

@@ -65,7 +65,7 @@ def convert(t: Translation) -> None:
     _std(t)
     t.builtin("gradient norms", "one", "agent.grad_clip", "joint")
     t.builtin("advantages", "whole rollout", "agent.normalize_advantage", "batch")
-    t.initial_weights("PyTorch's", "default")
+    t.initial_weights()
     for name in ("random_timesteps", "learning_starts"):
         t.same(f"agent.{name}", "has no effect on PPO in skrl either")
     t.drop_all(BOOKKEEPING)

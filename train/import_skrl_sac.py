@@ -109,7 +109,7 @@ def _networks(t: Translation, algorithm: str) -> None:
     t.builtin("observations of the actor", sorted(inputs) or ["OBSERVATIONS"], "agent.actor_obs", ["policy"])
     ours = ["critic"] if own else ["policy"]
     t.builtin("observations of the critics", sorted(reads) or ["OBSERVATIONS"], "agent.critic_obs", ours)
-    t.initial_weights("PyTorch's", "default")
+    t.initial_weights()
     t.builtin("critics", len(numbers), "agent.num_critics", len(numbers))
     network = t.get(f"models.{first}")
     for role in (f"critic_{suffix}".rstrip("_") for suffix in numbers):
