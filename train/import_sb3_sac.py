@@ -70,7 +70,8 @@ def convert(t: Translation, algorithm: str) -> None:
         _entropy(t)
     else:
         _noise(t)
-        _td3(t, algorithm)
+    if algorithm == "td3":
+        _td3(t)
     key, reward = normalized(t)
     note = "SB3 divides by the deviation of the return; rlcore also sees to it that none exceeds agent.value_range"
     t.use(key, "agent.normalize_reward", False, lambda _: reward, note if reward else "", changed=reward)
@@ -92,19 +93,16 @@ def _length(t: Translation) -> None:
     unit = "step"
     if isinstance(frequency, list) and len(frequency) == 2:
         frequency, unit = frequency
-    updates = t.read("gradient_steps", 1, whole)
-    if unit == "episode":
-        steps, note = 1, "rlcore does not wait for the end of an episode"
-        ratio = 1.0
-    else:
-        steps, note = t.read("train_freq", 1, lambda _: positive(frequency)), ""
-        ratio = 1.0 if updates < 0 else updates / (steps * t.num_envs)
-    t.use("train_freq", "agent.num_steps", 1, lambda _: steps, note, changed=bool(note))
+    updates = t.read("gradient_steps", 1, whole)  # negative: as many as steps
+    by_episode = unit == "episode"
+    steps = 1 if by_episode else t.read("train_freq", 1, lambda _: positive(frequency))
+    note = "rlcore does not wait for the end of an episode" if by_episode else ""
+    t.use("train_freq", "agent.num_steps", 1, lambda _: steps, note, changed=by_episode)
+    ratio = 1.0 if by_episode or updates < 0 else updates / (steps * t.num_envs)
+    counted = by_episode and updates >= 0
     per_step = "SB3 counts gradient steps by updates, rlcore by steps of single envs"
-    if unit == "episode" and updates >= 0:
-        per_step = "by episode in SB3; one for each step here"
-    changed = unit == "episode" and updates >= 0
-    t.use("gradient_steps", "agent.update_ratio", 1, lambda _: ratio, per_step, changed=changed)
+    note = "by episode in SB3; one for each step here" if counted else per_step
+    t.use("gradient_steps", "agent.update_ratio", 1, lambda _: ratio, note, changed=counted)
     if t.has("n_timesteps"):
         each = steps * t.num_envs
         note = "SB3 counts steps of all envs, rlcore iterations"
@@ -112,9 +110,9 @@ def _length(t: Translation) -> None:
 
 
 def _learning(t: Translation, algorithm: str) -> None:
-    start, linear = schedule(t.get("learning_rate", 3e-4 if algorithm == "sac" else 1e-3))
-    note = "it declines in SB3, and stays in rlcore; see agent.lr_schedule" if linear else ""
     default = 3e-4 if algorithm == "sac" else 1e-3
+    start, linear = schedule(t.get("learning_rate", default))
+    note = "it declines in SB3, and stays in rlcore; see agent.lr_schedule" if linear else ""
     t.use("learning_rate", "agent.learning_rate", default, lambda _: number(start), note, changed=linear)
     t.use("buffer_size", "agent.buffer_size", 1_000_000, positive)
     t.use("learning_starts", "agent.learning_starts", 100, whole)
@@ -154,9 +152,8 @@ def _noise(t: Translation) -> None:
         t.use("noise_std", "agent.noise_std", 0.0, lambda _: std)
 
 
-def _td3(t: Translation, algorithm: str) -> None:
-    if algorithm == "ddpg":
-        return
+def _td3(t: Translation) -> None:
+    """What TD3 adds to DDPG, beside a second critic."""
     t.use("policy_delay", "agent.policy_delay", 2, positive)
     t.use("target_policy_noise", "agent.target_noise", 0.2, number)
     t.use("target_noise_clip", "agent.target_noise_clip", 0.5, number)

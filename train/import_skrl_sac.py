@@ -39,7 +39,10 @@ def convert(t: Translation, algorithm: str) -> None:
         _deviation(t)
     else:
         _noise(t)
-        _td3(t, algorithm)
+        t.drop("models.policy.class", "rlcore's actor is deterministic", off=("DeterministicMixin",))
+        _squashed(t)
+    if algorithm == "td3":
+        _td3(t)
     t.same("memory.class", "the only kind here too")
     t.drop_all({key: note for key, note in BOOKKEEPING.items() if key != "memory"})
     t.drop("memory", "rlcore has one kind of replay memory")
@@ -181,12 +184,9 @@ def _noise(t: Translation) -> None:
     t.drop(f"{a}exploration", "rlcore's noise stays as it is; see agent.noise_std", off=(None, {}))
 
 
-def _td3(t: Translation, algorithm: str) -> None:
-    a, p = "agent.", "models.policy."
-    t.drop(f"{p}class", "rlcore's actor is deterministic", off=("DeterministicMixin",))
-    _squashed(t)
-    if algorithm != "td3":
-        return
+def _td3(t: Translation) -> None:
+    """What TD3 adds to DDPG, beside a second critic."""
+    a = "agent."
     t.use(f"{a}policy_delay", "agent.policy_delay", 2, positive)
     options = f"{a}smooth_regularization_noise_kwargs."
     key = f"{a}smooth_regularization_noise"
