@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rlcore.config import ConfigError
-from rlcore.train.import_sb3 import BOOKKEEPING, choose_task, literal, normalized, schedule
+from rlcore.train.import_sb3 import BOOKKEEPING, choose_task, count_envs, normalized, read_literals, schedule
 from rlcore.train.translation import Translation, activation, flag, number, one_of, positive, whole, widths
 
 COMMON = ("buffer_size", "learning_starts", "train_freq", "gradient_steps", "tau", "replay_buffer_class")
@@ -54,9 +54,7 @@ def convert(t: Translation, algorithm: str) -> None:
     Raises:
         ConfigError: a value that rlcore cannot use.
     """
-    for key in ("policy_kwargs", "normalize", "replay_buffer_kwargs"):
-        if isinstance(t.get(key), str):
-            t.source[key] = literal(key, t.get(key))
+    read_literals(t, "policy_kwargs", "normalize", "replay_buffer_kwargs")
     if t.get("seed") is not None:
         t.use("seed", "seed", None, whole)
     replay = str(t.get("replay_buffer_class", "ReplayBuffer"))
@@ -86,9 +84,7 @@ def convert(t: Translation, algorithm: str) -> None:
 
 def _length(t: Translation) -> None:
     t.prefer_num_envs(t.read("n_envs", 1, positive))
-    if t.has("n_envs") and t.get("n_envs") != t.num_envs:
-        t.row("n_envs", t.get("n_envs"), "changed", "the run's num_envs counts", f"num_envs = {t.num_envs}")
-    t.same("n_envs")
+    count_envs(t)
     frequency = t.get("train_freq", 1)
     unit = "step"
     if isinstance(frequency, list) and len(frequency) == 2:
