@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import os
 import re
@@ -15,6 +14,8 @@ from typing import Any, TypeVar
 
 import tyro
 import yaml
+
+from rlcore.config import closest
 
 T = TypeVar("T")
 
@@ -89,13 +90,6 @@ Job = Callable[[], int]
 
 class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line that names the word and the remedy."""
-
-
-def closest(word: str, valid: Iterable[str]) -> str | None:
-    """The valid name that a mistyped one probably means."""
-    folded = {v.lower(): v for v in valid}
-    found = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
 
 
 def settings_of(cls: type[Any], prefix: str = "") -> dict[str, Any]:
