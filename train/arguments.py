@@ -200,15 +200,19 @@ def pairs_of(words: Sequence[str], cls: type[Any], free: str | None = None) -> l
     return split_words([word for word in words if word not in ("-h", "--help")], cls, free=free)
 
 
+def without_options(pairs: Sequence[Pair]) -> tuple[list[Pair], dict[str, Any]]:
+    """The settings among pairs, and apart from them the options of the task, ``env.NAME``, by name."""
+    options = {key.removeprefix("env."): free_value(key, values) for key, values in pairs if key.startswith("env.")}
+    return [(key, values) for key, values in pairs if not key.startswith("env.")], options
+
+
 def read(words: Sequence[str], cls: type[T], prog: str, free: str | None = None) -> tuple[T, dict[str, Any]] | None:
     """The arguments of a command and its task options; None when only help was asked for."""
     if asks_help(words):
         about = (cls.__doc__ or "").strip()
         print_help(cls, None, prog, f"{about} Options of the task are --{free}.NAME VALUE." if free else about)
         return None
-    pairs = pairs_of(words, cls, free)
-    options = {key.removeprefix("env."): free_value(key, v) for key, v in pairs if key.startswith("env.")}
-    settings = [(key, values) for key, values in pairs if not key.startswith("env.")]
+    settings, options = without_options(pairs_of(words, cls, free))
     return parse(cls, settings, None, prog), options
 
 

@@ -101,9 +101,8 @@ def train_command(words: Sequence[str]) -> Job:
             return lambda: 0
     pairs += [("num_envs", values) for key, values in pairs if key == SCENE_NUM_ENVS]
     pairs = [(key, values) for key, values in pairs if key != SCENE_NUM_ENVS]
-    options = {key.removeprefix("env."): arguments.free_value(key, v) for key, v in pairs if key.startswith("env.")}
+    settings, options = arguments.without_options(pairs)
     default = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(Own)})
-    settings = [(key, values) for key, values in pairs if not key.startswith("env.")]
     parsed = arguments.parse(TrainArguments, settings, default, "rlcore train")
     config = Own(**{f.name: getattr(parsed, f.name) for f in fields(Own)})
     config = replace(config, env=base.env | options)
