@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 Simulator = Literal["isaaclab", "mjlab", "gymnasium", "builtin"]
 
+SIMULATORS = ("isaaclab", "mjlab")
+"""Those whose tasks are registered with a configuration to train with, and whose envs take long to make."""
+
 PYTHON_PREFIX = "python:"
 """How tasks begin that name the class of an env of one's own, which counts as built in."""
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, to_dict
 from rlcore.ddpg import DDPGConfig
-from rlcore.envs.launch import simulator_of
+from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.ppo_config import PPOConfig
 from rlcore.sac import SACConfig
@@ -210,7 +210,7 @@ def preset_of(task: str, algo: str, file: Path | None = None) -> str | None:
         path = shipped_config(task, algo, preset)
         if path is not None and path.stem != "default":
             return preset
-    return "gpu" if simulator_of(task) in ("isaaclab", "mjlab") else "classic"
+    return "gpu" if simulator_of(task) in SIMULATORS else "classic"
 
 
 def default_config(

@@ -175,10 +175,10 @@ def _task_in(words: Sequence[str]) -> str:
 
 def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str | None) -> dict[str, Any]:
     """What a simulator's task is registered with, unless a preset is named."""
-    from rlcore.envs.launch import simulator_of
+    from rlcore.envs.launch import SIMULATORS, simulator_of
 
     given = {key: values[0] for key, values in pairs if values}
-    if simulator_of(task) not in ("isaaclab", "mjlab"):
+    if simulator_of(task) not in SIMULATORS:
         if "library" in given:
             raise ValueError(f"--from is '{given['library']}', but {task} ships no configuration; leave it out")
         return {}
