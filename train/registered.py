@@ -86,7 +86,7 @@ def _with_defaults(env: Any, agent: Any, algo: str) -> Any:
 
 def _entries(kwargs: Mapping[str, Any], algo: str) -> dict[str, Any]:
     """The entries for an algorithm, under the names that PPO's have: those that name it go before those that do not."""
-    common = {key: value for key, value in kwargs.items() if algo == "ppo"}
+    common = dict(kwargs) if algo == "ppo" else {}
     for library in REGISTRY_ORDER:
         for name in ("td3", algo) if algo == "ddpg" else (algo,):
             if kwargs.get(f"{library}_{name}_cfg_entry_point") is not None:
