@@ -43,7 +43,7 @@ def eval_command(words: Sequence[str]) -> Job:
     if given is None:
         return lambda: 0
     args, options = given
-    _at_least(1, num_envs=args.num_envs, episodes=1 if args.episodes is None else args.episodes)
+    _check_counts(num_envs=args.num_envs, episodes=args.episodes)
     _check_seed(args.seed)
 
     from rich.console import Console
@@ -141,7 +141,7 @@ def play_command(words: Sequence[str]) -> Job:
     if given is None:
         return lambda: 0
     args, options = given
-    _at_least(1, steps=1 if args.steps is None else args.steps)
+    _check_counts(steps=args.steps)
     _check_seed(args.seed)
 
     from rlcore.env import spec_of
@@ -279,7 +279,7 @@ def _required_run(run: Path | None) -> Path:
     return run
 
 
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"--{name} is {value}; give {least} or more")
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"--{name} is {count}; give 1 or more")
