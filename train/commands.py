@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -210,11 +209,12 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
     from rlcore.env import want_final_obs
     from rlcore.envs import make_env
     from rlcore.envs.launch import simulator_of
+    from rlcore.train.config import DEVICES, is_device
     from rlcore.train.evaluate import evaluation_options
     from rlcore.train.training import resolve_device
 
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
-        raise ValueError(f"--device is '{args.device}'; give auto, cpu, cuda or cuda:<index>")
+    if not is_device(args.device):
+        raise ValueError(f"--device is '{args.device}'; give {DEVICES}")
     device = resolve_device(args.device)
     if args.onnx is not None:
         from rlcore.export import OnnxPolicy

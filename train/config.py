@@ -21,6 +21,9 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 LARGEST_SEED = 2**31 - 1
 """Evaluations add to the seed, and NumPy takes no more than 32 bits."""
 
+DEVICES = "auto, cpu, cuda or cuda:<index>"
+"""What ``is_device`` takes, in words."""
+
 RESUMABLE = frozenset(
     {
         "num_iterations",
@@ -98,8 +101,7 @@ class TrainConfig:
             value = getattr(self, name)
             check(value >= least, name, value, f"give {least} or more")
         check(self.seed <= LARGEST_SEED, "seed", self.seed, f"give a number from 0 to {LARGEST_SEED}")
-        device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
-        check(device is not None, "device", self.device, "give auto, cpu, cuda or cuda:<index>")
+        check(is_device(self.device), "device", self.device, f"give {DEVICES}")
         plain = self.name is None or safe_name(self.name) == self.name
         check(plain, "name", self.name, "use letters, digits, '.', '_' and '-' only")
 
@@ -169,6 +171,11 @@ def read_config(data: Mapping[str, Any], source: str = "configuration") -> Train
         ConfigError: an unknown algorithm or key, a wrong type or an impossible value.
     """
     return from_dict(config_class(data.get("algo", "ppo"), f"{source}: algo"), data, source)
+
+
+def is_device(name: str) -> bool:
+    """Whether a device can be called that, whether or not it is there."""
+    return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
 
 
 def safe_name(task: str) -> str:
