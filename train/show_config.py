@@ -44,8 +44,8 @@ class ConfigArguments:
     """File to write the YAML to; None: print it."""
 
 
-def show_config(args: ConfigArguments) -> int:
-    """Run the command.
+def show_config(args: ConfigArguments) -> None:
+    """Print the configuration that the arguments ask for, or write it to a file.
 
     Raises:
         ConfigError: neither task nor file, or what cannot be converted.
@@ -94,4 +94,3 @@ def show_config(args: ConfigArguments) -> int:
         print(f"written to {args.output}")
     elif conversion is None or not args.show:
         print(text, end="")
-    return 0
