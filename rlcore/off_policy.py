@@ -24,7 +24,7 @@ from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_losses import value_loss
 from rlcore.q_networks import Critics, SquashedPolicy
 from rlcore.replay import Replay, Transitions
-from rlcore.rollout import Rollout
+from rlcore.rollout import make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
 
 Batch = dict[str, Tensor]
@@ -93,7 +93,7 @@ class OffPolicy:
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
-        self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
+        self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
         self._updates = [
@@ -361,7 +361,6 @@ class OffPolicy:
         self.trace.load_state_dict(state["trace"])
 
 
-_TRACE_STEPS = 256
 _NO_LIMIT = 1e30  # of a gradient's norm; a kernel takes it as a constant
 
 

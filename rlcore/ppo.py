@@ -25,7 +25,7 @@ from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.returns import gae, next_values
-from rlcore.rollout import Rollout
+from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
 from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
 
@@ -82,7 +82,7 @@ class PPO:
         self.optimizers = [FlatAdam(group, self.learning_rate, config.max_grad_norm) for group in groups]
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
-        self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
+        self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
         self.mode: Mode = config.mode
         self._begin = Captured(self._begin_sequence, config.mode, device)
@@ -381,7 +381,6 @@ class PPO:
         self.trace.load_state_dict(state["trace"])
 
 
-_TRACE_STEPS = 256
 _ROLLOUT_ONLY = {"reward", "terminated", "truncated", "final_obs"}
 
 
