@@ -65,9 +65,9 @@ class OffPolicy:
         _, self.critic_groups = choose_groups(sizes, config.actor_obs, config.critic_obs)
         groups = dict.fromkeys(policy.groups + self.critic_groups)
         size = sum(sizes[group] for group in self.critic_groups)
-        same = self.critic_groups == policy.groups
-        own = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
-        self.critic_normalizer = policy.normalizer if same else own
+        self.critic_normalizer = policy.normalizer
+        if self.critic_groups != policy.groups:
+            self.critic_normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
         self.critics = Critics(size + policy.actions, config).to(device)
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
@@ -88,8 +88,9 @@ class OffPolicy:
         self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
         self.replay = self._memory({group: sizes[group] for group in groups})
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
-        scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
-        self.return_scale = scale if config.normalize_reward else None
+        self.return_scale: ReturnScale | None = None
+        if config.normalize_reward:
+            self.return_scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
