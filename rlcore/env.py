@@ -108,22 +108,22 @@ def spec_of(env: VecEnv) -> EnvSpec:
             f"{type(env).__name__} is no vector env of rlcore's, it lacks {', '.join(missing)}; "
             "rlcore.env.VecEnv tells what is needed, rlcore.envs.make_env('gym:<id>', num_envs=...) makes gymnasium's"
         )
+    task = _name(env)
     if not isinstance(env.observation_spaces, Mapping):
         raise ValueError(
-            f"{_name(env)}: observation_spaces is {env.observation_spaces!r}; give a dict of groups, "
+            f"{task}: observation_spaces is {env.observation_spaces!r}; give a dict of groups, "
             "such as {'policy': Box(...)}"
         )
     sizes: dict[str, int] = {}
     for group, space in env.observation_spaces.items():
         if not isinstance(space, gymnasium.spaces.Box):
-            raise ValueError(f"{_name(env)}: observation group '{group}' is {space!r}; describe it by a Box of one env")
+            raise ValueError(f"{task}: observation group '{group}' is {space!r}; describe it by a Box of one env")
         if len(space.shape) != 1:
             raise ValueError(
-                f"observation group '{group}' has shape {tuple(space.shape)}; rlcore trains on flat groups: "
+                f"{task}: observation group '{group}' has shape {tuple(space.shape)}; rlcore trains on flat groups: "
                 "flatten it in the env or leave it out of the groups"
             )
         sizes[group] = int(space.shape[0])
-    task = _name(env)
     deployment = dict(getattr(env, "deployment", {}))
     action = env.action_space
     if isinstance(action, gymnasium.spaces.Discrete):
