@@ -89,7 +89,7 @@ class PPO:
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
-        # The kernel computes the common loss; torch.compile fuses any.
+        # Whether one kernel computes the loss: it has the common one alone, and torch.compile fuses any.
         self.fused_loss = (
             launcher.available(device)
             and not spec.discrete
@@ -286,7 +286,7 @@ class PPO:
             value = value[config.burn_in :]
             sample = {name: part[config.burn_in :] for name, part in sample.items() if "_state" not in name}
         if self.fused_loss:
-            return self._fused_loss(distribution, value, sample)
+            return self._evaluate_fused(distribution, value, sample)
 
         old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
         advantage = sample["advantage"]
@@ -313,10 +313,10 @@ class PPO:
             metrics["policy/std"] = sample["old_std"].mean()
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _fused_loss(
+    def _evaluate_fused(
         self, distribution: Distribution, value: Tensor, sample: dict[str, Tensor]
     ) -> tuple[Tensor, Metrics]:
-        """The same in one kernel, for the common settings."""
+        """What ``_evaluate`` computes from here on, in one kernel, for the common settings."""
         config = self.config
         names = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns")
         loss, metrics = gaussian_ppo_loss(
