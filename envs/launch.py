@@ -102,9 +102,8 @@ def start_isaac_sim(words: Sequence[str]) -> tuple[Any, list[str]]:
         parser.add_argument("--enable_cameras", action="store_true")
         parser.add_argument("--device")
     else:
-        with _command_line(
-            []
-        ):  # it looks for clashes in the command line of the process, which is not what it starts with
+        # It looks for clashes in the command line of the process, which is not what it starts with.
+        with _command_line([]):
             app_module.AppLauncher.add_app_launcher_args(parser)
     kit = [word for word in words if word.startswith("--/")]
     given, rest = parser.parse_known_args([word for word in words if word not in kit])

@@ -176,7 +176,7 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
         progress.episodes.returns.copy_(saved["returns"])
         progress.episodes.lengths.copy_(saved["lengths"])
     else:
-        progress.state = agent.initial_state()
+        progress.state = agent.initial_state()  # once more: what was loaded belongs to episodes that do not go on
     torch.set_rng_state(content["rng"]["cpu"].cpu())
     if "cuda" in content["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), torch.device(env.device))

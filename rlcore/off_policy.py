@@ -42,7 +42,7 @@ class OffPolicy:
         config: settings.
         build_policy: from the env's description and the settings to the actor.
         seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
-        num_iterations: planned length of the run, for the cosine schedule.
+        num_iterations: planned length of the run, for settings that change over it.
     """
 
     config: OffPolicyConfig
@@ -137,7 +137,7 @@ class OffPolicy:
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
 
-        The number is what a cosine schedule reaches its end at. Without ``progress`` the run begins anew, its schedules
+        Settings that change over the run reach their end there. Without ``progress`` the run begins anew, its schedules
         included, with what has been learned and stored before.
         """
         self.num_iterations = num_iterations
@@ -213,7 +213,11 @@ class OffPolicy:
         self.trace.advance()
 
     def update(self) -> Metrics:
-        """Take this iteration's gradient steps, if learning has begun; the metrics are overwritten by the next call."""
+        """Take this iteration's gradient steps, if learning has begun; the metrics are overwritten by the next call.
+
+        Raises:
+            ConfigError: a setting changes over the run, whose length nobody gave.
+        """
         self.iteration += 1
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():

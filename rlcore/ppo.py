@@ -174,7 +174,11 @@ class PPO:
         self.trace.advance()
 
     def update(self) -> Metrics:
-        """Learn from a full rollout; the metrics are overwritten by the next call."""
+        """Learn from a full rollout; the metrics are overwritten by the next call.
+
+        Raises:
+            ConfigError: the learning rate falls over the run, whose length nobody gave.
+        """
         if self.config.lr_schedule == "linear":
             if self.num_iterations is None:
                 raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
