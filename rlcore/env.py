@@ -159,6 +159,12 @@ def want_final_obs(env: VecEnv, groups: Iterable[str]) -> None:
 def check_obs(env: VecEnv, obs: Obs, source: str, final: bool = False) -> None:
     """Refuse observations that are not what the env's spaces promise; looks at no numbers.
 
+    Args:
+        env: where they come from.
+        obs: groups, ``[N, O]`` each.
+        source: the method that gave them, ``reset`` or ``step``, for messages.
+        final: they are ``Step.final_obs``, which may leave out groups that nobody reads.
+
     Raises:
         ValueError: a group is missing, or its type, shape or device is wrong; the message names it and the remedy.
     """

@@ -17,6 +17,7 @@ from rlcore.ppo_config import PPOConfig
 from rlcore.sac import SACConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+"""Folder of the files that are shipped for tasks; see ``shipped_config``."""
 
 LARGEST_SEED = 2**31 - 1
 """Evaluations add to the seed, and NumPy takes no more than 32 bits."""
@@ -134,6 +135,8 @@ class DDPGTrainConfig(TrainConfig):
 
 
 CONFIG_CLASSES: dict[str, type[TrainConfig]] = {"ppo": TrainConfig, "sac": SACTrainConfig, "ddpg": DDPGTrainConfig}
+"""Settings of a run by algorithm."""
+
 _AGENTS: dict[str, type[OffPolicyConfig]] = {"sac": SACConfig, "ddpg": DDPGConfig}
 
 
