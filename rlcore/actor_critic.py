@@ -38,7 +38,7 @@ class ActorCriticConfig:
     """Standard deviation of actions at the start."""
     std_type: StdType = "softplus"
     """What is learned of it: the deviation itself (scalar, as in rsl_rl, but kept above min_std), its logarithm (log,
-    as in skrl and rl_games), or what lies between the two."""
+    as in skrl and rl_games), or the number whose softplus it is (softplus), which lies between the two."""
     min_std: float = 0.01
     """Floor of the standard deviation."""
     max_std: float = 100.0

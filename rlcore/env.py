@@ -29,8 +29,8 @@ class VecEnv(Protocol):
       generator included, as tensors and plain values. With them a resumed run repeats bit for bit; ``exact_state``
       is False where they hold less, such as counters that drive a curriculum, and episodes start anew;
     - ``notes``: lines that a run prints when it begins;
-    - ``final_groups``: the groups that ``Step.final_obs`` must have, None for all; whoever reads but some of them sets
-      it, so that an env which computes them anew is spared the others;
+    - ``final_groups``: the groups that ``Step.final_obs`` must have, None for all. An agent sets it to those that it
+      reads (see ``want_final_obs``), so that the env need not compute the others;
     - ``capturable``: whether ``step`` may be recorded as a CUDA graph, all its state being tensors that change in place
       and all its random numbers from ``generator``;
     - ``render() -> uint8 array [H, W, 3]``: a picture of env 0.

@@ -62,8 +62,8 @@ class OffPolicyConfig:
     store_obs: Literal["fp32", "bf16"] = "fp32"
     """How the replay memory stores observations; bf16 takes half the room and keeps 8 bits of mantissa."""
     buffer_device: Home = "env"
-    """Where the replay memory keeps observations and actions: on the env's device, or on a GPU's host, in pinned memory
-    that the GPU reads as it samples, for more than its own memory holds. The same without a GPU."""
+    """Where the replay memory keeps observations and actions: on the env's device, or on the host, in pinned memory
+    that a GPU reads as it samples, for more than its own memory holds. Without a GPU both are the same."""
     learning_rate: float = 3e-4
     """Adam's step size."""
     lr_schedule: Literal["constant", "cosine"] = "constant"

@@ -114,8 +114,8 @@ class SACTrainConfig(TrainConfig):
     algo: Literal["ppo", "sac", "ddpg"] = "sac"
     """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     preset: Literal["classic", "gpu"] = "classic"
-    """Settings that files and command line change: classic for one or a few envs, gpu for hundreds and more. Without
-    it, that of the file that is shipped for the task; gpu for tasks of simulators, else classic."""
+    """Settings to begin with, which files and command line change: classic for one or a few envs, gpu for hundreds and
+    more. Without it, that of the file that is shipped for the task; gpu for tasks of simulators, else classic."""
     agent: SACConfig = field(default_factory=SACConfig)  # type: ignore[assignment]
     """Settings of the algorithm."""
 
@@ -127,9 +127,9 @@ class DDPGTrainConfig(TrainConfig):
     algo: Literal["ppo", "sac", "ddpg"] = "ddpg"
     """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     preset: Literal["classic", "td3", "gpu"] = "classic"
-    """Settings that files and command line change: classic for one or a few envs, td3 for the same with what makes it
-    TD3, gpu for hundreds of envs and more. Without it, that of the file that is shipped for the task; gpu for tasks of
-    simulators, else classic."""
+    """Settings to begin with, which files and command line change: classic for one or a few envs, td3 for the same with
+    what makes it TD3, gpu for hundreds of envs and more. Without it, that of the file that is shipped for the task; gpu
+    for tasks of simulators, else classic."""
     agent: DDPGConfig = field(default_factory=DDPGConfig)  # type: ignore[assignment]
     """Settings of the algorithm."""
 
