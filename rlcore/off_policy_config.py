@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from rlcore.config import ConfigError, check, check_positive, nearest
+from rlcore.distributional import Reduce
 from rlcore.networks import NetworkConfig
 from rlcore.replay import Home, Timeout
 
@@ -83,7 +84,7 @@ class OffPolicyConfig:
     """Critic steps per actor step."""
     num_critics: int = 2
     """Critics, which learn side by side."""
-    q_reduce: Literal["min", "mean", "own"] = "min"
+    q_reduce: Reduce = "min"
     """What critics learn from: the lowest of the target critics, their mean, or each from its own. SAC's actor climbs
     the lowest with min, else their mean."""
     value_loss: Literal["mse", "categorical"] = "mse"
