@@ -31,7 +31,7 @@ class IsaacLabEnv(SimulatorEnv):
     something, because the env goes on showing the old one. Where ``cfg.is_finite_horizon`` is set, running out of time
     counts as ``terminated``.
 
-    **Final observations.** The env resets within the step and returns what comes after. What came before is had by
+    **Final observations.** The env resets within the step and returns what comes after. What came before comes from
 
     - ``extras``: the env's own ``extras["final_obs"]``, where ``cfg.compute_final_obs`` is set (newer than 2.3);
     - ``hook``: the observations are computed once more in the env's ``_reset_idx``, before it overwrites anything.
@@ -39,7 +39,7 @@ class IsaacLabEnv(SimulatorEnv):
       histories, filters and noise models are put back afterwards, and so are attributes that a direct task's
       ``_get_observations`` changes; what it changes deeper than that, such as a network that it trains, is not.
       Commands are those before their update in that step;
-    - ``off``: not at all. ``Step.final_obs`` is None, and learners fall back on the value of the last observation.
+    - ``off``: nowhere. ``Step.final_obs`` is None, and learners fall back on the value of the last observation.
 
     ``final_obs_source`` says which it is.
     """

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 Simulator = Literal["isaaclab", "mjlab", "gymnasium", "builtin"]
 
+SIMULATORS = ("isaaclab", "mjlab")
+"""Those whose tasks are registered with a configuration to train with, and whose envs take long to make."""
+
 PYTHON_PREFIX = "python:"
 """How tasks begin that name the class of an env of one's own, which counts as built in."""
 
@@ -99,9 +102,8 @@ def start_isaac_sim(words: Sequence[str]) -> tuple[Any, list[str]]:
         parser.add_argument("--enable_cameras", action="store_true")
         parser.add_argument("--device")
     else:
-        with _command_line(
-            []
-        ):  # it looks for clashes in the command line of the process, which is not what it starts with
+        # It looks for clashes in the command line of the process, which is not what it starts with.
+        with _command_line([]):
             app_module.AppLauncher.add_app_launcher_args(parser)
     kit = [word for word in words if word.startswith("--/")]
     given, rest = parser.parse_known_args([word for word in words if word not in kit])

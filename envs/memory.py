@@ -209,5 +209,5 @@ class Memory:
 
     def _integer(self, uniform: Tensor, count: int) -> Tensor:
         """Whole numbers 0..count-1 from uniform ones in 0..1."""
-        # min: in float32 the product with a number just below 1 may round up to count.
+        # clamp: in float32 the product with a number just below 1 may round up to count.
         return (uniform * count).long().clamp(max=count - 1)

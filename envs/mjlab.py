@@ -25,7 +25,7 @@ class MjlabEnv(SimulatorEnv):
     Groups, copies and finite horizons are as with ``rlcore.envs.isaaclab.IsaacLabEnv``. The log, which mjlab empties
     at every step, is handed on in steps that reset something.
 
-    **Final observations.** mjlab resets within ``step`` and returns what comes after. The last observation is had by
+    **Final observations.** mjlab resets within ``step`` and returns what comes after. The last observation comes from
 
     - ``hook``: the observations are computed once more in the env's ``_reset_idx``, before it overwrites anything. They
       see what mjlab's rewards and terminations see: positions and velocities of joints as they are, quantities derived
@@ -37,7 +37,7 @@ class MjlabEnv(SimulatorEnv):
       Each step that resets something then computes the forward dynamics of all envs once more, and with thousands of
       envs every step does. Seen on an H200: rollouts of Velocity-Flat-Unitree-Go1 took 700 ms, those of rsl_rl, which
       does without last observations, 590 ms.
-    - ``off``: not at all. ``Step.final_obs`` is None, and learners fall back on the value of the last observation.
+    - ``off``: nowhere. ``Step.final_obs`` is None, and learners fall back on the value of the last observation.
 
     ``final_obs_source`` says which it is.
     """

@@ -47,15 +47,15 @@ OBSERVATION_TERMS = (
     ("last_action", 6),
 )
 
-PHYSICS_DT = 1 / 60
-DECIMATION = 2
-CONTROL_DT = PHYSICS_DT * DECIMATION
+PHYSICS_DT = 1 / 60  # s
+DECIMATION = 2  # physics steps of a control step
+CONTROL_DT = PHYSICS_DT * DECIMATION  # s
 EPISODE_STEPS = 360  # 12 s
 SUCCESS_POSITION, SUCCESS_ANGLE = 0.05, 0.2
 """A command is met when the errors at the end of its interval are below these, m and rad."""
 
-_COMMAND_LOW = (0.3, -0.3, 0.25)
-_COMMAND_SPAN = (0.2, 0.6, 0.15)
+_COMMAND_LOW = (0.3, -0.3, 0.25)  # m, x y z
+_COMMAND_SPAN = (0.2, 0.6, 0.15)  # m, x y z
 _INTERVAL_STEPS = (60, 120)  # 2 s to 4 s
 _FINE_SCALE = 0.1  # m
 _STIFFNESS, _DAMPING, _TORQUE_FRICTION = 800.0, 40.0, 1.0  # N m / rad, N m s / rad, N m s / rad

@@ -45,7 +45,9 @@ class ParityReport:
     """How closely a file follows a policy."""
 
     tolerance: float
+    """Largest ``error`` that passes."""
     discrete: bool = False
+    """Whether actions are indices, which are counted in ``mismatches`` and ``ties``."""
     recorded_samples: int = 0
     """Observations replayed from the recording."""
     samples: int = 0
@@ -64,6 +66,7 @@ class ParityReport:
     """Discrete: other indices that are not held against the file, because the policy itself chooses the file's index
     for an observation that differs by no more than the tolerance (relative)."""
     source: str = "random observations only"
+    """What was replayed, in words."""
     steps: int = 0
     """Recurrent: consecutive steps over which policy and file kept their own states, reset where episodes ended."""
     state_drift: float = 0.0

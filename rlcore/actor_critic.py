@@ -27,7 +27,7 @@ class ActorCriticConfig:
     actor: NetworkConfig = field(default_factory=NetworkConfig)
     """Hidden layers of the actor."""
     critic: NetworkConfig = field(default_factory=NetworkConfig)
-    """Hidden layers of the critic, which a shared trunk takes the place of."""
+    """Hidden layers of the critic; with share_trunk it has the actor's instead."""
     share_trunk: bool = False
     """Actor and critic share the actor's hidden layers."""
     actor_obs: tuple[str, ...] | None = None
@@ -38,7 +38,7 @@ class ActorCriticConfig:
     """Standard deviation of actions at the start."""
     std_type: StdType = "softplus"
     """What is learned of it: the deviation itself (scalar, as in rsl_rl, but kept above min_std), its logarithm (log,
-    as in skrl and rl_games), or what lies between the two."""
+    as in skrl and rl_games), or the number whose softplus it is (softplus), which lies between the two."""
     min_std: float = 0.01
     """Floor of the standard deviation."""
     max_std: float = 100.0
@@ -60,7 +60,15 @@ class ActorCriticConfig:
 
 
 class ActorPolicy(Policy):
-    """The actor: normalizer, hidden layers, distribution head, action limits."""
+    """The actor: normalizer, hidden layers, distribution head, action limits.
+
+    Args:
+        spec: of the env.
+        config: settings.
+
+    Raises:
+        ConfigError: an observation group of the settings is none of the env's, or there is no default for the actor.
+    """
 
     low: Tensor  # [A], where actions are continuous
     high: Tensor  # [A]
@@ -123,7 +131,16 @@ class ActorPolicy(Policy):
 
 
 class Critic(nn.Module):
-    """State values from its own observation groups, or from the actor's features."""
+    """State values from its own observation groups, or from the actor's features.
+
+    Args:
+        spec: of the env.
+        config: settings.
+        policy: the actor, whose normalizer is shared where both read the same groups.
+
+    Raises:
+        ConfigError: ``share_trunk`` with groups other than the actor's, or with a recurrent actor.
+    """
 
     def __init__(self, spec: EnvSpec, config: ActorCriticConfig, policy: ActorPolicy) -> None:
         super().__init__()
@@ -148,7 +165,10 @@ class Critic(nn.Module):
         return self.trunk.initial_state(num_envs)
 
     def forward(self, normalized: Tensor, state: State = (), keep: Tensor | None = None) -> tuple[Tensor, State]:
-        """Map a sequence of normalized observations ``[T, N, O]`` to values ``[T, N]`` and the next state."""
+        """Map a sequence of normalized observations ``[T, N, O]`` to values ``[T, N]`` and the next state.
+
+        ``keep`` ``[T, N, 1]`` is 0 where an episode begins.
+        """
         output, state = self.trunk(normalized, self.value, state, keep)
         return output.squeeze(-1), state
 

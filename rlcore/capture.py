@@ -40,7 +40,7 @@ def compiled(fn: F, mode: Mode, device: torch.device) -> F:
 
 
 def compiling() -> bool:
-    """Tell whether ``torch.compile`` is reading the code that asks; it cannot look into kernels launched from there."""
+    """Tell whether ``torch.compile`` traces the code that asks; it cannot trace kernels launched from there."""
     return torch.compiler.is_compiling()
 
 

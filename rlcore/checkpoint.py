@@ -15,7 +15,7 @@ from torch import Tensor
 from rlcore._version import __version__
 
 SCHEMA = 1
-"""Raised when the layout of a checkpoint changes so that older code could not read it."""
+"""Number of a checkpoint's layout; a layout that older code could not read gets the next one."""
 
 OF_A_RUN = ("config", "spec")
 """What the checkpoints of a run folder have beside ``rlcore.learn.snapshot``'s result: plain settings and env."""

@@ -20,12 +20,18 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that names the key and what to do."""
 
 
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that a mistyped one probably means, whatever the case of its letters; None when none is close."""
+    folded = {v.lower(): v for v in valid}
+    found = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    return folded[found[0]] if found else None
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Return a hint that names the closest valid name, or all of them when none is close."""
     valid = sorted(valid)
-    folded = {v.lower(): v for v in valid}
-    close = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.6)
-    return f"did you mean '{folded[close[0]]}'?" if close else f"valid: {', '.join(valid)}"
+    close = closest(name, valid)
+    return f"did you mean '{close}'?" if close is not None else f"valid: {', '.join(valid)}"
 
 
 def check(condition: bool, key: str, value: object, remedy: str) -> None:

@@ -34,7 +34,7 @@ class DDPGConfig(OffPolicyConfig):
     noise_std: float = 0.1
     """Deviation of the noise that is added to actions, in half widths of their bounds; of each increment with ou."""
     noise_decay: float = 0.15
-    """Part that the Ornstein-Uhlenbeck process loses at each step."""
+    """Part that the Ornstein-Uhlenbeck process loses at each step: its theta times the step's length."""
     noise_range: tuple[float, float] | None = None
     """Deviations of the noise that the envs are spread over, in place of noise_std for all."""
     noise_spread: Literal["envs", "episodes"] = "envs"

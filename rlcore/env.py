@@ -29,8 +29,8 @@ class VecEnv(Protocol):
       generator included, as tensors and plain values. With them a resumed run repeats bit for bit; ``exact_state``
       is False where they hold less, such as counters that drive a curriculum, and episodes start anew;
     - ``notes``: lines that a run prints when it begins;
-    - ``final_groups``: the groups that ``Step.final_obs`` must have, None for all; whoever reads but some of them sets
-      it, so that an env which computes them anew is spared the others;
+    - ``final_groups``: the groups that ``Step.final_obs`` must have, None for all. An agent sets it to those that it
+      reads (see ``want_final_obs``), so that the env need not compute the others;
     - ``capturable``: whether ``step`` may be recorded as a CUDA graph, all its state being tensors that change in place
       and all its random numbers from ``generator``;
     - ``render() -> uint8 array [H, W, 3]``: a picture of env 0.
@@ -108,22 +108,22 @@ def spec_of(env: VecEnv) -> EnvSpec:
             f"{type(env).__name__} is no vector env of rlcore's, it lacks {', '.join(missing)}; "
             "rlcore.env.VecEnv tells what is needed, rlcore.envs.make_env('gym:<id>', num_envs=...) makes gymnasium's"
         )
+    task = _name(env)
     if not isinstance(env.observation_spaces, Mapping):
         raise ValueError(
-            f"{_name(env)}: observation_spaces is {env.observation_spaces!r}; give a dict of groups, "
+            f"{task}: observation_spaces is {env.observation_spaces!r}; give a dict of groups, "
             "such as {'policy': Box(...)}"
         )
     sizes: dict[str, int] = {}
     for group, space in env.observation_spaces.items():
         if not isinstance(space, gymnasium.spaces.Box):
-            raise ValueError(f"{_name(env)}: observation group '{group}' is {space!r}; describe it by a Box of one env")
+            raise ValueError(f"{task}: observation group '{group}' is {space!r}; describe it by a Box of one env")
         if len(space.shape) != 1:
             raise ValueError(
-                f"observation group '{group}' has shape {tuple(space.shape)}; rlcore trains on flat groups: "
+                f"{task}: observation group '{group}' has shape {tuple(space.shape)}; rlcore trains on flat groups: "
                 "flatten it in the env or leave it out of the groups"
             )
         sizes[group] = int(space.shape[0])
-    task = _name(env)
     deployment = dict(getattr(env, "deployment", {}))
     action = env.action_space
     if isinstance(action, gymnasium.spaces.Discrete):
@@ -158,6 +158,12 @@ def want_final_obs(env: VecEnv, groups: Iterable[str]) -> None:
 
 def check_obs(env: VecEnv, obs: Obs, source: str, final: bool = False) -> None:
     """Refuse observations that are not what the env's spaces promise; looks at no numbers.
+
+    Args:
+        env: where they come from.
+        obs: groups, ``[N, O]`` each.
+        source: the method that gave them, ``reset`` or ``step``, for messages.
+        final: they are ``Step.final_obs``, which may leave out groups that nobody reads.
 
     Raises:
         ValueError: a group is missing, or its type, shape or device is wrong; the message names it and the remedy.

@@ -115,8 +115,11 @@ class Progress:
     seconds: float
     """Wall-clock spent in the loop."""
     obs: Obs = field(repr=False)
+    """The latest observations, by which the next actions are chosen."""
     state: State = field(repr=False)
+    """The actor's recurrent state for that."""
     episodes: EpisodeStatistics = field(repr=False)
+    """Returns and lengths so far of the episodes in flight."""
     underway: _Stopwatch | None = field(default=None, repr=False)
     """Of the latest iteration, while its time is not yet part of ``seconds``."""
 
@@ -145,7 +148,10 @@ class Report:
 
     iteration: int
     env_steps: int
+    """Steps of single envs since the run began."""
     metrics: dict[str, float]
+    """By name, such as ``loss/policy``. What has no value is left out: a mean return where no episode ended, a loss
+    where every step was skipped."""
 
 
 def begin(env: VecEnv, agent: Agent, seed: int | None = None) -> Progress:
@@ -158,6 +164,11 @@ def begin(env: VecEnv, agent: Agent, seed: int | None = None) -> Progress:
 
 def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress, bool]:
     """Restore agent, env and counters from a checkpoint's content.
+
+    Args:
+        env: of the same task and number of envs as the one that was saved.
+        agent: built with the same settings on that env.
+        content: what ``snapshot`` returned, as ``rlcore.checkpoint.load_checkpoint`` reads it.
 
     Returns:
         Where the run stands, and whether episodes in flight go on; if the env cannot save itself, they start anew.
@@ -176,7 +187,7 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
         progress.episodes.returns.copy_(saved["returns"])
         progress.episodes.lengths.copy_(saved["lengths"])
     else:
-        progress.state = agent.initial_state()
+        progress.state = agent.initial_state()  # once more: what was loaded belongs to episodes that do not go on
     torch.set_rng_state(content["rng"]["cpu"].cpu())
     if "cuda" in content["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), torch.device(env.device))

@@ -1,4 +1,4 @@
-"""Memory for what is too large to be taken without a look: how much there is, and host memory that a GPU can use."""
+"""For buffers that may not fit: how much memory a device has left, and host memory that a GPU can use."""
 
 from __future__ import annotations
 

@@ -242,6 +242,14 @@ def choose_groups(
     Unless configured, the actor reads ``policy``, else ``actor``, else the only group there is; the critic reads
     ``critic``, else what the actor reads.
 
+    Args:
+        sizes: size of each group that there is.
+        actor: groups that are configured for the actor; None for the default.
+        critic: those for the critic.
+
+    Returns:
+        The actor's groups and the critic's, each in the order in which they are joined.
+
     Raises:
         ConfigError: a configured group does not exist or is named twice, none is named, or there is no default for the
             actor.

@@ -24,7 +24,7 @@ from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_losses import value_loss
 from rlcore.q_networks import Critics, SquashedPolicy
 from rlcore.replay import Replay, Transitions
-from rlcore.rollout import Rollout
+from rlcore.rollout import make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
 
 Batch = dict[str, Tensor]
@@ -42,7 +42,7 @@ class OffPolicy:
         config: settings.
         build_policy: from the env's description and the settings to the actor.
         seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
-        num_iterations: planned length of the run, for the cosine schedule.
+        num_iterations: planned length of the run, for settings that change over it.
     """
 
     config: OffPolicyConfig
@@ -65,9 +65,9 @@ class OffPolicy:
         _, self.critic_groups = choose_groups(sizes, config.actor_obs, config.critic_obs)
         groups = dict.fromkeys(policy.groups + self.critic_groups)
         size = sum(sizes[group] for group in self.critic_groups)
-        same = self.critic_groups == policy.groups
-        own = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
-        self.critic_normalizer = policy.normalizer if same else own
+        self.critic_normalizer = policy.normalizer
+        if self.critic_groups != policy.groups:
+            self.critic_normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
         self.critics = Critics(size + policy.actions, config).to(device)
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
@@ -88,12 +88,13 @@ class OffPolicy:
         self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
         self.replay = self._memory({group: sizes[group] for group in groups})
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
-        scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
-        self.return_scale = scale if config.normalize_reward else None
+        self.return_scale: ReturnScale | None = None
+        if config.normalize_reward:
+            self.return_scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
-        self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
+        self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
         self._updates = [
@@ -136,7 +137,7 @@ class OffPolicy:
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
 
-        The number is what a cosine schedule reaches its end at. Without ``progress`` the run begins anew, its schedules
+        Settings that change over the run reach their end there. Without ``progress`` the run begins anew, its schedules
         included, with what has been learned and stored before.
         """
         self.num_iterations = num_iterations
@@ -212,7 +213,11 @@ class OffPolicy:
         self.trace.advance()
 
     def update(self) -> Metrics:
-        """Take this iteration's gradient steps, if learning has begun; the metrics are overwritten by the next call."""
+        """Take this iteration's gradient steps, if learning has begun; the metrics are overwritten by the next call.
+
+        Raises:
+            ConfigError: a setting changes over the run, whose length nobody gave.
+        """
         self.iteration += 1
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():
@@ -361,7 +366,6 @@ class OffPolicy:
         self.trace.load_state_dict(state["trace"])
 
 
-_TRACE_STEPS = 256
 _NO_LIMIT = 1e30  # of a gradient's norm; a kernel takes it as a constant
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from rlcore.config import ConfigError, check, check_positive, nearest
+from rlcore.distributional import Reduce
 from rlcore.networks import NetworkConfig
 from rlcore.replay import Home, Timeout
 
@@ -62,8 +63,8 @@ class OffPolicyConfig:
     store_obs: Literal["fp32", "bf16"] = "fp32"
     """How the replay memory stores observations; bf16 takes half the room and keeps 8 bits of mantissa."""
     buffer_device: Home = "env"
-    """Where the replay memory keeps observations and actions: on the env's device, or on a GPU's host, in pinned memory
-    that the GPU reads as it samples, for more than its own memory holds. The same without a GPU."""
+    """Where the replay memory keeps observations and actions: on the env's device, or on the host, in pinned memory
+    that a GPU reads as it samples, for more than its own memory holds. Without a GPU both are the same."""
     learning_rate: float = 3e-4
     """Adam's step size."""
     lr_schedule: Literal["constant", "cosine"] = "constant"
@@ -83,7 +84,7 @@ class OffPolicyConfig:
     """Critic steps per actor step."""
     num_critics: int = 2
     """Critics, which learn side by side."""
-    q_reduce: Literal["min", "mean", "own"] = "min"
+    q_reduce: Reduce = "min"
     """What critics learn from: the lowest of the target critics, their mean, or each from its own. SAC's actor climbs
     the lowest with min, else their mean."""
     value_loss: Literal["mse", "categorical"] = "mse"

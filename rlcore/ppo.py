@@ -25,7 +25,7 @@ from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.returns import gae, next_values
-from rlcore.rollout import Rollout
+from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
 from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
 
@@ -82,14 +82,14 @@ class PPO:
         self.optimizers = [FlatAdam(group, self.learning_rate, config.max_grad_norm) for group in groups]
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
-        self.trace = Rollout(_TRACE_STEPS, min(env.num_envs, 8), device)  # raw, of a few envs
+        self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
         self.mode: Mode = config.mode
         self._begin = Captured(self._begin_sequence, config.mode, device)
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
-        # The kernel computes the common loss; torch.compile fuses any.
+        # Whether one kernel computes the loss: it has the common one alone, and torch.compile fuses any.
         self.fused_loss = (
             launcher.available(device)
             and not spec.discrete
@@ -174,7 +174,11 @@ class PPO:
         self.trace.advance()
 
     def update(self) -> Metrics:
-        """Learn from a full rollout; the metrics are overwritten by the next call."""
+        """Learn from a full rollout; the metrics are overwritten by the next call.
+
+        Raises:
+            ConfigError: the learning rate falls over the run, whose length nobody gave.
+        """
         if self.config.lr_schedule == "linear":
             if self.num_iterations is None:
                 raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
@@ -286,7 +290,7 @@ class PPO:
             value = value[config.burn_in :]
             sample = {name: part[config.burn_in :] for name, part in sample.items() if "_state" not in name}
         if self.fused_loss:
-            return self._fused_loss(distribution, value, sample)
+            return self._evaluate_fused(distribution, value, sample)
 
         old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
         advantage = sample["advantage"]
@@ -313,10 +317,10 @@ class PPO:
             metrics["policy/std"] = sample["old_std"].mean()
         return loss, {name: value.detach() for name, value in metrics.items()}
 
-    def _fused_loss(
+    def _evaluate_fused(
         self, distribution: Distribution, value: Tensor, sample: dict[str, Tensor]
     ) -> tuple[Tensor, Metrics]:
-        """The same in one kernel, for the common settings."""
+        """What ``_evaluate`` computes from here on, in one kernel, for the common settings."""
         config = self.config
         names = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns")
         loss, metrics = gaussian_ppo_loss(
@@ -381,7 +385,6 @@ class PPO:
         self.trace.load_state_dict(state["trace"])
 
 
-_TRACE_STEPS = 256
 _ROLLOUT_ONLY = {"reward", "terminated", "truncated", "final_obs"}
 
 

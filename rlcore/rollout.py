@@ -58,3 +58,8 @@ class Rollout:
                 self.data[name].copy_(value)
             elif name != "row":
                 self.data[name] = value.to(self.row.device).clone()
+
+
+def make_trace(num_envs: int, device: torch.device) -> Rollout:
+    """Room for the latest 256 steps of the first few envs: raw observations, for checking an export with."""
+    return Rollout(256, min(num_envs, 8), device)

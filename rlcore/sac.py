@@ -91,7 +91,7 @@ class SAC(OffPolicy):
         env: what to learn on; its actions need finite bounds, or ``action_low`` and ``action_high`` in the settings.
         config: settings.
         seed: for weights, exploration and the env; None leaves PyTorch's generator as it is.
-        num_iterations: planned length of the run, for the cosine schedule.
+        num_iterations: planned length of the run, for the cosine schedule and ``target_std_end``.
 
     Raises:
         ConfigError: the settings do not fit the env.

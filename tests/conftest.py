@@ -103,6 +103,13 @@ def leaves(value: Any) -> list[Any]:
     return [value]
 
 
+def error(got: Tensor, expected: Tensor) -> float:
+    """Relative Frobenius error; infinite for NaN."""
+    assert got.shape == expected.shape
+    value = float((got.double().cpu() - expected.double().cpu()).norm() / expected.double().norm().clamp(min=1e-30))
+    return value if value == value else float("inf")
+
+
 def tensors_of(step: Step) -> Iterator[tuple[str, Tensor]]:
     yield "reward", step.reward
     yield "terminated", step.terminated

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import error
 from torch import Tensor
 
 from rlcore import distributional
@@ -74,13 +75,6 @@ def run(inputs: Batch, low: float, high: float, reduce: Reduce, scale: float = 1
     assert logits.grad is not None
     assert not values.requires_grad
     return loss.detach(), values, logits.grad
-
-
-def error(got: Tensor, expected: Tensor) -> float:
-    """Relative Frobenius error; infinite for NaN."""
-    assert got.shape == expected.shape
-    value = float((got.double().cpu() - expected.double().cpu()).norm() / expected.double().norm().clamp(min=1e-30))
-    return value if value == value else float("inf")
 
 
 @pytest.mark.parametrize("reduce", REDUCES)

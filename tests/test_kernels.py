@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import error
 from torch import Tensor, nn
 
 from rlcore import PPO, NetworkConfig, PPOConfig, kernels, update_kernels
@@ -29,13 +30,6 @@ SHAPES = [
     (128, (64, 33, 65), 0),
 ]
 SMOOTH, KINKED = ("elu", "tanh"), ("relu", "leaky_relu", "selu")
-
-
-def error(got: Tensor, expected: Tensor) -> float:
-    """Relative Frobenius error; infinite for NaN."""
-    assert got.shape == expected.shape
-    value = float((got.double().cpu() - expected.double().cpu()).norm() / expected.double().norm().clamp(min=1e-30))
-    return value if value == value else float("inf")
 
 
 def network(sizes: tuple[int, ...], head: int, activation: str, device: torch.device) -> list[Tensor]:

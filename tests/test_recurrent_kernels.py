@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import error
 from torch import Tensor
 
 from rlcore import NetworkConfig, launcher
@@ -15,13 +16,6 @@ from rlcore.recurrent import RNN, RNNConfig
 CUDA = torch.device("cuda")
 LIMITS = {"fp32": 1e-5, "tf32": 2e-3, "bf16": 2e-2}
 pytestmark = pytest.mark.gpu
-
-
-def error(got: Tensor, expected: Tensor) -> float:
-    """Relative Frobenius error; infinite for NaN."""
-    assert got.shape == expected.shape
-    value = float((got.double().cpu() - expected.double().cpu()).norm() / expected.double().norm().clamp(min=1e-20))
-    return value if value == value else float("inf")
 
 
 class Case:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import io
 import os
 import re
@@ -15,6 +14,8 @@ from typing import Any, TypeVar
 
 import tyro
 import yaml
+
+from rlcore.config import closest
 
 T = TypeVar("T")
 
@@ -89,13 +90,6 @@ Job = Callable[[], int]
 
 class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line that names the word and the remedy."""
-
-
-def closest(word: str, valid: Iterable[str]) -> str | None:
-    """The valid name that a mistyped one probably means."""
-    folded = {v.lower(): v for v in valid}
-    found = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
 
 
 def settings_of(cls: type[Any], prefix: str = "") -> dict[str, Any]:
@@ -206,15 +200,19 @@ def pairs_of(words: Sequence[str], cls: type[Any], free: str | None = None) -> l
     return split_words([word for word in words if word not in ("-h", "--help")], cls, free=free)
 
 
+def without_options(pairs: Sequence[Pair]) -> tuple[list[Pair], dict[str, Any]]:
+    """The settings among pairs, and apart from them the options of the task, ``env.NAME``, by name."""
+    options = {key.removeprefix("env."): free_value(key, values) for key, values in pairs if key.startswith("env.")}
+    return [(key, values) for key, values in pairs if not key.startswith("env.")], options
+
+
 def read(words: Sequence[str], cls: type[T], prog: str, free: str | None = None) -> tuple[T, dict[str, Any]] | None:
     """The arguments of a command and its task options; None when only help was asked for."""
     if asks_help(words):
         about = (cls.__doc__ or "").strip()
         print_help(cls, None, prog, f"{about} Options of the task are --{free}.NAME VALUE." if free else about)
         return None
-    pairs = pairs_of(words, cls, free)
-    options = {key.removeprefix("env."): free_value(key, v) for key, v in pairs if key.startswith("env.")}
-    settings = [(key, values) for key, values in pairs if not key.startswith("env.")]
+    settings, options = without_options(pairs_of(words, cls, free))
     return parse(cls, settings, None, prog), options
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ def eval_command(words: Sequence[str]) -> Job:
     if given is None:
         return lambda: 0
     args, options = given
-    _at_least(1, num_envs=args.num_envs, episodes=1 if args.episodes is None else args.episodes)
+    _check_counts(num_envs=args.num_envs, episodes=args.episodes)
     _check_seed(args.seed)
 
     from rich.console import Console
@@ -141,7 +140,7 @@ def play_command(words: Sequence[str]) -> Job:
     if given is None:
         return lambda: 0
     args, options = given
-    _at_least(1, steps=1 if args.steps is None else args.steps)
+    _check_counts(steps=args.steps)
     _check_seed(args.seed)
 
     from rlcore.env import spec_of
@@ -210,11 +209,12 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
     from rlcore.env import want_final_obs
     from rlcore.envs import make_env
     from rlcore.envs.launch import simulator_of
+    from rlcore.train.config import DEVICES, is_device
     from rlcore.train.evaluate import evaluation_options
     from rlcore.train.training import resolve_device
 
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", args.device):
-        raise ValueError(f"--device is '{args.device}'; give auto, cpu, cuda or cuda:<index>")
+    if not is_device(args.device):
+        raise ValueError(f"--device is '{args.device}'; give {DEVICES}")
     device = resolve_device(args.device)
     if args.onnx is not None:
         from rlcore.export import OnnxPolicy
@@ -279,7 +279,7 @@ def _required_run(run: Path | None) -> Path:
     return run
 
 
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"--{name} is {value}; give {least} or more")
+def _check_counts(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"--{name} is {count}; give 1 or more")

@@ -11,15 +11,19 @@ from typing import Any, Literal
 
 from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, to_dict
 from rlcore.ddpg import DDPGConfig
-from rlcore.envs.launch import simulator_of
+from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.ppo_config import PPOConfig
 from rlcore.sac import SACConfig
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+"""Folder of the files that are shipped for tasks; see ``shipped_config``."""
 
 LARGEST_SEED = 2**31 - 1
 """Evaluations add to the seed, and NumPy takes no more than 32 bits."""
+
+DEVICES = "auto, cpu, cuda or cuda:<index>"
+"""What ``is_device`` takes, in words."""
 
 RESUMABLE = frozenset(
     {
@@ -98,8 +102,7 @@ class TrainConfig:
             value = getattr(self, name)
             check(value >= least, name, value, f"give {least} or more")
         check(self.seed <= LARGEST_SEED, "seed", self.seed, f"give a number from 0 to {LARGEST_SEED}")
-        device = re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device)
-        check(device is not None, "device", self.device, "give auto, cpu, cuda or cuda:<index>")
+        check(is_device(self.device), "device", self.device, f"give {DEVICES}")
         plain = self.name is None or safe_name(self.name) == self.name
         check(plain, "name", self.name, "use letters, digits, '.', '_' and '-' only")
 
@@ -111,8 +114,8 @@ class SACTrainConfig(TrainConfig):
     algo: Literal["ppo", "sac", "ddpg"] = "sac"
     """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     preset: Literal["classic", "gpu"] = "classic"
-    """Settings that files and command line change: classic for one or a few envs, gpu for hundreds and more. Without
-    it, that of the file that is shipped for the task; gpu for tasks of simulators, else classic."""
+    """Settings to begin with, which files and command line change: classic for one or a few envs, gpu for hundreds and
+    more. Without it, that of the file that is shipped for the task; gpu for tasks of simulators, else classic."""
     agent: SACConfig = field(default_factory=SACConfig)  # type: ignore[assignment]
     """Settings of the algorithm."""
 
@@ -124,14 +127,16 @@ class DDPGTrainConfig(TrainConfig):
     algo: Literal["ppo", "sac", "ddpg"] = "ddpg"
     """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
     preset: Literal["classic", "td3", "gpu"] = "classic"
-    """Settings that files and command line change: classic for one or a few envs, td3 for the same with what makes it
-    TD3, gpu for hundreds of envs and more. Without it, that of the file that is shipped for the task; gpu for tasks of
-    simulators, else classic."""
+    """Settings to begin with, which files and command line change: classic for one or a few envs, td3 for the same with
+    what makes it TD3, gpu for hundreds of envs and more. Without it, that of the file that is shipped for the task; gpu
+    for tasks of simulators, else classic."""
     agent: DDPGConfig = field(default_factory=DDPGConfig)  # type: ignore[assignment]
     """Settings of the algorithm."""
 
 
 CONFIG_CLASSES: dict[str, type[TrainConfig]] = {"ppo": TrainConfig, "sac": SACTrainConfig, "ddpg": DDPGTrainConfig}
+"""Settings of a run by algorithm."""
+
 _AGENTS: dict[str, type[OffPolicyConfig]] = {"sac": SACConfig, "ddpg": DDPGConfig}
 
 
@@ -169,6 +174,11 @@ def read_config(data: Mapping[str, Any], source: str = "configuration") -> Train
         ConfigError: an unknown algorithm or key, a wrong type or an impossible value.
     """
     return from_dict(config_class(data.get("algo", "ppo"), f"{source}: algo"), data, source)
+
+
+def is_device(name: str) -> bool:
+    """Whether a device can be called that, whether or not it is there."""
+    return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
 
 
 def safe_name(task: str) -> str:
@@ -210,7 +220,7 @@ def preset_of(task: str, algo: str, file: Path | None = None) -> str | None:
         path = shipped_config(task, algo, preset)
         if path is not None and path.stem != "default":
             return preset
-    return "gpu" if simulator_of(task) in ("isaaclab", "mjlab") else "classic"
+    return "gpu" if simulator_of(task) in SIMULATORS else "classic"
 
 
 def default_config(

@@ -122,7 +122,12 @@ def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds:
 
 
 class Controller:
-    """A policy module or an exported file as one thing that acts in an env, and forgets where an episode ended."""
+    """A policy module or an exported file as one thing that acts in an env, and forgets where an episode ended.
+
+    Args:
+        policy: what chooses the actions; a recurrent one begins with a zero state.
+        env: where it acts.
+    """
 
     def __init__(self, policy: Policy | ActionFunction, env: VecEnv) -> None:
         self._policy = policy

@@ -327,12 +327,8 @@ def _std(t: Translation, space: str, logarithm: bool) -> None:
         note = "in rl_games the weights of the deviation's layer, whose output is then about 0"
     std = (math.exp(start) if logarithm else start) if fixed and constant else 1.0
     t.use(f"{space}sigma_init.val", "agent.init_std", 0, lambda _: std, note, changed=not (fixed and constant))
-    t.builtin(
-        "what is learned of the deviation",
-        "log" if logarithm else "scalar",
-        "agent.std_type",
-        "log" if logarithm else "scalar",
-    )
+    kind = "log" if logarithm else "scalar"
+    t.builtin("what is learned of the deviation", kind, "agent.std_type", kind)
     t.drop(f"{space}sigma_init.name", "rlcore begins at a constant", off=("const_initializer",))
     state = "one deviation for all states, though learned" if fixed else "a deviation per state"
     t.use(f"{space}fixed_sigma", "agent.state_dependent_std", True, lambda _: not fixed, state)

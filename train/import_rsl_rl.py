@@ -59,7 +59,7 @@ def convert(t: Translation) -> None:
         _policy(t)
     t.builtin("gradient norms", "two" if new else "one", "agent.grad_clip", "separate" if new else "joint")
     t.builtin("limit of normalized observations", None, "agent.clip_obs", None)
-    t.initial_weights("PyTorch's", "default")
+    t.initial_weights()
     t.builtin(
         "time-outs", "V before the time-out", "agent.timeout_bootstrap", "final_obs",
         "rlcore takes V of the true last observation where the env offers it; 'value' does as rsl_rl", changed=True,

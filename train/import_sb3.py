@@ -41,9 +41,7 @@ def convert(t: Translation) -> None:
         ConfigError: a value that rlcore cannot use.
     """
     choose_task(t)
-    for key in ("policy_kwargs", "normalize"):
-        if isinstance(t.get(key), str):
-            t.source[key] = literal(key, t.get(key))
+    read_literals(t, "policy_kwargs", "normalize")
     if t.get("seed") is not None:
         t.use("seed", "seed", None, whole)
     _algorithm(t)
@@ -78,9 +76,7 @@ def choose_task(t: Translation) -> None:
 
 def _algorithm(t: Translation) -> None:
     steps = t.use("n_steps", "agent.num_steps", 2048, positive)
-    if t.has("n_envs") and t.get("n_envs") != t.num_envs:
-        t.row("n_envs", t.get("n_envs"), "changed", "the run's num_envs counts", f"num_envs = {t.num_envs}")
-    t.same("n_envs")
+    count_envs(t)
     if t.has("n_minibatches"):
         t.minibatches("n_minibatches", t.read("n_minibatches", None, number))
         t.drop("batch_size", "n_minibatches prevails")
@@ -110,6 +106,13 @@ def _algorithm(t: Translation) -> None:
     t.use("target_kl", "agent.target_kl", None, optional_stop, stop if set_stop else "", changed=set_stop)
 
 
+def count_envs(t: Translation) -> None:
+    """Say that the run's number of envs counts, whatever the file has."""
+    if t.has("n_envs") and t.get("n_envs") != t.num_envs:
+        t.row("n_envs", t.get("n_envs"), "changed", "the run's num_envs counts", f"num_envs = {t.num_envs}")
+    t.same("n_envs")
+
+
 def schedule(value: Any) -> tuple[Any, bool]:
     """Split ``lin_3e-4`` into the start and whether it declines to zero."""
     if isinstance(value, str) and value.startswith("lin_"):
@@ -120,9 +123,8 @@ def schedule(value: Any) -> tuple[Any, bool]:
 def _learning_rate(t: Translation) -> None:
     value, linear = schedule(t.get("learning_rate", 3e-4))
     t.use("learning_rate", "agent.learning_rate", 3e-4, lambda _: number(value))
-    t.builtin(
-        "learning rate", "linear" if linear else "constant", "agent.lr_schedule", "linear" if linear else "constant"
-    )
+    kind = "linear" if linear else "constant"
+    t.builtin("learning rate", kind, "agent.lr_schedule", kind)
 
 
 def _normalization(t: Translation) -> None:
@@ -188,18 +190,23 @@ def _policy(t: Translation) -> None:
         t.row("(epsilon of Adam)", 1e-5, "default", "rlcore has 1e-8")
 
 
-def literal(key: str, text: str) -> Any:
-    """Read ``dict(a=1, b=nn.ReLU, c=[64])`` without evaluating it.
+def read_literals(t: Translation, *keys: str) -> None:
+    """Turn texts such as ``dict(a=1, b=nn.ReLU, c=[64])`` into what they stand for, without evaluating them.
 
     Raises:
         ConfigError: anything but dict(), lists, tuples, numbers, texts and nn.<name>.
     """
-    try:
-        return _literal(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError) as error:
-        raise ConfigError(
-            f"sb3: {key}: {text!r} cannot be converted: {error}; write dict(), lists, numbers, texts and nn.<name> only"
-        ) from None
+    for key in keys:
+        text = t.get(key)
+        if not isinstance(text, str):
+            continue
+        try:
+            t.source[key] = _literal(ast.parse(text.strip(), mode="eval").body)
+        except (SyntaxError, ValueError) as error:
+            raise ConfigError(
+                f"sb3: {key}: {text!r} cannot be converted: {error}; "
+                "write dict(), lists, numbers, texts and nn.<name> only"
+            ) from None
 
 
 def _literal(node: ast.expr) -> Any:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rlcore.config import ConfigError
-from rlcore.train.import_sb3 import BOOKKEEPING, choose_task, literal, normalized, schedule
+from rlcore.train.import_sb3 import BOOKKEEPING, choose_task, count_envs, normalized, read_literals, schedule
 from rlcore.train.translation import Translation, activation, flag, number, one_of, positive, whole, widths
 
 COMMON = ("buffer_size", "learning_starts", "train_freq", "gradient_steps", "tau", "replay_buffer_class")
@@ -54,9 +54,7 @@ def convert(t: Translation, algorithm: str) -> None:
     Raises:
         ConfigError: a value that rlcore cannot use.
     """
-    for key in ("policy_kwargs", "normalize", "replay_buffer_kwargs"):
-        if isinstance(t.get(key), str):
-            t.source[key] = literal(key, t.get(key))
+    read_literals(t, "policy_kwargs", "normalize", "replay_buffer_kwargs")
     if t.get("seed") is not None:
         t.use("seed", "seed", None, whole)
     replay = str(t.get("replay_buffer_class", "ReplayBuffer"))
@@ -70,7 +68,8 @@ def convert(t: Translation, algorithm: str) -> None:
         _entropy(t)
     else:
         _noise(t)
-        _td3(t, algorithm)
+    if algorithm == "td3":
+        _td3(t)
     key, reward = normalized(t)
     note = "SB3 divides by the deviation of the return; rlcore also sees to it that none exceeds agent.value_range"
     t.use(key, "agent.normalize_reward", False, lambda _: reward, note if reward else "", changed=reward)
@@ -85,26 +84,21 @@ def convert(t: Translation, algorithm: str) -> None:
 
 def _length(t: Translation) -> None:
     t.prefer_num_envs(t.read("n_envs", 1, positive))
-    if t.has("n_envs") and t.get("n_envs") != t.num_envs:
-        t.row("n_envs", t.get("n_envs"), "changed", "the run's num_envs counts", f"num_envs = {t.num_envs}")
-    t.same("n_envs")
+    count_envs(t)
     frequency = t.get("train_freq", 1)
     unit = "step"
     if isinstance(frequency, list) and len(frequency) == 2:
         frequency, unit = frequency
-    updates = t.read("gradient_steps", 1, whole)
-    if unit == "episode":
-        steps, note = 1, "rlcore does not wait for the end of an episode"
-        ratio = 1.0
-    else:
-        steps, note = t.read("train_freq", 1, lambda _: positive(frequency)), ""
-        ratio = 1.0 if updates < 0 else updates / (steps * t.num_envs)
-    t.use("train_freq", "agent.num_steps", 1, lambda _: steps, note, changed=bool(note))
+    updates = t.read("gradient_steps", 1, whole)  # negative: as many as steps
+    by_episode = unit == "episode"
+    steps = 1 if by_episode else t.read("train_freq", 1, lambda _: positive(frequency))
+    note = "rlcore does not wait for the end of an episode" if by_episode else ""
+    t.use("train_freq", "agent.num_steps", 1, lambda _: steps, note, changed=by_episode)
+    ratio = 1.0 if by_episode or updates < 0 else updates / (steps * t.num_envs)
+    counted = by_episode and updates >= 0
     per_step = "SB3 counts gradient steps by updates, rlcore by steps of single envs"
-    if unit == "episode" and updates >= 0:
-        per_step = "by episode in SB3; one for each step here"
-    changed = unit == "episode" and updates >= 0
-    t.use("gradient_steps", "agent.update_ratio", 1, lambda _: ratio, per_step, changed=changed)
+    note = "by episode in SB3; one for each step here" if counted else per_step
+    t.use("gradient_steps", "agent.update_ratio", 1, lambda _: ratio, note, changed=counted)
     if t.has("n_timesteps"):
         each = steps * t.num_envs
         note = "SB3 counts steps of all envs, rlcore iterations"
@@ -112,9 +106,9 @@ def _length(t: Translation) -> None:
 
 
 def _learning(t: Translation, algorithm: str) -> None:
-    start, linear = schedule(t.get("learning_rate", 3e-4 if algorithm == "sac" else 1e-3))
-    note = "it declines in SB3, and stays in rlcore; see agent.lr_schedule" if linear else ""
     default = 3e-4 if algorithm == "sac" else 1e-3
+    start, linear = schedule(t.get("learning_rate", default))
+    note = "it declines in SB3, and stays in rlcore; see agent.lr_schedule" if linear else ""
     t.use("learning_rate", "agent.learning_rate", default, lambda _: number(start), note, changed=linear)
     t.use("buffer_size", "agent.buffer_size", 1_000_000, positive)
     t.use("learning_starts", "agent.learning_starts", 100, whole)
@@ -152,9 +146,8 @@ def _noise(t: Translation) -> None:
         t.use("noise_std", "agent.noise_std", 0.0, lambda _: std)
 
 
-def _td3(t: Translation, algorithm: str) -> None:
-    if algorithm == "ddpg":
-        return
+def _td3(t: Translation) -> None:
+    """What TD3 adds to DDPG, beside a second critic."""
     t.use("policy_delay", "agent.policy_delay", 2, positive)
     t.use("target_policy_noise", "agent.target_noise", 0.2, number)
     t.use("target_noise_clip", "agent.target_noise_clip", 0.5, number)
@@ -169,7 +162,7 @@ def _networks(t: Translation, algorithm: str) -> None:
         key = f"{p}net_arch.{name}" if isinstance(arch, dict) else f"{p}net_arch"
         t.use(key, f"agent.{net}.hidden_dims", default, widths)
         t.use(f"{p}activation_fn", f"agent.{net}.activation", "nn.ReLU", activation)
-    t.initial_weights("PyTorch's", "default")
+    t.initial_weights()
     own = 1 if algorithm == "ddpg" else 2
     t.use(f"{p}n_critics", "agent.num_critics", own, positive)
     note = "matters only with use_sde" if t.read("use_sde", False, flag) else "rlcore begins where the weights put it"

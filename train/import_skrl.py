@@ -65,7 +65,7 @@ def convert(t: Translation) -> None:
     _std(t)
     t.builtin("gradient norms", "one", "agent.grad_clip", "joint")
     t.builtin("advantages", "whole rollout", "agent.normalize_advantage", "batch")
-    t.initial_weights("PyTorch's", "default")
+    t.initial_weights()
     for name in ("random_timesteps", "learning_starts"):
         t.same(f"agent.{name}", "has no effect on PPO in skrl either")
     t.drop_all(BOOKKEEPING)
@@ -149,8 +149,14 @@ def _schedule(t: Translation) -> None:
     t.use(f"{options}max_lr", "agent.lr_max", 1e-2, number)
     t.use(f"{options}kl_factor", "agent.kl_band", 2, lambda factor: [1 / number(factor), number(factor)])
     t.use(f"{options}lr_factor", "agent.kl_factor", 1.5, number)
-    if not t.section(options.rstrip(".")):
-        t.drop(options.rstrip("."), "none", off=(None, {}))
+    no_options(t, options)
+
+
+def no_options(t: Translation, prefix: str) -> None:
+    """Say of a group of options that it is empty, if so; ``prefix`` ends with a dot."""
+    group = prefix.rstrip(".")
+    if not t.section(group):
+        t.drop(group, "none", off=(None, {}))
 
 
 def normalized(t: Translation, remark: str = "") -> None:
@@ -189,8 +195,7 @@ def _scaler_options(t: Translation, key: str, limit: str) -> None:
     t.drop(f"{options}epsilon", "rlcore adds 1e-2 to the deviation")
     t.same(f"{options}size", "by the observations")
     t.same(f"{options}device")
-    if not t.section(options.rstrip(".")):
-        t.drop(options.rstrip("."), "none", off=(None, {}))
+    no_options(t, options)
 
 
 def _networks(t: Translation) -> None:
@@ -203,15 +208,20 @@ def _networks(t: Translation) -> None:
         t.drop("models.value.network", "with separate: false skrl builds the policy's network for both")
         t.set("agent.critic", dict(t.config["agent"]["actor"]), "models.policy.network", None)
         reads = inputs
-    # Before 2.0 both words meant the observations; since then STATES are the critic's own.
-    own = "STATES" in reads and "STATES" not in inputs
-    t.builtin("observations of the actor", sorted(inputs) or ["OBSERVATIONS"], "agent.actor_obs", ["policy"])
-    ours = ["critic"] if own else ["policy"]
-    t.builtin("observations of the critic", sorted(reads) or ["OBSERVATIONS"], "agent.critic_obs", ours)
+    observed(t, inputs, reads, "the critic")
     for role, output in (("policy", "ACTIONS"), ("value", "ONE")):
         t.drop(f"models.{role}.output", "rlcore's output layers are linear", off=(output,))
     t.drop("models.value.class", "rlcore's critic predicts one value", off=("DeterministicMixin",))
     t.drop("models.value.clip_actions", "the critic has no actions", off=(False,))
+
+
+def observed(t: Translation, actor: set[str], critic: set[str], who: str) -> None:
+    """Translate which of OBSERVATIONS and STATES actor and critic read; ``who``: the critic in words."""
+    # Before 2.0 both words meant the observations; since then STATES are the critic's own.
+    own = "STATES" in critic and "STATES" not in actor
+    t.builtin("observations of the actor", sorted(actor) or ["OBSERVATIONS"], "agent.actor_obs", ["policy"])
+    ours = ["critic"] if own else ["policy"]
+    t.builtin(f"observations of {who}", sorted(critic) or ["OBSERVATIONS"], "agent.critic_obs", ours)
 
 
 def layers_of(t: Translation, role: str, net: str) -> set[str]:

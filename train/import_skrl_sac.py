@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from rlcore.config import ConfigError
-from rlcore.train.import_skrl import BOOKKEEPING, layers_of, normalized, rewards_and_precision
+from rlcore.train.import_skrl import BOOKKEEPING, layers_of, no_options, normalized, observed, rewards_and_precision
 from rlcore.train.translation import Translation, empty, flag, number, one_of, optional, positive, whole
 
 TARGETS = {"sac": ("1", "2"), "td3": ("1", "2"), "ddpg": ("",)}
@@ -39,7 +39,10 @@ def convert(t: Translation, algorithm: str) -> None:
         _deviation(t)
     else:
         _noise(t)
-        _td3(t, algorithm)
+        t.drop("models.policy.class", "rlcore's actor is deterministic", off=("DeterministicMixin",))
+        _squashed(t)
+    if algorithm == "td3":
+        _td3(t)
     t.same("memory.class", "the only kind here too")
     t.drop_all({key: note for key, note in BOOKKEEPING.items() if key != "memory"})
     t.drop("memory", "rlcore has one kind of replay memory")
@@ -105,11 +108,8 @@ def _networks(t: Translation, algorithm: str) -> None:
     numbers = TARGETS[algorithm]
     first = f"critic_{numbers[0]}".rstrip("_")
     reads = layers_of(t, first, "critic")
-    own = "STATES" in reads and "STATES" not in inputs
-    t.builtin("observations of the actor", sorted(inputs) or ["OBSERVATIONS"], "agent.actor_obs", ["policy"])
-    ours = ["critic"] if own else ["policy"]
-    t.builtin("observations of the critics", sorted(reads) or ["OBSERVATIONS"], "agent.critic_obs", ours)
-    t.initial_weights("PyTorch's", "default")
+    observed(t, inputs, reads, "the critics")
+    t.initial_weights()
     t.builtin("critics", len(numbers), "agent.num_critics", len(numbers))
     network = t.get(f"models.{first}")
     for role in (f"critic_{suffix}".rstrip("_") for suffix in numbers):
@@ -175,18 +175,14 @@ def _noise(t: Translation) -> None:
         t.use(f"{options}std", "agent.noise_std", 0.0, lambda v: 0.0 if empty(kind) else number(v), units, changed=True)
     t.drop(f"{options}mean", "rlcore's noise has no mean", off=(0.0,))
     t.same(f"{options}device")
-    if not t.section(options.rstrip(".")):
-        t.drop(options.rstrip("."), "none", off=(None, {}))
+    no_options(t, options)
     t.drop(f"{a}exploration_scheduler", "rlcore's noise stays as it is", off=(None, "None"))
     t.drop(f"{a}exploration", "rlcore's noise stays as it is; see agent.noise_std", off=(None, {}))
 
 
-def _td3(t: Translation, algorithm: str) -> None:
-    a, p = "agent.", "models.policy."
-    t.drop(f"{p}class", "rlcore's actor is deterministic", off=("DeterministicMixin",))
-    _squashed(t)
-    if algorithm != "td3":
-        return
+def _td3(t: Translation) -> None:
+    """What TD3 adds to DDPG, beside a second critic."""
+    a = "agent."
     t.use(f"{a}policy_delay", "agent.policy_delay", 2, positive)
     options = f"{a}smooth_regularization_noise_kwargs."
     key = f"{a}smooth_regularization_noise"
@@ -197,7 +193,6 @@ def _td3(t: Translation, algorithm: str) -> None:
     t.same(f"{options}std", "see agent.target_noise")
     t.drop(f"{options}mean", "rlcore's noise has no mean", off=(0.0,))
     t.same(f"{options}device")
-    if not t.section(options.rstrip(".")):
-        t.drop(options.rstrip("."), "none", off=(None, {}))
+    no_options(t, options)
     limit: dict[str, Any] = {"changed": on, "note": units if on else ""}
     t.use(f"{a}smooth_regularization_clip", "agent.target_noise_clip", 0.5, number, **limit)

@@ -35,7 +35,7 @@ SHOWN = {
     "policy/std": "std",
     "policy/temperature": "temperature",
 }
-"""Rows of the live table, and the order of a printed line."""
+"""Rows of the live table: metrics, and what they are called there."""
 
 SHORT = {
     "rollout/reward": "reward",
@@ -51,7 +51,7 @@ SHORT = {
     "policy/std": "std",
     "policy/temperature": "temperature",
 }
-"""Names in a printed line."""
+"""What a printed line has, in this order: metrics, and what they are called there."""
 
 
 class Average:

@@ -37,6 +37,16 @@ def check_output(path: Path) -> None:
 def frames(env: VecEnv, policy: Policy | ActionFunction, steps: int, seed: int, control_dt: float) -> Iterator[Frame]:
     """Run the policy and draw env 0, at most ``FPS`` times a simulated second.
 
+    Args:
+        env: what to run it in; it is reset here.
+        policy: a policy module or an exported file.
+        steps: control steps to run.
+        seed: of the episodes.
+        control_dt: seconds of a control step.
+
+    Yields:
+        uint8 ``[H, W, 3]``.
+
     Raises:
         ValueError: the env cannot draw itself.
     """

@@ -11,7 +11,7 @@ import gymnasium
 
 from rlcore.config import ConfigError, from_dict, to_dict
 from rlcore.envs import nearest_names
-from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, simulator_of
+from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, SIMULATORS, simulator_of
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.train.config import CONFIG_CLASSES, TrainConfig
 from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
@@ -42,7 +42,7 @@ def registered_config(
     if library is not None and library not in REGISTRY_ORDER:
         raise ConfigError(f"--from is '{library}'; choose from {', '.join(REGISTRY_ORDER)}")
     simulator = simulator_of(task)
-    if simulator not in ("isaaclab", "mjlab"):
+    if simulator not in SIMULATORS:
         raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
     name = task.removeprefix(f"{simulator}:").rpartition(":")[2]
     kwargs, own_envs = (_isaaclab if simulator == "isaaclab" else _mjlab)(task, name)
@@ -86,7 +86,7 @@ def _with_defaults(env: Any, agent: Any, algo: str) -> Any:
 
 def _entries(kwargs: Mapping[str, Any], algo: str) -> dict[str, Any]:
     """The entries for an algorithm, under the names that PPO's have: those that name it go before those that do not."""
-    common = {key: value for key, value in kwargs.items() if algo == "ppo"}
+    common = dict(kwargs) if algo == "ppo" else {}
     for library in REGISTRY_ORDER:
         for name in ("td3", algo) if algo == "ddpg" else (algo,):
             if kwargs.get(f"{library}_{name}_cfg_entry_point") is not None:

@@ -25,7 +25,6 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.pt"
-        self.metrics = path / "metrics.csv"
         self.evaluation = path / "eval.json"
         self.exported = path / "export" / "policy.onnx"
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rlcore.config import ConfigError, to_dict
 from rlcore.env import spec_of
 from rlcore.envs import make_env
-from rlcore.envs.launch import simulator_of
+from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_networks import action_bounds
 from rlcore.train.config import algorithm, default_config, read_config
@@ -44,8 +44,8 @@ class ConfigArguments:
     """File to write the YAML to; None: print it."""
 
 
-def show_config(args: ConfigArguments) -> int:
-    """Run the command.
+def show_config(args: ConfigArguments) -> None:
+    """Print the configuration that the arguments ask for, or write it to a file.
 
     Raises:
         ConfigError: neither task nor file, or what cannot be converted.
@@ -62,7 +62,7 @@ def show_config(args: ConfigArguments) -> int:
         conversion = convert_file(args.file, library, num_envs=args.num_envs, task=task, algo=args.algo)  # type: ignore[arg-type]
         settings = conversion.config
     else:
-        if simulator_of(task) in ("isaaclab", "mjlab"):
+        if simulator_of(task) in SIMULATORS:
             if library is not None or preset is None:
                 settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo")
                 preset = None  # td3 is the name of an algorithm there
@@ -71,7 +71,7 @@ def show_config(args: ConfigArguments) -> int:
         elif library is not None:
             raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
         own = default_config(task, registered=settings, algo=algo, preset=preset)[0]
-        if simulator_of(task) not in ("isaaclab", "mjlab"):  # making theirs takes long
+        if simulator_of(task) not in SIMULATORS:  # making theirs takes long
             env = make_env(task, 1, **own.env)  # refuses what there is not
             agent: object = own.agent
             if isinstance(agent, OffPolicyConfig):
@@ -94,4 +94,3 @@ def show_config(args: ConfigArguments) -> int:
         print(f"written to {args.output}")
     elif conversion is None or not args.show:
         print(text, end="")
-    return 0

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from rlcore.env import spec_of
 from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, nearest_names, own_env
-from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
+from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, simulator_of
 from rlcore.train.evaluate import ENDLESS
 from rlcore.train.registered import registered_names
 
@@ -83,7 +83,7 @@ def print_tasks(part: str) -> None:
     Raises:
         ValueError: there is none; the message names the nearest.
     """
-    for simulator in ("isaaclab", "mjlab"):
+    for simulator in SIMULATORS:
         if part.lower().startswith(simulator[:5]):  # names begin with Isaac- or Mjlab-; making one takes long
             names = registered_names(simulator)
             print("\n".join([name for name in names if part.lower() in name.lower()] or names))

@@ -101,9 +101,8 @@ def train_command(words: Sequence[str]) -> Job:
             return lambda: 0
     pairs += [("num_envs", values) for key, values in pairs if key == SCENE_NUM_ENVS]
     pairs = [(key, values) for key, values in pairs if key != SCENE_NUM_ENVS]
-    options = {key.removeprefix("env."): arguments.free_value(key, v) for key, v in pairs if key.startswith("env.")}
+    settings, options = arguments.without_options(pairs)
     default = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(Own)})
-    settings = [(key, values) for key, values in pairs if not key.startswith("env.")]
     parsed = arguments.parse(TrainArguments, settings, default, "rlcore train")
     config = Own(**{f.name: getattr(parsed, f.name) for f in fields(Own)})
     config = replace(config, env=base.env | options)
@@ -176,10 +175,10 @@ def _task_in(words: Sequence[str]) -> str:
 
 def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str | None) -> dict[str, Any]:
     """What a simulator's task is registered with, unless a preset is named."""
-    from rlcore.envs.launch import simulator_of
+    from rlcore.envs.launch import SIMULATORS, simulator_of
 
     given = {key: values[0] for key, values in pairs if values}
-    if simulator_of(task) not in ("isaaclab", "mjlab"):
+    if simulator_of(task) not in SIMULATORS:
         if "library" in given:
             raise ValueError(f"--from is '{given['library']}', but {task} ships no configuration; leave it out")
         return {}

@@ -38,6 +38,7 @@ TIMEOUTS = {
     "value": "worth the value of the observation that the last action was chosen by (value)",
     "none": "worth nothing, like failures (none)",
 }
+"""What a run says of ``agent.timeout_bootstrap``."""
 
 
 class Interrupt:

@@ -216,10 +216,10 @@ class Translation:
         self.set("agent.num_minibatches", best, key, value)
         self.row(key, value, status, note.rstrip("; "), f"agent.num_minibatches = {best}")
 
-    def recurrent(self, net: str, kind: str, size: str, layers: str, position: str, changed: str = "") -> None:
+    def recurrent(self, net: str, kind: str, size: str, layers: str, position: str) -> None:
         """Translate a recurrent layer, given the keys of its cell, width and depth."""
         cells = {"lstm": "lstm", "gru": "gru", "LSTM": "lstm", "GRU": "gru"}
-        self.use(kind, f"agent.{net}.rnn.type", "lstm", one_of(cells), changed, changed=bool(changed))
+        self.use(kind, f"agent.{net}.rnn.type", "lstm", one_of(cells))
         self.use(size, f"agent.{net}.rnn.hidden_size", 256, positive)
         self.use(layers, f"agent.{net}.rnn.num_layers", 1, positive)
         self.config["agent"][net]["rnn"]["position"] = position
@@ -235,10 +235,10 @@ class Translation:
         self.set("agent.max_std", high, key, self.get(key))
         self.row(key, self.get(key), status, note, f"agent.min_std = {low:.4g}, agent.max_std = {high:.4g}")
 
-    def initial_weights(self, value: str, ours: str, note: str = "") -> None:
-        """Say how both networks begin."""
+    def initial_weights(self) -> None:
+        """Let both networks begin as PyTorch's layers do, for a library that leaves it at that."""
         for net in ("actor", "critic"):
-            self.builtin(f"initial weights of the {net}", value, f"agent.{net}.init", ours, note)
+            self.builtin(f"initial weights of the {net}", "PyTorch's", f"agent.{net}.init", "default")
 
     def finish(self) -> None:
         """Report the keys that nobody asked for, and let rlcore check the result.
