@@ -290,6 +290,11 @@ class Faults:
             found.append(
                 "observations, actions or rewards are not finite: steps that have such are left out (replay/dropped)"
             )
+        elif metrics.get("replay/lost", 0.0) > 0.01:
+            found.append(
+                "more than 1 % of the samples count for nothing: last observations of truncated episodes have been "
+                "overwritten (replay/lost); let the env's max_episode_length be what it is, or raise final_capacity"
+            )
         if metrics.get("policy/skipped_minibatches") and "loss/policy" not in metrics:
             found.append("the update was skipped whole: observations, rewards or the loss are not finite")
         elif self._learning and "loss/value" not in metrics:

@@ -114,6 +114,7 @@ class OffPolicy:
             env.max_episode_length,
             self.device,
             torch.bfloat16 if config.store_obs == "bf16" else torch.float32,
+            config.final_capacity,
             home=config.buffer_device,
         )
         remedy = f"it holds {replay.num_rows} vector steps and learning begins after {self.first_rows}; raise it"
@@ -254,7 +255,8 @@ class OffPolicy:
             for i in range(rows):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
-        means = _means(logs) | {"replay/dropped": self.replay.broken(config.num_steps)}
+        lost = 1 - transitions.weight.mean()
+        means = _means(logs) | {"replay/dropped": self.replay.broken(config.num_steps), "replay/lost": lost}
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
         return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}

@@ -65,6 +65,9 @@ class OffPolicyConfig:
     buffer_device: Home = "env"
     """Where the replay memory keeps observations and actions: on the env's device, or on the host, in pinned memory
     that a GPU reads as it samples, for more than its own memory holds. Without a GPU both are the same."""
+    final_capacity: int | None = None
+    """Last observations of truncated episodes that the replay memory keeps; samples whose own is overwritten count for
+    nothing (replay/lost). None: enough for episodes of 25 steps on average, or of a quarter of the env's limit."""
     learning_rate: float = 3e-4
     """Adam's step size."""
     lr_schedule: Literal["constant", "cosine"] = "constant"

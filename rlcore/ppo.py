@@ -7,7 +7,6 @@ here with tensors.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from rlcore.learn import Progress, learn
 from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer
 from rlcore.ppo_config import PPOConfig as PPOConfig
-from rlcore.returns import gae, next_values
+from rlcore.returns import gae, next_values, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
 from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
@@ -71,8 +70,7 @@ class PPO:
         )
         want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
-        # More time-outs than these are hardly met in a rollout: those of the time limit, and one for each env besides.
-        per_env = 1 + math.ceil(config.num_steps / max(1, env.max_episode_length))
+        per_env = 1 + room_for_timeouts(config.num_steps, env.max_episode_length)
         self.num_timeouts = env.num_envs * min(config.num_steps, per_env)
         self.value_normalizer = RunningNormalizer(1).to(device) if config.normalize_value else None
         actor = list(self.policy.parameters())

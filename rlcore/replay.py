@@ -25,6 +25,7 @@ from rlcore.replay_kernels import (
     write_rows,
 )
 from rlcore.replay_kernels import Timeout as Timeout
+from rlcore.returns import room_for_timeouts
 from rlcore.types import Obs
 from rlcore.update_kernels import gather
 
@@ -63,7 +64,7 @@ class Replay:
         max_episode_length: steps of an episode, which tells how many final observations to expect.
         device: where it is written from and sampled to.
         dtype: how observations are stored.
-        final_capacity: final observations to hold; None for four times what full-length episodes would need.
+        final_capacity: final observations to hold; None for what ``room_for_timeouts`` says.
         home: where observations and actions are stored.
 
     Raises:
@@ -87,8 +88,8 @@ class Replay:
         if self.num_rows < 2:
             raise ConfigError(f"buffer_size: {capacity!r} is not possible; {num_envs} envs need {2 * num_envs} or more")
         total = self.num_rows * num_envs
-        expected = 4 * total // max(1, max_episode_length) + num_envs
-        self.num_finals = min(total, expected) if final_capacity is None else final_capacity
+        expected = num_envs * (1 + room_for_timeouts(self.num_rows, max_episode_length))
+        self.num_finals = min(total, expected if final_capacity is None else final_capacity)
         if self.num_finals < num_envs:
             raise ConfigError(f"final_capacity: {final_capacity!r} is not possible; set at least num_envs ({num_envs})")
         row = sum(observation_sizes.values()) * dtype.itemsize

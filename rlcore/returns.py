@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,15 @@ def _gae_kernel(
         tl.store(advantages + at, tail, mask=inside)
         tl.store(returns + at, tail + value, mask=inside)
         at -= N
+
+
+def room_for_timeouts(steps: int, max_episode_length: int) -> int:
+    """How many time-outs of one env to make room for in so many steps.
+
+    Four times those of its limit, and no fewer than with a limit of 100 steps: an env may know of no limit, or cut
+    episodes for reasons of its own.
+    """
+    return math.ceil(4 * steps / min(max(1, max_episode_length), 100))
 
 
 def next_values(values: Tensor, terminated: Tensor, truncated: Tensor, timeout_values: Tensor) -> Tensor:

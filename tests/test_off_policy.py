@@ -113,6 +113,36 @@ def test_an_env_that_breaks_for_one_step_spoils_no_update(
     assert {at: number for at, number in dropped.items() if number} == {when + (what == "observation"): 1.0}
 
 
+@pytest.mark.parametrize(
+    ("every", "said", "changes", "lost"),
+    [
+        (25, 1_000_000, {}, False),  # no limit that the env knows of, but episodes of usual lengths
+        (7, 1_000_000, {}, True),
+        (7, 7, {}, False),
+        (7, 1_000_000, {"final_capacity": 400}, False),
+        (25, 1000, {"final_capacity": 8}, True),
+    ],
+)
+def test_samples_whose_last_observation_is_lost_are_counted_and_told_of(
+    every: int, said: int, changes: dict[str, Any], lost: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    env = Null(4, obs_size=3, action_size=2, episode_length=every)
+    env.max_episode_length = said
+    learner = agent(env=env, buffer_size=400, num_updates=1, **changes)
+    env.max_episode_length = every  # whatever it said
+    progress = learner.learn(130)  # more than the 100 vector steps that are kept
+    seen: list[float] = []
+    learner.learn(190, progress=progress, on_report=lambda report: seen.append(report.metrics["replay/lost"]))
+    start = (learner.replay.row - 100 + torch.arange(98)) % 100
+    weight = torch.stack([learner.replay.window(start, torch.full_like(start, n), 0.9).weight for n in range(4)])
+    share = float(1 - weight.mean())
+    assert (share > 0.01) if lost else (share == 0)
+    assert sum(seen) / len(seen) == pytest.approx(share, abs=0.02)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == lost
+    assert not lost or "more than 1 % of the samples count for nothing" in warnings[0]
+
+
 # --- Exploration -----------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore.returns import gae, gae_reference, next_values
+from rlcore.returns import gae, gae_reference, next_values, room_for_timeouts
 
 T, N = 40, 7
 GAMMA, LAMBDA = 0.97, 0.9
@@ -137,3 +137,10 @@ def test_value_mode_equals_adding_the_value_to_the_reward() -> None:
     r["rewards"] = r["rewards"] + GAMMA * r["values"][:-1] * r["truncated"]
     r["terminated"] = r["terminated"] | r["truncated"]
     torch.testing.assert_close(ours, advantages_of(r))
+
+
+@pytest.mark.parametrize(
+    ("steps", "limit", "room"), [(24, 1000, 1), (1000, 1000, 40), (1000, 50, 80), (1000, 1, 4000), (1000, 10**6, 40)]
+)
+def test_room_for_time_outs_is_never_that_of_long_episodes_alone(steps: int, limit: int, room: int) -> None:
+    assert room_for_timeouts(steps, limit) == room
