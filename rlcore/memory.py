@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import mmap
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlcore.config import ConfigError
+# Of both versions of cgroups: the line of /proc/self/cgroup, where the tree is, the files with limit and use, and what
+# names in memory.stat begin with.
+_GROUPS = (
+    (r"^0::/*(.*)$", "", "memory.max", "memory.current", ""),
+    (r"^\d+:[^:]*\bmemory\b[^:]*:/*(.*)$", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+)
 
 
 def size_text(num_bytes: float) -> str:
@@ -17,13 +24,57 @@ def size_text(num_bytes: float) -> str:
     return f"{num_bytes / 2**30:.2f} GiB" if num_bytes >= 2**30 / 10 else f"{num_bytes / 2**20:.1f} MiB"
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None if the system does not say."""
+def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Bytes that this process can still have on a device; None if the system does not say.
+
+    Of the host's memory it is the least of what the machine has without swapping, what the limits of a container leave
+    (cgroups of both versions), and what is left of the address space (``ulimit -v``).
+
+    Args:
+        device: where.
+        root: the folder with ``proc`` and ``sys``.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return min(_left_on_host(root), default=None)
+
+
+def _left_on_host(root: Path) -> Iterator[int]:
+    proc = root / "proc"
+    available = _number(proc / "meminfo", "MemAvailable")
+    if available is not None:
+        yield available
+    limit, used = _number(proc / "self/limits", "Max address space"), _number(proc / "self/status", "VmSize")
+    if limit is not None and used is not None:
+        yield max(0, limit - used)
+    own = _text(proc / "self/cgroup")
+    for line, place, most, now, prefix in _GROUPS:
+        found = re.search(line, own, re.MULTILINE)
+        tree = root / "sys/fs/cgroup" / place
+        # A limit may stand on any group around this one. Inside a container the named ones may be missing, and the
+        # tree begins with the container's own.
+        group = tree / (found[1] if found else "")
+        for folder in (group, *group.parents):
+            limit, used = _number(folder / most), _number(folder / now)
+            if limit is not None and used is not None:
+                # Files that were read count as use and are given up first, as MemAvailable takes into account too.
+                files = (_number(folder / "memory.stat", f"{prefix}{age}_file") or 0 for age in ("active", "inactive"))
+                yield max(0, limit - used + sum(files))
+            if folder == tree:
+                break
+
+
+def _number(file: Path, name: str = "") -> int | None:
+    """The number behind a name in a file of the system, in bytes; None if there is no such file, name or number."""
+    found = re.search(rf"^{name}:?[ \t]*(\d+)( kB)?", _text(file), re.MULTILINE)
+    return None if found is None else int(found[1]) * (1024 if found[2] else 1)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except (OSError, ValueError):
+        return ""
 
 
 def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -37,17 +88,15 @@ def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.devic
         device: the GPU.
 
     Raises:
-        ConfigError: the system has not as much memory to give, or does not let the GPU use it.
+        MemoryError: the system has not as much memory to give, or does not let the GPU use it.
     """
     count = torch.Size(shape).numel()
     try:
         pages = _Pages(-1, max(1, count * dtype.itemsize))
         pages.pin(device)
     except (OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"{size_text(count * dtype.itemsize)} of host memory cannot be had for {device} ({error}); "
-            "set a smaller buffer_size, or buffer_device to env"
-        ) from None
+        size = size_text(count * dtype.itemsize)
+        raise MemoryError(f"{size} of host memory cannot be had for {device}: {error}") from None
     return torch.frombuffer(pages, dtype=dtype, count=count).view(shape)
 
 

@@ -99,22 +99,32 @@ class Replay:
                 f"buffer_device: 'host' is not possible; {device} reads host memory by Triton kernels, and Triton is "
                 "not installed or does not run there; install triton, or set buffer_device to env"
             )
-        large = total * (row + 4 * action_size) + (self.num_finals + 1) * row
-        small = total * (4 + 4)
+        seen = (total + self.num_finals + 1) * row
+        large, small = seen + total * 4 * action_size, total * (4 + 4)
         self.num_bytes = large + small
+        needs = {torch.device("cpu"): large, device: small} if self.on_host else {device: self.num_bytes}
+        others: dict[str, _Needs] = {}  # what else could be set, and what that needs
+        if dtype == torch.float32:
+            main = next(iter(needs))
+            others["store_obs to bf16"] = {**needs, main: needs[main] - seen // 2}
         if self.on_host:
-            _check_memory(capacity, large, torch.device("cpu"), ", or store_obs to bf16")
-            _check_memory(capacity, small, device, "")
+            others["buffer_device to env"] = {device: self.num_bytes}
+        elif device.type == "cuda" and available(device):
+            others["buffer_device to host"] = {torch.device("cpu"): large, device: small}
+        room = _Room(capacity, 2 * num_envs, needs, [name for name, other in others.items() if _short(other) is None])
+        room.check()
+        if self.on_host:
             where = f"{size_text(large)} in pinned host memory and {size_text(small)} on {device}"
         else:
-            elsewhere = ", or buffer_device to host" if device.type == "cuda" else ""
-            _check_memory(capacity, self.num_bytes, device, f", or store_obs to bf16{elsewhere}")
             where = f"{size_text(self.num_bytes)} on {device}"
         # Said before it is taken: what leaves too little for everything else can bring a machine to a standstill.
         _log.info("replay memory of %s transitions, %s", f"{total:,}", where)
 
-        def zeros(*shape: int, kind: torch.dtype = torch.float32) -> Tensor:
-            return pinned_zeros(shape, kind, device) if self.on_host else torch.zeros(shape, dtype=kind, device=device)
+        def zeros(*shape: int, kind: torch.dtype = torch.float32, pinned: bool = self.on_host) -> Tensor:
+            try:
+                return pinned_zeros(shape, kind, device) if pinned else torch.zeros(shape, dtype=kind, device=device)
+            except (MemoryError, RuntimeError) as error:
+                raise room.refused(error) from error
 
         shape = self.num_rows, num_envs
         self.obs = {group: zeros(*shape, size, kind=dtype) for group, size in observation_sizes.items()}  # [C, N, O]
@@ -123,8 +133,8 @@ class Replay:
         self.final_obs = {
             group: zeros(self.num_finals + 1, size, kind=dtype) for group, size in observation_sizes.items()
         }
-        self.reward = torch.zeros(shape, device=device)  # [C, N]
-        self.end = torch.full(shape, GOING, dtype=torch.int32, device=device)  # [C, N]; see ``Outcomes``
+        self.reward = zeros(*shape, pinned=False)  # [C, N]
+        self.end = zeros(*shape, kind=torch.int32, pinned=False).fill_(GOING)  # [C, N]; see ``Outcomes``
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # where the next step goes
         self.size = torch.zeros(1, dtype=torch.int64, device=device)  # rows written, at most C
         self.num_written = torch.zeros(1, dtype=torch.int64, device=device)  # final observations so far
@@ -237,13 +247,49 @@ def _first(ring: Tensor, rows: int) -> Tensor:
     return torch.from_numpy(ring[:rows].view(torch.uint8).numpy()).view(ring.dtype)
 
 
-def _check_memory(capacity: int, needed: int, device: torch.device, remedy: str) -> None:
-    free = free_memory(device)
-    if free is not None and needed > 0.9 * free:
+_Needs = dict[torch.device, int]
+"""Bytes by the place that is to give them."""
+
+
+class _Room(NamedTuple):
+    """What a replay memory needs, and what to say where it cannot be had."""
+
+    capacity: int
+    least: int  # capacity that is of use
+    needs: _Needs
+    others: list[str]  # settings with which it would fit
+
+    def check(self) -> None:
+        """Refuse what does not fit, before it is taken."""
+        short = _short(self.needs)
+        if short is None:
+            return
+        device, free = short
+        needed = self.needs[device]
         # Advice stays below the limit: not all of what is needed shrinks with the size, and what is free changes.
-        advice = int(capacity * 0.85 * free / needed)
-        where = "the host" if device.type == "cpu" else str(device)
-        raise ConfigError(
-            f"buffer_size: {capacity} transitions take {size_text(needed)} and {where} has {size_text(free)} left; "
-            f"set buffer_size to {advice} or less{remedy}"
-        )
+        advice = int(self.capacity * 0.85 * free / needed)
+        smaller = [f"buffer_size to {advice} or less"] if advice >= self.least else []
+        has = f"{_name(device)} has {size_text(free)} left for this process"
+        raise self._error(f"take {size_text(needed)} and {has}", smaller)
+
+    def refused(self, error: Exception) -> ConfigError:
+        """What to say where the system does not give what it seemed to have."""
+        sizes = " and ".join(f"{size_text(size)} on {_name(device)}" for device, size in self.needs.items())
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return self._error(f"take {sizes}, which cannot be had ({reason})", ["buffer_size to less"])
+
+    def _error(self, problem: str, smaller: list[str]) -> ConfigError:
+        remedies = smaller + self.others
+        advice = f"set {', or '.join(remedies)}" if remedies else "make room there"
+        return ConfigError(f"buffer_size: {self.capacity} transitions {problem}; {advice}")
+
+
+def _short(needs: _Needs) -> tuple[torch.device, int] | None:
+    """The place that has least of what is needed, and how much, if that is too little."""
+    rooms = ((device, free_memory(device)) for device in needs)
+    tight = [(device, free) for device, free in rooms if free is not None and needs[device] > 0.9 * free]
+    return min(tight, key=lambda room: room[1] / needs[room[0]], default=None)
+
+
+def _name(device: torch.device) -> str:
+    return "the host" if device.type == "cpu" else str(device)

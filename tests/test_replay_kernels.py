@@ -320,13 +320,9 @@ def test_host_memory_is_pinned_whole_and_until_nothing_refers_to_it(runtime: Run
 
 @pytest.mark.parametrize("runtime", [2], indirect=True)
 def test_host_memory_that_cannot_be_had_is_refused(runtime: Runtime) -> None:
-    with pytest.raises(
-        ConfigError, match=r"0\.5 MiB of host memory cannot be had for cuda \(CUDA error: .*smaller buffer"
-    ):
+    with pytest.raises(MemoryError, match=r"0\.5 MiB of host memory cannot be had for cuda: CUDA error: out of memory"):
         pinned_zeros((2**17,), torch.float32, CUDA)
-    with pytest.raises(
-        ConfigError, match=r"GiB of host memory cannot be had for cuda \(.*set a smaller buffer_size, or"
-    ):
+    with pytest.raises(MemoryError, match=r"GiB of host memory cannot be had for cuda: "):
         pinned_zeros((2**58,), torch.float32, CUDA)
     gc.collect()
     assert [call[0] for call in runtime.calls] == ["register"]
@@ -353,16 +349,35 @@ def test_room_is_asked_of_the_place_that_gives_it(
     monkeypatch.setattr(replay, "pinned_zeros", take)
     monkeypatch.setattr(torch, "zeros", take)
 
-    def build(home: Home) -> None:
-        Replay(1000, 10, {"a": 7}, 3, 1000, CUDA, home=home)
+    def build(home: Home, dtype: torch.dtype = torch.float32) -> None:
+        Replay(1000, 10, {"a": 7}, 3, 1000, CUDA, dtype, home=home)
 
     # 40 bytes of observation and action each, 28 for each of 15 final observations; 8 bytes for reward and end.
-    with pytest.raises(
-        ConfigError, match=r"take 0\.0 MiB and the host has .* set buffer_size to \d+ or less, or store_obs"
-    ):
+    with pytest.raises(ConfigError, match=r"take 0\.0 MiB and the host has .* set buffer_size to \d+ or less$"):
         build("host")
-    with pytest.raises(ConfigError, match=r"and cuda has .* or less, or store_obs to bf16, or buffer_device to host"):
+    # Bytes of the host, of the GPU, and what helps as well: nothing, half of the observations, or the other place.
+    for home, host, gpu, others in (
+        ("env", 10_000, 10_000, ""),
+        ("env", 10_000, 42_000, ", or store_obs to bf16"),
+        ("env", 50_000, 10_000, ", or buffer_device to host"),
+        ("env", 50_000, 42_000, ", or store_obs to bf16, or buffer_device to host"),
+        ("host", 32_000, 10_000, ", or store_obs to bf16"),
+        ("host", 32_000, 60_000, ", or store_obs to bf16, or buffer_device to env"),
+        ("host", 32_000, 8_000, ""),  # where rewards and ends do not fit either
+    ):
+        room |= {"cpu": host, "cuda": gpu}
+        with pytest.raises(ConfigError, match=rf" set buffer_size to \d+ or less{others}$"):
+            build(home)  # type: ignore[arg-type]
+    room |= {"cpu": 10_000, "cuda": 31_000}
+    with pytest.raises(ConfigError, match=r" or less$"):  # halved already
+        build("env", torch.bfloat16)
+    room |= {"cpu": 10, "cuda": 10}
+    with pytest.raises(ConfigError, match=r"; make room there$"):  # not even for two steps
         build("env")
+    room |= {"cpu": 20_000, "cuda": 1_000}
+    with pytest.raises(ConfigError, match=r"and cuda has .* set buffer_size to \d+ or less$") as refused:
+        build("host")  # the place that has least of what it should
+    assert int(str(refused.value).split("set buffer_size to ")[1].split()[0]) < 0.9 * 1_000 / 8
     room |= {"cpu": 46_000, "cuda": 8_000}
     with pytest.raises(ConfigError, match=r"take 0\.0 MiB and cuda has .* or less$"):
         build("host")
@@ -372,6 +387,27 @@ def test_room_is_asked_of_the_place_that_gives_it(
     assert caplog.messages == [
         "replay memory of 1,000 transitions, 0.0 MiB in pinned host memory and 0.0 MiB on cuda"
     ]  # before it is taken
+
+
+def test_memory_that_is_not_given_in_the_end_is_refused_with_the_same_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore lines")
+
+    def not_pinned(*_: Any, **__: Any) -> Tensor:
+        raise MemoryError("0.5 MiB of host memory cannot be had for cuda: CUDA error: not supported")
+
+    monkeypatch.setattr(replay, "available", lambda device: True)
+    monkeypatch.setattr(replay, "free_memory", lambda device: None)
+    monkeypatch.setattr(replay, "pinned_zeros", not_pinned)
+    monkeypatch.setattr(torch, "zeros", out_of_memory)
+    start = r"^buffer_size: 1000000 transitions take"
+    reason = r".* on cuda, which cannot be had \(CUDA out of memory\. Tried to allocate 20\.00 GiB\.\)"
+    advice = "set buffer_size to less, or store_obs to bf16, or buffer_device to "
+    with pytest.raises(ConfigError, match=f"{start} {reason}; {advice}host$"):
+        Replay(1_000_000, 10, {"a": 7}, 3, 1000, CUDA)
+    reason = r".* on the host and 7\.6 MiB on cuda, which cannot be had \(.* CUDA error: not supported\)"
+    with pytest.raises(ConfigError, match=f"{start} {reason}; {advice}env$"):
+        Replay(1_000_000, 10, {"a": 7}, 3, 1000, CUDA, home="host")
 
 
 @pytest.mark.gpu

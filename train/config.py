@@ -289,10 +289,10 @@ def settings_as_typed(agent: Any) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        named = re.match(r"(\w+)[.:]", str(error))
-        if named is None or named[1] not in {own.name for own in fields(agent)}:
-            raise
-        raise ConfigError(f"agent.{error}") from error
+        names = "|".join(own.name for own in fields(agent))
+        # The setting that is wrong comes first, others where the remedy says what to set them to.
+        text = re.sub(rf"^(?=({names})[.:])|(?<![\w.-])(?=({names}) to )", "agent.", str(error))
+        raise ConfigError(text) from error
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
