@@ -350,7 +350,7 @@ def test_room_is_asked_of_the_place_that_gives_it(
     monkeypatch.setattr(torch, "zeros", take)
 
     def build(home: Home, dtype: torch.dtype = torch.float32) -> None:
-        Replay(1000, 10, {"a": 7}, 3, 1000, CUDA, dtype, home=home)
+        Replay(1000, 10, {"a": 7}, 3, 1000, CUDA, dtype, final_capacity=14, home=home)
 
     # 40 bytes of observation and action each, 28 for each of 15 final observations; 8 bytes for reward and end.
     with pytest.raises(ConfigError, match=r"take 0\.0 MiB and the host has .* set buffer_size to \d+ or less$"):
