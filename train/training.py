@@ -270,10 +270,8 @@ class Training:
         for note in (*getattr(env, "notes", ()), *getattr(self.agent, "notes", ())):
             say(self.console, f"note         {note}")
         if getattr(config, "preset", None) == "gpu" and self.device.type == "cpu":
-            # A run that is resumed keeps its preset.
-            remedy = "take --preset classic, or a CUDA device" if self.progress is None else "go on with a CUDA device"
-            slow = "the preset gpu is made for CUDA and very slow on a CPU once learning begins"
-            say(self.console, f"note         {slow}; {remedy}")
+            slow = "the preset gpu is made for CUDA, and slow on a CPU once learning begins"
+            say(self.console, f"note         {slow}; --preset classic is for a CPU and few envs")
         samples = getattr(self.agent, "num_updates", 0) * getattr(config.agent, "batch_size", 0)
         if samples > _MOST_SAMPLES * steps:
             say(
