@@ -7,6 +7,7 @@ import difflib
 import math
 import typing
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -169,7 +170,7 @@ def _to_float(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value)  # to Python a bool is a number, so as itself it would pass the type check
     try:
-        return float(value) if isinstance(value, (str, int)) else value
+        return float(value) if isinstance(value, (str, Real)) else value
     except (ValueError, OverflowError):
         return value  # left for the type check, which knows the field's name
 
@@ -177,15 +178,13 @@ def _to_float(value: Any) -> Any:
 def _to_int(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        return int(value)  # 1e6 in YAML is a float
-    if isinstance(value, str):
-        try:
-            number = float(value)
-        except ValueError:
-            return value
-        return int(number) if math.isfinite(number) and number == int(number) else value
-    return value
+    if isinstance(value, int) or not isinstance(value, (str, Real)):
+        return value
+    try:
+        number = float(value)  # YAML reads 1.0e+6 as a float and 1e6 as a text; NumPy's numbers are no int either
+    except ValueError:
+        return value
+    return int(number) if math.isfinite(number) and number == int(number) else value
 
 
 def _type_name(expected: Any) -> str:

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from rlcore import DDPG, PPO, SAC, ConfigError, DDPGConfig, NetworkConfig, PPOConfig, SACConfig, ppo, ppo_config
@@ -123,3 +124,6 @@ def test_values_given_in_python_are_converted_as_those_of_a_file_are() -> None:
         num_steps=4, actor=NetworkConfig(hidden_dims=(8,)), critic=NetworkConfig(hidden_dims=(8,))
     )
     assert isinstance(agent.config.num_steps, int)
+    numpy = PPOConfig(num_steps=np.int64(4), gamma=np.float32(0.5))  # type: ignore[arg-type]
+    plain = PPO(Null(4, obs_size=3, action_size=2), numpy).config
+    assert (type(plain.num_steps), type(plain.gamma)) == (int, float)
