@@ -7,9 +7,12 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from rlcore.config import ConfigError
 
 # Of both versions of cgroups: the line of /proc/self/cgroup, where the tree is, the files with limit and use, and what
 # names in memory.stat begin with.
@@ -75,6 +78,61 @@ def _text(file: Path) -> str:
         return file.read_text()
     except (OSError, ValueError):
         return ""
+
+
+Needs = dict[torch.device, int]
+"""Bytes by the place that is to give them."""
+
+
+class Room(NamedTuple):
+    """What a replay memory needs, and what to say where it cannot be had."""
+
+    capacity: int
+    """Transitions that are asked for."""
+    least: int
+    """Transitions with which it would still be of use."""
+    needs: Needs
+    others: dict[str, Needs]
+    """What could be set besides, in words, and what that would need."""
+
+    def check(self) -> None:
+        """Refuse what does not fit, before it is taken.
+
+        Raises:
+            ConfigError: with what would fit.
+        """
+        short = _short(self.needs)
+        if short is None:
+            return
+        device, free = short
+        needed = self.needs[device]
+        # Advice stays below the limit: not all of what is needed shrinks with the size, and what is free changes.
+        advice = int(self.capacity * 0.85 * free / needed)
+        smaller = [f"buffer_size to {advice} or less"] if advice >= self.least else []
+        has = f"{_name(device)} has {size_text(free)} left for this process"
+        raise self._error(f"take {size_text(needed)} and {has}", smaller)
+
+    def refused(self, error: Exception) -> ConfigError:
+        """What to say where the system does not give what it seemed to have."""
+        sizes = " and ".join(f"{size_text(size)} on {_name(device)}" for device, size in self.needs.items())
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return self._error(f"take {sizes}, which cannot be had ({reason})", ["buffer_size to less"])
+
+    def _error(self, problem: str, smaller: list[str]) -> ConfigError:
+        remedies = smaller + [setting for setting, needs in self.others.items() if _short(needs) is None]
+        advice = f"set {', or '.join(remedies)}" if remedies else "make room there"
+        return ConfigError(f"buffer_size: {self.capacity} transitions {problem}; {advice}")
+
+
+def _short(needs: Needs) -> tuple[torch.device, int] | None:
+    """The place that has least of what is needed, and how much, if that is too little."""
+    rooms = ((device, free_memory(device)) for device in needs)
+    tight = [(device, free) for device, free in rooms if free is not None and needs[device] > 0.9 * free]
+    return min(tight, key=lambda room: room[1] / needs[room[0]], default=None)
+
+
+def _name(device: torch.device) -> str:
+    return "the host" if device.type == "cpu" else str(device)
 
 
 def pinned_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

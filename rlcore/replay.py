@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlcore.config import ConfigError
 from rlcore.launcher import available
-from rlcore.memory import free_memory, pinned_zeros, size_text
+from rlcore.memory import Needs, Room, pinned_zeros, size_text
 from rlcore.replay_kernels import (
     BROKEN,
     CUT,
@@ -103,7 +103,7 @@ class Replay:
         large, small = seen + total * 4 * action_size, total * (4 + 4)
         self.num_bytes = large + small
         needs = {torch.device("cpu"): large, device: small} if self.on_host else {device: self.num_bytes}
-        others: dict[str, _Needs] = {}  # what else could be set, and what that needs
+        others: dict[str, Needs] = {}  # what else could be set, and what that needs
         if dtype == torch.float32:
             main = next(iter(needs))
             others["store_obs to bf16"] = {**needs, main: needs[main] - seen // 2}
@@ -111,7 +111,7 @@ class Replay:
             others["buffer_device to env"] = {device: self.num_bytes}
         elif device.type == "cuda" and available(device):
             others["buffer_device to host"] = {torch.device("cpu"): large, device: small}
-        room = _Room(capacity, 2 * num_envs, needs, [name for name, other in others.items() if _short(other) is None])
+        room = Room(capacity, 2 * num_envs, needs, others)
         room.check()
         if self.on_host:
             where = f"{size_text(large)} in pinned host memory and {size_text(small)} on {device}"
@@ -245,51 +245,3 @@ def _first(ring: Tensor, rows: int) -> Tensor:
     if ring.device.type != "cpu":
         return ring[:rows].clone()
     return torch.from_numpy(ring[:rows].view(torch.uint8).numpy()).view(ring.dtype)
-
-
-_Needs = dict[torch.device, int]
-"""Bytes by the place that is to give them."""
-
-
-class _Room(NamedTuple):
-    """What a replay memory needs, and what to say where it cannot be had."""
-
-    capacity: int
-    least: int  # capacity that is of use
-    needs: _Needs
-    others: list[str]  # settings with which it would fit
-
-    def check(self) -> None:
-        """Refuse what does not fit, before it is taken."""
-        short = _short(self.needs)
-        if short is None:
-            return
-        device, free = short
-        needed = self.needs[device]
-        # Advice stays below the limit: not all of what is needed shrinks with the size, and what is free changes.
-        advice = int(self.capacity * 0.85 * free / needed)
-        smaller = [f"buffer_size to {advice} or less"] if advice >= self.least else []
-        has = f"{_name(device)} has {size_text(free)} left for this process"
-        raise self._error(f"take {size_text(needed)} and {has}", smaller)
-
-    def refused(self, error: Exception) -> ConfigError:
-        """What to say where the system does not give what it seemed to have."""
-        sizes = " and ".join(f"{size_text(size)} on {_name(device)}" for device, size in self.needs.items())
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return self._error(f"take {sizes}, which cannot be had ({reason})", ["buffer_size to less"])
-
-    def _error(self, problem: str, smaller: list[str]) -> ConfigError:
-        remedies = smaller + self.others
-        advice = f"set {', or '.join(remedies)}" if remedies else "make room there"
-        return ConfigError(f"buffer_size: {self.capacity} transitions {problem}; {advice}")
-
-
-def _short(needs: _Needs) -> tuple[torch.device, int] | None:
-    """The place that has least of what is needed, and how much, if that is too little."""
-    rooms = ((device, free_memory(device)) for device in needs)
-    tight = [(device, free) for device, free in rooms if free is not None and needs[device] > 0.9 * free]
-    return min(tight, key=lambda room: room[1] / needs[room[0]], default=None)
-
-
-def _name(device: torch.device) -> str:
-    return "the host" if device.type == "cpu" else str(device)

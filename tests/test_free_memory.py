@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlcore import replay
 from rlcore.memory import free_memory
 from rlcore.train.cli import main
 
@@ -106,7 +105,7 @@ def test_what_is_missing_or_odd_says_nothing(tmp_path: Path) -> None:
 LIMITED = """
 import resource
 import torch
-from rlcore import ConfigError, replay
+from rlcore import ConfigError, memory, replay
 from rlcore.memory import free_memory, size_text
 
 cpu = torch.device("cpu")
@@ -121,7 +120,7 @@ def refusal():
         return str(error)
 
 print(refusal())
-replay.free_memory = lambda device: None
+memory.free_memory = lambda device: None
 print(refusal())
 """
 
@@ -141,7 +140,7 @@ def test_a_limited_process_is_refused_and_not_killed() -> None:
 def test_remedies_are_named_as_they_are_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(replay, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr("rlcore.memory.free_memory", lambda device: 2**20)
     words = ["--task", "Pendulum", "--algo", "sac", "--agent.learning-starts", "4", "--runs-dir", str(tmp_path)]
     assert main(["train", *words, "--agent.buffer-size", "45_000"]) == 2
     error = capsys.readouterr().err

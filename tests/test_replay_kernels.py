@@ -345,7 +345,7 @@ def test_room_is_asked_of_the_place_that_gives_it(
 
     room = {"cpu": 10_000, "cuda": 10_000}
     monkeypatch.setattr(replay, "available", lambda device: True)
-    monkeypatch.setattr(replay, "free_memory", lambda device: room[device.type])
+    monkeypatch.setattr("rlcore.memory.free_memory", lambda device: room[device.type])
     monkeypatch.setattr(replay, "pinned_zeros", take)
     monkeypatch.setattr(torch, "zeros", take)
 
@@ -397,7 +397,7 @@ def test_memory_that_is_not_given_in_the_end_is_refused_with_the_same_remedies(m
         raise MemoryError("0.5 MiB of host memory cannot be had for cuda: CUDA error: not supported")
 
     monkeypatch.setattr(replay, "available", lambda device: True)
-    monkeypatch.setattr(replay, "free_memory", lambda device: None)
+    monkeypatch.setattr("rlcore.memory.free_memory", lambda device: None)
     monkeypatch.setattr(replay, "pinned_zeros", not_pinned)
     monkeypatch.setattr(torch, "zeros", out_of_memory)
     start = r"^buffer_size: 1000000 transitions take"
