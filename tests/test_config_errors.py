@@ -391,6 +391,10 @@ def test_a_ctrl_c_that_an_import_swallows_still_ends_the_command(broken: bool, m
         return lambda: started.append("job") or 0
 
     monkeypatch.setattr(commands, "eval_command", swallow)
-    assert main(["eval"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+    try:
+        assert main(["eval"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not started
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
