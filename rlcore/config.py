@@ -82,7 +82,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuratio
         ConfigError: an unknown key, a wrong type or an impossible value.
     """
     _refuse_unknown(cls, data, source, "")
-    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float, int: _to_int})
+    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float, int: to_int})
     try:
         return dacite.from_dict(cls, dict(data), settings)
     except ConfigError as error:
@@ -175,13 +175,14 @@ def _to_float(value: Any) -> Any:
         return value  # left for the type check, which knows the field's name
 
 
-def _to_int(value: Any) -> Any:
+def to_int(value: Any) -> Any:
+    """A whole number as an int, be it NumPy's, a float or a text, as YAML reads 1e6; anything else as it is."""
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, int) or not isinstance(value, (str, Real)):
         return value
     try:
-        number = float(value)  # YAML reads 1.0e+6 as a float and 1e6 as a text; NumPy's numbers are no int either
+        number = float(value)
     except ValueError:
         return value
     return int(number) if math.isfinite(number) and number == int(number) else value

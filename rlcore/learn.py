@@ -242,7 +242,7 @@ def learn(
         ValueError: ``num_iterations`` is not a positive whole number, or ``capture_env`` is asked for and the env does
             not allow it.
     """
-    if not isinstance(num_iterations, int) or num_iterations < 1:
+    if num_iterations != int(num_iterations) or num_iterations < 1:
         raise ValueError(f"num_iterations: {num_iterations!r} is not possible; give a positive whole number")
     device = torch.device(env.device)
     if progress is None:
@@ -293,7 +293,7 @@ class Faults:
         elif metrics.get("replay/lost", 0.0) > 0.01:
             found.append(
                 "more than 1 % of the samples count for nothing: last observations of truncated episodes have been "
-                "overwritten (replay/lost); let the env's max_episode_length be what it is, or raise final_capacity"
+                "overwritten (replay/lost); raise agent.final_capacity, or correct the env's max_episode_length"
             )
         if metrics.get("policy/skipped_minibatches") and "loss/policy" not in metrics:
             found.append("the update was skipped whole: observations, rewards or the loss are not finite")

@@ -70,7 +70,7 @@ class PPO:
         )
         want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
-        per_env = 1 + room_for_timeouts(config.num_steps, env.max_episode_length)
+        per_env = room_for_timeouts(config.num_steps, env.max_episode_length)
         self.num_timeouts = env.num_envs * min(config.num_steps, per_env)
         self.value_normalizer = RunningNormalizer(1).to(device) if config.normalize_value else None
         actor = list(self.policy.parameters())

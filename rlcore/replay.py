@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, check
 from rlcore.launcher import available
 from rlcore.memory import Needs, Room, pinned_zeros, size_text
 from rlcore.replay_kernels import (
@@ -88,7 +88,7 @@ class Replay:
         if self.num_rows < 2:
             raise ConfigError(f"buffer_size: {capacity!r} is not possible; {num_envs} envs need {2 * num_envs} or more")
         total = self.num_rows * num_envs
-        expected = num_envs * (1 + room_for_timeouts(self.num_rows, max_episode_length))
+        expected = num_envs * room_for_timeouts(self.num_rows, max_episode_length)
         self.num_finals = min(total, expected if final_capacity is None else final_capacity)
         if self.num_finals < num_envs:
             raise ConfigError(f"final_capacity: {final_capacity!r} is not possible; set at least num_envs ({num_envs})")
@@ -218,7 +218,17 @@ class Replay:
         return kept | self._finals() | {"row": self.row, "size": self.size, "num_written": self.num_written}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore ``state_dict``'s result, in place."""
+        """Restore ``state_dict``'s result, in place.
+
+        Raises:
+            ConfigError: it was saved with room for another number of final observations.
+        """
+        for name in self._finals():
+            saved = len(state[name]) - 1
+            remedy = (
+                f"the replay memory was saved with room for {saved} last observations; set final_capacity to {saved}"
+            )
+            check(saved == self.num_finals, "final_capacity", self.num_finals, remedy)
         self._wait()
         for name, value in self._rings().items():
             value[: len(state[name])].copy_(state[name])

@@ -33,9 +33,9 @@ def room_for_timeouts(steps: int, max_episode_length: int) -> int:
     """How many time-outs of one env to make room for in so many steps.
 
     Four times those of its limit, and no fewer than with a limit of 100 steps: an env may know of no limit, or cut
-    episodes for reasons of its own.
+    episodes for reasons of its own. And one besides, of an episode that had begun before.
     """
-    return math.ceil(4 * steps / min(max(1, max_episode_length), 100))
+    return 1 + math.ceil(4 * steps / min(max(1, max_episode_length), 100))
 
 
 def next_values(values: Tensor, terminated: Tensor, truncated: Tensor, timeout_values: Tensor) -> Tensor:

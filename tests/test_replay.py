@@ -252,6 +252,12 @@ def test_a_sample_whose_final_observation_was_evicted_does_not_count(place: Plac
     assert window.weight.tolist() == [0.0, 1.0]
 
 
+def test_a_memory_saved_with_other_room_for_final_observations_names_that_room() -> None:
+    saved = History(Place(CPU, "env"), num_envs=2, rows=20, final_capacity=4).run(10).replay.state_dict(10)
+    with pytest.raises(ConfigError, match=r"final_capacity: 5 is not possible; .* set final_capacity to 4"):
+        History(Place(CPU, "env"), num_envs=2, rows=20, final_capacity=5).replay.load_state_dict(saved)
+
+
 def test_truncations_in_every_env_at_once_fit_the_smallest_side_ring(place: Place) -> None:
     history = History(place, num_envs=4, rows=6, final_capacity=4)
     for t in range(10):

@@ -140,7 +140,7 @@ def test_value_mode_equals_adding_the_value_to_the_reward() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "limit", "room"), [(24, 1000, 1), (1000, 1000, 40), (1000, 50, 80), (1000, 1, 4000), (1000, 10**6, 40)]
+    ("steps", "limit", "room"), [(24, 1000, 2), (1000, 1000, 41), (1000, 50, 81), (1000, 1, 4001), (1000, 10**6, 41)]
 )
 def test_room_for_time_outs_is_never_that_of_long_episodes_alone(steps: int, limit: int, room: int) -> None:
     assert room_for_timeouts(steps, limit) == room

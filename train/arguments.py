@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from rlcore.config import closest
+from rlcore.config import closest, to_int
 
 T = TypeVar("T")
 
@@ -242,18 +242,10 @@ def _words_for(key: str, values: list[str], hint: Any) -> list[str]:
     if len(values) == 1 and values[0].lower() in ("none", "null") and type(None) in typing.get_args(hint):
         return [f"--{key}", "None"]
     if int in (hint, *typing.get_args(hint)):
-        values = [_whole(value) for value in values]
+        values = [str(to_int(value)) if "e" in value.lower() else value for value in values]  # 1e6, as in files
     if _is_sequence(hint):
         values = [part for value in values for part in re.split(r"[\s,]+", value.strip("[]()")) if part]
     return [f"--{key}", *values]
-
-
-def _whole(value: str) -> str:
-    """``1e6`` as Python reads whole numbers, as in a YAML file; else as it is."""
-    if not re.fullmatch(r"\d+(\.\d*)?e\+?\d{1,2}", value, re.IGNORECASE):
-        return value
-    number = float(value)
-    return str(int(number)) if number == int(number) else value
 
 
 def _is_sequence(hint: Any) -> bool:

@@ -37,6 +37,7 @@ RESUMABLE = frozenset(
         "capture_env",
         "device",
         "agent.buffer_device",
+        "agent.final_capacity",  # refused unless it is that of the saved replay memory, for which an error may ask
     }
 )
 """Settings that may differ between a run and its continuation. All but the device leave its curve as it is."""

@@ -139,8 +139,7 @@ def convert_file(
     source = read_yaml(path)
     if library is None:
         library = guess_library(source, str(path))
-    elif _looks_like(source) not in (None, library):
-        looks = _looks_like(source)
+    elif (looks := _looks_like(source)) not in (None, library):
         raise ConfigError(f"{path}: --from is '{library}', and these look like settings of {looks}; leave --from out")
     stem = Path(path).stem.lower()
     if library == "sb3" and stem in ("ppo", "sac", "td3", "ddpg"):

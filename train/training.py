@@ -144,7 +144,8 @@ class Training:
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         if content is not None:
             try:
-                self.progress, self.exact = resume(self.env, self.agent, content)
+                with settings_as_typed(config.agent):
+                    self.progress, self.exact = resume(self.env, self.agent, content)
             except KeyError as error:
                 raise CheckpointError(
                     f"checkpoint '{resumed_from}' lacks {error}: another version of rlcore wrote it; begin anew with "
