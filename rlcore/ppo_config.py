@@ -116,7 +116,7 @@ def small_minibatches(config: PPOConfig, num_envs: int) -> str:
         return ""
     recurrent = any(net.rnn.type != "none" for net in (config.actor, config.critic))
     parts = total // ((config.sequence_length or config.num_steps) if recurrent else 1)
-    most = max((n for n in range(1, total // SMALL_MINIBATCH + 1) if parts % n == 0), default=0)
+    most = next((n for n in range(total // SMALL_MINIBATCH, 0, -1) if parts % n == 0), 0)
     remedy = f"set {most}" if most else "give more num_envs or num_steps"
     return (
         f"num_minibatches is {config.num_minibatches}, which cuts {num_envs} envs x {config.num_steps} steps into "

@@ -38,6 +38,9 @@ ASSUMED_NUM_ENVS = 4096
 UNKNOWN = "unknown key"
 """How the note of a key begins that nobody knows."""
 
+MOST_SAMPLES = 10**12
+"""A rollout of more samples is a slip of the pen, and its divisors take long to find."""
+
 GUARDS = (1e-3, 1e3)
 """Limits of the standard deviation beyond these guard against zero and infinity; they are not choices."""
 
@@ -222,8 +225,13 @@ class Translation:
         if count <= 0:
             raise ConfigError(f"{self.library}: {key}: {_shown(self.get(key))} cannot be used: give 1 or more")
         total = max(1, self.num_envs * int(self.config["agent"]["num_steps"]) // length)
+        if total > MOST_SAMPLES:
+            raise ConfigError(
+                f"{self.library}: rollouts of {total:.3g} {_unit(length)} fit no memory; give fewer steps"
+            )
         wanted = min(max(1, round(count)), total)
-        best = min((n for n in range(1, min(2 * wanted, total) + 1) if total % n == 0), key=lambda n: abs(n - wanted))
+        divisors = {d for n in range(1, math.isqrt(total) + 1) if total % n == 0 for d in (n, total // n)}
+        best = min(sorted(divisors), key=lambda n: abs(n - wanted))
         value, changed = self.get(key, count), best != count
         if changed:
             note = f"{count:.6g} minibatches do not cut {total} {_unit(length)} into equal parts; " + note
