@@ -95,7 +95,7 @@ class PPO:
             and config.normalize_advantage != "minibatch"
             and "compile" not in config.mode
         )
-        self._loss = compiled(self._evaluate, config.mode, device)
+        self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
@@ -257,7 +257,7 @@ class PPO:
         config = self.config
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss, metrics = self._loss(sample)
+        loss, metrics = self._loss(self, sample)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             allowed = torch.isfinite(loss) & ~self.stopped
