@@ -25,6 +25,7 @@ from rlcore.q_networks import Critics, SquashedPolicy
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
+from rlcore.update_kernels import NO_LIMIT
 
 Batch = dict[str, Tensor]
 """Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
@@ -319,7 +320,7 @@ class OffPolicy:
 
     def _adam(self, parameters: list[nn.Parameter], unit: Sequence[Tensor] = ()) -> FlatAdam:
         limit = self.config.max_grad_norm
-        return FlatAdam(parameters, self.learning_rate, _NO_LIMIT if limit is None else limit, unit)
+        return FlatAdam(parameters, self.learning_rate, NO_LIMIT if limit is None else limit, unit)
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -364,9 +365,6 @@ class OffPolicy:
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
             self.notes = (*self.notes[:-1], self._steps_note(wait))
         self.trace.load_state_dict(state["trace"])
-
-
-_NO_LIMIT = 1e30  # of a gradient's norm; a kernel takes it as a constant
 
 
 def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:
