@@ -97,11 +97,6 @@ class PPO:
         )
         self._loss = compiled(self._evaluate, config.mode, device)
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Lines that a run prints when it begins."""
-        return self.policy.notes
-
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
 
