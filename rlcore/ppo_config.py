@@ -57,7 +57,7 @@ class PPOConfig(ActorCriticConfig):
     entropy_coef: float = 0.005
     """Weight of the entropy bonus, summed over action dimensions."""
     bounds_loss_coef: float = 0.0
-    """Weight of the squared distance of action means beyond +- bounds_loss_limit."""
+    """Weight of the squared distance of action means, before they are scaled, beyond +- bounds_loss_limit."""
     bounds_loss_limit: float = 1.1
     """Where the bounds loss begins."""
     normalize_advantage: Literal["batch", "minibatch", "none"] = "batch"
