@@ -76,6 +76,8 @@ def choose_task(t: Translation) -> None:
 
 def _algorithm(t: Translation) -> None:
     steps = t.use("n_steps", "agent.num_steps", 2048, positive)
+    if t.has("n_envs"):
+        t.prefer_num_envs(t.read("n_envs", 1, positive))
     count_envs(t)
     if t.has("n_minibatches"):
         t.minibatches("n_minibatches", t.read("n_minibatches", None, number))

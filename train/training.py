@@ -77,7 +77,8 @@ class _Notes(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.console, f"note         {record.getMessage()}")
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        say(self.console, f"{kind:<12} {record.getMessage()}")
 
 
 @contextmanager
