@@ -243,12 +243,12 @@ class StepCheck:
                 parts += final.values()
                 names += final
             found = [*names, *[(x.shape, x.dtype, x.device) for x in parts]]
-        except (AttributeError, TypeError):
+        except (AttributeError, TypeError, RuntimeError):
             found = None  # no step, no groups or no tensors, which check_step explains
         if found is None or found != self._right:
             check_step(self.env, step)
             self._right = found
-        elif step.log:
+        elif step.log or not isinstance(step.log, dict):
             _check_log(self.env, step.log)
 
 
