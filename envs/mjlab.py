@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcore.envs import nearest_names
-from rlcore.envs.launch import GET_MJLAB
+from rlcore.envs.launch import GET_MJLAB, full_name
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
 from rlcore.types import Obs, Step
 
@@ -246,7 +246,7 @@ def make_mjlab(
     apply_overrides(name, cfg, overrides)
     env = envs.ManagerBasedRlEnv(cfg, device=str(sim_device or device), render_mode=render_mode)
     try:
-        return MjlabEnv(
+        made = MjlabEnv(
             env,
             task=name,
             device=device,
@@ -258,3 +258,5 @@ def make_mjlab(
     except ValueError:
         env.close()
         raise
+    made.registered_as = full_name("mjlab", module, name)
+    return made
