@@ -335,7 +335,8 @@ def check_counters_drive_the_curriculum_after_a_resume() -> None:
     for action in actions(20):
         env.step(action)
     state = env.state_dict()
-    assert state == {"common_step_counter": 20, "_sim_step_counter": 40} and not env.exact_state
+    changed = {"reward/alive/weight": 9.0}
+    assert state == {"common_step_counter": 20, "_sim_step_counter": 40, "changed": changed} and not env.exact_state
     resumed = IsaacLabEnv(raw_env(TASKS[0], change))
     weight = resumed.core.reward_manager.get_term_cfg
     resumed.reset(1)
