@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import unknown_option
 from rlcore.types import Obs, Step
 
@@ -98,7 +98,7 @@ class GymnasiumEnv:
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
-            raise ValueError(_failed(self.task, "reset()", error)) from error
+            raise EnvFailed(_failed(self.task, "reset()", error)) from error
         return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
@@ -115,7 +115,7 @@ class GymnasiumEnv:
         try:
             observation, reward, terminated, truncated, infos = self.env.step(actions)
         except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
         groups = self._groups(observation)
         obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
         final_obs = obs
