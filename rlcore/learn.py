@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rlcore.capture import Captured
-from rlcore.env import VecEnv, check_obs, check_step
+from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.recurrent import cleared
 from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
 from rlcore.types import Agent, Metrics, Obs, State, detached, detached_step
@@ -48,6 +48,7 @@ class Progress:
     def restart(self, env: VecEnv, agent: Agent) -> None:
         """Begin new episodes, as after something else has used the env."""
         self.obs, self.state, self.broken_off = detached(env.reset()), agent.initial_state(), ""
+        check_obs(env, self.obs, "reset")
         self.episodes.returns.zero_()
         self.episodes.lengths.zero_()
 
@@ -290,16 +291,13 @@ def _collector(
     env: VecEnv, agent: Agent, episodes: EpisodeStatistics, capture_env: bool | None
 ) -> Callable[[Obs, State], tuple[Obs, State]]:
     """The rollout between two updates: from observation and state to those after it."""
-    checked = False
+    check = StepCheck(env)  # of a rollout that is recorded as one graph, while that is done
 
     def collect(obs: Obs, state: State) -> tuple[Obs, State]:
-        nonlocal checked
         for _ in range(agent.num_steps):
             action, extras, next_state = agent.act(obs, state)
             step = env.step(action)
-            if not checked:
-                check_step(env, step)
-                checked = True
+            check(step)
             step = detached_step(step)
             agent.record(obs, action, extras, state, step)
             episodes.record(step)

@@ -201,7 +201,9 @@ def is_mistake(error: BaseException) -> bool:
     """
     if full_disk(error) is not None:
         return True
-    if _of_an_env(error) or not isinstance(error, (ValueError, OSError, ImportError)):
+    if _of_an_env(error) and error.__cause__ is not None:
+        error = error.__cause__
+    if not isinstance(error, (ValueError, OSError, ImportError)):
         return False
     return _origin(error)[0].partition(".")[0] == "rlcore"
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.recurrent import cleared
 from rlcore.types import Obs, Policy
 
@@ -109,6 +109,9 @@ def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds:
         policy: a policy module, or a function from observations to actions such as an exported file.
         seed: makes the estimate repeatable; round r resets with ``seed + r``.
         rounds: times that all envs start anew; each gives ``env.num_envs`` episodes.
+
+    Raises:
+        ValueError: the env returns something of a wrong type or shape.
     """
     results = [_one_round(env, policy, seed + r) for r in range(rounds)]
     known = [r for r in results if r.successes is not None]
@@ -163,10 +166,12 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int) -> Evalu
     reports_success = False
 
     controller = Controller(policy, env)
-    obs = env.reset(seed)
+    obs, check = env.reset(seed), StepCheck(env)
+    check_obs(env, obs, "reset")
     limit = env.max_episode_length if env.max_episode_length < ENDLESS else ENDLESS // 10
     for _ in range(limit + 1):
         step = env.step(controller.act(obs))
+        check(step)
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running

@@ -283,7 +283,8 @@ class _Notes(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(f"note         {record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        self.console.print(f"{kind:<12} {record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -245,7 +245,9 @@ class Training:
             f"run folder   {run.path}",
         ):
             say(self.console, line)
-        for note in (*self.notes, *getattr(env, "notes", ()), *getattr(self.agent, "notes", ())):
+        for note in self.notes:
+            say(self.console, f"note         {note}")
+        for note in (note for who in (env, self.agent, self.agent.policy) for note in getattr(who, "notes", ())):
             say(self.console, f"note         {note}")
         if getattr(config, "preset", None) == "gpu" and self.device.type == "cpu":
             slow = "the preset gpu is made for CUDA, and slow on a CPU once learning begins"
