@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import unknown_option
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
@@ -106,7 +106,7 @@ class GymnasiumEnv:
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
-            raise ValueError(_failed(self.task, "reset()", error)) from error
+            raise EnvFailed(_failed(self.task, "reset()", error)) from error
         return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
@@ -172,7 +172,7 @@ class GymnasiumEnv:
             for i, observation in begun.items():
                 self._put(groups, i, observation)
         except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
         return groups, final, reward, terminated, truncated
 
     def _put(self, groups: _Arrays, i: int, observation: Any) -> None:
@@ -186,7 +186,7 @@ class GymnasiumEnv:
         try:
             observation, reward, terminated, truncated, infos = self.env.step(actions)
         except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
         groups, done = self._groups(observation), np.logical_or(terminated, truncated)
         final = self._final(groups, done, infos) if done.any() else groups
         return groups, final, reward, terminated, truncated

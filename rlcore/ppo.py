@@ -163,7 +163,7 @@ class PPO:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self._record(step.reward, step.terminated, step.truncated, final_obs)
-        self.next_obs = concatenate(step.obs, self.critic.groups)  # [N, O]
+        self.next_obs = concatenate(step.obs, self.critic.groups).detach()  # [N, O]
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
@@ -257,8 +257,7 @@ class PPO:
 
     def _sequences(self, value: Tensor) -> Tensor:
         """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]``."""
-        chunks = value.view(-1, self.length, *value.shape[1:])
-        return chunks.transpose(0, 1).flatten(1, 2)
+        return value.view(-1, self.length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
 
     def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
@@ -356,6 +355,10 @@ class PPO:
         if self.value_normalizer is None:
             return values
         return self.value_normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
+
+    def moved(self) -> list[Tensor]:
+        """The statistics of observations; see ``types.Agent``."""
+        return [*self.policy.normalizer.buffers(), *self.critic.normalizer.buffers()]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""

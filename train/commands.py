@@ -52,6 +52,7 @@ def eval_command(words: Sequence[str]) -> Job:
     from rich.console import Console
 
     from rlcore.train.conclude import DROPPED, evaluation_record, say, update_evaluation, write_json
+    from rlcore.train.ending import Output
     from rlcore.train.evaluate import evaluate
     from rlcore.train.run import RunFolder
     from rlcore.train.source import policy_and_env
@@ -60,7 +61,7 @@ def eval_command(words: Sequence[str]) -> Job:
     rounds = -(-(args.episodes or args.num_envs) // args.num_envs)
 
     def job() -> int:
-        console = Console()
+        console = Console(file=Output())  # type: ignore[arg-type]
         result = evaluate(source.env, source.policy, args.seed, rounds=rounds, stage=source.stage)
         output = args.output or source.folder / "eval.json"
         record = evaluation_record(

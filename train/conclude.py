@@ -17,6 +17,7 @@ from rlcore.checkpoint import OF_A_RUN, load_checkpoint
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.envs.launch import bare_name
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
+from rlcore.files import whole_file
 from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import POLICIES
 from rlcore.train.config import TrainConfig, read_config
@@ -179,8 +180,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write plain values for people and programs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    with whole_file(path) as file:
+        file.write(json.dumps(record, indent=2) + "\n")
 
 
 def say(console: Console, text: str) -> None:
