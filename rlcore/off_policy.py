@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from rlcore.q_networks import Critics, SquashedPolicy
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
+from rlcore.update_kernels import NO_LIMIT
 
 Batch = dict[str, Tensor]
 """Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
@@ -97,9 +97,7 @@ class OffPolicy:
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
-        self._updates = [
-            Captured(partial(self._improve, phase), config.mode, device) for phase in range(config.policy_delay)
-        ]
+        self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes()
@@ -226,7 +224,8 @@ class OffPolicy:
         if self.stored < self.first_rows:
             return {"replay/dropped": self.replay.broken(self.num_steps)}
         done = (self.iteration - 1) * self.num_updates
-        return self._updates[done % self.config.policy_delay]()  # type: ignore[no-any-return]
+        phase = done % self.config.policy_delay
+        return self._updates[phase](phase)  # type: ignore[no-any-return]
 
     def _schedules(self) -> list[str]:
         """Settings that change over the run, as an error names them."""
@@ -321,7 +320,7 @@ class OffPolicy:
 
     def _adam(self, parameters: list[nn.Parameter], unit: Sequence[Tensor] = ()) -> FlatAdam:
         limit = self.config.max_grad_norm
-        return FlatAdam(parameters, self.learning_rate, _NO_LIMIT if limit is None else limit, unit)
+        return FlatAdam(parameters, self.learning_rate, NO_LIMIT if limit is None else limit, unit)
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -366,9 +365,6 @@ class OffPolicy:
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
             self.notes = (*self.notes[:-1], self._steps_note(wait))
         self.trace.load_state_dict(state["trace"])
-
-
-_NO_LIMIT = 1e30  # of a gradient's norm; a kernel takes it as a constant
 
 
 def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:

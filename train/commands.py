@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def eval_command(words: Sequence[str]) -> Job:
         say(console, f"written to {output}")
         return 0
 
-    return job
+    return _closing(source.env, job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,10 +154,10 @@ def play_command(words: Sequence[str]) -> Job:
     source = _source(args, options, num_envs=1, render=True)
     output = args.output or source.folder / "play.gif"
     steps = args.steps or min(source.env.max_episode_length, 500)
-    control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
-    pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt)
-    count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
-    source.env.close()
+    with contextlib.closing(source.env):
+        control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
+        pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt)
+        count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
     print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
     print(f"written to {output}")
     return lambda: 0
@@ -245,8 +246,22 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
     env = make_env(task, num_envs, device, seed=args.seed, **options)
     want_final_obs(env, ())  # nobody reads them
     if args.onnx is not None:
-        _check_fit(policy, env, path, task)
+        try:
+            _check_fit(policy, env, path, task)
+        except ValueError:
+            env.close()
+            raise
     return _Source(task, path, folder, policy, env, options)
+
+
+def _closing(env: Any, job: Job) -> Job:
+    """The job, after which its env is closed, however it ends."""
+
+    def run() -> int:
+        with contextlib.closing(env):
+            return job()
+
+    return run
 
 
 def _check_fit(policy: Any, env: Any, path: Path, task: str) -> None:

@@ -182,6 +182,7 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
         if "library" in given:
             raise ValueError(f"--from is '{given['library']}', but {task} ships no configuration; leave it out")
         return {}
+    from rlcore.train.importers import tell
     from rlcore.train.registered import env_options, registered_config
 
     if preset is not None:
@@ -191,9 +192,8 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
         raise UsageError(f"--num_envs: '{number}' is not a whole number; write --num_envs 4096")
     settings, conversion = registered_config(task, int(number) if number else None, given.get("library"), algo)
     if conversion is not None:
-        counts = ", ".join(f"{count} {status}" for status, count in conversion.counts.items())
         named = "" if algo == "ppo" else f" --algo {algo}"
-        print(f"settings     of {conversion.library}: {counts}; `rlcore config --task {task}{named} --show` lists them")
+        tell(conversion, f"; `rlcore config --task {task}{named} --show` lists them")
     return settings
 
 

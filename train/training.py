@@ -84,7 +84,8 @@ class _Notes(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.console, f"note         {record.getMessage()}")
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        say(self.console, f"{kind:<12} {record.getMessage()}")
 
 
 @contextmanager
@@ -280,7 +281,7 @@ class Training:
             f"run folder   {run.path}",
         ):
             say(self.console, line)
-        for note in (*getattr(env, "notes", ()), *getattr(self.agent, "notes", ())):
+        for note in (note for who in (env, self.agent, self.agent.policy) for note in getattr(who, "notes", ())):
             say(self.console, f"note         {note}")
         if getattr(config, "preset", None) == "gpu" and self.device.type == "cpu":
             slow = "the preset gpu is made for CUDA, and slow on a CPU once learning begins"
