@@ -116,6 +116,8 @@ def export_command(words: Sequence[str]) -> Job:
         print(f"rlcore export: refused: {error}", file=sys.stderr)
         return lambda: 1
     print(f"parity    {report.parity}")
+    for note in report.notes:
+        print(f"note      {note}")
     print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
     if drop_stale_figures(run):
         print(DROPPED)

@@ -42,8 +42,8 @@ def algorithm(t: Translation, asked: str | None) -> str | None:
     found = next((name for name, keys in KEYS.items() if any(t.has(key) for key in keys)), None)
     if found is None:
         raise ConfigError(
-            f"sb3: {own[0]}: {shown(t.get(own[0]))} is of SAC, DDPG or TD3, and nothing says which; give --algo sac, ddpg "
-            "or td3"
+            f"sb3: {own[0]}: {shown(t.get(own[0]))} is of SAC, DDPG or TD3, and nothing says which; give --algo sac, "
+            "ddpg or td3"
         )
     return found
 

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import OF_A_RUN, CheckpointError, load_checkpoint, save_checkpoint
+from rlcore.checkpoint import (
+    OF_A_RUN,
+    CheckpointError,
+    broken_values,
+    fitting,
+    load_checkpoint,
+    save_checkpoint,
+)
 from rlcore.config import ConfigError, to_dict
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.envs import make_env
@@ -71,8 +78,9 @@ class Training:
         content = None if resumed_from is None else load_checkpoint(resumed_from, device=str(self.device))
         if content is not None and torch.device(content["config"]["device"]).type != self.device.type:
             content["env"] = None  # its random generator is of another kind
-        done = 0 if content is None else int(content["progress"]["iteration"])
-        self.planned_before = None if content is None else int(content["config"]["num_iterations"])
+        with fitting(resumed_from):
+            done = 0 if content is None else int(content["progress"]["iteration"])
+            self.planned_before = None if content is None else int(content["config"]["num_iterations"])
         if config.num_iterations < done:
             raise ConfigError(
                 f"num_iterations is {config.num_iterations} and the run has done {done} already; "
@@ -96,14 +104,18 @@ class Training:
         with notes_shown(console), settings_as_typed(config.agent):
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         if content is not None:
-            try:
-                with settings_as_typed(config.agent):
-                    self.progress, self.exact = resume(self.env, self.agent, content)
-            except KeyError as error:
+            broken = broken_values(content["agent"])
+            if broken:
                 raise CheckpointError(
-                    f"checkpoint '{resumed_from}' lacks {error}: another version of rlcore wrote it; begin anew with "
-                    "--config RUN/config.yaml; `rlcore export` can still read its policy"
-                ) from error
+                    f"checkpoint '{resumed_from}' has values that are not finite in {', '.join(broken[:3])}, from "
+                    "which no training recovers; give an earlier one, --resume RUN/checkpoints/000500.pt"
+                )
+            other = (
+                "another version of rlcore wrote it, or it is damaged; begin anew with --config RUN/config.yaml; "
+                "`rlcore export` may still read its policy"
+            )
+            with fitting(resumed_from, other), settings_as_typed(config.agent):
+                self.progress, self.exact = resume(self.env, self.agent, content)
         if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
             with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
                 reset_at(self.eval_env, self._stage())
@@ -351,7 +363,8 @@ def resumed_config(path: Path) -> tuple[TrainConfig, Path]:
     """
     _, checkpoint = locate(path, "last")
     content = load_checkpoint(checkpoint, needed=OF_A_RUN)
-    return read_config(content["config"], source=str(checkpoint)), checkpoint
+    with fitting(checkpoint):
+        return read_config(content["config"], source=str(checkpoint)), checkpoint
 
 
 def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
