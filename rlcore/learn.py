@@ -177,7 +177,7 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     saved = content["progress"]
     own = content["env"] is not None and hasattr(env, "load_state_dict")
     exact = own and getattr(env, "exact_state", True)
-    progress = begin(env, agent, stage=saved_stage(env, content))
+    progress = begin(env, agent, stage=None if exact else saved_stage(env, content))
     agent.load_state_dict(content["agent"])
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
     if exact:
