@@ -105,7 +105,7 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     exact = own and getattr(env, "exact_state", True) and saved["obs"] is not None
     if own and not exact and getattr(env, "exact_state", True):
         env.load_state_dict(content["env"])  # type: ignore[attr-defined]  # its generator and what a reset may read
-    progress = begin(env, agent, stage=saved_stage(env, content))
+    progress = begin(env, agent, stage=None if exact else saved_stage(env, content))
     agent.load_state_dict(content["agent"])
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
     if exact:

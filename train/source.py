@@ -122,9 +122,9 @@ def _set_stage(
         if asked == "trained":
             raise ValueError(f"--stage is 'trained', but {reason}; give --run RUN, or --stage start")
         source.stage = first
-        source.notes.append(f"curricula    stand where they begin{'' if asked == 'start' else f': {reason}'}")
     if source.stage is not None:
-        source.notes.append(f"stage        {source.which}: {stage_text(source.stage)}")
+        because = f" ({reason})" if source.which == "start" and asked is None else ""
+        source.notes.append(f"stage        {source.which}{because}: {stage_text(source.stage)}")
 
 
 def _trained_stage(env: VecEnv, run: RunFolder, content: dict[str, Any] | None) -> Stage | None:
