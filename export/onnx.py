@@ -95,6 +95,9 @@ def export_onnx(
             "export an earlier checkpoint"
         )
     facts = build_metadata(spec, policy.observation_sizes, extra_metadata)
+    for name in ("action_scale", "action_bias"):
+        if (value := getattr(policy, name, None)) is not None:
+            facts[name] = value.tolist()
     module, example = _prepare(policy, spec, batch=2 if dynamic_batch else 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that the last step is a rename within one file system.

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from rlcore.capture import Captured
-from rlcore.env import VecEnv, check_obs, check_step
+from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.recurrent import cleared
+from rlcore.stage import Stage, reset_at, stage_of
 from rlcore.types import Agent, Metrics, Mode, Obs, State, Step
 
 _log = logging.getLogger(__name__)
@@ -123,9 +124,10 @@ class Progress:
     underway: _Stopwatch | None = field(default=None, repr=False)
     """Of the latest iteration, while its time is not yet part of ``seconds``."""
 
-    def restart(self, env: VecEnv, agent: Agent) -> None:
-        """Begin new episodes, as after something else has used the env."""
-        self.obs, self.state = env.reset(), agent.initial_state()
+    def restart(self, env: VecEnv, agent: Agent, obs: Obs | None = None) -> None:
+        """Begin new episodes, as after something else has used the env; ``obs`` where they have begun already."""
+        self.obs, self.state = env.reset() if obs is None else obs, agent.initial_state()
+        check_obs(env, self.obs, "reset")
         self.episodes.returns.zero_()
         self.episodes.lengths.zero_()
 
@@ -154,9 +156,9 @@ class Report:
     where every step was skipped."""
 
 
-def begin(env: VecEnv, agent: Agent, seed: int | None = None) -> Progress:
-    """Reset the env and stand before the first iteration."""
-    obs = env.reset(seed)
+def begin(env: VecEnv, agent: Agent, seed: int | None = None, stage: Stage | None = None) -> Progress:
+    """Reset the env, at a stage if one is given, and stand before the first iteration."""
+    obs = reset_at(env, stage, seed)
     check_obs(env, obs, "reset")
     episodes = EpisodeStatistics(env.num_envs, torch.device(env.device), agent.mode)
     return Progress(0, 0, 0.0, obs, agent.initial_state(), episodes)
@@ -176,9 +178,7 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     saved = content["progress"]
     own = content["env"] is not None and hasattr(env, "load_state_dict")
     exact = own and getattr(env, "exact_state", True)
-    if own and not exact:
-        env.load_state_dict(content["env"])  # type: ignore[attr-defined]  # counters, which a reset may read
-    progress = begin(env, agent)
+    progress = begin(env, agent, stage=saved_stage(env, content))
     agent.load_state_dict(content["agent"])
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
     if exact:
@@ -194,6 +194,14 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     return progress, exact
 
 
+def saved_stage(env: VecEnv, content: dict[str, Any]) -> Stage | None:
+    """The stage that a checkpoint was written at, if an env of its task has one."""
+    stage: Stage | None = content.get("stage")
+    if "stage" not in content and content["env"] is not None and not getattr(env, "exact_state", True):
+        stage = {"num_envs": env.num_envs, "clocks": [], "state": content["env"]}  # as it was written before
+    return stage
+
+
 def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
     """Everything that ``resume`` needs, and a recording to check an export with."""
     device = torch.device(env.device)
@@ -204,6 +212,7 @@ def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
         "agent": agent.state_dict(),
         "progress": progress.state_dict(),
         "env": env.state_dict() if hasattr(env, "state_dict") else None,
+        "stage": stage_of(env),
         "recording": agent.recording(),
         "rng": rng,
     }
@@ -314,16 +323,13 @@ def _collector(
     env: VecEnv, agent: Agent, episodes: EpisodeStatistics, capture_env: bool | None
 ) -> Callable[[Obs, State], tuple[Obs, State]]:
     """The rollout between two updates: from observation and state to those after it."""
-    checked = False
+    check = StepCheck(env)  # of a rollout that is recorded as one graph, while that is done
 
     def collect(obs: Obs, state: State) -> tuple[Obs, State]:
-        nonlocal checked
         for _ in range(agent.num_steps):
             action, extras, next_state = agent.act(obs, state)
             step = env.step(action)
-            if not checked:
-                check_step(env, step)
-                checked = True
+            check(step)
             agent.record(obs, action, extras, state, step)
             episodes.record(step)
             obs, state = step.obs, cleared(next_state, step.terminated | step.truncated) if next_state else ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -99,9 +98,7 @@ class OffPolicy:
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
-        self._updates = [
-            Captured(partial(self._improve, phase), config.mode, device) for phase in range(config.policy_delay)
-        ]
+        self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes()
@@ -228,7 +225,8 @@ class OffPolicy:
         if self.stored < self.first_rows:
             return {"replay/dropped": self.replay.broken(self.num_steps)}
         done = (self.iteration - 1) * self.num_updates
-        return self._updates[done % self.config.policy_delay]()  # type: ignore[no-any-return]
+        phase = done % self.config.policy_delay
+        return self._updates[phase](phase)  # type: ignore[no-any-return]
 
     def _schedules(self) -> list[str]:
         """Settings that change over the run, as an error names them."""

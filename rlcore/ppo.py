@@ -7,6 +7,7 @@ here with tensors.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -23,10 +24,13 @@ from rlcore.learn import Progress, learn
 from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer
 from rlcore.ppo_config import PPOConfig as PPOConfig
+from rlcore.ppo_config import small_minibatches
 from rlcore.returns import gae, next_values, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
 from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
+
+_log = logging.getLogger(__name__)
 
 
 class PPO:
@@ -68,6 +72,10 @@ class PPO:
             config.num_minibatches,
             f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
         )
+        if too_small := small_minibatches(config, env.num_envs):
+            _log.warning(too_small)
+        averaged = config.entropy_reduction == "mean" and not spec.discrete
+        self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
         want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         per_env = room_for_timeouts(config.num_steps, env.max_episode_length)
@@ -95,7 +103,7 @@ class PPO:
             and config.normalize_advantage != "minibatch"
             and "compile" not in config.mode
         )
-        self._loss = compiled(self._evaluate, config.mode, device)
+        self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
@@ -258,7 +266,7 @@ class PPO:
         config = self.config
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss, metrics = self._loss(sample)
+        loss, metrics = self._loss(self, sample)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             allowed = torch.isfinite(loss) & ~self.stopped
@@ -304,7 +312,7 @@ class PPO:
             error = torch.max(error, (near - sample["returns"]).square())
         value_loss = error.mean()
         entropy = distribution.entropy().mean()
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        loss = policy_loss + config.value_coef * value_loss - self.entropy_coef * entropy
         metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}
         if config.bounds_loss_coef > 0 and "old_mean" in sample:
             beyond = (distribution.mode.abs() - config.bounds_loss_limit).clamp(min=0)
@@ -333,7 +341,7 @@ class PPO:
             *(part.flatten(0, 1) for part in (value, *(sample[name] for name in names))),
             clip_range=config.clip_range,
             value_coef=config.value_coef,
-            entropy_coef=config.entropy_coef,
+            entropy_coef=self.entropy_coef,
             clip_value_loss=config.clip_value_loss,
         )
         return loss, dict(zip(METRICS, metrics.unbind(), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -21,12 +22,15 @@ from rlcore.env import spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, learn, resume, snapshot
+from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import AGENTS
+from rlcore.train.best import Best
 from rlcore.train.conclude import conclude, say
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, settings_as_typed
-from rlcore.train.evaluate import evaluate, evaluation_options
+from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
 from rlcore.train.logger import RunLogger
 from rlcore.train.run import RunFolder, locate
+from rlcore.types import Policy
 
 _MOST_SAMPLES = 1000  # drawn for one new step before a warning; 256 in the classic preset, 8 in the other
 
@@ -77,7 +81,8 @@ class _Notes(logging.Handler):
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.console, f"note         {record.getMessage()}")
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        say(self.console, f"{kind:<12} {record.getMessage()}")
 
 
 @contextmanager
@@ -138,6 +143,7 @@ class Training:
             want_final_obs(self.eval_env, ())  # nobody reads them there
         if config.capture_env and not getattr(self.env, "capturable", False):
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
+        self.first_stage = stage_of(self.eval_env)
         self.spec = spec_of(self.env)
         build = AGENTS[config.algo]
         with _shown(console), settings_as_typed(config.agent):
@@ -151,8 +157,11 @@ class Training:
                     f"checkpoint '{resumed_from}' lacks {error}: another version of rlcore wrote it; begin anew with "
                     "--config RUN/config.yaml; `rlcore export` can still read its policy"
                 ) from error
+        if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
+            with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
+                reset_at(self.eval_env, self._stage())
         self.saved_iteration = done
-        self.best_score: float | None = None
+        self.best = Best(self.config, self.spec, self.device)
         self.bootstrap = self.agent.timeout_bootstrap
         self.run: RunFolder | None = None
 
@@ -212,26 +221,15 @@ class Training:
             self.env.close()
         interrupt.at_once = True
         try:
-            with interrupt.handling(), self._whole_episodes():
-                code = conclude(self.run, self.eval_env, config, self.console)
+            with interrupt.handling(), whole_episodes(self.eval_env):
+                stage, why = self._stage(), self.best.why()
+                code = conclude(self.run, self.eval_env, config, self.console, stage, why)
         except SystemExit as stop:
             say(self.console, "stopped before evaluation and export were done; to do them:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             code = int(stop.code or 0)
         self.eval_env.close()
         return code
-
-    @contextmanager
-    def _whole_episodes(self) -> Iterator[None]:
-        """Let no episode of an evaluation begin in the middle, where it borrows the training env."""
-        before = getattr(self.eval_env, "randomize_start", None)
-        if before:
-            self.eval_env.randomize_start = False  # type: ignore[attr-defined]
-        try:
-            yield
-        finally:
-            if before:
-                self.eval_env.randomize_start = before  # type: ignore[attr-defined]
 
     def _folder(self) -> RunFolder:
         if self.resumed_from is None:
@@ -249,7 +247,7 @@ class Training:
                 run.best.rename(run.best.with_suffix(".pt.old"))
                 say(self.console, "set aside best.pt as best.pt.old, because it is later")
             else:
-                self.best_score = best.get("score")
+                self.best.resume(best)
         run.write_config(self.config)
         return run
 
@@ -268,7 +266,7 @@ class Training:
             f"run folder   {run.path}",
         ):
             say(self.console, line)
-        for note in (*getattr(env, "notes", ()), *getattr(self.agent, "notes", ())):
+        for note in (note for who in (env, self.agent, self.agent.policy) for note in getattr(who, "notes", ())):
             say(self.console, f"note         {note}")
         if getattr(config, "preset", None) == "gpu" and self.device.type == "cpu":
             slow = "the preset gpu is made for CUDA, and slow on a CPU once learning begins"
@@ -289,7 +287,11 @@ class Training:
                 f"{(first - stored) * env.num_envs:,}; give more --num-iterations or less --agent.learning-starts",
             )
         if self.shares_env:
-            say(self.console, "note         evaluations use the training env, whose episodes then start anew")
+            say(self.console, "note         evaluations use the training env, and then put it back as it was")
+        if self.first_stage is not None:
+            where = "where training stands" if config.eval_stage == "trained" else "where the env begins"
+            other = "start" if config.eval_stage == "trained" else "trained"
+            say(self.console, f"curricula    stand in evaluations {where} (--eval-stage {other} for the other)")
         if self.progress is not None:
             say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
             if left == 0:
@@ -316,14 +318,17 @@ class Training:
         last = progress.iteration == config.num_iterations
         if not last and not (every and progress.iteration % every == 0):
             return {}
-        with undisturbed(self.device):
-            with self._whole_episodes():
-                result = evaluate(self.eval_env, self.agent.policy, config.seed + EVAL_SEED)
-            if self.shares_env:
-                progress.restart(self.env, self.agent)
-        # A later checkpoint that does as well has seen more: ties go to it.
-        if self.best_score is None or result.score >= self.best_score:
-            self.best_score = result.score
+        stage = self._stage()
+
+        def measure(policy: Policy) -> Evaluation:
+            return evaluate(self.eval_env, policy, config.seed + EVAL_SEED, stage=stage)
+
+        with undisturbed(self.device), self._lent(progress), whole_episodes(self.eval_env):
+            result = measure(self.agent.policy)
+            said = self.best.measured(stage, measure)
+        if said is not None:
+            say(self.console, f"note         {said}")
+        if self.best.replaced_by(progress.iteration, result, stage, self.agent.policy):
             assert self.run is not None
             save_checkpoint(
                 self.run.best, self._content(progress) | {"score": result.score, "evaluation": result.as_dict()}
@@ -334,6 +339,16 @@ class Training:
         if result.success is not None:
             figures["eval/success"] = result.success
         return figures
+
+    def _stage(self) -> Stage | None:
+        """Where the curricula stand in an evaluation."""
+        return stage_of(self.env) if self.config.eval_stage == "trained" else self.first_stage
+
+    def _lent(self, progress: Progress) -> contextlib.AbstractContextManager[None]:
+        """While an evaluation uses the training env, if it does."""
+        if not self.shares_env:
+            return contextlib.nullcontext()
+        return lent(self.env, lambda obs: progress.restart(self.env, self.agent, obs))
 
     def _save(self, progress: Progress) -> None:
         assert self.run is not None
@@ -386,10 +401,3 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches kernels on the present one, whatever they are given
     return device
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Put PyTorch's random generators back afterwards, so that an evaluation leaves no trace in the training."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
