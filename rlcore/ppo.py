@@ -18,7 +18,7 @@ from rlcore.actor_critic import Critic, build_policy
 from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
-from rlcore.distributions import Distribution
+from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.learn import Progress, learn
 from rlcore.networks import concatenate
@@ -151,7 +151,7 @@ class PPO:
             sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
         distribution = type(sequence)(*(part.squeeze(0) if part.dim() > 1 else part for part in sequence))
         action = distribution.sample()
-        row |= {"action": action, "log_prob": distribution.log_prob(action)}
+        row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
         self.rollout.write(row)
         self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
@@ -253,6 +253,7 @@ class PPO:
         batch = {name: self._sequences(value) for name, value in kept.items()}
         for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
             batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
+        batch["log_prob"] = self._old_distribution(batch).log_prob(batch["action"])
         return batch, {"policy/explained_variance": 1 - unexplained}
 
     def _sequences(self, value: Tensor) -> Tensor:
@@ -297,7 +298,7 @@ class PPO:
         if self.fused_loss:
             return self._evaluate_fused(distribution, value, sample)
 
-        old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
+        old = self._old_distribution(sample)
         advantage = sample["advantage"]
         if config.normalize_advantage == "minibatch":
             advantage = _standardize(advantage)
@@ -316,11 +317,17 @@ class PPO:
             beyond = (distribution.mode.abs() - config.bounds_loss_limit).clamp(min=0)
             metrics["loss/bounds"] = beyond.square().sum(-1).mean()
             loss = loss + config.bounds_loss_coef * metrics["loss/bounds"]
-        metrics["policy/kl"] = old.kl(distribution).mean()  # type: ignore[arg-type]
-        metrics["policy/clip_fraction"] = ((ratio - 1).abs() > config.clip_range).float().mean()
+        with torch.no_grad():
+            metrics["policy/kl"] = old.kl(distribution).mean()  # type: ignore[arg-type]
+            metrics["policy/clip_fraction"] = ((ratio - 1).abs() > config.clip_range).float().mean()
         if "old_std" in sample:
             metrics["policy/std"] = sample["old_std"].mean()
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _old_distribution(self, sample: dict[str, Tensor]) -> Distribution:
+        """What actions were drawn from."""
+        kind = Gaussian if "old_mean" in sample else Categorical
+        return kind(*(sample[f"old_{name}"] for name in kind._fields))
 
     def _evaluate_fused(
         self, distribution: Distribution, value: Tensor, sample: dict[str, Tensor]

@@ -336,7 +336,8 @@ def _clipped_adam_cpu(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Do as ``clipped_adam`` does by PyTorch's own fused step: one pass over the buffers and not ten."""
     norm = torch.linalg.vector_norm(gradient)
-    taken = (norm.isfinite() & (allowed.isfinite() if allowed.is_floating_point() else allowed)).to(norm.dtype)
+    # Comparisons, which NaN fails, as isfinite takes four operators.
+    taken = ((norm < math.inf) & (allowed.abs() < math.inf if allowed.is_floating_point() else allowed)).to(norm.dtype)
     if max_norm < NO_LIMIT:
         gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1)
     step.add_(taken)
