@@ -220,8 +220,8 @@ def test_advantages_are_standardized_over_the_batch_or_the_minibatch_or_not() ->
     part = {name: value[:, :16] for name, value in batch.items()}
     moved = {**part, "log_prob": part["log_prob"] + 0.1 * torch.randn(1, 16)}
     standard = (moved["advantage"] - moved["advantage"].mean()) / moved["advantage"].std(correction=0)
-    loss = agent._loss(moved)[1]["loss/policy"]
-    torch.testing.assert_close(loss, prepared("none")[0]._loss({**moved, "advantage": standard})[1]["loss/policy"])
+    loss = agent._evaluate(moved)[1]["loss/policy"]
+    torch.testing.assert_close(loss, prepared("none")[0]._evaluate({**moved, "advantage": standard})[1]["loss/policy"])
 
 
 def test_bounds_loss_adds_the_squared_distance_of_means_beyond_the_limit() -> None:
@@ -231,7 +231,7 @@ def test_bounds_loss_adds_the_squared_distance_of_means_beyond_the_limit() -> No
         agent.policy.head.linear.bias.data.copy_(torch.tensor([0.8, -0.2]))
         agent.policy.head.linear.weight.data.zero_()
         collect(agent)
-        loss, metrics = agent._loss(agent._targets(agent.next_obs)[0])
+        loss, metrics = agent._evaluate(agent._targets(agent.next_obs)[0])
         losses.append(float(loss.detach()))
     torch.testing.assert_close(metrics["loss/bounds"], torch.tensor((0.8 - 0.3) ** 2))
     assert losses[1] - losses[0] == pytest.approx(0.5 * 0.25, abs=1e-5)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlcore.train.arguments import Job, asks_help, read
 from rlcore.train.train_command import launched, with_library
@@ -51,6 +52,7 @@ def eval_command(words: Sequence[str]) -> Job:
     from rich.console import Console
 
     from rlcore.train.conclude import DROPPED, evaluation_record, say, update_evaluation, write_json
+    from rlcore.train.ending import Output
     from rlcore.train.evaluate import evaluate
     from rlcore.train.run import RunFolder
     from rlcore.train.source import policy_and_env
@@ -59,7 +61,7 @@ def eval_command(words: Sequence[str]) -> Job:
     rounds = -(-(args.episodes or args.num_envs) // args.num_envs)
 
     def job() -> int:
-        console = Console()
+        console = Console(file=Output())  # type: ignore[arg-type]
         result = evaluate(source.env, source.policy, args.seed, rounds=rounds, stage=source.stage)
         output = args.output or source.folder / "eval.json"
         record = evaluation_record(
@@ -77,7 +79,7 @@ def eval_command(words: Sequence[str]) -> Job:
         say(console, f"written to {output}")
         return 0
 
-    return job
+    return _closing(source.env, job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +116,8 @@ def export_command(words: Sequence[str]) -> Job:
         print(f"rlcore export: refused: {error}", file=sys.stderr)
         return lambda: 1
     print(f"parity    {report.parity}")
+    for note in report.notes:
+        print(f"note      {note}")
     print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
     if drop_stale_figures(run):
         print(DROPPED)
@@ -163,10 +167,10 @@ def play_command(words: Sequence[str]) -> Job:
     source = policy_and_env(args, options, num_envs=1, render=True)
     output = args.output or source.folder / "play.gif"
     steps = args.steps or min(source.env.max_episode_length, 500)
-    control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
-    pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, source.stage)
-    count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
-    source.env.close()
+    with contextlib.closing(source.env):
+        control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
+        pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, source.stage)
+        count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
     print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
     print("".join(f"{line}\n" for line in source.notes), end="")
     print(f"written to {output}")
@@ -199,6 +203,16 @@ def config_command(words: Sequence[str]) -> Job:
         return lambda: 0
     show_config(given[0])
     return lambda: 0
+
+
+def _closing(env: Any, job: Job) -> Job:
+    """The job, after which its env is closed, however it ends."""
+
+    def run() -> int:
+        with contextlib.closing(env):
+            return job()
+
+    return run
 
 
 def _check_seed(seed: int) -> None:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
 from rlcore.types import Obs, Policy
@@ -120,10 +120,12 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     Those of Python and NumPy too, which simulators seed with each evaluation's seed.
     """
     of_python, of_numpy = random.getstate(), np.random.get_state()  # the one that others use
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 @torch.no_grad()
@@ -141,6 +143,9 @@ def evaluate(
         seed: makes the estimate repeatable; round r resets with ``seed + r``.
         rounds: times that all envs start anew; each gives ``env.num_envs`` episodes.
         stage: where the env's curricula stand as each round begins; None is wherever they are.
+
+    Raises:
+        ValueError: the env returns something of a wrong type or shape.
     """
     results = [_one_round(env, policy, seed + r, stage) for r in range(rounds)]
     known = [r for r in results if r.successes is not None]
@@ -195,10 +200,12 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
     reports_success = False
 
     controller = Controller(policy, env)
-    obs = reset_at(env, stage, seed)
+    obs, check = reset_at(env, stage, seed), StepCheck(env)
+    check_obs(env, obs, "reset")
     limit = env.max_episode_length if env.max_episode_length < ENDLESS else ENDLESS // 10
     for _ in range(limit + 1):
         step = env.step(controller.act(obs))
+        check(step)
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlcore.env import VecEnv
+from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.stage import Stage, reset_at
 from rlcore.train.evaluate import ActionFunction, Controller
 from rlcore.types import Policy
@@ -57,17 +57,19 @@ def frames(
         uint8 ``[H, W, 3]``.
 
     Raises:
-        ValueError: the env cannot draw itself.
+        ValueError: the env cannot draw itself, or returns something of a wrong type or shape.
     """
     if not hasattr(env, "render"):
         raise ValueError(f"{getattr(env, 'task', type(env).__name__)} has no render(); it cannot be shown")
     controller = Controller(policy, env)
-    obs = reset_at(env, stage, seed)
+    obs, check = reset_at(env, stage, seed), StepCheck(env)
+    check_obs(env, obs, "reset")
     every = stride(control_dt)
     for i in range(steps):
         if i % every == 0:
             yield env.render()
         step = env.step(controller.act(obs))
+        check(step)
         controller.forget(step.terminated | step.truncated)
         obs = step.obs
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import sys
 import traceback
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import simulator
 
 with contextlib.redirect_stdout(io.StringIO()):
@@ -113,6 +117,75 @@ def check_the_hook_is_not_felt_by_noise_history_filters_and_random_numbers() -> 
         results[1] += [step.obs["policy"], step.reward, step.terminated | step.truncated]
     assert sum(int(x.sum()) for x in results[0][3::3]) > 2 * N
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def sensed(env: Any) -> torch.Tensor:
+    """What is computed when it is read: a cached velocity of a body, and a sensor with a memory."""
+    gyroscope = env.scene.sensors["gyroscope"].data
+    return torch.cat([env.scene.robot.data.tip_vel_w, gyroscope.change, gyroscope.history], 1)
+
+
+def noisy(env: Any) -> torch.Tensor:
+    """Numbers of Python's and NumPy's random generators, which tasks use, too."""
+    return torch.full((env.num_envs, 2), random.random() + np.random.rand())
+
+
+def push(env: Any, env_ids: Any) -> None:
+    """Between the resets of a step and its observations: what was read before is no longer so."""
+    env.scene.robot.data.joint_vel[env_ids] += 0.1
+
+
+def check_looking_before_a_reset_leaves_caches_and_sensors_as_they_were() -> None:
+    from isaaclab.managers import EventTermCfg, ObservationTermCfg
+
+    def manager_based(cfg: Any) -> None:
+        cfg.observations.policy.sensed = ObservationTermCfg(func=sensed)
+        cfg.observations.policy.noisy = ObservationTermCfg(func=noisy)
+        cfg.events.push = EventTermCfg(func=push, mode="interval", interval_range_s=(0.05, 0.1))
+
+    def direct(cfg: Any) -> None:
+        cfg.observation_space = 11
+        cfg.events = SimpleNamespace(push=EventTermCfg(func=push, mode="interval", interval_range_s=(0.05, 0.1)))
+
+    def observe(env: Any) -> None:
+        """Let a direct task see the same, and remember what it saw in a list of its own."""
+        core, seen = env.unwrapped, deque([torch.zeros(N, 7)] * 2, maxlen=2)
+
+        def get_observations() -> dict[str, torch.Tensor]:
+            core.seen.append(torch.cat([sensed(core), noisy(core)], 1))
+            return {"policy": torch.cat([core.joint_pos, core.joint_vel, core.seen[0]], 1)}
+
+        core.seen, core._get_observations = seen, get_observations
+
+    for task, change in zip(TASKS, (manager_based, direct), strict=True):
+        plain, hooked = raw_env(task, change), raw_env(task, change)
+        if task == TASKS[1]:
+            observe(plain), observe(hooked)
+        env = IsaacLabEnv(hooked)
+        states = States(env)
+        results: list[list[torch.Tensor]] = [[], []]
+        for seed in (random.seed, np.random.seed):
+            seed(1)
+        plain.reset(seed=1)
+        for action in actions(100, 2.0):
+            observation, reward, terminated, truncated, _ = plain.step(action)
+            results[0] += [observation["policy"].clone(), reward.clone(), terminated | truncated]
+        for seed in (random.seed, np.random.seed):
+            seed(1)
+        env.reset(1)
+        for action in actions(100, 2.0):
+            step = env.step(action)
+            done = step.terminated | step.truncated
+            results[1] += [step.obs["policy"], step.reward, done]
+            if done.any() and task == TASKS[0]:
+                before = states.before
+                assert step.final_obs is not None and before is not None
+                tip = simulator.tip_velocity(before[:, :2], before[:, 2:])
+                assert torch.equal(step.final_obs["policy"][done, 4:5], tip[done])
+                assert torch.equal(step.final_obs["policy"][done, 6], before[done, 3])
+        assert sum(int(x.sum()) for x in results[0][2::3]) > 2 * N
+        different = [i // 3 for i, (a, b) in enumerate(zip(*results, strict=True)) if not torch.equal(a, b)]
+        assert not different, (task, different)
 
 
 def check_a_history_ends_with_the_last_frame_and_goes_on_unharmed() -> None:
