@@ -91,10 +91,10 @@ def make_env(
     try:
         env: VecEnv = constructor(num_envs=num_envs, device=device, seed=seed, **fixed, **options)
         return wrapper(env, **outer) if wrapper else env
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, OverflowError) as error:
         if not options and not outer:
             raise
-        given = ", ".join(f"{name}={value!r}" for name, value in (options | outer).items())
+        given = ", ".join(f"{name}={value!r:.80}" for name, value in (options | outer).items())
         reason = str(error).splitlines()[0]
         raise ValueError(f"{task}: cannot be built with {given}: {reason}; check the options' types") from error
 

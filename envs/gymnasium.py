@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import unknown_option
+from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
 NO_TIME_LIMIT = 1_000_000
@@ -29,6 +31,8 @@ _MUJOCO_NEEDS = {"mujoco", "imageio", "glfw"}
 """Modules that gymnasium's MuJoCo tasks import."""
 
 _Arrays = dict[str, NDArray[Any]]  # observation groups, [N, ...] each
+_Answer = tuple[_Arrays, _Arrays, NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Observations after and before resets, the same if there were none; rewards, terminated and truncated ``[N]``."""
 
 
 class GymnasiumEnv:
@@ -86,6 +90,10 @@ class GymnasiumEnv:
         if isinstance(control_dt, float):
             self.deployment["control_dt"] = control_dt
         self._seed = seed
+        # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
+        self._sub_envs = list(env.envs) if type(env) is SyncVectorEnv else []
+        self._named = isinstance(env.single_observation_space, spaces.Dict)
+        self._shapes = {group: part.shape or () for group, part in _parts(env.single_observation_space).items()}
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env; env i is seeded with ``seed + i``.
@@ -98,7 +106,7 @@ class GymnasiumEnv:
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
-            raise ValueError(_failed(self.task, "reset()", error)) from error
+            raise EnvFailed(_failed(self.task, "reset()", error)) from error
         return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
@@ -111,18 +119,22 @@ class GymnasiumEnv:
             ValueError: the action has the wrong shape, the env itself fails, or an episode ended and the vector env
                 left out its last observation.
         """
-        actions = self._to_numpy(action)
-        try:
-            observation, reward, terminated, truncated, infos = self.env.step(actions)
-        except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
-        groups = self._groups(observation)
+        advance = self._step_each if self._sub_envs else self._step_together
+        groups, final, reward, terminated, truncated = advance(self._to_numpy(action))
         obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
-        final_obs = obs
-        done = np.logical_or(terminated, truncated)
-        if done.any():
-            final_obs, _ = self._to_torch(self._final(groups, done, infos))
+        final_obs = obs if final is groups else self._to_torch(final)[0]
         return Step(obs, rewards, ended != 0, cut != 0, final_obs, {})
+
+    def stage_dict(self) -> dict[str, Any]:
+        """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
+        return gymnasium_stage(self.env)
+
+    @contextlib.contextmanager
+    def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """While the context is open, ``reset`` leaves what ``stage_dict`` told as it was."""
+        load_gymnasium_stage(self.env, state)
+        yield
+        load_gymnasium_stage(self.env, state)
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[H, W, 3]``.
@@ -144,6 +156,40 @@ class GymnasiumEnv:
     def close(self) -> None:
         """Close the vector env."""
         self.env.close()
+
+    def _step_each(self, actions: NDArray[Any]) -> _Answer:
+        groups = {group: np.empty((self.num_envs, *shape), np.float32) for group, shape in self._shapes.items()}
+        reward = np.empty(self.num_envs, np.float32)
+        terminated, truncated = np.empty((2, self.num_envs), np.bool_)
+        begun: dict[int, Any] = {}  # first observations of new episodes, by env
+        try:
+            for i, env in enumerate(self._sub_envs):
+                observation, reward[i], terminated[i], truncated[i], _ = env.step(actions[i])
+                self._put(groups, i, observation)  # before a reset, which may use the same memory
+                if terminated[i] or truncated[i]:
+                    begun[i], _ = env.reset()
+            final = {group: values.copy() for group, values in groups.items()} if begun else groups
+            for i, observation in begun.items():
+                self._put(groups, i, observation)
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
+        return groups, final, reward, terminated, truncated
+
+    def _put(self, groups: _Arrays, i: int, observation: Any) -> None:
+        for group, shape in self._shapes.items():
+            value = observation[group] if self._named else observation
+            if np.shape(value) != shape:
+                raise ValueError(f"observation '{group}' has shape {np.shape(value)}, its space {shape}")
+            groups[group][i] = value
+
+    def _step_together(self, actions: NDArray[Any]) -> _Answer:
+        try:
+            observation, reward, terminated, truncated, infos = self.env.step(actions)
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
+        groups, done = self._groups(observation), np.logical_or(terminated, truncated)
+        final = self._final(groups, done, infos) if done.any() else groups
+        return groups, final, reward, terminated, truncated
 
     def _to_numpy(self, action: Tensor) -> NDArray[Any]:
         single = self.env.single_action_space
@@ -184,7 +230,7 @@ class GymnasiumEnv:
         arrays = [np.asarray(groups[group]).reshape(-1) for group in self.observation_spaces] + list(others)
         # concatenate copies: vector envs may write their next observations into the same arrays.
         flat = torch.from_numpy(np.concatenate(arrays, dtype=np.float32, casting="unsafe")).to(self.device)
-        parts = torch.split(flat, [len(array) for array in arrays])
+        parts = flat.split_with_sizes([len(array) for array in arrays])
         count = len(self.observation_spaces)
         obs = (part.view(self.num_envs, -1) for part in parts[:count])
         return dict(zip(self.observation_spaces, obs, strict=True)), parts[count:]
@@ -229,10 +275,9 @@ def make_gymnasium(
         )
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
-        arguments = {
-            "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
-            "wrappers": (*wrappers, _CopyObservation),
-        }
+        arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    if vectorization == "async":
+        arguments["wrappers"] = (*wrappers, _CopyObservation)
     try:
         env = gymnasium.make_vec(env_id, num_envs, vectorization, **arguments, **options)
     except (gymnasium.error.Error, ImportError) as error:
@@ -298,10 +343,13 @@ def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | N
     return sub_envs[0] if sub_envs else None
 
 
+def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
+
+
 def _group_spaces(task: str, space: spaces.Space[Any]) -> dict[str, spaces.Box]:
-    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
     groups: dict[str, spaces.Box] = {}
-    for group, part in parts.items():
+    for group, part in _parts(space).items():
         if not isinstance(part, spaces.Box):
             raise ValueError(
                 f"{task}: observation '{group}' is {part}; rlcore takes a Box or a flat Dict of boxes: "

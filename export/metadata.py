@@ -9,7 +9,11 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``rlcore_version``, ``torch_version``, ``opset`` | how the file was made |
 | ``observation_size``, ``observation_groups`` | length of ``obs``; groups in order: name, size, slice of ``obs`` |
 | ``observation_terms`` | terms in order: group, name, size, slice of ``obs``, and what else the env tells |
+| ``observation_mean``, ``observation_std`` | of each input over the whole training, from the normalizer |
+| ``observation_min``, ``observation_max`` | of each input in the recording, not in all training |
+| ``observation_range_samples`` | finite observations in the recording, the last that were met |
 | ``action_kind``, ``action_size``, ``action_low``, ``action_high`` | ``continuous`` or ``discrete``; null: no bound |
+| ``action_scale``, ``action_bias`` | what the policy scales its own -1..1 by, inside, where it does so |
 | ``action_terms`` | terms in order: name, size, slice of ``actions``, scale, offset as the env tells |
 | ``joint_names``, ``control_dt`` (s) | as the env tells |
 | ``normalizer_inside`` | true: feed raw observations |

@@ -62,7 +62,7 @@ class PPOConfig(ActorCriticConfig):
     entropy_reduction: Literal["sum", "mean"] = "sum"
     """Entropy of several continuous actions: their sum, or, as in skrl before 2.1, their mean."""
     bounds_loss_coef: float = 0.0
-    """Weight of the squared distance of action means beyond +- bounds_loss_limit."""
+    """Weight of the squared distance of action means, before they are scaled, beyond +- bounds_loss_limit."""
     bounds_loss_limit: float = 1.1
     """Where the bounds loss begins."""
     normalize_advantage: Literal["batch", "minibatch", "none"] = "batch"

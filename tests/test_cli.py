@@ -25,6 +25,7 @@ from rlcore.export import ExportError
 from rlcore.train import arguments
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
+from rlcore.train.ending import PATIENCE
 
 ROOT = Path(rlcore.__file__).parents[1]
 
@@ -270,11 +271,14 @@ def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(tmp_path:
     wait_for(tmp_path, "runs/CartPole/ppo/*/metrics.csv", process)
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
-    while "finishing the iteration" not in process.stderr.readline():
-        pass
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    for wait in (0.0, PATIENCE + 0.1):  # the second comes before anybody can have read what it would do
+        while "once more to stop at once" not in process.stderr.readline():
+            pass
+        time.sleep(wait)
+        process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 143
+    assert "stopped, in iteration 1; there is no checkpoint to go on from" in err
     assert not list(tmp_path.rglob("*.tmp"))
 
 

@@ -22,6 +22,7 @@ from rlcore.checkpoint import load_checkpoint
 from rlcore.config import ConfigError, from_dict
 from rlcore.ddpg import DDPGConfig
 from rlcore.envs import launch
+from rlcore.export import read_metadata
 from rlcore.networks import NetworkConfig
 from rlcore.ppo import PPOConfig
 from rlcore.sac import SACConfig
@@ -574,6 +575,44 @@ def test_continued_and_measured_runs_start_the_simulator_of_their_task(isaac: di
     assert content["config"]["env"] == {"randomize_start": True}
 
 
+def test_exported_file_keeps_the_module_that_registers_its_task(
+    isaac: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    register(isaac, "rsl_rl")
+    task = f"isaaclab:json:{TASK}"
+    words = ["--runs-dir", str(tmp_path), "--device", "cpu", "--env.scene.env_spacing", "4", "--env.clip_actions", "2"]
+    assert main(["train", "--task", task, *words]) == 0
+    (run,) = tmp_path.glob("*/ppo/*")
+    alone = tmp_path / "elsewhere" / "alone.onnx"
+    alone.parent.mkdir()
+    alone.write_bytes((run / "export" / "policy.onnx").read_bytes())
+    assert read_metadata(alone)["task"] == task
+    assert load_checkpoint(run / "checkpoints" / "best.pt")["spec"]["task"] == task
+
+    def measured(words: str) -> dict[str, Any]:
+        Launcher.events.clear()
+        assert main(f"eval {words} --num-envs 4 --headless --device cpu --output {tmp_path}/e.json".split()) == 0
+        assert Launcher.events == [{"headless": True, "device": "cpu"}, "closed"]
+        figures: dict[str, Any] = json.loads((tmp_path / "e.json").read_text())
+        return figures
+
+    figures = measured(f"--onnx {alone}")
+    options = {"randomize_start": False, "scene.env_spacing": 4, "clip_actions": 2}
+    assert (figures["task"], figures["env"]) == (task, options)
+    # By its bare name it is the same task; another one gets what is the adapter's, not the fields of a configuration.
+    assert measured(f"--run {run} --task {TASK}")["env"] == options
+    other = TASK.replace("-v0", "-Play-v0")
+    gymnasium.register(other, Env, disable_env_checker=True, kwargs={"env_cfg_entry_point": fake_cfg})
+    try:
+        capsys.readouterr()
+        for source in (f"--run {run}", f"--onnx {alone}"):
+            assert measured(f"{source} --task {other}")["env"] == {"randomize_start": False, "clip_actions": 2}
+            told = f"{other}, another than {task}, which it was trained on; without the options of the training"
+            assert f"{told} scene.env_spacing" in capsys.readouterr().out
+    finally:
+        del gymnasium.registry[other]
+
+
 def test_failure_is_shown_before_the_simulator_closes(
     isaac: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -738,7 +777,7 @@ def test_registered_task_of_isaac_lab_trains_as_it_ships_and_resumes(wheel: Path
     # As isaaclab_tasks has it for rsl_rl.
     assert (config["agent"]["num_steps"], config["agent"]["gamma"], config["num_envs"]) == (16, 0.99, 16)
     assert config["agent"]["actor"]["hidden_dims"] == [32, 32] and config["env"]["randomize_start"] is True
-    assert content["env"]["common_step_counter"] > 4 * 16  # evaluations count on the same env
+    assert content["env"]["common_step_counter"] == 4 * 16  # evaluations on the same env are not counted
     figures = json.loads((run / "eval.json").read_text())
     assert figures["episodes"] == 8 and 0 < figures["length_mean"] <= 30
     assert "env/Episode_Termination/time_out" in (run / "metrics.csv").read_text().splitlines()[0]

@@ -227,9 +227,11 @@ def _actions(t: Translation, params: str, c: str) -> None:
     if not squeeze:
         note = "without the clamp to +-1, because config.clip_actions is false"
         t.use(key, "agent.clip_actions", math.inf, lambda _: limit if math.isfinite(limit) else None, note)
+        t.builtin("actions beyond the env's bounds", "as they are", "agent.action_scale", "none")
         t.same(f"{c}clip_actions")
         return
     t.use(f"{c}clip_actions", "agent.clip_actions", True, lambda _: 1.0)
+    t.builtin("clipped actions", "scaled to the env's bounds", "agent.action_scale", "bounds")
     if t.has(key) and limit != 1:
         t.row(
             key,

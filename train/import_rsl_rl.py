@@ -62,6 +62,7 @@ def convert(t: Translation) -> None:
     else:
         _policy(t)
     t.builtin("gradient norms", "two" if new else "one", "agent.grad_clip", "separate" if new else "joint")
+    t.builtin("actions and the env's bounds", "not scaled", "agent.action_scale", "none")
     t.builtin("limit of normalized observations", None, "agent.clip_obs", None)
     t.initial_weights()
     t.builtin(

@@ -188,6 +188,7 @@ def _policy(t: Translation) -> None:
     for net in ("actor", "critic"):
         t.use(f"{p}ortho_init", f"agent.{net}.init", True, orthogonal)
     t.builtin("trunks", "separate", "agent.share_trunk", False)
+    t.builtin("actions beyond the env's bounds", "cut off", "agent.action_scale", "none")
     t.drop(f"{p}squash_output", "rlcore does not squash PPO's actions", off=(False,))
     t.drop(f"{p}optimizer_kwargs.eps", "Adam's epsilon is 1e-8 in rlcore", off=(1e-8,))
     if not t.has(f"{p}optimizer_kwargs.eps"):

@@ -242,6 +242,7 @@ def _std(t: Translation) -> None:
     t.same(f"{p}unnormalized_log_prob", "the outputs are logits")
     if "Categorical" in str(kind):
         return
+    t.builtin("actions and the env's bounds", "not scaled", "agent.action_scale", "none")
     if t.get(f"{p}clip_actions", False):
         note = "skrl limits actions to the action space; so does rlcore where its bounds are finite"
         t.same(f"{p}clip_actions", note)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlcore.config import ConfigError, parse_yaml
+from rlcore.config import ConfigError, PlainLoader, parse_yaml
 from rlcore.ppo_config import PPOConfig, small_minibatches
 from rlcore.train import (
     import_rl_games,
@@ -256,7 +256,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """Plain values, and tuples as lists."""
 
 
