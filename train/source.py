@@ -97,11 +97,11 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
     want_final_obs(env, ())  # nobody reads them
     try:
         _check_fit(wanted, env, f"'{path}'", task)
+        source = Source(task, path, folder, policy, env, options, notes=notes)
+        _set_stage(source, args.stage, run, content, same)
     except ValueError:
         env.close()
         raise
-    source = Source(task, path, folder, policy, env, options, notes=notes)
-    _set_stage(source, args.stage, run, content, same)
     return source
 
 
