@@ -25,6 +25,9 @@ rlcore COMMAND --help lists the settings of a command, rlcore --version tells th
 Exit codes: 0 done, 1 trained but not exported because the file failed its check, 2 wrong usage,
 130 or 143 interrupted by Ctrl-C or SIGTERM."""
 
+LONGEST_LINE = 1000
+"""Characters of what an error says."""
+
 COMMANDS = {"train": "train_command"} | dict.fromkeys(("eval", "export", "play", "tasks", "config"), "commands")
 """Commands and the modules that hold them, imported on demand: PyTorch takes its time."""
 
@@ -116,5 +119,8 @@ def _fail(prog: str, error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
-    print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = " ".join(str(error).split())
+    if len(text) > LONGEST_LINE:  # what was given is in it, and may be anything
+        text = f"{text[: LONGEST_LINE - 300]} ... {text[-295:]}"
+    print(f"{prog}: error: {text}", file=sys.stderr)
     return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 
 from rlcore.train.arguments import Job, asks_help, read
 from rlcore.train.train_command import launched, with_library
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a folder in which nothing may be written, as of a run that somebody else has put aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +64,20 @@ def eval_command(words: Sequence[str]) -> Job:
         result = evaluate(source.env, source.policy, args.seed, rounds=rounds)
         output = args.output or source.folder / "eval.json"
         record = evaluation_record(source.task, source.options, source.path, args.seed, result)
-        if args.output or args.onnx:
-            write_json(output, record)
-        elif update_evaluation(RunFolder(source.folder), record):
-            say(console, DROPPED)
         say(console, f"{source.task}, {source.path}")
         say(console, result.summary())
-        say(console, "intervals of 95%: Student's t for the mean return, Wilson's score for the success rate")
+        wilson = "" if result.success is None else ", Wilson's score for the success rate"
+        say(console, f"intervals of 95%: Student's t for the mean return{wilson}")
+        try:
+            if args.output or args.onnx:
+                write_json(output, record)
+            elif update_evaluation(RunFolder(source.folder), record):
+                say(console, DROPPED)
+        except OSError as error:
+            if args.output or error.errno not in READ_ONLY:
+                raise
+            say(console, f"not written: {output}: {error.strerror}; --output FILE writes the figures elsewhere")
+            return 0
         say(console, f"written to {output}")
         return 0
 
@@ -220,22 +231,28 @@ def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = Fa
         raise ValueError(f"--device is '{args.device}'; give {DEVICES}")
     device = resolve_device(args.device)
     if args.onnx is not None:
-        from rlcore.export import OnnxPolicy
+        from rlcore.export import OnnxPolicy, broken_weights
 
         path, folder = args.onnx, args.onnx.parent
         policy: Any = OnnxPolicy(path)
+        broken = broken_weights(path)
+        if broken:
+            raise ValueError(
+                f"'{path}' has weights that are not a number (NaN) in {', '.join(broken[:3])}; export anew"
+            )
         task = args.task or policy.metadata.get("task")
-        if task is None:
+        if not isinstance(task, str):
             raise ValueError(f"'{path}' does not name its task; give --task")
         trained_with = policy.metadata.get("env_options", {}) if task == policy.metadata.get("task") else {}
         if not isinstance(trained_with, dict):
-            raise ValueError(f"'{path}': env_options is {trained_with!r}; the file is damaged")
+            raise ValueError(f"'{path}': env_options is {trained_with!r:.80}; the file is damaged")
     else:
-        from rlcore.train.conclude import restore_policy
+        from rlcore.train.conclude import refuse_broken, restore_policy
         from rlcore.train.run import locate
 
         run, path = locate(args.run, args.checkpoint)
         policy, _, content = restore_policy(path, device)
+        refuse_broken(policy, path)
         task, folder = content["config"]["task"], run.path
         if args.task not in (None, task):
             raise ValueError(f"--task is '{args.task}' and the run's is '{task}'; leave --task out")
@@ -265,14 +282,21 @@ def _closing(env: Any, job: Job) -> Job:
 
 
 def _check_fit(policy: Any, env: Any, path: Path, task: str) -> None:
-    """Refuse a file whose observations are not those of the env."""
-    wanted: dict[str, list[dict[str, Any]]] = {}
-    for term in policy.metadata.get("observation_terms", ()):
-        wanted.setdefault(term["group"], []).append(term)
+    """Refuse a file whose observations or actions are not those of the env."""
+    try:
+        terms = [
+            (str(term["group"]), str(term["name"]), int(term["size"]))
+            for term in policy.metadata.get("observation_terms", [])
+        ]
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"'{path}': observation_terms in its metadata is no list of terms; export it anew") from None
+    wanted: dict[str, list[tuple[str, int]]] = {}
+    for group, name, size in terms:
+        wanted.setdefault(group, []).append((name, size))
     named = getattr(env, "deployment", {}).get("observation_terms", {})
-    for group, terms in wanted.items():
+    for group, own in wanted.items():
         space = env.observation_spaces.get(group)
-        size, names = sum(int(term["size"]) for term in terms), [term["name"] for term in terms]
+        size, names = sum(size for _, size in own), [name for name, _ in own]
         there = [term["name"] for term in named.get(group, ())] or names
         # A group whose env named no terms is one term of the group's own name.
         if space is None or size != space.shape[0] or (names != [group] and names != there):
@@ -281,6 +305,20 @@ def _check_fit(policy: Any, env: Any, path: Path, task: str) -> None:
                 f"'{path}' takes {size} numbers ({', '.join(names)}) as observation '{group}' and {task} gives "
                 f"{given}; give the task and the options of the env that it was trained with"
             )
+    import numpy as np
+
+    zeros = {
+        group: np.zeros((env.num_envs, *space.shape), np.float32) for group, space in env.observation_spaces.items()
+    }
+    action = np.asarray(policy(zeros))
+    policy.reset()
+    shape = (env.num_envs, *env.action_space.shape)
+    kind, expected = ("an integer", np.integer) if hasattr(env.action_space, "n") else ("a float", np.floating)
+    if action.shape != shape or not np.issubdtype(action.dtype, expected):
+        raise ValueError(
+            f"'{path}' gives actions {action.dtype} of shape {action.shape} for {env.num_envs} envs and {task} takes "
+            f"{kind} of shape {shape}; give the task that it was trained on"
+        )
 
 
 def _check_seed(seed: int) -> None:

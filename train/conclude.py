@@ -18,6 +18,7 @@ from rlcore.env import EnvSpec, VecEnv
 from rlcore.envs import make_env
 from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
+from rlcore.export.metadata import plain
 from rlcore.export.observations import finite_part, too_few
 from rlcore.train.algorithms import POLICIES
 from rlcore.train.config import TrainConfig, read_config
@@ -42,9 +43,6 @@ def restore_policy(checkpoint: Path, device: torch.device | str = "cpu") -> tupl
     with fitting(checkpoint):
         config = read_config(content["config"], source=str(checkpoint))
         spec = from_dict(EnvSpec, content["spec"], f"{checkpoint}: spec")
-        for key in ("iteration", "env_steps"):
-            if not isinstance(content["progress"][key], int):
-                raise CheckpointError(f"checkpoint '{checkpoint}': progress.{key} is no whole number; use another one")
         policy = POLICIES[config.algo](spec, config.agent).to(device)
         policy.load_state_dict(content["agent"]["policy"])
     return policy.eval(), spec, content
@@ -106,10 +104,15 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
     """Evaluate the best checkpoint on new episodes, export it, evaluate the file, and sum up.
 
     Returns:
-        The exit code: 0, or 1 where the export was refused.
+        The exit code: 0, or 1 where the export was refused, or the policy is broken.
     """
     checkpoint = run.checkpoint("best")
     policy, _, content = restore_policy(checkpoint, env.device)
+    try:
+        refuse_broken(policy, checkpoint)
+    except CheckpointError as error:
+        say(console, f"export       refused: {error}")
+        return 1
     seed = config.seed + FINAL_SEED
     iteration = content["progress"]["iteration"]
     say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
@@ -183,15 +186,15 @@ def _sha256(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     """A file of plain values; none where it is missing or damaged."""
     content: Any = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write plain values for people and programs."""
+    """Write plain values for people and programs; what is not finite becomes null, for JSON has neither."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(plain(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def say(console: Console, text: str) -> None:

@@ -23,8 +23,8 @@ from rlcore.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from rlcore.config import ConfigError, to_dict
-from rlcore.env import spec_of, want_final_obs
+from rlcore.config import ConfigError, shown, to_dict
+from rlcore.env import check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, learn, resume, snapshot
@@ -164,6 +164,9 @@ class Training:
             )
             with fitting(resumed_from, other), settings_as_typed(config.agent):
                 self.progress, self.exact = resume(self.env, self.agent, content)
+                check_obs(self.env, self.progress.obs, "checkpoint")
+                if str(self.agent.timeout_bootstrap) not in TIMEOUTS:
+                    raise ValueError(f"timeout_bootstrap is {shown(self.agent.timeout_bootstrap)}")
         self.saved_iteration = done
         self.best_score: float | None = None
         self.bootstrap = self.agent.timeout_bootstrap
