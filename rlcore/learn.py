@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlcore.capture import Captured
 from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at, stage_of
 from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
@@ -77,6 +78,8 @@ class Report:
     metrics: dict[str, float]
     """By name, such as ``loss/policy``. What has no value is left out: a mean return where no episode ended, a loss
     where every step was skipped."""
+    culprits: tuple[str, ...] = ()
+    """Which numbers of which env could not be learned from, or were limited, in words."""
 
 
 def begin(env: VecEnv, agent: Agent, seed: int | None = None, stage: Stage | None = None) -> Progress:
@@ -225,7 +228,7 @@ def learn(
                 if underway is not None:
                     underway.deliver(progress, report_to)
             raise
-        mail, underway = underway, _Mail(progress, metrics, watch, agent.num_steps * env.num_envs)
+        mail, underway = underway, _Mail(progress, metrics, watch, env, agent)
         if mail is not None:
             mail.deliver(progress, report_to)
         progress.underway = watch
@@ -262,22 +265,19 @@ class _Mark:
 
 
 class Faults:
-    """What reports show to be broken, each thing once."""
+    """What reports show to be broken, each thing once; what is left out or limited at growing intervals."""
 
     def __init__(self) -> None:
         self._learning = False
         self._known: set[str] = set()
+        self._affected = 0  # iterations in which numbers could not be learned from, or were limited
 
     def new(self, report: Report) -> list[str]:
         """Tell what is wrong for the first time; metrics that are not a number are not in a report."""
         metrics, found = report.metrics, []
         if "rollout/reward" not in metrics:
             found.append("rewards of the env are not a number (NaN)")
-        if metrics.get("replay/dropped"):
-            found.append(
-                "observations, actions or rewards are not finite: steps that have such are left out (replay/dropped)"
-            )
-        elif metrics.get("replay/lost", 0.0) > 0.01:
+        if not metrics.get("replay/dropped") and metrics.get("replay/lost", 0.0) > 0.01:
             found.append(
                 "more than 1 % of the samples count for nothing: last observations of truncated episodes have been "
                 "overwritten (replay/lost); raise agent.final_capacity, or correct the env's max_episode_length"
@@ -289,7 +289,21 @@ class Faults:
         self._learning |= "loss/value" in metrics
         fresh = [f"iteration {report.iteration}: {text}; it is said once" for text in found if text not in self._known]
         self._known.update(found)
-        return fresh
+        return self._left_out(report) + fresh
+
+    def _left_out(self, report: Report) -> list[str]:
+        """Name what was left out or limited, the 1st, 2nd, 4th, 8th... time."""
+        dropped = [name for name in ("rollout/dropped", "replay/dropped") if report.metrics.get(name)]
+        if not dropped and not report.culprits:
+            return []
+        self._affected += 1
+        if self._affected & (self._affected - 1):
+            return []
+        numbers = {name: report.metrics[name] for name in dropped}
+        samples = {name: "1 sample is" if n == 1 else f"{n:,.0f} samples are" for name, n in numbers.items()}
+        parts = [f"{text} left out of learning ({name})" for name, text in samples.items()]
+        times = "" if self._affected == 1 else f"; so it was in {self._affected:,} iterations by now"
+        return [f"iteration {report.iteration}: {'; '.join((*parts, *report.culprits))}{times}"]
 
 
 def _log_faults(faults: Faults, report: Report) -> None:
@@ -351,8 +365,9 @@ class _Stopwatch:
 class _Mail:
     """An iteration's metrics on their way to the host, in one transfer that nobody waits for."""
 
-    def __init__(self, progress: Progress, metrics: Metrics, watch: _Stopwatch, steps: int) -> None:
-        self.iteration, self.env_steps, self.steps = progress.iteration, progress.env_steps, steps
+    def __init__(self, progress: Progress, metrics: Metrics, watch: _Stopwatch, env: VecEnv, agent: Agent) -> None:
+        self.iteration, self.env_steps, self.env, self.agent = progress.iteration, progress.env_steps, env, agent
+        self.steps = agent.num_steps * env.num_envs
         self.names = list(metrics)
         self.watch = watch
         self.values = torch.stack([value.detach().float() for value in metrics.values()])
@@ -370,6 +385,8 @@ class _Mail:
         progress.seconds += collect + learn
         progress.underway = None
         values = {name: x for name, x in zip(self.names, self.values.tolist(), strict=True) if not math.isnan(x)}
+        found = {name: values.pop(name) for name in self.names if name.startswith(PREFIX) and name in values}
+        told = culprits(found, getattr(self.agent, "fault_groups", {}), self.env) if any(found.values()) else ()
         values |= {"time/collect_s": collect, "time/learn_s": learn}
         values |= {"time/steps_per_s": self.steps / (collect + learn), "time/total_s": progress.seconds}
-        on_report(Report(self.iteration, self.env_steps, values))
+        on_report(Report(self.iteration, self.env_steps, values, told))

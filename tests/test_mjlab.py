@@ -4,9 +4,11 @@ import dataclasses
 import os
 import sys
 import types
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -429,6 +431,26 @@ def test_refusal_names_the_remedy(registry: dict[str, Any], task: str, options: 
     with pytest.raises(ValueError, match=message) as raised:
         make_env(task, 2, **options)
     assert "\n" not in str(raised.value)
+
+
+def test_task_that_tracks_names_the_setting_of_its_motion(registry: dict[str, Any], tmp_path: Path) -> None:
+    make_env("Mjlab-Walk", 2)
+    motion = SimpleNamespace(motion_file="")
+    registry["cfg"].commands = {"twist": SimpleNamespace(), "motion": motion}
+    text, array, good = tmp_path / "text.npz", tmp_path / "array.npy", tmp_path / "good.npz"
+    text.write_text("no archive")
+    np.save(array, np.zeros(3))
+    np.savez(good, joint_pos=np.zeros(3))
+    for file, message in (
+        ("", "tracks a motion, and none is given; add --env.commands.motion.motion_file FILE.npz"),
+        (str(tmp_path / "none.npz"), "--env.commands.motion.motion_file is '.*none.npz', which is no file"),
+        (str(text), "text.npz', which is no .npz file; give that of a motion$"),
+        (str(array), "array.npy', which is no .npz file; give that of a motion$"),
+    ):
+        motion.motion_file = file
+        with pytest.raises(ValueError, match=message):
+            make_env("Mjlab-Walk", 2)
+    make_env("Mjlab-Walk", 2, **{"commands.motion.motion_file": str(good)}).close()
 
 
 def test_warp_is_quiet_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
