@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and it
 
 GYM_PREFIX = "gym:"
 
+LARGEST_OPTION = 1e12
+"""Largest whole number among the options of a task of PyTorch's, which holds 64 bits."""
+
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR5e-JointPos": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "JointPos"}),
     "Reach-UR5e-JointVel": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "JointVel"}),
@@ -174,7 +177,8 @@ def _unknown_task(task: str) -> str:
     if task in registry:
         nearest = [GYM_PREFIX + task, *nearest]
     hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
-    return f"unknown task '{task}': {hint}`rlcore tasks` lists them, and {GYM_PREFIX}<id> takes any gymnasium id"
+    named = f"'{task}'" if len(task) <= 200 else f"'{task[:200]}...'"
+    return f"unknown task {named}: {hint}`rlcore tasks` lists them, and {GYM_PREFIX}<id> takes any gymnasium id"
 
 
 def nearest_names(name: str, valid: Any, count: int = 3) -> list[str]:
@@ -197,6 +201,8 @@ def _check_options(
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return  # the env checks them itself
     valid = [name for name in parameters if name not in reserved] + further
-    for option in options:
+    for option, value in options.items():
         if option not in valid:
             raise ValueError(unknown_option(task, option, valid))
+        if isinstance(value, int) and abs(value) > LARGEST_OPTION:
+            raise ValueError(f"{task}: option {option} is {value!s:.40}; give at most {LARGEST_OPTION:g}")

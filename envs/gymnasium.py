@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import unknown_option
+from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
 NO_TIME_LIMIT = 1_000_000
@@ -122,6 +124,17 @@ class GymnasiumEnv:
         obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
         final_obs = obs if final is groups else self._to_torch(final)[0]
         return Step(obs, rewards, ended != 0, cut != 0, final_obs, {})
+
+    def stage_dict(self) -> dict[str, Any]:
+        """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
+        return gymnasium_stage(self.env)
+
+    @contextlib.contextmanager
+    def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """While the context is open, ``reset`` leaves what ``stage_dict`` told as it was."""
+        load_gymnasium_stage(self.env, state)
+        yield
+        load_gymnasium_stage(self.env, state)
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[H, W, 3]``.

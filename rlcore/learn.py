@@ -16,7 +16,9 @@ from torch import Tensor
 
 from rlcore.capture import Captured
 from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
+from rlcore.stage import Stage, reset_at, stage_of
 from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
 from rlcore.types import Agent, Metrics, Obs, State, detached, detached_step
 
@@ -45,9 +47,10 @@ class Progress:
     last finished iteration and ``snapshot`` saves them, but for the episodes in flight, which start anew; what an
     update that was broken off leaves is neither the one iteration nor the next."""
 
-    def restart(self, env: VecEnv, agent: Agent) -> None:
-        """Begin new episodes, as after something else has used the env."""
-        self.obs, self.state, self.broken_off = detached(env.reset()), agent.initial_state(), ""
+    def restart(self, env: VecEnv, agent: Agent, obs: Obs | None = None) -> None:
+        """Begin new episodes, as after something else has used the env; ``obs`` where they have begun already."""
+        self.obs, self.state = detached(env.reset() if obs is None else obs), agent.initial_state()
+        self.broken_off = ""
         check_obs(env, self.obs, "reset")
         self.episodes.returns.zero_()
         self.episodes.lengths.zero_()
@@ -75,11 +78,13 @@ class Report:
     metrics: dict[str, float]
     """By name, such as ``loss/policy``. What has no value is left out: a mean return where no episode ended, a loss
     where every step was skipped."""
+    culprits: tuple[str, ...] = ()
+    """Which numbers of which env could not be learned from, or were limited, in words."""
 
 
-def begin(env: VecEnv, agent: Agent, seed: int | None = None) -> Progress:
-    """Reset the env and stand before the first iteration."""
-    obs = env.reset(seed)
+def begin(env: VecEnv, agent: Agent, seed: int | None = None, stage: Stage | None = None) -> Progress:
+    """Reset the env, at a stage if one is given, and stand before the first iteration."""
+    obs = reset_at(env, stage, seed)
     check_obs(env, obs, "reset")
     obs = detached(obs)
     episodes = EpisodeStatistics(env.num_envs, torch.device(env.device), agent.mode)
@@ -101,9 +106,9 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     saved = content["progress"]
     own = content["env"] is not None and hasattr(env, "load_state_dict")
     exact = own and getattr(env, "exact_state", True) and saved["obs"] is not None
-    if own and not exact:
-        env.load_state_dict(content["env"])  # type: ignore[attr-defined]  # counters, which a reset may read
-    progress = begin(env, agent)
+    if own and not exact and getattr(env, "exact_state", True):
+        env.load_state_dict(content["env"])  # type: ignore[attr-defined]  # its generator and what a reset may read
+    progress = begin(env, agent, stage=None if exact else saved_stage(env, content))
     agent.load_state_dict(content["agent"])
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
     if exact:
@@ -117,6 +122,14 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     if "cuda" in content["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), torch.device(env.device))
     return progress, exact
+
+
+def saved_stage(env: VecEnv, content: dict[str, Any]) -> Stage | None:
+    """The stage that a checkpoint was written at, if an env of its task has one."""
+    stage: Stage | None = content.get("stage")
+    if "stage" not in content and content["env"] is not None and not getattr(env, "exact_state", True):
+        stage = {"num_envs": env.num_envs, "clocks": [], "state": content["env"]}  # as it was written before
+    return stage
 
 
 def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
@@ -134,19 +147,19 @@ def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
     return {
         "agent": agent.state_dict(),
         "progress": progress.state_dict(),
-        "env": _state_of(env, progress),
+        **_state_of(env, progress),
         "recording": agent.recording(),
         "rng": rng,
     }
 
 
-def _state_of(env: VecEnv, progress: Progress) -> dict[str, Any] | None:
+def _state_of(env: VecEnv, progress: Progress) -> dict[str, Any]:
     try:
-        return env.state_dict() if hasattr(env, "state_dict") else None
+        return {"env": env.state_dict() if hasattr(env, "state_dict") else None, "stage": stage_of(env)}
     except Exception:
         if not progress.broken_off:
             raise
-        return None  # an env that has failed may do so again
+        return {"env": None, "stage": None}  # an env that has failed may do so again
 
 
 def learn(
@@ -215,7 +228,7 @@ def learn(
                 if underway is not None:
                     underway.deliver(progress, report_to)
             raise
-        mail, underway = underway, _Mail(progress, metrics, watch, agent.num_steps * env.num_envs)
+        mail, underway = underway, _Mail(progress, metrics, watch, env, agent)
         if mail is not None:
             mail.deliver(progress, report_to)
         progress.underway = watch
@@ -252,22 +265,19 @@ class _Mark:
 
 
 class Faults:
-    """What reports show to be broken, each thing once."""
+    """What reports show to be broken, each thing once; what is left out or limited at growing intervals."""
 
     def __init__(self) -> None:
         self._learning = False
         self._known: set[str] = set()
+        self._affected = 0  # iterations in which numbers could not be learned from, or were limited
 
     def new(self, report: Report) -> list[str]:
         """Tell what is wrong for the first time; metrics that are not a number are not in a report."""
         metrics, found = report.metrics, []
         if "rollout/reward" not in metrics:
             found.append("rewards of the env are not a number (NaN)")
-        if metrics.get("replay/dropped"):
-            found.append(
-                "observations, actions or rewards are not finite: steps that have such are left out (replay/dropped)"
-            )
-        elif metrics.get("replay/lost", 0.0) > 0.01:
+        if not metrics.get("replay/dropped") and metrics.get("replay/lost", 0.0) > 0.01:
             found.append(
                 "more than 1 % of the samples count for nothing: last observations of truncated episodes have been "
                 "overwritten (replay/lost); raise agent.final_capacity, or correct the env's max_episode_length"
@@ -279,7 +289,21 @@ class Faults:
         self._learning |= "loss/value" in metrics
         fresh = [f"iteration {report.iteration}: {text}; it is said once" for text in found if text not in self._known]
         self._known.update(found)
-        return fresh
+        return self._left_out(report) + fresh
+
+    def _left_out(self, report: Report) -> list[str]:
+        """Name what was left out or limited, the 1st, 2nd, 4th, 8th... time."""
+        dropped = [name for name in ("rollout/dropped", "replay/dropped") if report.metrics.get(name)]
+        if not dropped and not report.culprits:
+            return []
+        self._affected += 1
+        if self._affected & (self._affected - 1):
+            return []
+        numbers = {name: report.metrics[name] for name in dropped}
+        samples = {name: "1 sample is" if n == 1 else f"{n:,.0f} samples are" for name, n in numbers.items()}
+        parts = [f"{text} left out of learning ({name})" for name, text in samples.items()]
+        times = "" if self._affected == 1 else f"; so it was in {self._affected:,} iterations by now"
+        return [f"iteration {report.iteration}: {'; '.join((*parts, *report.culprits))}{times}"]
 
 
 def _log_faults(faults: Faults, report: Report) -> None:
@@ -341,8 +365,9 @@ class _Stopwatch:
 class _Mail:
     """An iteration's metrics on their way to the host, in one transfer that nobody waits for."""
 
-    def __init__(self, progress: Progress, metrics: Metrics, watch: _Stopwatch, steps: int) -> None:
-        self.iteration, self.env_steps, self.steps = progress.iteration, progress.env_steps, steps
+    def __init__(self, progress: Progress, metrics: Metrics, watch: _Stopwatch, env: VecEnv, agent: Agent) -> None:
+        self.iteration, self.env_steps, self.env, self.agent = progress.iteration, progress.env_steps, env, agent
+        self.steps = agent.num_steps * env.num_envs
         self.names = list(metrics)
         self.watch = watch
         self.values = torch.stack([value.detach().float() for value in metrics.values()])
@@ -360,6 +385,8 @@ class _Mail:
         progress.seconds += collect + learn
         progress.underway = None
         values = {name: x for name, x in zip(self.names, self.values.tolist(), strict=True) if not math.isnan(x)}
+        found = {name: values.pop(name) for name in self.names if name.startswith(PREFIX) and name in values}
+        told = culprits(found, getattr(self.agent, "fault_groups", {}), self.env) if any(found.values()) else ()
         values |= {"time/collect_s": collect, "time/learn_s": learn}
         values |= {"time/steps_per_s": self.steps / (collect + learn), "time/total_s": progress.seconds}
-        on_report(Report(self.iteration, self.env_steps, values))
+        on_report(Report(self.iteration, self.env_steps, values, told))

@@ -13,7 +13,8 @@ class EpisodeStatistics:
     """Returns and lengths of the episodes that ended since the last read, summed on the device.
 
     All episodes that end count once, so the mean favors short ones less than a window of the latest would; an
-    unbiased estimate is the business of an evaluation.
+    unbiased estimate is the business of an evaluation. Rewards that are not finite are left out, and with them the
+    returns of their episodes.
 
     Args:
         num_envs: N.
@@ -24,7 +25,7 @@ class EpisodeStatistics:
     def __init__(self, num_envs: int, device: torch.device, mode: Mode = "eager") -> None:
         self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
         self.lengths = torch.zeros(num_envs, device=device)  # [N]
-        self.totals = torch.zeros(5, device=device)  # reward, steps; return, length, number of ended episodes
+        self.totals = torch.zeros(8, device=device)  # reward, return, length, ended episodes; how many were finite
         self.logs: dict[tuple[str, ...], Tensor] = {}
         """By the names that a step's log had: weighted sums and weights, [2, names]."""
         self._count = Captured(self._count_step, mode, device)
@@ -41,9 +42,10 @@ class EpisodeStatistics:
         ended = done.float()
         self.returns += reward
         self.lengths += 1
-        # where: a reward that is not finite concerns its own episode alone.
-        rows = [reward, torch.ones_like(reward), self.returns.where(done, 0.0), self.lengths * ended, ended]
-        self.totals += torch.stack(rows).sum(1)
+        rows = torch.stack([reward, self.returns.where(done, 0.0), self.lengths * ended, ended])  # [4, N]
+        finite = rows.abs() < torch.inf  # false for NaN, too
+        # What is not finite concerns its own episode alone.
+        self.totals += torch.cat([rows.where(finite, 0.0), finite]).sum(1)
         self.returns.masked_fill_(done, 0.0)
         self.lengths.masked_fill_(done, 0.0)
 
@@ -74,10 +76,10 @@ class EpisodeStatistics:
 
     def read(self) -> Metrics:
         """Return means as device scalars, NaN where nothing ended, and start anew."""
-        reward, steps, returns, lengths, episodes = self.totals.clone().unbind()
+        reward, returns, lengths, episodes, rewards, sound, steps, _ = self.totals.clone().unbind()
         means = {
-            "rollout/reward": reward / steps,
-            "rollout/episode_return": returns / episodes,
+            "rollout/reward": reward / rewards,
+            "rollout/episode_return": returns / (episodes - (steps - sound)),
             "rollout/episode_length": lengths / episodes,
             "rollout/episodes": episodes,
         }

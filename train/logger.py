@@ -81,7 +81,9 @@ class Average:
     def take(self) -> dict[str, float]:
         """The averages since the last call; of episodes and dropped steps the sum, of ``time/total_s`` the latest."""
         result = {key: total / self._weights[key] for key, total in self._sums.items()}
-        result |= {key: self._sums[key] for key in ("rollout/episodes", "replay/dropped") if key in result}
+        result |= {
+            key: self._sums[key] for key in ("rollout/episodes", "rollout/dropped", "replay/dropped") if key in result
+        }
         if "time/total_s" in result:
             result["time/total_s"] = self._latest["time/total_s"]
         self._sums, self._weights, self._latest = {}, {}, {}

@@ -170,6 +170,16 @@ def _task_in(words: Sequence[str]) -> str:
         if file.suffix in (".yaml", ".yml") and file.is_file():
             with contextlib.suppress(ConfigError):  # said later, in full
                 return str(load_yaml(file).get("task"))
+    return _task_of_file(path) if path.suffix == ".onnx" and path.is_file() else ""
+
+
+def _task_of_file(path: Path) -> str:
+    """The task that an exported file names; PyTorch, which a simulator may want to come before, is not imported."""
+    import onnx
+
+    with contextlib.suppress(Exception):  # whatever a file that is no ONNX ends in is said later, in full
+        properties = onnx.load(str(path), load_external_data=False).metadata_props
+        return next((x.value for x in properties if x.key == "task"), "")
     return ""
 
 
