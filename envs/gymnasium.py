@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -19,9 +20,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import look_here, nearest_names, unknown_option
 from rlcore.envs.one_hot import flat_box, flatten, flatten_batch, refusal, terms_of
+from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
 NO_TIME_LIMIT = 1_000_000
@@ -114,7 +116,7 @@ class GymnasiumEnv:
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
-            raise ValueError(_failed(self.task, "reset()", error)) from error
+            raise EnvFailed(_failed(self.task, "reset()", error)) from error
         return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
@@ -132,6 +134,17 @@ class GymnasiumEnv:
         obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
         final_obs = obs if final is groups else self._to_torch(final)[0]
         return Step(obs, rewards, ended != 0, cut != 0, final_obs, {})
+
+    def stage_dict(self) -> dict[str, Any]:
+        """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
+        return gymnasium_stage(self.env)
+
+    @contextlib.contextmanager
+    def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """While the context is open, ``reset`` leaves what ``stage_dict`` told as it was."""
+        load_gymnasium_stage(self.env, state)
+        yield
+        load_gymnasium_stage(self.env, state)
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[H, W, 3]``.
@@ -169,7 +182,7 @@ class GymnasiumEnv:
             for i, observation in begun.items():
                 self._put(groups, i, observation)
         except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
         return groups, final, reward, terminated, truncated
 
     def _put(self, groups: _Arrays, i: int, observation: Any) -> None:
@@ -185,7 +198,7 @@ class GymnasiumEnv:
         try:
             observation, reward, terminated, truncated, infos = self.env.step(actions)
         except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
         groups, done = self._groups(observation), np.logical_or(terminated, truncated)
         final = self._final(groups, done, infos) if done.any() else groups
         return groups, final, reward, terminated, truncated

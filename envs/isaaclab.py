@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlcore.envs import look_here, nearest_names
-from rlcore.envs.launch import GET_ISAACLAB, launcher_args
+from rlcore.envs.launch import GET_ISAACLAB, full_name, launcher_args
 from rlcore.envs.manager import SimulatorEnv, apply_overrides, as_names
 from rlcore.envs.rewind import Rewind, flatten
 from rlcore.types import Obs, Step
@@ -264,6 +264,7 @@ def make_isaaclab(
             randomize_start=randomize_start,
             groups=groups,
         )
+        env.registered_as = full_name("isaaclab", module, name)
         raw.close = stack.pop_all().close  # type: ignore[method-assign]
     return env
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlcore.envs import look_here, nearest_names
-from rlcore.envs.launch import GET_MJLAB
+from rlcore.envs.launch import GET_MJLAB, full_name
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
 from rlcore.types import Obs, Step
 
@@ -273,7 +273,7 @@ def make_mjlab(
             f"{name}: {error} of the motion's .npz file; give one that mjlab's csv_to_npz wrote"
         ) from error
     try:
-        return MjlabEnv(
+        made = MjlabEnv(
             env,
             task=name,
             device=device,
@@ -285,3 +285,5 @@ def make_mjlab(
     except ValueError:
         env.close()
         raise
+    made.registered_as = full_name("mjlab", module, name)
+    return made

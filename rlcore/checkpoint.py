@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from rlcore._version import __version__
 from rlcore.config import ConfigError, shown
+from rlcore.files import whole_file
 
 SCHEMA = 1
 """Number of a checkpoint's layout; a layout that older code could not read gets the next one."""
@@ -33,18 +33,37 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write ``content`` (tensors and plain values) so that a crash leaves the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"schema": SCHEMA, "rlcore": __version__, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write ``content`` (tensors and plain values) so that a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    with whole_file(path, "wb") as file:
+        watched = _Watched(file)
+        try:
+            torch.save({"schema": SCHEMA, "rlcore": __version__, **content}, watched)  # type: ignore[arg-type]
+        except Exception as error:
+            if watched.error is None:
+                raise
+            raise watched.error from error  # PyTorch makes a RuntimeError of a full disk
+
+
+class _Watched:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load_checkpoint(

@@ -18,16 +18,23 @@ WIDEST_ACTION = 10.0
 """Action bounds beyond ± this are hardly meant: a simulator's way to say that there are none."""
 
 
+class EnvFailed(ValueError):
+    """An env of somebody's failed in ``reset`` or ``step``; the message names the task, ``__cause__`` is its error."""
+
+
 @runtime_checkable
 class VecEnv(Protocol):
     """N copies of one task on one device, stepped together. Adapters need not inherit from it.
 
     An env may also have, and the library uses where present:
 
-    - ``task``: its name, and ``deployment``: a dict for the exported file (see ``EnvSpec``);
+    - ``task``: its name, ``registered_as``: the name that a new process finds it by, if that is another, and
+      ``deployment``: a dict for the exported file (see ``EnvSpec``);
     - ``state_dict() -> dict`` and ``load_state_dict(dict)``: everything that its future depends on, random
       generator included, as tensors and plain values. With them a resumed run repeats bit for bit; ``exact_state``
       is False where they hold less, such as counters that drive a curriculum, and episodes start anew;
+    - ``stage_dict() -> dict`` and ``load_stage_dict(dict)``: how far its curricula have come, apart from its episodes,
+      so that evaluations happen where training stands; see ``rlcore.stage``;
     - ``notes``: lines that a run prints when it begins;
     - ``final_groups``: the groups that ``Step.final_obs`` must have, None for all. An agent sets it to those that it
       reads (see ``want_final_obs``), so that the env need not compute the others;
@@ -109,6 +116,7 @@ def spec_of(env: VecEnv) -> EnvSpec:
             "rlcore.env.VecEnv tells what is needed, rlcore.envs.make_env('gym:<id>', num_envs=...) makes gymnasium's"
         )
     task = _name(env)
+    found_as = str(getattr(env, "registered_as", None) or task)
     if not isinstance(env.observation_spaces, Mapping):
         raise ValueError(
             f"{task}: observation_spaces is {env.observation_spaces!r}; give a dict of groups, "
@@ -130,14 +138,14 @@ def spec_of(env: VecEnv) -> EnvSpec:
         if action.start != 0:
             raise ValueError(f"{task}: Discrete actions start at {action.start}; wrap the env so that they start at 0")
         return EnvSpec(
-            task=task, observation_sizes=sizes, discrete=True, action_size=int(action.n), deployment=deployment
+            task=found_as, observation_sizes=sizes, discrete=True, action_size=int(action.n), deployment=deployment
         )
     if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1:
         raise ValueError(f"{task}: action space {action} is not supported; use a flat Box or Discrete")
     low = [float(x) if math.isfinite(x) else -math.inf for x in action.low]
     high = [float(x) if math.isfinite(x) else math.inf for x in action.high]
     return EnvSpec(
-        task=task,
+        task=found_as,
         observation_sizes=sizes,
         discrete=False,
         action_size=int(action.shape[0]),

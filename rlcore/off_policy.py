@@ -81,6 +81,7 @@ class OffPolicy:
         self.actor_optimizer = self._adam(list(policy.parameters()), unit_weights(policy, config.actor))
         self.critic_optimizer = self._adam(list(self.critics.parameters()), unit_weights(self.critics, config.critic))
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.target_critic_buffer = flat(list(self.target_critics.parameters()))
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
@@ -311,16 +312,21 @@ class OffPolicy:
         return {"loss/policy": loss.detach(), "policy/gradient_norm": descend(self.actor_optimizer, loss)}
 
     @torch.no_grad()
-    def _follow(self, target: nn.Module, source: nn.Module) -> None:
-        """Move target networks a part of the way.
+    def _follow(self, target: Tensor, source: FlatAdam) -> None:
+        """Move target networks, whose parameters are in one buffer, a part of the way.
 
         Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
         """
-        flat(list(target.parameters())).lerp_(flat(list(source.parameters())), self.config.tau)
+        target.lerp_(source.value, self.config.tau)
 
     def _adam(self, parameters: list[nn.Parameter], unit: Sequence[Tensor] = ()) -> FlatAdam:
         limit = self.config.max_grad_norm
         return FlatAdam(parameters, self.learning_rate, NO_LIMIT if limit is None else limit, unit)
+
+    def moved(self) -> list[Tensor]:
+        """Statistics, counters, and the memory's place; its rows are written over before anything is drawn."""
+        parts = nn.ModuleList(p for p in (self.policy.normalizer, self.critic_normalizer, self.return_scale) if p)
+        return [*parts.buffers(), self.steps, self.replay.row, self.replay.size]  # not num_written: finals are lost
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -16,10 +17,12 @@ from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting,
 from rlcore.config import from_dict
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.envs import make_env
-from rlcore.envs.launch import SIMULATORS, simulator_of
+from rlcore.envs.launch import SIMULATORS, bare_name, simulator_of
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
 from rlcore.export.metadata import plain
 from rlcore.export.observations import finite_part, too_few
+from rlcore.files import whole_file
+from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import POLICIES
 from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options
@@ -90,6 +93,8 @@ def export_checkpoint(
         "config_hash": config_hash(content["config"]),
         "env_options": content["config"]["env"],
     }
+    if bare_name(spec.task) == bare_name(task):
+        spec = dataclasses.replace(spec, task=task)  # with the module that registers it
     recording = content["recording"]
     try:
         return export_onnx(
@@ -100,8 +105,23 @@ def export_checkpoint(
             own.close()
 
 
-def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console) -> int:
+def conclude(
+    run: RunFolder,
+    env: VecEnv,
+    config: TrainConfig,
+    console: Console,
+    stage: Stage | None = None,
+    why: str | None = None,
+) -> int:
     """Evaluate the best checkpoint on new episodes, export it, evaluate the file, and sum up.
+
+    Args:
+        run: where checkpoints are and results go.
+        env: where it is evaluated.
+        config: of the run.
+        console: where it is said.
+        stage: where the curricula of the env are to stand, as ``config.eval_stage`` has it.
+        why: what makes the best checkpoint the best.
 
     Returns:
         The exit code: 0, or 1 where the export was refused, or the policy is broken.
@@ -116,9 +136,12 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
     seed = config.seed + FINAL_SEED
     iteration = content["progress"]["iteration"]
     say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
-    result = evaluate(env, policy, seed)
+    if stage is not None:
+        say(console, f"stage        {config.eval_stage}: {stage_text(stage)}")
+    result = evaluate(env, policy, seed, stage=stage)
     options = evaluation_options(config.env)
-    record = evaluation_record(config.task, options, checkpoint, seed, result) | {"iteration": iteration}
+    record = evaluation_record(config.task, options, checkpoint, seed, result, stage, config.eval_stage)
+    record |= {"iteration": iteration} | ({} if why is None else {"best": why})
     say(console, f"policy       {result.summary()}")
     refused = False
     if config.export:
@@ -128,7 +151,7 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
             say(console, f"export       refused: {error}")
             refused = True
         else:
-            exported = evaluate(env, OnnxPolicy(run.exported), seed)
+            exported = evaluate(env, OnnxPolicy(run.exported), seed, stage=stage)
             file = {"file": str(run.exported), "sha256": _sha256(run.exported)}
             record["onnx"] = file | {"parity": report.parity.max_abs_error, **exported.as_dict()}
             say(console, f"ONNX file    {exported.summary()}")
@@ -140,14 +163,23 @@ def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console)
         say(console, f"exported     {run.exported}")
     say(console, f"evaluation   {run.evaluation}")
     say(console, f"checkpoint   {checkpoint}")
+    if why is not None:
+        say(console, f"best         {why}")
     return int(refused)
 
 
 def evaluation_record(
-    task: str, options: Mapping[str, Any], policy: Path, seed: int, result: Evaluation
+    task: str,
+    options: Mapping[str, Any],
+    policy: Path,
+    seed: int,
+    result: Evaluation,
+    stage: Stage | None = None,
+    which: str = "start",
 ) -> dict[str, Any]:
-    """What eval.json holds."""
-    return {"task": task, "env": dict(options), "policy": str(policy), "seed": seed, **result.as_dict()}
+    """What eval.json holds; ``which`` says whose ``stage`` it is, where the env has any."""
+    stood = {} if stage is None else {"stage": {"which": which, **stage_figures(stage)}}
+    return {"task": task, "env": dict(options), "policy": str(policy), "seed": seed, **stood, **result.as_dict()}
 
 
 def update_evaluation(run: RunFolder, record: Mapping[str, Any]) -> bool:
@@ -193,8 +225,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write plain values for people and programs; what is not finite becomes null, for JSON has neither."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(plain(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with whole_file(path) as file:
+        file.write(json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
 
 
 def say(console: Console, text: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.stage import Stage, reset_at
 from rlcore.train.evaluate import ActionFunction, Controller
 from rlcore.types import Policy
 
@@ -34,7 +35,14 @@ def check_output(path: Path) -> None:
         raise ValueError(f"output is '{path}' and MP4 needs ffmpeg, which is not on PATH; install it or give a .gif")
 
 
-def frames(env: VecEnv, policy: Policy | ActionFunction, steps: int, seed: int, control_dt: float) -> Iterator[Frame]:
+def frames(
+    env: VecEnv,
+    policy: Policy | ActionFunction,
+    steps: int,
+    seed: int,
+    control_dt: float,
+    stage: Stage | None = None,
+) -> Iterator[Frame]:
     """Run the policy and draw env 0, at most ``FPS`` times a simulated second.
 
     Args:
@@ -43,6 +51,7 @@ def frames(env: VecEnv, policy: Policy | ActionFunction, steps: int, seed: int, 
         steps: control steps to run.
         seed: of the episodes.
         control_dt: seconds of a control step.
+        stage: where the env's curricula stand at the beginning; None is wherever they are.
 
     Yields:
         uint8 ``[H, W, 3]``.
@@ -53,7 +62,7 @@ def frames(env: VecEnv, policy: Policy | ActionFunction, steps: int, seed: int, 
     if not hasattr(env, "render"):
         raise ValueError(f"{getattr(env, 'task', type(env).__name__)} has no render(); it cannot be shown")
     controller = Controller(policy, env)
-    obs, check = env.reset(seed), StepCheck(env)
+    obs, check = reset_at(env, stage, seed), StepCheck(env)
     check_obs(env, obs, "reset")
     every = stride(control_dt)
     for i in range(steps):
