@@ -36,6 +36,9 @@ HINT = (
     "finishing the iteration in progress, then writing a checkpoint; once more to stop at once, losing that iteration"
 )
 
+LONGEST_LINE = 1000
+"""Characters of what an error says."""
+
 CRASH_FILE = "crash.txt"
 """In the run folder: tracebacks of what failed."""
 
@@ -135,7 +138,7 @@ class Output:
 
 def mute() -> None:
     """Let standard output go nowhere: Python would complain when it flushes at exit."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # a stand-in for it may have no number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -155,8 +158,11 @@ def open_standard_streams() -> None:
 
 def fail(prog: str, text: str) -> None:
     """Say on standard error, if there is one, what went wrong."""
+    text = " ".join(text.split())
+    if len(text) > LONGEST_LINE:  # what was given is in it, and may be anything
+        text = f"{text[: LONGEST_LINE - 300]} ... {text[-295:]}"
     with suppress(OSError, ValueError):
-        print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        print(f"{prog}: error: {text}", file=sys.stderr, flush=True)
 
 
 def show_traceback(error: BaseException) -> None:
