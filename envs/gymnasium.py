@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib
 import inspect
 import re
 import warnings
@@ -19,8 +20,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
-from rlcore.envs import unknown_option
+from rlcore.env import EnvFailed, VecEnv
+from rlcore.envs import look_here, nearest_names, unknown_option
+from rlcore.envs.one_hot import flat_box, flatten, flatten_batch, refusal, terms_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
@@ -38,9 +40,10 @@ _Answer = tuple[_Arrays, _Arrays, NDArray[Any], NDArray[Any], NDArray[Any]]
 class GymnasiumEnv:
     """A gymnasium ``VectorEnv`` with SAME_STEP autoreset, as torch tensors on any device.
 
-    A ``Box`` observation becomes the group ``policy``, the keys of a flat ``Dict`` of boxes become groups; all are
-    float32. ``Box`` and ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own
-    action limits, and an env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
+    An observation becomes the group ``policy``, the keys of a ``Dict`` become groups; all are flat and float32: choices
+    (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. ``Box`` and
+    ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own action limits, and an
+    env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
     Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
     ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
     """
@@ -93,7 +96,14 @@ class GymnasiumEnv:
         # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
         self._sub_envs = list(env.envs) if type(env) is SyncVectorEnv else []
         self._named = isinstance(env.single_observation_space, spaces.Dict)
-        self._shapes = {group: part.shape or () for group, part in _parts(env.single_observation_space).items()}
+        parts = _parts(env.single_observation_space)
+        self._laid_out = {group: part for group, part in parts.items() if not isinstance(part, spaces.Box)}
+        self._shapes = {
+            group: self.observation_spaces[group].shape if group in self._laid_out else part.shape or ()
+            for group, part in parts.items()
+        }
+        if self._laid_out:
+            self.deployment["observation_terms"] = {group: terms_of(group, part) for group, part in parts.items()}
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env; env i is seeded with ``seed + i``.
@@ -106,7 +116,7 @@ class GymnasiumEnv:
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
-            raise ValueError(_failed(self.task, "reset()", error)) from error
+            raise EnvFailed(_failed(self.task, "reset()", error)) from error
         return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
@@ -172,12 +182,14 @@ class GymnasiumEnv:
             for i, observation in begun.items():
                 self._put(groups, i, observation)
         except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
         return groups, final, reward, terminated, truncated
 
     def _put(self, groups: _Arrays, i: int, observation: Any) -> None:
         for group, shape in self._shapes.items():
             value = observation[group] if self._named else observation
+            if group in self._laid_out:
+                value = flatten(self._laid_out[group], value)
             if np.shape(value) != shape:
                 raise ValueError(f"observation '{group}' has shape {np.shape(value)}, its space {shape}")
             groups[group][i] = value
@@ -186,7 +198,7 @@ class GymnasiumEnv:
         try:
             observation, reward, terminated, truncated, infos = self.env.step(actions)
         except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
         groups, done = self._groups(observation), np.logical_or(terminated, truncated)
         final = self._final(groups, done, infos) if done.any() else groups
         return groups, final, reward, terminated, truncated
@@ -206,7 +218,15 @@ class GymnasiumEnv:
         return np.array(array, dtype=single.dtype).reshape(self.num_envs, *single.shape)  # type: ignore[misc]
 
     def _groups(self, observation: Any) -> _Arrays:
-        return dict(observation) if isinstance(observation, Mapping) else {"policy": observation}
+        """Groups ``[N, ...]`` of what the vector env gives."""
+        groups = dict(observation) if self._named else {"policy": observation}
+        for group, space in self._laid_out.items():
+            groups[group] = flatten_batch(space, groups[group], self.num_envs)
+        return groups
+
+    def _groups_of_one(self, observation: Any) -> _Arrays:
+        groups = dict(observation) if self._named else {"policy": observation}
+        return groups | {group: flatten(space, groups[group]) for group, space in self._laid_out.items()}
 
     def _final(self, groups: _Arrays, done: NDArray[np.bool_], infos: Mapping[str, Any]) -> _Arrays:
         """Observations before the reset; rows of episodes that go on hold the current observation."""
@@ -220,7 +240,7 @@ class GymnasiumEnv:
         final = {group: np.array(values) for group, values in groups.items()}
         batched = self._groups(given) if not _is_object_array(given) else None
         for i in np.flatnonzero(done):
-            last = {group: values[i] for group, values in batched.items()} if batched else self._groups(given[i])
+            last = {group: values[i] for group, values in batched.items()} if batched else self._groups_of_one(given[i])
             for group, values in final.items():
                 values[i] = last[group]
         return final
@@ -250,19 +270,20 @@ def make_gymnasium(
     seed: int | None = None,
     *,
     vectorization: str = "sync",
-    wrappers: Sequence[Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
+    wrappers: str | Sequence[str | Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
     **options: Any,
 ) -> VecEnv:
     """Build a vector env from a gymnasium id.
 
     Args:
-        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first.
+        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first, from the present folder as well.
         num_envs: N.
         device: where observations and rewards go.
         seed: of the first ``reset()`` that is called without one.
         vectorization: ``sync`` (one process), ``async`` (a process per env), or ``vector_entry_point`` for ids that
             bring their own vector env with SAME_STEP autoreset.
-        wrappers: put around every sub-env, the first one innermost; not with ``vector_entry_point``.
+        wrappers: put around every sub-env, the first one innermost: functions, names of ``gymnasium.wrappers`` or
+            ``module:Class``; not with ``vector_entry_point``.
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
 
     Raises:
@@ -273,6 +294,10 @@ def make_gymnasium(
         raise ValueError(
             f"gym:{env_id}: vectorization is {vectorization!r}; use 'sync', 'async' or 'vector_entry_point'"
         )
+    if ":" in env_id:
+        look_here()
+    named = wrappers.replace(",", " ").split() if isinstance(wrappers, str) else wrappers
+    wrappers = [_wrapper(env_id, own) if isinstance(own, str) else own for own in named]
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
         arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -295,6 +320,29 @@ def make_gymnasium(
     except ValueError:
         env.close()
         raise
+
+
+def _wrapper(env_id: str, name: str) -> Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]:
+    """The class of a wrapper: of gymnasium's by its name, of one's own by ``module:Class``.
+
+    Raises:
+        ValueError: there is none, or it is no wrapper's.
+    """
+    place, _, last = name.rpartition(":")
+    if not place:
+        place, _, last = name.rpartition(".")
+        place = place or "gymnasium.wrappers"
+    look_here()
+    try:
+        found = getattr(importlib.import_module(place), last, None)
+    except ImportError as error:
+        raise ValueError(f"gym:{env_id}: wrapper '{name}' cannot be loaded: {error}; write module:Class") from error
+    # Asked before anything is called: the name may come from a file.
+    if not isinstance(found, type) or not issubclass(found, gymnasium.Wrapper):
+        close = nearest_names(last, dir(importlib.import_module(place)), count=1)
+        hint = f"did you mean {close[0]}?" if close else "write a name of gymnasium.wrappers, or module:Class"
+        raise ValueError(f"gym:{env_id}: '{name}' is no wrapper of gymnasium's; {hint}")
+    return found
 
 
 def _failed(task: str, what: str, error: Exception) -> str:
@@ -351,10 +399,11 @@ def _group_spaces(task: str, space: spaces.Space[Any]) -> dict[str, spaces.Box]:
     groups: dict[str, spaces.Box] = {}
     for group, part in _parts(space).items():
         if not isinstance(part, spaces.Box):
-            raise ValueError(
-                f"{task}: observation '{group}' is {part}; rlcore takes a Box or a flat Dict of boxes: "
-                "wrap the env, as with make_env(..., wrappers=[gymnasium.wrappers.FlattenObservation])"
-            )
+            reason = refusal(part)
+            if reason is not None:
+                raise ValueError(f"{task}: observation '{group}' {reason}; wrap the env (--env.wrappers module:Class)")
+            groups[group] = _flat_box(flat_box(part))
+            continue
         if len(part.shape) != 1:
             size = int(np.prod(part.shape))
             warnings.warn(

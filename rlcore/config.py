@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import dacite
 import yaml
 
+from rlcore.files import whole_file
+
 T = TypeVar("T")
 
 LARGEST_FILE = 1_000_000
@@ -221,7 +223,8 @@ class PlainLoader(yaml.SafeLoader):
 
 def save_yaml(path: str | Path, config: Any) -> None:
     """Write a configuration dataclass so that ``from_dict(cls, load_yaml(path))`` gives it back."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    with whole_file(path) as file:
+        file.write(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def _built(cls: type[T], data: Any, source: str, prefix: str) -> T:

@@ -18,6 +18,10 @@ WIDEST_ACTION = 10.0
 """Action bounds beyond ± this are hardly meant: a simulator's way to say that there are none."""
 
 
+class EnvFailed(ValueError):
+    """An env of somebody's failed in ``reset`` or ``step``; the message names the task, ``__cause__`` is its error."""
+
+
 @runtime_checkable
 class VecEnv(Protocol):
     """N copies of one task on one device, stepped together. Adapters need not inherit from it.

@@ -78,7 +78,13 @@ def lent(env: VecEnv, on_new_episodes: Callable[[Obs], None]) -> Iterator[None]:
     """
     stage = stage_of(env)
     put_back: Callable[[], bool] = env.hold() if hasattr(env, "hold") else lambda: False
-    yield
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # of an env that may be broken: a checkpoint is to hold training's stage
+            if not put_back() and stage is not None:
+                _load(env, stage)
+        raise
     if not put_back():
         on_new_episodes(reset_at(env, stage))
 
@@ -90,7 +96,7 @@ def can_take(env: VecEnv, stage: Stage | None) -> bool:
 
 def rows_of(num_envs: int, wanted: int) -> Tensor:
     """Indices ``[wanted]`` of the envs that stand for all ``num_envs``: evenly spaced, the same each time."""
-    return (torch.arange(wanted) * num_envs + num_envs // 2) // wanted
+    return (2 * torch.arange(wanted) + 1) * num_envs // (2 * wanted)  # the middle of each part
 
 
 def same_stage(one: Stage | None, other: Stage | None) -> bool:
@@ -165,6 +171,8 @@ def _figures(state: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             continue  # not for people
         if isinstance(value, Mapping):
             yield from _figures(value, f"{prefix}{key}/")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield from _figures(value[0], f"{prefix}{key}/0/")  # the first stands for all
         elif isinstance(value, (Tensor, np.ndarray)):
             numbers = torch.as_tensor(value)
             if numbers.dtype == torch.uint8 or not numbers.numel() or numbers.is_complex():

@@ -31,8 +31,8 @@ _ADAM_BLOCK = 1024
 
 def _loss_kernel(
     mean: array, std: array, value: array, action: array, old_log_prob: array, old_mean: array, old_std: array,
-    old_value: array, advantage: array, returns: array, d_mean: array, d_std: array, d_value: array, partial: array,
-    B: array,
+    old_value: array, advantage: array, returns: array, weight: array, d_mean: array, d_std: array, d_value: array,
+    partial: array, B: array,
     A: constexpr, S: constexpr, OLD_S: constexpr, CLIP: constexpr, VALUE: constexpr, ENTROPY: constexpr,
     CLIP_VALUE: constexpr, ROWS: constexpr, COLS: constexpr,
 ) -> None:  # fmt: skip
@@ -45,6 +45,7 @@ def _loss_kernel(
     valid = row < B
     inside = valid[:, None] & (col < A)[None, :]
     at = row.to(tl.int64)[:, None] * A + col[None, :]
+    w = tl.load(weight + row, mask=valid, other=0.0)
     m = tl.load(mean + at, mask=inside, other=0.0)
     s = tl.load(std + row.to(tl.int64)[:, None] * S + col[None, :], mask=inside, other=1.0)
     old_s = tl.load(old_std + row.to(tl.int64)[:, None] * OLD_S + col[None, :], mask=inside, other=1.0)
@@ -53,6 +54,7 @@ def _loss_kernel(
     log_s = tl.log(s)
     half_log_2pi = 0.9189385332046727
     log_prob = tl.sum(tl.where(inside, -0.5 * z * z - log_s - half_log_2pi, 0.0), 1)
+    shared = tl.where(valid, 1.0, 0.0) if S == 0 else w  # one std for all has one entropy, whatever counts
     entropy = tl.where(inside, log_s + (0.5 + half_log_2pi), 0.0)
     spread = old_s * inverse
     shift = (tl.load(old_mean + at, mask=inside, other=0.0) - m) * inverse
@@ -64,9 +66,9 @@ def _loss_kernel(
     clipped = tl.where(ratio < 1 - CLIP, 1 - CLIP, tl.where(ratio > 1 + CLIP, 1 + CLIP, ratio))
     free = ratio * adv
     limited = clipped * adv
-    surrogate = tl.where(valid, tl.where(limited < free, limited, free), 0.0)
-    d_log_prob = tl.where(limited < free, 0.0, -free / B)
-    moved = tl.where(valid & (tl.abs(ratio - 1) > CLIP), 1.0, 0.0)
+    surrogate = tl.where(valid, w * tl.where(limited < free, limited, free), 0.0)
+    d_log_prob = tl.where(limited < free, 0.0, -w * free / B)
+    moved = tl.where(valid & (tl.abs(ratio - 1) > CLIP), w, 0.0)
 
     v = tl.load(value + row, mask=valid, other=0.0)
     target = tl.load(returns + row, mask=valid, other=0.0)
@@ -79,9 +81,9 @@ def _loss_kernel(
         far = (near - target) * (near - target)
         d_v = tl.where((tl.abs(step) > CLIP) & (far > error), 0.0, d_v)
         error = tl.where(error > far, error, far)
-    tl.store(d_value + row, d_v * (VALUE / B), mask=valid)
+    tl.store(d_value + row, w * d_v * (VALUE / B), mask=valid)
     tl.store(d_mean + at, d_log_prob[:, None] * z * inverse, mask=inside)
-    d_s = tl.where(inside, (d_log_prob[:, None] * (z * z - 1) - ENTROPY / B) * inverse, 0.0)
+    d_s = tl.where(inside, (d_log_prob[:, None] * (z * z - 1) - (ENTROPY / B) * shared[:, None]) * inverse, 0.0)
     out = partial + tl.program_id(0) * (6 + A)
     if S == 0:
         tl.store(out + 6 + col, tl.sum(d_s, 0), mask=col < A)
@@ -89,9 +91,9 @@ def _loss_kernel(
         tl.store(d_std + at, d_s, mask=inside)
         tl.store(out + 6 + col, tl.zeros((COLS,), tl.float32), mask=col < A)
     tl.store(out, -tl.sum(surrogate, 0) / B)
-    tl.store(out + 1, tl.sum(error, 0) / B)
-    tl.store(out + 2, tl.sum(tl.sum(entropy, 1), 0) / B)
-    tl.store(out + 3, tl.sum(tl.sum(kl, 1), 0) / B)
+    tl.store(out + 1, tl.sum(w * error, 0) / B)
+    tl.store(out + 2, tl.sum(shared * tl.sum(entropy, 1), 0) / B)
+    tl.store(out + 3, tl.sum(w * tl.sum(kl, 1), 0) / B)
     tl.store(out + 4, tl.sum(moved, 0) / B)
     tl.store(out + 5, tl.sum(tl.sum(tl.where(inside, old_s, 0.0), 1), 0) / B / A)
 
@@ -176,6 +178,7 @@ def gaussian_ppo_loss(
     old_value: Tensor,
     advantage: Tensor,
     returns: Tensor,
+    weight: Tensor,
     *,
     clip_range: float,
     value_coef: float,
@@ -195,6 +198,7 @@ def gaussian_ppo_loss(
         old_value: ``[B]``, the critic's value then.
         advantage: ``[B]``.
         returns: ``[B]``, what the critic learns.
+        weight: ``[B]``, of each sample in all means but that of an entropy that is one for all.
         clip_range: limit of the ratio's distance from 1, and of the value's from the old one.
         value_coef: weight of the mean squared value error.
         entropy_coef: weight of the entropy bonus.
@@ -203,7 +207,7 @@ def gaussian_ppo_loss(
     Returns:
         The loss, a scalar, and what ``METRICS`` names, ``[6]``, without gradient.
     """
-    fixed = (action, old_log_prob, old_mean, old_std, old_value, advantage, returns)
+    fixed = (action, old_log_prob, old_mean, old_std, old_value, advantage, returns, weight)
     options = (clip_range, value_coef, entropy_coef, clip_value_loss)
     if not available(mean.device):
         return gaussian_ppo_loss_reference(mean, std, value, fixed, options)
@@ -214,20 +218,22 @@ def gaussian_ppo_loss_reference(
     mean: Tensor, std: Tensor, value: Tensor, fixed: Sequence[Tensor], options: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
     """Do as ``gaussian_ppo_loss`` does in plain PyTorch (Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9)."""
-    action, old_log_prob, old_mean, old_std, old_value, advantage, returns = fixed
+    action, old_log_prob, old_mean, old_std, old_value, advantage, returns, weight = fixed
     clip_range, value_coef, entropy_coef, clip_value_loss = options
     policy, old = Gaussian(mean, std.expand_as(mean)), Gaussian(old_mean, old_std.expand_as(mean))
     ratio = (policy.log_prob(action) - old_log_prob).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+    policy_loss = -(weight * torch.min(ratio * advantage, clipped * advantage)).mean()
     error = (value - returns).square()
     if clip_value_loss:
         near = old_value + (value - old_value).clamp(-clip_range, clip_range)
         error = torch.max(error, (near - returns).square())
-    value_loss, entropy = error.mean(), policy.entropy().mean()
+    value_loss = (weight * error).mean()
+    entropy = (policy.entropy() if std.dim() == 1 or std.stride(0) == 0 else weight * policy.entropy()).mean()
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy
-    moved = ((ratio - 1).abs() > clip_range).to(mean.dtype).mean()
-    metrics = torch.stack([policy_loss, value_loss, entropy, old.kl(policy).mean(), moved, old.std.mean()])
+    moved = (weight * ((ratio - 1).abs() > clip_range)).mean()
+    kl = (weight * old.kl(policy)).mean()
+    metrics = torch.stack([policy_loss, value_loss, entropy, kl, moved, old.std.mean()])
     return loss, metrics.detach()
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import gymnasium
+
 from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, shown, to_dict
 from rlcore.ddpg import DDPGConfig
 from rlcore.envs.launch import SIMULATORS, simulator_of
@@ -221,18 +223,25 @@ def shipped_config(task: str, algo: str = "ppo", preset: str = "classic") -> Pat
 
     PPO's are in the folder itself, those of others in one each, and those of the preset ``gpu`` in another, such as
     ``sac-gpu``. ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``, ``Reach-UR5e`` and ``Reach``, a gymnasium id last for
-    ``gym``, and every task for ``default``.
+    its family, such as ``gym_mujoco``, and ``gym``, and every task for ``default``.
     """
     folder = CONFIGS if algo == "ppo" else CONFIGS / (f"{algo}-gpu" if preset == "gpu" else algo)
-    name = safe_name(task)
+    name = safe_name(task)[:200]  # file systems take no longer names
     names = [name]
     while "-" in name:
         name = name.rpartition("-")[0]
         names.append(name)
     if task.startswith("gym:"):
-        names.append("gym")
+        names += [*_gymnasium_family(task.removeprefix("gym:")), "gym"]
     names.append("default")
     return next((path for name in names if (path := folder / f"{name}.yaml").is_file()), None)
+
+
+def _gymnasium_family(env_id: str) -> list[str]:
+    """What a file for all tasks of one of gymnasium's own folders is called; nothing for ids of others."""
+    entry_point = getattr(gymnasium.registry.get(env_id), "entry_point", None)
+    found = re.match(r"gymnasium\.envs\.(\w+)\.", entry_point) if isinstance(entry_point, str) else None
+    return [] if found is None else [f"gym_{found[1]}"]
 
 
 def preset_of(task: str, algo: str, file: Path | None = None) -> str | None:

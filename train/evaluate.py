@@ -120,10 +120,12 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     Those of Python and NumPy too, which simulators seed with each evaluation's seed.
     """
     of_python, of_numpy = random.getstate(), np.random.get_state()  # the one that others use
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-    random.setstate(of_python)
-    np.random.set_state(of_numpy)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 @torch.no_grad()

@@ -323,13 +323,15 @@ def _memory(t: Translation, r: str, nets: tuple[str, ...]) -> None:
 
 
 def _std(t: Translation, space: str, logarithm: bool) -> None:
-    start = t.read(f"{space}sigma_init.val", 0 if logarithm else 1, number)
+    given = t.read(
+        f"{space}sigma_init.val", 0 if logarithm else 1, lambda v: math.exp(number(v)) if logarithm else number(v)
+    )
     constant = t.get(f"{space}sigma_init.name", "const_initializer") == "const_initializer"
     fixed = t.read(f"{space}fixed_sigma", True, flag)
     note = "the logarithm of the standard deviation in rl_games" if logarithm else ""
     if not (fixed and constant):
         note = "in rl_games the weights of the deviation's layer, whose output is then about 0"
-    std = (math.exp(start) if logarithm else start) if fixed and constant else 1.0
+    std = given if fixed and constant else 1.0
     t.use(f"{space}sigma_init.val", "agent.init_std", 0, lambda _: std, note, changed=not (fixed and constant))
     kind = "log" if logarithm else "scalar"
     t.builtin("what is learned of the deviation", kind, "agent.std_type", kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+from textwrap import shorten
 from typing import Any
 
 from rlcore.config import ConfigError
@@ -16,6 +17,7 @@ from rlcore.train.translation import (
     one_of,
     optional,
     positive,
+    shown,
     whole,
     widths,
 )
@@ -205,9 +207,9 @@ def read_literals(t: Translation, *keys: str) -> None:
             continue
         try:
             t.source[key] = _literal(ast.parse(text.strip(), mode="eval").body)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ConfigError(
-                f"sb3: {key}: {text!r} cannot be converted: {error}; "
+                f"sb3: {key}: {shown(text)} cannot be converted: {shorten(str(error), 100)}; "
                 "write dict(), lists, numbers, texts and nn.<name> only"
             ) from None
 

@@ -6,7 +6,7 @@ import ast
 from typing import Any
 
 from rlcore.config import ConfigError
-from rlcore.train.translation import NO_CNN, UNKNOWN, Translation, activation, empty, whole, widths
+from rlcore.train.translation import NO_CNN, UNKNOWN, Translation, activation, empty, shown, whole, widths
 
 OPERATIONS = ("permute", "concatenate", "one_hot_encoding")
 STACK = ("input_shape", "hiddens", "hidden_activation")
@@ -54,7 +54,7 @@ def layers_of(t: Translation, role: str, net: str) -> set[str]:
     blocks = t.get(key)
     if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
         raise ConfigError(
-            f"skrl: {key}: {blocks!r} cannot be converted: "
+            f"skrl: {key}: {shown(blocks)} cannot be converted: "
             "give a list of blocks with name, input, layers and activations"
         )
     dims: list[int] = []
@@ -142,7 +142,7 @@ def _input(expression: str) -> tuple[set[str], bool, list[str]]:
     try:
         tree = ast.parse(expression, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return set(), False, [f"input {expression!r} is not understood"]
+        return set(), False, [f"input {shown(expression)} is not understood"]
     reads, remarks = set(), []
     for node in ast.walk(tree):
         name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""

@@ -8,7 +8,7 @@ from typing import Any
 from rlcore.config import ConfigError
 from rlcore.train.import_skrl import BOOKKEEPING, no_options, normalized, rewards_and_precision
 from rlcore.train.import_skrl_models import layers_of, observed, output_of
-from rlcore.train.translation import Translation, empty, flag, number, one_of, optional, positive, whole
+from rlcore.train.translation import Translation, empty, flag, number, one_of, optional, positive, shown, whole
 
 TARGETS = {"sac": ("1", "2"), "td3": ("1", "2"), "ddpg": ("",)}
 PER_STEP = "skrl counts gradient steps by vector steps, rlcore by steps of single envs"
@@ -89,7 +89,7 @@ def _rates(t: Translation, algorithm: str) -> None:
         given = t.get(keys[0], 1e-3)
         rates = t.read(keys[0], 1e-3, lambda _: [number(x) for x in (given if isinstance(given, list) else [given])])
         if len(rates) not in (1, count):
-            raise ConfigError(f"skrl: {keys[0]}: {given!r} cannot be converted: give one number or {count}")
+            raise ConfigError(f"skrl: {keys[0]}: {shown(given)} cannot be converted: give one number or {count}")
         rates = rates * count if len(rates) == 1 else rates
     uneven = rates[0] != rates[1]
     note = "rlcore has one rate for actor and critics, the actor's" if uneven else ""

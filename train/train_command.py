@@ -90,7 +90,7 @@ def train_command(words: Sequence[str]) -> Job:
             text = (
                 f"Train a policy, evaluate the best checkpoint and export it.{about} Settings are written "
                 "--agent.gamma 0.98 or agent.gamma=0.98. Ctrl-C once stops after the iteration and writes a "
-                "checkpoint (exit code 130, SIGTERM 143), twice stops at once."
+                "checkpoint (exit code 130, SIGTERM 143, SIGHUP 129), once more stops at once."
             )
             values = {f.name: getattr(base, f.name) for f in fields(Own)}
             shown = TrainArguments(**values | ({"task": tyro.MISSING} if task is None else {}))
@@ -210,8 +210,9 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
 def _training(base: Any, config: Any, resumed: Path | None) -> Job:
     from rich.console import Console
 
+    from rlcore.train.ending import Output
     from rlcore.train.training import Training, refuse_changes
 
     if resumed is not None:
         refuse_changes(base, config)
-    return Training(config, Console(), resumed_from=resumed).start
+    return Training(config, Console(file=Output()), resumed_from=resumed).start  # type: ignore[arg-type]
