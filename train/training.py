@@ -11,14 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import (
-    OF_A_RUN,
-    CheckpointError,
-    broken_values,
-    fitting,
-    load_checkpoint,
-    save_checkpoint,
-)
+from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting, load_checkpoint, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
 from rlcore.env import VecEnv, check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
