@@ -13,12 +13,17 @@ from rlcore.config import ConfigError, from_dict, to_dict
 from rlcore.envs import nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, SIMULATORS, simulator_of
 from rlcore.envs.mjlab import quiet_warp
+from rlcore.envs.presets import load_env_cfg, load_external_tasks, resolve_agent_cfg
 from rlcore.train.config import CONFIG_CLASSES, TrainConfig
 from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
 
 
 def registered_config(
-    task: str, num_envs: int | None = None, library: str | None = None, algo: str = "ppo"
+    task: str,
+    num_envs: int | None = None,
+    library: str | None = None,
+    algo: str = "ppo",
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Conversion | None]:
     """Find what a task of Isaac Lab or mjlab is to be trained with; its simulator must have been launched.
 
@@ -31,6 +36,7 @@ def registered_config(
         num_envs: copies of it; None takes the number in the task's own configuration.
         library: whose configuration to take; None for the order above.
         algo: what is to be trained with, ``ppo``, ``sac``, ``ddpg`` or ``td3``.
+        options: of the env, as far as they choose presets of Isaac Lab 3, which settings of agents have, too.
 
     Returns:
         Settings over the defaults of ``TrainConfig``, and how they came about if they were converted; only options of
@@ -45,7 +51,8 @@ def registered_config(
     if simulator not in SIMULATORS:
         raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
     name = task.removeprefix(f"{simulator}:").rpartition(":")[2]
-    kwargs, own_envs = (_isaaclab if simulator == "isaaclab" else _mjlab)(task, name)
+    options = options or {}
+    kwargs, own_envs = _isaaclab(task, name, options) if simulator == "isaaclab" else _mjlab(task, name)
     kwargs = _entries(kwargs, algo)
     there = [entry for entry in REGISTRY_ORDER if kwargs.get(f"{entry}_cfg_entry_point") is not None]
     if library is not None:
@@ -56,6 +63,8 @@ def registered_config(
     elif algo != "ppo" and not there:
         return {"env": env_options(algo)}, None
     found, source = _agent_config(name, kwargs)
+    if simulator == "isaaclab":
+        source = resolve_agent_cfg(source, options)
     if found == "rlcore":
         own = CONFIG_CLASSES["ddpg" if algo == "td3" else algo]
         settings = {"num_envs": own_envs, **_settings(name, source, own)}
@@ -132,15 +141,16 @@ def registered_names(simulator: str) -> list[str]:
     """
     if simulator == "isaaclab":
         _import("isaaclab_tasks.utils", GET_ISAACLAB)
+        load_external_tasks()
         return [name for name, spec in gymnasium.registry.items() if "env_cfg_entry_point" in spec.kwargs]
     return list(_mjlab_registry("").list_tasks())
 
 
-def _isaaclab(task: str, name: str) -> tuple[dict[str, Any], int]:
-    tasks = _import("isaaclab_tasks.utils", f"{task}: {GET_ISAACLAB}")
+def _isaaclab(task: str, name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    _import("isaaclab_tasks.utils", f"{task}: {GET_ISAACLAB}")
     _import_own(task)
     _check_name("Isaac Lab", name, registered_names("isaaclab"))
-    cfg = tasks.load_cfg_from_registry(name, "env_cfg_entry_point")
+    cfg = load_env_cfg(name, options)
     return dict(gymnasium.registry[name].kwargs), int(cfg.scene.num_envs)
 
 
