@@ -12,7 +12,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
-from rlcore.envs import nearest_names
+from rlcore.envs import look_here, nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, full_name, launcher_args
 from rlcore.envs.manager import SimulatorEnv, apply_overrides, as_names
 from rlcore.envs.rewind import Rewind, flatten
@@ -224,6 +224,8 @@ def make_isaaclab(
             refuses.
     """
     module, _, name = task.removeprefix("isaaclab:").rpartition(":")
+    if module:
+        look_here()
     utils = _import_tasks(task)
     if module:
         _import(module, f"{task}: cannot import module '{module}'")

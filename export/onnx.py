@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rlcore.env import EnvSpec, VecEnv
-from rlcore.export.metadata import ExportError, build_metadata, encode_metadata
+from rlcore.export.metadata import ExportError, build_metadata, encode_metadata, load_model
 from rlcore.export.observations import finite_part, observed, record, still_inputs, too_few
 from rlcore.export.parity import ParityReport, cpu_copy, verify
 from rlcore.types import Policy
@@ -138,6 +139,19 @@ def export_onnx(
         size_bytes = draft.stat().st_size
         os.replace(draft, path)
     return ExportReport(path=path, parity=parity, metadata=facts, size_bytes=size_bytes, notes=tuple(notes))
+
+
+def broken_weights(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the weights of an ONNX file with NaN in them; those in other files are not looked at.
+
+    Raises:
+        ValueError: there is no such file, or it is not ONNX.
+    """
+    import onnx
+
+    weights = load_model(path).graph.initializer
+    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in weights if w.data_location != w.EXTERNAL}
+    return [name for name, array in arrays.items() if array.dtype.kind == "f" and np.isnan(array).any()]
 
 
 def _prepare(policy: Policy, spec: EnvSpec, batch: int) -> tuple[FlatPolicy, tuple[Tensor, ...]]:

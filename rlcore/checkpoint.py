@@ -97,6 +97,8 @@ def load_checkpoint(
         raise CheckpointError(f"checkpoint '{path}' is damaged; use an earlier one from its folder") from None
     except Exception as error:  # what reading a damaged file ends in depends on the byte
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch's advice is to read the file with what may execute it
+            reason = "its layout is none of rlcore's"
         raise CheckpointError(
             f"checkpoint '{path}' is damaged or cut short ({reason}); use an earlier one from its folder"
         ) from None
@@ -114,6 +116,10 @@ def load_checkpoint(
     for key in (*needed, *_KEYS):
         if not isinstance(content[key], dict) and (key, content[key]) != ("env", None):
             raise CheckpointError(f"checkpoint '{path}': '{key}' is {shown(content[key])}; use one that a run wrote")
+    for key, kind in (("iteration", int), ("env_steps", int), ("seconds", (int, float))):
+        value = content["progress"].get(key)
+        if not isinstance(value, kind) or isinstance(value, bool) or not 0 <= value < 2**63:
+            raise CheckpointError(f"checkpoint '{path}': progress.{key} is {shown(value)}; use one that a run wrote")
     there = torch.device(device)
     for key, value in content["agent"].items():
         if key != "replay":

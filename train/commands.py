@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any, Literal
 
 from rlcore.train.arguments import Job, asks_help, read
 from rlcore.train.train_command import launched, with_library
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a folder in which nothing may be written, as of a run that somebody else has put aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +71,22 @@ def eval_command(words: Sequence[str]) -> Job:
         record = evaluation_record(
             source.task, source.options, source.path, args.seed, result, source.stage, source.which
         )
-        if args.output or args.onnx:
-            write_json(output, record)
-        elif update_evaluation(RunFolder(source.folder), record):
-            say(console, DROPPED)
         say(console, f"{source.task}, {source.path}")
         for line in source.notes:
             say(console, line)
         say(console, result.summary())
-        say(console, "intervals of 95%: Student's t for the mean return, Wilson's score for the success rate")
+        wilson = "" if result.success is None else ", Wilson's score for the success rate"
+        say(console, f"intervals of 95%: Student's t for the mean return{wilson}")
+        try:
+            if args.output or args.onnx:
+                write_json(output, record)
+            elif update_evaluation(RunFolder(source.folder), record):
+                say(console, DROPPED)
+        except OSError as error:
+            if args.output or error.errno not in READ_ONLY:
+                raise
+            say(console, f"not written: {output}: {error.strerror}; --output FILE writes the figures elsewhere")
+            return 0
         say(console, f"written to {output}")
         return 0
 

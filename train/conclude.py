@@ -19,6 +19,7 @@ from rlcore.env import EnvSpec, VecEnv
 from rlcore.envs import make_env
 from rlcore.envs.launch import SIMULATORS, bare_name, simulator_of
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
+from rlcore.export.metadata import plain
 from rlcore.export.observations import finite_part, too_few
 from rlcore.files import whole_file
 from rlcore.stage import Stage, stage_figures, stage_text
@@ -45,9 +46,6 @@ def restore_policy(checkpoint: Path, device: torch.device | str = "cpu") -> tupl
     with fitting(checkpoint):
         config = read_config(content["config"], source=str(checkpoint))
         spec = from_dict(EnvSpec, content["spec"], f"{checkpoint}: spec")
-        for key in ("iteration", "env_steps"):
-            if not isinstance(content["progress"][key], int):
-                raise CheckpointError(f"checkpoint '{checkpoint}': progress.{key} is no whole number; use another one")
         policy = POLICIES[config.algo](spec, config.agent).to(device)
         policy.load_state_dict(content["agent"]["policy"])
     return policy.eval(), spec, content
@@ -126,10 +124,15 @@ def conclude(
         why: what makes the best checkpoint the best.
 
     Returns:
-        The exit code: 0, or 1 where the export was refused.
+        The exit code: 0, or 1 where the export was refused, or the policy is broken.
     """
     checkpoint = run.checkpoint("best")
     policy, _, content = restore_policy(checkpoint, env.device)
+    try:
+        refuse_broken(policy, checkpoint)
+    except CheckpointError as error:
+        say(console, f"export       refused: {error}")
+        return 1
     seed = config.seed + FINAL_SEED
     iteration = content["progress"]["iteration"]
     say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
@@ -215,15 +218,15 @@ def _sha256(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     """A file of plain values; none where it is missing or damaged."""
     content: Any = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write plain values for people and programs."""
+    """Write plain values for people and programs; what is not finite becomes null, for JSON has neither."""
     with whole_file(path) as file:
-        file.write(json.dumps(record, indent=2) + "\n")
+        file.write(json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
 
 
 def say(console: Console, text: str) -> None:

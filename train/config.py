@@ -226,7 +226,7 @@ def shipped_config(task: str, algo: str = "ppo", preset: str = "classic") -> Pat
     its family, such as ``gym_mujoco``, and ``gym``, and every task for ``default``.
     """
     folder = CONFIGS if algo == "ppo" else CONFIGS / (f"{algo}-gpu" if preset == "gpu" else algo)
-    name = safe_name(task)
+    name = safe_name(task)[:200]  # file systems take no longer names
     names = [name]
     while "-" in name:
         name = name.rpartition("-")[0]

@@ -257,5 +257,5 @@ def _std(t: Translation) -> None:
     t.same(f"{p}clip_log_std")
     status: Status = "changed" if t.has(f"{p}max_log_std") else "default"
     key = f"{p}min_log_std" if t.has(f"{p}min_log_std") else "(range of the standard deviation)"
-    t.std_bounds(key, math.exp(low) if clipped else 0.0, math.exp(min(high, 700)) if clipped else math.inf)
+    t.std_bounds(key, math.exp(min(low, 700)) if clipped else 0.0, math.exp(min(high, 700)) if clipped else math.inf)
     t.row(f"{p}max_log_std", high, status, "see min_log_std")

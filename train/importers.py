@@ -133,13 +133,7 @@ def convert(
         _intervals(translation)
     _assumptions(translation)
     translation.finish()
-    conversion = Conversion(library, translation.config, tuple(translation.rows))
-    if conversion.unknown and not any(conversion.counts[status] for status in ("kept", "changed")):
-        raise ConfigError(
-            f"{library}: no key is one of {library}'s ({', '.join(map(_short, conversion.unknown[:5]))}); "
-            "give its whole configuration, or name another library with --from"
-        )
-    return conversion
+    return Conversion(library, translation.config, tuple(translation.rows))
 
 
 def _version(text: str | None, library: str) -> tuple[int, ...] | None:

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 
 from rlcore.config import ConfigError, from_dict, to_dict
-from rlcore.envs import nearest_names
+from rlcore.envs import look_here, nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, SIMULATORS, simulator_of
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.train.config import CONFIG_CLASSES, TrainConfig
@@ -197,7 +197,8 @@ def _import_own(task: str) -> None:
     """Import the module of the user's project that registers the task, as in ``mjlab:my_tasks:My-Task``."""
     parts = task.split(":")
     if len(parts) == 3:
-        _import(parts[1], f"{task}: there is no module '{parts[1]}'; install it or set PYTHONPATH")
+        look_here()
+        _import(parts[1], f"{task}: there is no module '{parts[1]}'; install it, or run in the folder that has it")
 
 
 def _import(module: str, message: str) -> Any:

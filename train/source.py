@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rlcore.checkpoint import OF_A_RUN, load_checkpoint
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.envs import load, make_env
 from rlcore.envs.launch import bare_name, simulator_of
-from rlcore.export import OnnxPolicy
+from rlcore.export import OnnxPolicy, broken_weights
 from rlcore.learn import saved_stage
 from rlcore.stage import Stage, can_take, stage_of, stage_text
-from rlcore.train.conclude import restore_policy
+from rlcore.train.conclude import refuse_broken, restore_policy
 from rlcore.train.config import DEVICES, is_device
 from rlcore.train.evaluate import evaluation_options
 from rlcore.train.run import RunFolder, locate
@@ -66,18 +68,26 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
     if args.onnx is not None:
         path, folder = args.onnx, args.onnx.parent
         policy: Any = OnnxPolicy(path)
+        broken = broken_weights(path)
+        if broken:
+            raise ValueError(
+                f"'{path}' has weights that are not a number (NaN) in {', '.join(broken[:3])}; export anew"
+            )
         trained_on, trained_with = policy.metadata.get("task"), policy.metadata.get("env_options", {})
-        if args.task is None and trained_on is None:
-            raise ValueError(f"'{path}' does not name its task; give --task")
+        if not isinstance(trained_on, str):
+            if args.task is None:
+                raise ValueError(f"'{path}' does not name its task; give --task")
+            trained_on = None
         if not isinstance(trained_with, dict):
-            raise ValueError(f"'{path}': env_options is {trained_with!r}; the file is damaged")
+            raise ValueError(f"'{path}': env_options is {trained_with!r:.80}; the file is damaged")
         run = _run_of(path)
         if run is not None and bare_name(run.read_config().task) == bare_name(str(trained_on)):
             trained_on = run.read_config().task  # files of before do not name the module that registers it
-        wanted = _needs_of_file(policy.metadata)
+        wanted = _needs_of_file(path, policy.metadata)
     else:
         run, path = locate(args.run, args.checkpoint)
         policy, spec, content = restore_policy(path, device)
+        refuse_broken(policy, path)
         folder, trained_on, trained_with = run.path, content["config"]["task"], content["config"]["env"]
         wanted = _needs(spec, policy.observation_sizes)
     task = args.task or trained_on
@@ -97,11 +107,13 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
     want_final_obs(env, ())  # nobody reads them
     try:
         _check_fit(wanted, env, f"'{path}'", task)
+        if args.onnx is not None:
+            _check_action(policy, env, path, task)
+        source = Source(task, path, folder, policy, env, options, notes=notes)
+        _set_stage(source, args.stage, run, content, same)
     except ValueError:
         env.close()
         raise
-    source = Source(task, path, folder, policy, env, options, notes=notes)
-    _set_stage(source, args.stage, run, content, same)
     return source
 
 
@@ -172,14 +184,20 @@ def _needs(spec: EnvSpec, groups: Mapping[str, int]) -> _Needs:
     return _Needs(terms, spec.action_text)
 
 
-def _needs_of_file(metadata: Mapping[str, Any]) -> _Needs:
+def _needs_of_file(path: Path, metadata: Mapping[str, Any]) -> _Needs:
     terms: dict[str, list[tuple[str, int]]] = {}
-    for term in metadata.get("observation_terms", ()):
-        terms.setdefault(term["group"], []).append((term["name"], int(term["size"])))
-    if "action_size" not in metadata:
+    try:
+        for term in metadata.get("observation_terms", ()):
+            terms.setdefault(str(term["group"]), []).append((str(term["name"]), int(term["size"])))
+        actions = int(metadata["action_size"]) if "action_size" in metadata else None
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"'{path}': observation_terms in its metadata is no list of terms, or action_size no number; export it anew"
+        ) from None
+    if actions is None:
         return _Needs(terms, None)
     discrete = metadata.get("action_kind") == "discrete"
-    spec = EnvSpec(task="", observation_sizes={}, discrete=discrete, action_size=int(metadata["action_size"]))
+    spec = EnvSpec(task="", observation_sizes={}, discrete=discrete, action_size=actions)
     return _Needs(terms, spec.action_text)
 
 
@@ -201,3 +219,20 @@ def _check_fit(wanted: _Needs, env: VecEnv, policy: str, task: str) -> None:
             )
     if wanted.actions not in (None, there.action_text):
         raise ValueError(f"{policy} gives {wanted.actions} as action and {task} takes {there.action_text}; {remedy}")
+
+
+def _check_action(policy: Any, env: VecEnv, path: Path, task: str) -> None:
+    """Refuse a file whose actions, whatever its metadata says, are not those of the env."""
+    zeros = {
+        group: np.zeros((env.num_envs, *(space.shape or ())), np.float32)
+        for group, space in env.observation_spaces.items()
+    }
+    action = np.asarray(policy(zeros))
+    policy.reset()
+    shape = (env.num_envs, *(env.action_space.shape or ()))
+    kind, expected = ("an integer", np.integer) if hasattr(env.action_space, "n") else ("a float", np.floating)
+    if action.shape != shape or not np.issubdtype(action.dtype, expected):
+        raise ValueError(
+            f"'{path}' gives actions {action.dtype} of shape {action.shape} for {env.num_envs} envs and {task} takes "
+            f"{kind} of shape {shape}; give the task that it was trained on"
+        )

@@ -11,16 +11,9 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import (
-    OF_A_RUN,
-    CheckpointError,
-    broken_values,
-    fitting,
-    load_checkpoint,
-    save_checkpoint,
-)
-from rlcore.config import ConfigError, to_dict
-from rlcore.env import VecEnv, spec_of, want_final_obs
+from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting, load_checkpoint, save_checkpoint
+from rlcore.config import ConfigError, shown, to_dict
+from rlcore.env import VecEnv, check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, begin, learn, resume, snapshot
@@ -116,6 +109,9 @@ class Training:
             )
             with fitting(resumed_from, other), settings_as_typed(config.agent):
                 self.progress, self.exact = resume(self.env, self.agent, content)
+                check_obs(self.env, self.progress.obs, "checkpoint")
+                if str(self.agent.timeout_bootstrap) not in TIMEOUTS:
+                    raise ValueError(f"timeout_bootstrap is {shown(self.agent.timeout_bootstrap)}")
         if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
             with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
                 reset_at(self.eval_env, self._stage())

@@ -265,11 +265,20 @@ class Translation:
         """Report the keys that nobody asked for, and let rlcore check the result.
 
         Raises:
-            ConfigError: rlcore refuses a value; the message names the source's key.
+            ConfigError: rlcore refuses a value, and the message names the source's key; or no key is the library's.
         """
         known = [row.key for row in self.rows if not row.key.startswith("(")]
-        for key, value in _leaves(self.source):
-            if not any(key == done or key.startswith(done + ".") for done in self._done):
+        leaves = list(_leaves(self.source))
+        unknown = [
+            key for key, _ in leaves if not any(key == done or key.startswith(done + ".") for done in self._done)
+        ]
+        if leaves and len(unknown) == len(leaves):
+            raise ConfigError(
+                f"{self.library}: no key is one of {self.library}'s ({shown(', '.join(unknown))}); give its whole "
+                "configuration, or name another library with --from"
+            )
+        for key, value in leaves:
+            if key in unknown:
                 close = difflib.get_close_matches(key, [k for k in known if not self.has(k)], n=1, cutoff=0.8)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
                 self.rows.append(Row(key, value, None, "dropped", UNKNOWN + hint))
@@ -303,8 +312,8 @@ def number(value: Any) -> float:
 
 def whole(value: Any) -> int:
     """An int, also from ``1e6`` or text."""
-    if number(value) != int(number(value)):
-        raise ValueError("give a whole number")
+    if abs(number(value)) > 1e18 or number(value) != int(number(value)):
+        raise ValueError("give a whole number" + " below 10^18" * (abs(number(value)) > 1e18))
     return int(number(value))
 
 
