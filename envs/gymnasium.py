@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import importlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -14,12 +16,14 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
-from rlcore.envs import unknown_option
+from rlcore.env import EnvFailed, VecEnv
+from rlcore.envs import look_here, nearest_names, unknown_option
+from rlcore.envs.one_hot import flat_box, flatten, flatten_batch, refusal, terms_of
+from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
 NO_TIME_LIMIT = 1_000_000
@@ -29,14 +33,17 @@ _MUJOCO_NEEDS = {"mujoco", "imageio", "glfw"}
 """Modules that gymnasium's MuJoCo tasks import."""
 
 _Arrays = dict[str, NDArray[Any]]  # observation groups, [N, ...] each
+_Answer = tuple[_Arrays, _Arrays, NDArray[Any], NDArray[Any], NDArray[Any]]
+"""Observations after and before resets, the same if there were none; rewards, terminated and truncated ``[N]``."""
 
 
 class GymnasiumEnv:
     """A gymnasium ``VectorEnv`` with SAME_STEP autoreset, as torch tensors on any device.
 
-    A ``Box`` observation becomes the group ``policy``, the keys of a flat ``Dict`` of boxes become groups; all are
-    float32. ``Box`` and ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own
-    action limits, and an env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
+    An observation becomes the group ``policy``, the keys of a ``Dict`` become groups; all are flat and float32: choices
+    (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. ``Box`` and
+    ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own action limits, and an
+    env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
     Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
     ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
     """
@@ -86,6 +93,17 @@ class GymnasiumEnv:
         if isinstance(control_dt, float):
             self.deployment["control_dt"] = control_dt
         self._seed = seed
+        # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
+        self._sub_envs = list(env.envs) if type(env) is SyncVectorEnv else []
+        self._named = isinstance(env.single_observation_space, spaces.Dict)
+        parts = _parts(env.single_observation_space)
+        self._laid_out = {group: part for group, part in parts.items() if not isinstance(part, spaces.Box)}
+        self._shapes = {
+            group: self.observation_spaces[group].shape if group in self._laid_out else part.shape or ()
+            for group, part in parts.items()
+        }
+        if self._laid_out:
+            self.deployment["observation_terms"] = {group: terms_of(group, part) for group, part in parts.items()}
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env; env i is seeded with ``seed + i``.
@@ -98,7 +116,7 @@ class GymnasiumEnv:
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
-            raise ValueError(_failed(self.task, "reset()", error)) from error
+            raise EnvFailed(_failed(self.task, "reset()", error)) from error
         return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
@@ -111,18 +129,22 @@ class GymnasiumEnv:
             ValueError: the action has the wrong shape, the env itself fails, or an episode ended and the vector env
                 left out its last observation.
         """
-        actions = self._to_numpy(action)
-        try:
-            observation, reward, terminated, truncated, infos = self.env.step(actions)
-        except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
-        groups = self._groups(observation)
+        advance = self._step_each if self._sub_envs else self._step_together
+        groups, final, reward, terminated, truncated = advance(self._to_numpy(action))
         obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
-        final_obs = obs
-        done = np.logical_or(terminated, truncated)
-        if done.any():
-            final_obs, _ = self._to_torch(self._final(groups, done, infos))
+        final_obs = obs if final is groups else self._to_torch(final)[0]
         return Step(obs, rewards, ended != 0, cut != 0, final_obs, {})
+
+    def stage_dict(self) -> dict[str, Any]:
+        """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
+        return gymnasium_stage(self.env)
+
+    @contextlib.contextmanager
+    def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """While the context is open, ``reset`` leaves what ``stage_dict`` told as it was."""
+        load_gymnasium_stage(self.env, state)
+        yield
+        load_gymnasium_stage(self.env, state)
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[H, W, 3]``.
@@ -145,6 +167,42 @@ class GymnasiumEnv:
         """Close the vector env."""
         self.env.close()
 
+    def _step_each(self, actions: NDArray[Any]) -> _Answer:
+        groups = {group: np.empty((self.num_envs, *shape), np.float32) for group, shape in self._shapes.items()}
+        reward = np.empty(self.num_envs, np.float32)
+        terminated, truncated = np.empty((2, self.num_envs), np.bool_)
+        begun: dict[int, Any] = {}  # first observations of new episodes, by env
+        try:
+            for i, env in enumerate(self._sub_envs):
+                observation, reward[i], terminated[i], truncated[i], _ = env.step(actions[i])
+                self._put(groups, i, observation)  # before a reset, which may use the same memory
+                if terminated[i] or truncated[i]:
+                    begun[i], _ = env.reset()
+            final = {group: values.copy() for group, values in groups.items()} if begun else groups
+            for i, observation in begun.items():
+                self._put(groups, i, observation)
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
+        return groups, final, reward, terminated, truncated
+
+    def _put(self, groups: _Arrays, i: int, observation: Any) -> None:
+        for group, shape in self._shapes.items():
+            value = observation[group] if self._named else observation
+            if group in self._laid_out:
+                value = flatten(self._laid_out[group], value)
+            if np.shape(value) != shape:
+                raise ValueError(f"observation '{group}' has shape {np.shape(value)}, its space {shape}")
+            groups[group][i] = value
+
+    def _step_together(self, actions: NDArray[Any]) -> _Answer:
+        try:
+            observation, reward, terminated, truncated, infos = self.env.step(actions)
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
+        groups, done = self._groups(observation), np.logical_or(terminated, truncated)
+        final = self._final(groups, done, infos) if done.any() else groups
+        return groups, final, reward, terminated, truncated
+
     def _to_numpy(self, action: Tensor) -> NDArray[Any]:
         single = self.env.single_action_space
         discrete = isinstance(single, spaces.Discrete)
@@ -160,7 +218,15 @@ class GymnasiumEnv:
         return np.array(array, dtype=single.dtype).reshape(self.num_envs, *single.shape)  # type: ignore[misc]
 
     def _groups(self, observation: Any) -> _Arrays:
-        return dict(observation) if isinstance(observation, Mapping) else {"policy": observation}
+        """Groups ``[N, ...]`` of what the vector env gives."""
+        groups = dict(observation) if self._named else {"policy": observation}
+        for group, space in self._laid_out.items():
+            groups[group] = flatten_batch(space, groups[group], self.num_envs)
+        return groups
+
+    def _groups_of_one(self, observation: Any) -> _Arrays:
+        groups = dict(observation) if self._named else {"policy": observation}
+        return groups | {group: flatten(space, groups[group]) for group, space in self._laid_out.items()}
 
     def _final(self, groups: _Arrays, done: NDArray[np.bool_], infos: Mapping[str, Any]) -> _Arrays:
         """Observations before the reset; rows of episodes that go on hold the current observation."""
@@ -174,7 +240,7 @@ class GymnasiumEnv:
         final = {group: np.array(values) for group, values in groups.items()}
         batched = self._groups(given) if not _is_object_array(given) else None
         for i in np.flatnonzero(done):
-            last = {group: values[i] for group, values in batched.items()} if batched else self._groups(given[i])
+            last = {group: values[i] for group, values in batched.items()} if batched else self._groups_of_one(given[i])
             for group, values in final.items():
                 values[i] = last[group]
         return final
@@ -184,7 +250,7 @@ class GymnasiumEnv:
         arrays = [np.asarray(groups[group]).reshape(-1) for group in self.observation_spaces] + list(others)
         # concatenate copies: vector envs may write their next observations into the same arrays.
         flat = torch.from_numpy(np.concatenate(arrays, dtype=np.float32, casting="unsafe")).to(self.device)
-        parts = torch.split(flat, [len(array) for array in arrays])
+        parts = flat.split_with_sizes([len(array) for array in arrays])
         count = len(self.observation_spaces)
         obs = (part.view(self.num_envs, -1) for part in parts[:count])
         return dict(zip(self.observation_spaces, obs, strict=True)), parts[count:]
@@ -204,19 +270,20 @@ def make_gymnasium(
     seed: int | None = None,
     *,
     vectorization: str = "sync",
-    wrappers: Sequence[Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
+    wrappers: str | Sequence[str | Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
     **options: Any,
 ) -> VecEnv:
     """Build a vector env from a gymnasium id.
 
     Args:
-        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first.
+        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first, from the present folder as well.
         num_envs: N.
         device: where observations and rewards go.
         seed: of the first ``reset()`` that is called without one.
         vectorization: ``sync`` (one process), ``async`` (a process per env), or ``vector_entry_point`` for ids that
             bring their own vector env with SAME_STEP autoreset.
-        wrappers: put around every sub-env, the first one innermost; not with ``vector_entry_point``.
+        wrappers: put around every sub-env, the first one innermost: functions, names of ``gymnasium.wrappers`` or
+            ``module:Class``; not with ``vector_entry_point``.
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
 
     Raises:
@@ -227,12 +294,15 @@ def make_gymnasium(
         raise ValueError(
             f"gym:{env_id}: vectorization is {vectorization!r}; use 'sync', 'async' or 'vector_entry_point'"
         )
+    if ":" in env_id:
+        look_here()
+    named = wrappers.replace(",", " ").split() if isinstance(wrappers, str) else wrappers
+    wrappers = [_wrapper(env_id, own) if isinstance(own, str) else own for own in named]
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
-        arguments = {
-            "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
-            "wrappers": (*wrappers, _CopyObservation),
-        }
+        arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    if vectorization == "async":
+        arguments["wrappers"] = (*wrappers, _CopyObservation)
     try:
         env = gymnasium.make_vec(env_id, num_envs, vectorization, **arguments, **options)
     except (gymnasium.error.Error, ImportError) as error:
@@ -250,6 +320,29 @@ def make_gymnasium(
     except ValueError:
         env.close()
         raise
+
+
+def _wrapper(env_id: str, name: str) -> Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]:
+    """The class of a wrapper: of gymnasium's by its name, of one's own by ``module:Class``.
+
+    Raises:
+        ValueError: there is none, or it is no wrapper's.
+    """
+    place, _, last = name.rpartition(":")
+    if not place:
+        place, _, last = name.rpartition(".")
+        place = place or "gymnasium.wrappers"
+    look_here()
+    try:
+        found = getattr(importlib.import_module(place), last, None)
+    except ImportError as error:
+        raise ValueError(f"gym:{env_id}: wrapper '{name}' cannot be loaded: {error}; write module:Class") from error
+    # Asked before anything is called: the name may come from a file.
+    if not isinstance(found, type) or not issubclass(found, gymnasium.Wrapper):
+        close = nearest_names(last, dir(importlib.import_module(place)), count=1)
+        hint = f"did you mean {close[0]}?" if close else "write a name of gymnasium.wrappers, or module:Class"
+        raise ValueError(f"gym:{env_id}: '{name}' is no wrapper of gymnasium's; {hint}")
+    return found
 
 
 def _failed(task: str, what: str, error: Exception) -> str:
@@ -298,15 +391,19 @@ def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | N
     return sub_envs[0] if sub_envs else None
 
 
+def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
+
+
 def _group_spaces(task: str, space: spaces.Space[Any]) -> dict[str, spaces.Box]:
-    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
     groups: dict[str, spaces.Box] = {}
-    for group, part in parts.items():
+    for group, part in _parts(space).items():
         if not isinstance(part, spaces.Box):
-            raise ValueError(
-                f"{task}: observation '{group}' is {part}; rlcore takes a Box or a flat Dict of boxes: "
-                "wrap the env, as with make_env(..., wrappers=[gymnasium.wrappers.FlattenObservation])"
-            )
+            reason = refusal(part)
+            if reason is not None:
+                raise ValueError(f"{task}: observation '{group}' {reason}; wrap the env (--env.wrappers module:Class)")
+            groups[group] = _flat_box(flat_box(part))
+            continue
         if len(part.shape) != 1:
             size = int(np.prod(part.shape))
             warnings.warn(

@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import gymnasium
 import torch
 from torch import Tensor
 
-from rlcore.envs import nearest_names
-from rlcore.envs.launch import GET_ISAACLAB, launcher_args
+from rlcore.envs import look_here, nearest_names
+from rlcore.envs.launch import GET_ISAACLAB, full_name, launcher_args
 from rlcore.envs.manager import SimulatorEnv, apply_overrides, as_names
+from rlcore.envs.rewind import Rewind, flatten
 from rlcore.types import Obs, Step
 
 FinalObs = Literal["auto", "extras", "hook", "off"]
 
 _SIM_MODULES = ("isaacsim", "omni", "carb", "pxr")
-_TERM_STATE = ("_group_obs_term_history_buffer", "_group_obs_term_delay_buffer", "_group_obs_class_instances")
 
 
 class IsaacLabEnv(SimulatorEnv):
@@ -33,12 +33,13 @@ class IsaacLabEnv(SimulatorEnv):
 
     **Final observations.** The env resets within the step and returns what comes after. What came before comes from
 
-    - ``extras``: the env's own ``extras["final_obs"]``, where ``cfg.compute_final_obs`` is set (newer than 2.3);
     - ``hook``: the observations are computed once more in the env's ``_reset_idx``, before it overwrites anything.
-      That costs one more observation in each step that resets something, and draws its noise anew. Random generators,
-      histories, filters and noise models are put back afterwards, and so are attributes that a direct task's
-      ``_get_observations`` changes; what it changes deeper than that, such as a network that it trains, is not.
-      Commands are those before their update in that step;
+      That costs one more observation in each step that resets something, and draws its noise anew. What it changes is
+      put back, as ``rlcore.envs.rewind`` has it: observations after the reset are bit by bit those of an env that
+      nobody looked at. Commands are those before their update in that step;
+    - ``extras``: the env's own ``extras["final_obs"]`` (Isaac Lab 3, ``cfg.compute_final_obs``). It costs the same, but
+      draws from the random generators of the env, leaves sensors and caches as it filled them, and ends histories one
+      frame early. For tasks that cannot be hooked, such as converted multi-agent ones;
     - ``off``: nowhere. ``Step.final_obs`` is None, and learners fall back on the value of the last observation.
 
     ``final_obs_source`` says which it is.
@@ -61,7 +62,7 @@ class IsaacLabEnv(SimulatorEnv):
             env: from ``gymnasium.make(id, cfg=...)``.
             task: name for run folders and exported files; by default the id.
             device: of the learner, where it is not the simulator's.
-            final_obs: how to get the last observation of an episode: ``extras``, ``hook``, ``off``; ``auto`` takes the
+            final_obs: how to get the last observation of an episode: ``hook``, ``extras``, ``off``; ``auto`` takes the
                 first way that there is.
             clip_actions: clamp actions to ± this number and say so in ``action_space``; ``auto`` takes bounds from the
                 joint limits, or ±1, and is the default with SAC and DDPG. None passes them on as they are; Isaac Lab's
@@ -87,10 +88,12 @@ class IsaacLabEnv(SimulatorEnv):
             randomize_start=randomize_start,
         )
         self.final_obs_source = _final_obs_source(name, core, final_obs)
+        if hasattr(core.cfg, "compute_final_obs"):
+            core.cfg.compute_final_obs = self.final_obs_source == "extras"
         self._resetting: Obs | None = None
         self._stepping = False
         if self.final_obs_source == "hook":
-            self._rewind = _Rewind(self.simulator_device)
+            self._rewind = Rewind(core, self.simulator_device)
             self._reset_idx = core._reset_idx
             core._reset_idx = self._before_reset
 
@@ -136,49 +139,9 @@ class IsaacLabEnv(SimulatorEnv):
     def _before_reset(self, *args: Any, **kwargs: Any) -> Any:
         """In place of the env's ``_reset_idx``, which ``env.reset`` calls too."""
         if self._stepping and self._resetting is None:
-            with self._rewind(_observers(self.core)):
+            with self._rewind():
                 self._resetting = self.read_obs(_observe(self.core))
         return self._reset_idx(*args, **kwargs)
-
-
-class _Rewind:
-    """Puts objects and random generators back after a computation: their attributes, and what it wrote into these.
-
-    The tensors that it writes into are learnt by their version counters: all are copied the first time, later only
-    those. A tensor written into for the first time later on is put back from the next time on.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.written: dict[int, set[str]] = {}  # id of an object to the names of its attributes
-
-    @contextlib.contextmanager
-    def __call__(self, objects: Sequence[Any]) -> Iterator[None]:
-        """While the context is open, the objects may change."""
-        saved = []
-        for x in objects:
-            attributes = dict(vars(x))
-            tensors = {name: value for name, value in attributes.items() if isinstance(value, Tensor)}
-            names = self.written.get(id(x), set(tensors))
-            copies = {name: value.clone() for name, value in tensors.items() if name in names or value.is_inference()}
-            versions = {name: value._version for name, value in tensors.items() if not value.is_inference()}
-            saved.append((x, attributes, copies, versions))
-        random = torch.get_rng_state()
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-        try:
-            yield
-        finally:
-            torch.set_rng_state(random)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda, self.device)
-            for x, attributes, copies, versions in saved:
-                written = self.written.setdefault(id(x), set())
-                written |= {name for name, version in versions.items() if attributes[name]._version != version}
-                for name, copy in copies.items():
-                    if name in written or name not in versions:
-                        attributes[name].copy_(copy)
-                vars(x).clear()
-                vars(x).update(attributes)
 
 
 def _observe(core: Any) -> Any:
@@ -194,46 +157,31 @@ def _observe(core: Any) -> Any:
     return manager.compute()
 
 
-def _observers(core: Any) -> list[Any]:
-    """The objects that computing observations may change."""
-    manager = getattr(core, "observation_manager", None)
-    if manager is None:
-        return [x for x in (core, getattr(core, "_observation_noise_model", None)) if x is not None]
-    found: list[Any] = [manager]
-    for name in _TERM_STATE:
-        found += _flatten(getattr(manager, name, ()))
-    found += [config.func for config in _flatten(getattr(manager, "_group_obs_class_term_cfgs", ()))]
-    return [x for x in found if hasattr(x, "__dict__")]
-
-
 def _can_rewind(manager: Any) -> bool:
     """Whether histories are tensors; what is kept in another kind of array must not be advanced."""
-    buffers = _flatten(getattr(manager, "_group_obs_term_history_buffer", ()))
+    buffers = flatten(getattr(manager, "_group_obs_term_history_buffer", ()))
     return all(isinstance(getattr(buffer, "_buffer", None), Tensor) for buffer in buffers)
 
 
-def _flatten(container: Any) -> list[Any]:
-    if isinstance(container, dict):
-        container = container.values()
-    elif not isinstance(container, (list, tuple)):
-        return [container]
-    return [x for part in container for x in _flatten(part)]
-
-
 def _final_obs_source(task: str, core: Any, wanted: str) -> str:
-    own = bool(getattr(core.cfg, "compute_final_obs", False))
     computes = hasattr(core, "observation_manager") or hasattr(core, "_get_observations")
     # A converted multi-agent env steps another env inside.
-    hook = hasattr(core, "_reset_idx") and computes and "env" not in vars(core)
-    possible = {"extras": own, "hook": hook, "off": True}
+    hook = hasattr(core, "_reset_idx") and computes and "env" not in vars(core) and not _resets_by_mask(core)
+    possible = {"hook": hook, "extras": hasattr(core.cfg, "compute_final_obs"), "off": True}
     if wanted == "auto":
         return next(name for name, has in possible.items() if has)
     if wanted not in possible:
         raise ValueError(f"{task}: final_obs is {wanted!r}; use 'auto', 'extras', 'hook' or 'off'")
     if not possible[wanted]:
-        reason = "cfg.compute_final_obs is not set" if wanted == "extras" else "it does not reset within its own step"
+        reason = "there is no cfg.compute_final_obs" if wanted == "extras" else "it does not reset within its own step"
         raise ValueError(f"{task}: final_obs='{wanted}' is not possible, {reason}; use 'auto'")
     return wanted
+
+
+def _resets_by_mask(core: Any) -> bool:
+    """Whether a direct task of Isaac Lab 3 resets in a way of its own, which need not come through ``_reset_idx``."""
+    reset = getattr(type(core), "_reset_envs_from_buffer", None)
+    return reset is not None and not reset.__module__.startswith("isaaclab.envs")
 
 
 def make_isaaclab(
@@ -276,6 +224,8 @@ def make_isaaclab(
             refuses.
     """
     module, _, name = task.removeprefix("isaaclab:").rpartition(":")
+    if module:
+        look_here()
     utils = _import_tasks(task)
     if module:
         _import(module, f"{task}: cannot import module '{module}'")
@@ -298,8 +248,6 @@ def make_isaaclab(
     cfg.sim.device = str(sim_device or device)
     if seed is not None:
         cfg.seed = seed
-    if final_obs in ("auto", "extras") and hasattr(cfg, "compute_final_obs"):
-        cfg.compute_final_obs = True
     apply_overrides(name, cfg, overrides)
     with contextlib.ExitStack() as stack:
         start = _launch_simulation(utils)
@@ -316,6 +264,7 @@ def make_isaaclab(
             randomize_start=randomize_start,
             groups=groups,
         )
+        env.registered_as = full_name("isaaclab", module, name)
         raw.close = stack.pop_all().close  # type: ignore[method-assign]
     return env
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any, TypeVar
 
 import torch
@@ -72,7 +74,8 @@ def side_by_side(first: Callable[[], A], second: Callable[[], B], samples: int) 
     """
     if samples > _SIDE_BY_SIDE or not torch.cuda.is_available() or not torch.cuda.is_current_stream_capturing():
         return first(), second()
-    here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    here = torch.cuda.current_stream()
+    aside = _stream("aside", here.device.index)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
         other = second()
@@ -89,6 +92,9 @@ class Captured:
 
     What a call returns is overwritten by the next one. A call inside another capture becomes a part of that one.
 
+    A method's object is not kept alive: an agent that keeps its captured methods would keep itself, and its graphs'
+    memory, until Python searches for cycles.
+
     Args:
         fn: takes and returns tensors, or dicts and tuples of them.
         mode: how to run.
@@ -99,7 +105,7 @@ class Captured:
     def __init__(
         self, fn: Callable[..., Any], mode: Mode, device: torch.device, generators: Iterable[torch.Generator] = ()
     ) -> None:
-        self.fn = fn
+        self._fn = weakref.WeakMethod(fn) if isinstance(fn, MethodType) else lambda: fn
         self.name = getattr(fn, "__qualname__", repr(fn))
         self.enabled = device.type == "cuda" and "graph" in mode
         self.device = device
@@ -108,6 +114,13 @@ class Captured:
         self.calls = 0
         self.inputs: list[Tensor] = []
         self.outputs: Any = None
+
+    @property
+    def fn(self) -> Callable[..., Any]:
+        """The function as written."""
+        fn = self._fn()
+        assert fn is not None, f"{self.name} is called by what has outlived its object"
+        return fn
 
     def __call__(self, *args: Any) -> Any:
         """Run the function.
@@ -132,7 +145,7 @@ class Captured:
     def _warm_up(self, args: tuple[Any, ...]) -> Any:
         # Autograd remembers the stream that it first ran on, and recording is not allowed on the default one.
         global _nested
-        side = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        side = _stream("side", self._index())
         side.wait_stream(torch.cuda.current_stream(self.device))
         _nested += 1
         try:
@@ -145,8 +158,7 @@ class Captured:
 
     def _record(self, args: tuple[Any, ...]) -> Any:
         static = _rebuilt(args, lambda tensor: tensor.detach().clone())
-        index = torch.cuda.current_device() if self.device.index is None else self.device.index
-        graph, side = torch.cuda.CUDAGraph(), _side(index)
+        graph, side = torch.cuda.CUDAGraph(), _stream("side", self._index())
         try:
             with self._recording(graph, side):
                 outputs = self.fn(*static)
@@ -164,6 +176,9 @@ class Captured:
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph.replay()
         return self.outputs
+
+    def _index(self) -> int:
+        return torch.cuda.current_device() if self.device.index is None else self.device.index
 
     @contextmanager
     def _recording(self, graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
@@ -187,8 +202,11 @@ class Captured:
 
 
 @functools.cache
-def _side(index: int) -> torch.cuda.Stream:
-    """The stream of a GPU that all its graphs are recorded on, as each stream has memory of cuBLAS's."""
+def _stream(name: str, index: int) -> torch.cuda.Stream:
+    """A GPU's stream of that name, always the same one: memory freed on a stream is used again on that stream alone.
+
+    On ``side`` functions warm up and are recorded, on ``aside`` runs what runs beside that.
+    """
     return torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
 
 

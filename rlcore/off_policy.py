@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from rlcore.q_networks import Critics, SquashedPolicy
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
+from rlcore.update_kernels import NO_LIMIT
 
 Batch = dict[str, Tensor]
 """Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
@@ -82,6 +82,7 @@ class OffPolicy:
         self.actor_optimizer = self._adam(list(policy.parameters()), unit_weights(policy, config.actor))
         self.critic_optimizer = self._adam(list(self.critics.parameters()), unit_weights(self.critics, config.critic))
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.target_critic_buffer = flat(list(self.target_critics.parameters()))
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
@@ -100,9 +101,7 @@ class OffPolicy:
         self.fault_groups = fault_groups(policy.groups, self.critic_groups)
         self.broken = Latest(device)
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
-        self._updates = [
-            Captured(partial(self._improve, phase), config.mode, device) for phase in range(config.policy_delay)
-        ]
+        self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes()
@@ -231,7 +230,8 @@ class OffPolicy:
         if self.stored < self.first_rows:
             return self._faults()
         done = (self.iteration - 1) * self.num_updates
-        return self._updates[done % self.config.policy_delay]()  # type: ignore[no-any-return]
+        phase = done % self.config.policy_delay
+        return self._updates[phase](phase)  # type: ignore[no-any-return]
 
     def _schedules(self) -> list[str]:
         """Settings that change over the run, as an error names them."""
@@ -327,16 +327,21 @@ class OffPolicy:
         return {"loss/policy": loss.detach(), "policy/gradient_norm": descend(self.actor_optimizer, loss)}
 
     @torch.no_grad()
-    def _follow(self, target: nn.Module, source: nn.Module) -> None:
-        """Move target networks a part of the way.
+    def _follow(self, target: Tensor, source: FlatAdam) -> None:
+        """Move target networks, whose parameters are in one buffer, a part of the way.
 
         Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
         """
-        flat(list(target.parameters())).lerp_(flat(list(source.parameters())), self.config.tau)
+        target.lerp_(source.value, self.config.tau)
 
     def _adam(self, parameters: list[nn.Parameter], unit: Sequence[Tensor] = ()) -> FlatAdam:
         limit = self.config.max_grad_norm
-        return FlatAdam(parameters, self.learning_rate, _NO_LIMIT if limit is None else limit, unit)
+        return FlatAdam(parameters, self.learning_rate, NO_LIMIT if limit is None else limit, unit)
+
+    def moved(self) -> list[Tensor]:
+        """Statistics, counters, and the memory's place; its rows are written over before anything is drawn."""
+        parts = nn.ModuleList(p for p in (self.policy.normalizer, self.critic_normalizer, self.return_scale) if p)
+        return [*parts.buffers(), self.steps, self.replay.row, self.replay.size]  # not num_written: finals are lost
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -381,9 +386,6 @@ class OffPolicy:
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
             self.notes = (*self.notes[:-1], self._steps_note(wait))
         self.trace.load_state_dict(state["trace"])
-
-
-_NO_LIMIT = 1e30  # of a gradient's norm; a kernel takes it as a constant
 
 
 def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:

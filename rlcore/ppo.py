@@ -7,6 +7,7 @@ here with tensors.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,18 +19,21 @@ from rlcore.actor_critic import Critic, build_policy
 from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
-from rlcore.distributions import Distribution
+from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, learn
 from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer, broken_rewards
 from rlcore.ppo_config import PPOConfig as PPOConfig
+from rlcore.ppo_config import small_minibatches
 from rlcore.recurrent import cleared
 from rlcore.returns import gae, next_values, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
 from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
+
+_log = logging.getLogger(__name__)
 
 
 class PPO:
@@ -71,6 +75,10 @@ class PPO:
             config.num_minibatches,
             f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
         )
+        if too_small := small_minibatches(config, env.num_envs):
+            _log.warning(too_small)
+        averaged = config.entropy_reduction == "mean" and not spec.discrete
+        self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
         want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         per_env = room_for_timeouts(config.num_steps, env.max_episode_length)
@@ -99,7 +107,7 @@ class PPO:
             and config.normalize_advantage != "minibatch"
             and "compile" not in config.mode
         )
-        self._loss = compiled(self._evaluate, config.mode, device)
+        self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
@@ -149,7 +157,7 @@ class PPO:
             sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
         distribution = type(sequence)(*(part.squeeze(0) if part.dim() > 1 else part for part in sequence))
         action = distribution.sample()
-        row |= {"action": action, "log_prob": distribution.log_prob(action)}
+        row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
         self.rollout.write(row)
         self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
@@ -169,7 +177,7 @@ class PPO:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self._record(step.reward, step.terminated, step.truncated, final_obs)
-        self.next_obs = concatenate(step.obs, self.critic.groups)  # [N, O]
+        self.next_obs = concatenate(step.obs, self.critic.groups).detach()  # [N, O]
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
@@ -284,6 +292,7 @@ class PPO:
         batch = {name: self._sequences(value) for name, value in kept.items()}
         for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
             batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
+        batch["log_prob"] = self._old_distribution(batch).log_prob(batch["action"])
         return batch, about
 
     def _forgetful(self, broken: Tensor, done: Tensor) -> Tensor:
@@ -302,15 +311,14 @@ class PPO:
 
     def _sequences(self, value: Tensor) -> Tensor:
         """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]``."""
-        chunks = value.view(-1, self.length, *value.shape[1:])
-        return chunks.transpose(0, 1).flatten(1, 2)
+        return value.view(-1, self.length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
 
     def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
         config = self.config
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss, metrics = self._loss(sample)
+        loss, metrics = self._loss(self, sample)
         loss.backward()  # type: ignore[no-untyped-call]
         with torch.no_grad():
             allowed = torch.isfinite(loss) & ~self.stopped
@@ -343,7 +351,7 @@ class PPO:
         if self.fused_loss:
             return self._evaluate_fused(distribution, value, sample)
 
-        old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
+        old = self._old_distribution(sample)
         advantage, weight = sample["advantage"], sample["weight"]
         if config.normalize_advantage == "minibatch":
             advantage = _standardize(advantage, weight > 0)
@@ -357,17 +365,23 @@ class PPO:
         value_loss = (weight * error).mean()
         entropy = distribution.entropy()
         entropy = (weight * entropy).mean() if entropy.dim() > 0 else entropy  # the same for all
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        loss = policy_loss + config.value_coef * value_loss - self.entropy_coef * entropy
         metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}
         if config.bounds_loss_coef > 0 and "old_mean" in sample:
             beyond = (distribution.mode.abs() - config.bounds_loss_limit).clamp(min=0)
             metrics["loss/bounds"] = (weight * beyond.square().sum(-1)).mean()
             loss = loss + config.bounds_loss_coef * metrics["loss/bounds"]
-        metrics["policy/kl"] = (weight * old.kl(distribution)).mean()  # type: ignore[arg-type]
-        metrics["policy/clip_fraction"] = (weight * ((ratio - 1).abs() > config.clip_range)).mean()
+        with torch.no_grad():
+            metrics["policy/kl"] = (weight * old.kl(distribution)).mean()  # type: ignore[arg-type]
+            metrics["policy/clip_fraction"] = (weight * ((ratio - 1).abs() > config.clip_range)).mean()
         if "old_std" in sample:
             metrics["policy/std"] = sample["old_std"].mean()
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _old_distribution(self, sample: dict[str, Tensor]) -> Distribution:
+        """What actions were drawn from."""
+        kind = Gaussian if "old_mean" in sample else Categorical
+        return kind(*(sample[f"old_{name}"] for name in kind._fields))
 
     def _evaluate_fused(
         self, distribution: Distribution, value: Tensor, sample: dict[str, Tensor]
@@ -380,7 +394,7 @@ class PPO:
             *(part.flatten(0, 1) for part in (value, *(sample[name] for name in names))),
             clip_range=config.clip_range,
             value_coef=config.value_coef,
-            entropy_coef=config.entropy_coef,
+            entropy_coef=self.entropy_coef,
             clip_value_loss=config.clip_value_loss,
         )
         return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
@@ -402,6 +416,10 @@ class PPO:
         if self.value_normalizer is None:
             return values
         return self.value_normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
+
+    def moved(self) -> list[Tensor]:
+        """The statistics of observations; see ``types.Agent``."""
+        return [*self.policy.normalizer.buffers(), *self.critic.normalizer.buffers()]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""

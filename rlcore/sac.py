@@ -169,7 +169,7 @@ class SAC(OffPolicy):
                 self.log_temperature.grad = entropy - self.target_entropy
                 self.temperature_optimizer.step(self.log_temperature.grad)
             metrics |= {"policy/entropy": entropy, "policy/temperature": temperature}
-        self._follow(self.target_critics, self.critics)
+        self._follow(self.target_critic_buffer, self.critic_optimizer)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

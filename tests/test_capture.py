@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from conftest import leaves
 from torch import Tensor
 
-from rlcore import PPO, NetworkConfig, PPOConfig
+from rlcore import DDPG, PPO, SAC, DDPGConfig, NetworkConfig, PPOConfig, SACConfig
 from rlcore.capture import Captured, _tensors, compiled, matmul_precision
 from rlcore.envs import make_env
 from rlcore.learn import Progress, Report, resume, snapshot
+from rlcore.recurrent import RNNConfig
 
 CPU = torch.device("cpu")
 NET = NetworkConfig(hidden_dims=(64, 32))
@@ -30,6 +32,31 @@ def test_on_the_cpu_functions_run_as_they_are() -> None:
         assert fn(torch.tensor(i)) == i + 1
     assert len(calls) == 5
     assert compiled(math.sqrt, "graph+compile", CPU) is math.sqrt
+
+
+OFF_POLICY: dict[str, Any] = {"buffer_size": 512, "learning_starts": 8, "batch_size": 8, "policy_delay": 2}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "config"),
+    [
+        (PPO, CONFIG),
+        (PPO, replace(CONFIG, actor=replace(NET, rnn=RNNConfig(type="gru", hidden_size=8)), mode="compile")),
+        (SAC, SACConfig(actor=NET, critic=NET, **OFF_POLICY)),
+        (DDPG, DDPGConfig(actor=NET, critic=NET, **OFF_POLICY)),
+    ],
+)
+def test_an_agent_and_its_graphs_are_freed_with_the_last_reference(algorithm: Any, config: Any) -> None:
+    env = make_env("Pendulum", num_envs=8)
+    agent = algorithm(env, config, seed=1)
+    progress = agent.learn(4)
+    remains = [weakref.ref(part) for part in (agent, agent._act, progress.episodes)]
+    gc.disable()  # which would come too late for the next agent
+    try:
+        del agent, progress
+        assert [ref() for ref in remains] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="before PyTorch 2.9")
@@ -226,6 +253,21 @@ def test_memory_does_not_grow() -> None:
 
     agent.learn(1000, on_iteration=on_iteration)
     assert used[1000] <= used[20]
+
+
+@pytest.mark.gpu
+def test_one_agent_after_the_other_takes_the_memory_of_one() -> None:
+    reserved = []
+    gc.disable()
+    try:
+        for _ in range(4):
+            agent = agent_on("Null", "graph")
+            agent.learn(5)
+            reserved.append(torch.cuda.memory_reserved())
+            del agent
+    finally:
+        gc.enable()
+    assert reserved[-1] <= 1.1 * reserved[0]
 
 
 @pytest.mark.gpu

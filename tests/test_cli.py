@@ -20,10 +20,12 @@ from PIL import Image
 
 import rlcore
 from rlcore.checkpoint import load_checkpoint
+from rlcore.envs import make_env
 from rlcore.export import ExportError
 from rlcore.train import arguments
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
+from rlcore.train.ending import PATIENCE
 
 ROOT = Path(rlcore.__file__).parents[1]
 
@@ -269,15 +271,41 @@ def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(tmp_path:
     wait_for(tmp_path, "runs/CartPole/ppo/*/metrics.csv", process)
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
-    while "finishing the iteration" not in process.stderr.readline():
-        pass
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    for wait in (0.0, PATIENCE + 0.1):  # the second comes before anybody can have read what it would do
+        while "once more to stop at once" not in process.stderr.readline():
+            pass
+        time.sleep(wait)
+        process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 143
+    assert "stopped, in iteration 1; there is no checkpoint to go on from" in err
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 # Eval, export, play, tasks
+
+
+@pytest.mark.parametrize("command", ["eval", "play"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_env_is_closed_however_a_command_ends(
+    command: str, fails: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def step(env: Any, action: Any) -> Any:
+        events.append("step")
+        if fails:
+            raise ValueError("the robot is on fire")
+        return stepped(env, action)
+
+    env = type(make_env("CartPole", 1))
+    stepped = env.step
+    monkeypatch.setattr(env, "step", step)
+    monkeypatch.setattr(env, "close", lambda env: events.append("closed"))
+    output = tmp_path / ("figures.json" if command == "eval" else "play.gif")
+    words = f"{command} --run {run} --output {output} " + ("--num-envs 2" if command == "eval" else "--steps 3")
+    assert main(words.split()) == (2 if fails else 0)
+    assert events.count("closed") == 1 and events[-1] == "closed"
 
 
 def test_eval_measures_a_run_and_writes_the_figures(

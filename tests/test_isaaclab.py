@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +46,8 @@ class FakeDirect(gymnasium.Env[Any, Any]):
         self.episode_length_buf = torch.zeros(n, dtype=torch.long)
         self.resets, self.buffer = torch.zeros(n), torch.zeros(n, 2)
         self.looks, self.looks_in_place, self.looks_anew = 0, torch.zeros(n), torch.zeros(n)
-        self.calls: list[Tensor] = []
+        self.looks_listed: deque[int] = deque(maxlen=100)
+        self.calls: tuple[list[Tensor]] = ([],)
         self.common_step_counter = 0
         self.reward, self.terminated, self.truncated = torch.zeros(n), torch.zeros(n).bool(), torch.zeros(n).bool()
         self.extras: dict[str, Any] = {}
@@ -53,8 +55,9 @@ class FakeDirect(gymnasium.Env[Any, Any]):
         self.closed = False
 
     def _get_observations(self) -> dict[str, Any]:
-        self.calls.append(self.episode_length_buf.clone())  # in a list, which is not put back
+        self.calls[0].append(self.episode_length_buf.clone())  # deeper than what is put back
         self.looks += 1
+        self.looks_listed.append(self.looks)
         self.looks_in_place += 1
         self.looks_anew = self.looks_anew + 1
         torch.rand(1)
@@ -139,11 +142,11 @@ def test_final_observation_is_the_one_before_the_reset() -> None:
 def test_only_steps_that_reset_something_look_twice() -> None:
     env = made()
     env.reset()
-    assert len(env.core.calls) == 1
+    assert len(env.core.calls[0]) == 1
     env.step(torch.zeros(4, 3))
-    assert len(env.core.calls) == 2
+    assert len(env.core.calls[0]) == 2
     env.step(torch.zeros(4, 3))
-    assert len(env.core.calls) == 4
+    assert len(env.core.calls[0]) == 4
 
 
 def test_looking_before_a_reset_leaves_no_trace() -> None:
@@ -153,21 +156,34 @@ def test_looking_before_a_reset_leaves_no_trace() -> None:
     steps_of(plain, 20)
     assert torch.equal(random, torch.rand(3))
     assert hooked.core.looks == plain.core.looks == 21
+    assert hooked.core.looks_listed == plain.core.looks_listed
     assert torch.equal(hooked.core.looks_in_place, plain.core.looks_in_place)
     assert torch.equal(hooked.core.looks_anew, plain.core.looks_anew)
 
 
-def test_own_final_observations_of_the_env_are_preferred() -> None:
-    env = made(fake_cfg(compute_final_obs=True))
-    assert env.final_obs_source == "extras"
+def test_own_final_observations_of_the_env_come_after_the_hook() -> None:
+    cfg = fake_cfg(compute_final_obs=True)
+    env = made(cfg)
+    assert env.final_obs_source == "hook" and cfg.compute_final_obs is False  # once is enough
+    env = made(fake_cfg(compute_final_obs=False), final_obs="extras")
     first, second = steps_of(env, 2)
     assert first.final_obs is first.obs
     assert second.final_obs["policy"].tolist() == [[2.5, 1.5]] * 4
-    assert made(fake_cfg(compute_final_obs=True), final_obs="hook").final_obs_source == "hook"
+
+
+def test_env_that_resets_by_a_mask_is_not_hooked() -> None:
+    class ByMask(FakeDirect):
+        def _reset_envs_from_buffer(self) -> None:
+            pass
+
+    env = IsaacLabEnv(ByMask(fake_cfg(compute_final_obs=False)), task="Fake")
+    assert env.final_obs_source == "extras" and env.core.cfg.compute_final_obs
+    with pytest.raises(ValueError, match="final_obs='hook' is not possible"):
+        IsaacLabEnv(ByMask(fake_cfg()), final_obs="hook")
 
 
 def test_promised_final_observation_that_is_missing_is_an_error() -> None:
-    env = made(fake_cfg(compute_final_obs=True))
+    env = made(fake_cfg(compute_final_obs=True), final_obs="extras")
     env.reset()
     env.core.cfg.compute_final_obs = False
     env.step(torch.zeros(4, 3))
@@ -447,8 +463,8 @@ def test_isaac_lab_3_is_started_when_the_task_is_made(registered: Any) -> None:
 
 def test_final_observations_are_asked_of_envs_that_offer_them(registered: Any) -> None:
     registered.load_cfg_from_registry = lambda name, key: fake_cfg(compute_final_obs=False)
-    offered: Any = make_env("Isaac-Fake-v0", 2)
-    assert offered.final_obs_source == "extras"
+    offered: Any = make_env("Isaac-Fake-v0", 2, final_obs="extras")
+    assert offered.final_obs_source == "extras" and offered.core.cfg.compute_final_obs
     assert make_env("Isaac-Fake-v0", 2, final_obs="off").core.cfg.compute_final_obs is False  # type: ignore[attr-defined]
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import error
+from conftest import Operators, error
 from torch import Tensor, nn
 
 from rlcore import PPO, NetworkConfig, PPOConfig, kernels, update_kernels
+from rlcore.adam import FlatAdam
 from rlcore.distributions import Gaussian
 from rlcore.envs.null import Null
 
@@ -260,6 +261,9 @@ def test_loss_is_not_finite_where_an_input_is_not(place: int) -> None:
     assert not (torch.isfinite(loss) and torch.isfinite(metrics).all())
 
 
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+
+
 def adam_inputs(device: torch.device) -> dict[str, Tensor]:
     p = torch.randn(5000, device=device)
     zero = torch.zeros((), device=device)
@@ -301,6 +305,36 @@ def test_clipped_adam_leaves_all_alone_when_the_step_is_not_allowed(device: torc
 def test_clipped_adam_steps_down_a_loss_of_zero(device: torch.device) -> None:
     state = adam_inputs(device) | {"allowed": torch.zeros((), device=device)}
     assert update_kernels.clipped_adam(**state, max_norm=1.0)[1] == 1
+
+
+@pytest.mark.parametrize("max_norm", [0.5, update_kernels.NO_LIMIT])
+def test_clipped_adam_on_a_cpu_is_its_plain_text_over_many_steps(max_norm: float) -> None:
+    runs = []
+    for take in (update_kernels.clipped_adam, update_kernels.clipped_adam_reference):
+        torch.manual_seed(0)
+        state = adam_inputs(torch.device("cpu"))
+        for i in range(50):
+            state["gradient"] = torch.randn(5000)
+            state["allowed"] = torch.tensor(torch.nan if i == 7 else 0.0)
+            state["gradient"][3] *= torch.inf if i == 11 else 1.0
+            norm, taken = take(*state.values(), **ADAM, max_norm=max_norm)
+            assert taken == (i not in (7, 11))
+        runs.append([state["parameter"], state["moment"], state["square"], state["step"], norm])
+    for fused_step, plain in zip(*runs, strict=True):
+        torch.testing.assert_close(fused_step, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_on_a_cpu_goes_over_its_buffers_few_times() -> None:
+    model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 2))
+    optimizer = FlatAdam(list(model.parameters()), torch.tensor(1e-3), 1.0)
+    loss = model(torch.randn(3, 40)).sum()
+    loss.backward()
+    operators = Operators()
+    with operators:
+        optimizer.step(loss.detach())
+    whole = [name for name, numbers in operators.seen if numbers >= optimizer.value.numel()]
+    # The gradient's norm, its product with the clip's factor, and the step; gathering them is one operator as well.
+    assert len(whole) <= 4, whole
 
 
 def test_gather_picks_rows_and_shares_what_was_shared(device: torch.device) -> None:

@@ -13,9 +13,12 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import rlcore.env
 from rlcore import PPO, NetworkConfig, PPOConfig, Step
+from rlcore.env import StepCheck
 from rlcore.envs.null import Null
 from rlcore.learn import EpisodeStatistics, Report, resume, snapshot
+from rlcore.train.evaluate import evaluate
 from rlcore.types import Obs
 
 SMALL = NetworkConfig(hidden_dims=(8,))
@@ -216,16 +219,19 @@ def test_checkpoints_on_cuda_count_it_too() -> None:
         ({"truncated": lambda x: x.unsqueeze(1)}, "truncated is torch.bool of shape"),
     ],
 )
-@pytest.mark.parametrize("when", ["reset", "step"])
+@pytest.mark.parametrize("when", ["reset", "first step", "later step", "evaluation"])
 def test_what_an_env_must_not_return_is_named(when: str, changes: dict[str, Any], message: str) -> None:
     class Wrong(Null):
+        steps = 0
+
         def reset(self, seed: int | None = None) -> Obs:
             obs = super().reset(seed)
             return {k: changes["obs"](v) for k, v in obs.items()} if "obs" in changes and when == "reset" else obs
 
         def step(self, action: Tensor) -> Step:
             step = super().step(action)
-            if when == "reset":
+            self.steps += 1
+            if when == "reset" or (self.steps == 1 and when != "first step"):
                 return step
             parts = {name: change(getattr(step, name)) for name, change in changes.items() if name != "obs"}
             if "obs" in changes:
@@ -234,8 +240,9 @@ def test_what_an_env_must_not_return_is_named(when: str, changes: dict[str, Any]
 
     if when == "reset" and "obs" not in changes:
         pytest.skip("a reset returns observations alone")
+    agent = PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0)
     with pytest.raises(ValueError, match="Null: .*" + message):
-        PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+        evaluate(agent.env, agent.policy, seed=0) if when == "evaluation" else agent.learn(1)
 
 
 def test_a_missing_observation_is_named() -> None:
@@ -243,8 +250,10 @@ def test_a_missing_observation_is_named() -> None:
         def reset(self, seed: int | None = None) -> Obs:
             return {"state": super().reset(seed)["policy"]}
 
-    with pytest.raises(ValueError, match=r"Null: reset\(\) left out the observation 'policy'; it has state"):
-        PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+    agent = PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0)
+    for use in (lambda: agent.learn(1), lambda: evaluate(agent.env, agent.policy, seed=0)):
+        with pytest.raises(ValueError, match=r"Null: reset\(\) left out the observation 'policy'; it has state"):
+            use()
 
 
 @pytest.mark.parametrize(
@@ -253,19 +262,42 @@ def test_a_missing_observation_is_named() -> None:
         (tuple, r"step\(\) returned tuple; return rlcore.Step\(obs, reward"),
         (lambda step: step._replace(log={"note": "fell"}), "'note' in the log is 'fell'; give a number, or a tensor"),
         (lambda step: step._replace(log={"x": step.obs["policy"]}), r"'x' in the log is of shape \(4, 3\).*or \(4,\)"),
+        (lambda step: step._replace(log=None), "the log is NoneType; return a dict"),
+        (lambda step: step._replace(obs={}), r"step\(\) left out the observation 'policy'"),
+        (lambda step: step._replace(final_obs={"policy": step.obs["policy"][:1]}), r".*of shape \(1, 3\)"),
         (
             lambda step: step._replace(obs=step.obs["policy"]),
             r"step\(\) gave Tensor as observations.*\{'policy': tensor",
         ),
     ],
 )
-def test_a_step_that_is_none_is_named(change: Any, message: str) -> None:
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_step_that_is_none_is_named(change: Any, message: str, first: int) -> None:
     class Wrong(Null):
+        steps = 0
+
         def step(self, action: Tensor) -> Step:
-            return change(super().step(action))  # type: ignore[no-any-return]
+            self.steps += 1
+            right = super().step(action)
+            return right if self.steps < first else change(right)  # type: ignore[no-any-return]
 
     with pytest.raises(ValueError, match="Null: " + message):
         PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+
+
+def test_a_step_that_is_like_the_one_before_is_not_checked_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    env, calls = Null(4, obs_size=3, action_size=2), []
+    monkeypatch.setattr(rlcore.env, "check_step", lambda env, step: calls.append(step))
+    check = StepCheck(env)
+    env.reset()
+    step = env.step(torch.zeros(4, 2))
+    for _ in range(3):
+        check(step)
+    assert len(calls) == 1
+    for other in (step._replace(reward=step.reward.double()), step._replace(obs={"other": step.obs["policy"]})):
+        check(other)
+        check(step)
+    assert len(calls) == 5
 
 
 def test_a_log_may_hold_numbers_scalars_and_one_value_for_each_env() -> None:

@@ -108,14 +108,23 @@ def test_a_task_takes_the_nearest_shipped_file_of_its_family() -> None:
     assert file("Reach-UR10-IK") == file("Reach-UR10-JointVel-Delayed") == "Reach.yaml"
     assert file("Reach-UR10-Torque") == file("Reach-UR10-Torque-Delayed") == "Reach-UR10-Torque.yaml"
     assert file("gym:CartPole-v1") == "gym_CartPole-v1.yaml"
-    assert file("gym:HalfCheetah-v5") == "gym.yaml"
+    assert file("gym:HalfCheetah-v5") == file("gym:Humanoid-v4") == "gym_mujoco.yaml"
+    assert file("gym:Swimmer-v5") == "gym_Swimmer.yaml"
+    assert file("gym:LunarLander-v3") == "gym_LunarLander.yaml"
+    assert file("gym:LunarLanderContinuous-v3") == "gym_LunarLanderContinuous.yaml"
+    assert file("gym:MountainCar-v0") != file("gym:MountainCarContinuous-v0")
+    assert file("gym:FrozenLake-v1") == file("gym:NobodyKnows-v0") == file("gym:some.module:Mine-v0") == "gym.yaml"
     assert file("CartPole") == "CartPole.yaml"
     assert file("Null") is None
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_file_is_valid(path: Path) -> None:
-    assert from_dict(TrainConfig, {"task": "x", **load_yaml(path)}, source=str(path))
+    config = from_dict(TrainConfig, {"task": "x", **load_yaml(path)}, source=str(path))
+    agent = config.agent
+    samples = config.num_envs * agent.num_steps // (agent.sequence_length or 1)
+    assert samples % agent.num_minibatches == 0  # or PPO refuses it
+    assert samples // agent.num_minibatches >= 32 or agent.actor.rnn.type != "none"
 
 
 def test_a_file_overrides_the_shipped_one_key_by_key(tmp_path: Path) -> None:

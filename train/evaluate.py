@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -13,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.recurrent import cleared
+from rlcore.stage import Stage, reset_at
 from rlcore.types import Obs, Policy
 
 ActionFunction = Callable[[dict[str, NDArray[np.float32]]], Any]
@@ -97,8 +100,38 @@ def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "randomize_start": False} if "randomize_start" in options else dict(options)
 
 
+@contextmanager
+def whole_episodes(env: VecEnv) -> Iterator[None]:
+    """Let no episode begin in the middle, where an evaluation borrows the training env."""
+    before = getattr(env, "randomize_start", None)
+    if before:
+        env.randomize_start = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if before:
+            env.randomize_start = before  # type: ignore[attr-defined]
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Put random generators back afterwards, so that an evaluation leaves no trace in the training.
+
+    Those of Python and NumPy too, which simulators seed with each evaluation's seed.
+    """
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # the one that others use
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
 @torch.no_grad()
-def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1) -> Evaluation:
+def evaluate(
+    env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1, stage: Stage | None = None
+) -> Evaluation:
     """Run every env to the end of its first episode, and count each of these episodes once.
 
     Counting instead the first K episodes to end, whichever envs they come from, favors short episodes: where
@@ -109,8 +142,12 @@ def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds:
         policy: a policy module, or a function from observations to actions such as an exported file.
         seed: makes the estimate repeatable; round r resets with ``seed + r``.
         rounds: times that all envs start anew; each gives ``env.num_envs`` episodes.
+        stage: where the env's curricula stand as each round begins; None is wherever they are.
+
+    Raises:
+        ValueError: the env returns something of a wrong type or shape.
     """
-    results = [_one_round(env, policy, seed + r) for r in range(rounds)]
+    results = [_one_round(env, policy, seed + r, stage) for r in range(rounds)]
     known = [r for r in results if r.successes is not None]
     return Evaluation(
         returns=torch.cat([r.returns for r in results]),
@@ -153,7 +190,7 @@ class Controller:
             self._policy.reset(done.cpu().numpy())
 
 
-def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int) -> Evaluation:
+def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: Stage | None) -> Evaluation:
     n, device = env.num_envs, env.device
     returns = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
     lengths = torch.zeros(n, dtype=torch.int64, device=device)  # [N]
@@ -163,10 +200,12 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int) -> Evalu
     reports_success = False
 
     controller = Controller(policy, env)
-    obs = env.reset(seed)
+    obs, check = reset_at(env, stage, seed), StepCheck(env)
+    check_obs(env, obs, "reset")
     limit = env.max_episode_length if env.max_episode_length < ENDLESS else ENDLESS // 10
     for _ in range(limit + 1):
         step = env.step(controller.act(obs))
+        check(step)
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
-import os
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,7 +15,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from rlcore.files import whole_file
 from rlcore.learn import Faults, Report
 
 if TYPE_CHECKING:
@@ -96,11 +99,12 @@ class MetricsFile:
         self._columns = ["iteration", "env_steps"]
         rows: list[dict[str, str]] = []
         if resumed_iteration is not None and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                self._columns = list(reader.fieldnames or self._columns)
-                # A row that was cut short when the machine went down has no complete number in it to trust.
-                rows = [r for r in reader if None not in r.values() and int(r["iteration"]) <= resumed_iteration]
+            text = path.read_text(encoding="utf-8", errors="replace")
+            # A row that was cut short, when the machine went down or the disk was full, has no number in it to trust.
+            reader = csv.DictReader(line for line in text.splitlines(True) if line.endswith("\n") and "\0" not in line)
+            self._columns = list(reader.fieldnames or self._columns)
+            whole = (r for r in reader if None not in r.values() and r["iteration"].isdecimal())
+            rows = [r for r in whole if int(r["iteration"]) <= resumed_iteration]
         self._rewrite(rows)
 
     def write(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
@@ -116,12 +120,10 @@ class MetricsFile:
             writer.writerow({"iteration": iteration, "env_steps": env_steps, **metrics})
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        temporary = self._path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(self._path) as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self._path)
 
 
 class RunLogger:
@@ -159,9 +161,18 @@ class RunLogger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write what an interrupted interval has, stop the display and close the files, also when training fails."""
-        self._flush()
-        self._display.stop()
-        self._events.close()
+        failed: Exception | None = None
+        for finish in (self._flush, self._display.stop, self._events.close):
+            try:
+                finish()
+            except Exception as second:
+                failed = failed or second
+        if error is None and failed is not None:  # else it would hide what came first
+            raise failed
+
+    def hint(self, text: str) -> bool:
+        """Show a line in the live display, if there is one; may be called from within anything."""
+        return self._display.hint(text)
 
     def report(self, report: Report, extra: Mapping[str, float]) -> None:
         """Take one iteration; ``extra`` are the figures of an evaluation."""
@@ -202,19 +213,26 @@ class Display:
         )
         self._task: TaskID = self._progress.add_task("", total=total, completed=done, steps=0, rate=0.0)
         self._live: Live | None = None
+        self._hint = ""
 
     def start(self) -> None:
         """Begin to draw, if this is a terminal."""
         self._shown_time = time.perf_counter()
         if self._console.is_terminal:
-            self._live = Live(self._picture(), console=self._console, refresh_per_second=4)
+            # Drawn anew by a thread of its own: a hint appears however long an iteration takes.
+            self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4)
             self._live.start()
 
     def stop(self) -> None:
         """Leave the last picture standing."""
+        self._hint = ""
         if self._live is not None:
-            self._live.update(self._picture())
             self._live.stop()
+
+    def hint(self, text: str) -> bool:
+        """Show a line under the table, if there is one; no lock is taken, because a signal may call this."""
+        self._hint = text
+        return self._live is not None
 
     def warn(self, text: str) -> None:
         """Print a line above the live display."""
@@ -229,7 +247,7 @@ class Display:
         """Show the averages of an interval; a metric that is missing keeps its last value."""
         self._latest.update(metrics)
         if self._live is not None:
-            self._live.update(self._picture())
+            self._live.refresh()
             return
         # By the latest interval: before SAC begins to learn, iterations are a hundred times shorter.
         now, done = time.perf_counter(), report.iteration - self._shown_iteration
@@ -252,8 +270,35 @@ class Display:
         for i in range(half):
             right = shown[half + i] if half + i < len(shown) else ("", "")
             table.add_row(*shown[i], *right)
-        return Group(self._progress, table)
+        return Group(self._progress, table, *([Text(self._hint, "bold yellow")] if self._hint else []))
 
 
 def _figure(value: float) -> str:
     return f"{value:.4g}"
+
+
+class _Notes(logging.Handler):
+    """Prints what is logged."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        self.console.print(f"{kind:<12} {record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def notes_shown(console: Console) -> Iterator[None]:
+    """Print what the library logs meanwhile: how much memory it is about to take is to be seen before it is taken."""
+    logger, notes = logging.getLogger("rlcore"), _Notes(console)
+    before = logger.level, logger.propagate
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+        logger.level, logger.propagate = before

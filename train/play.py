@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlcore.env import VecEnv
+from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.stage import Stage, reset_at
 from rlcore.train.evaluate import ActionFunction, Controller
 from rlcore.types import Policy
 
@@ -34,7 +35,14 @@ def check_output(path: Path) -> None:
         raise ValueError(f"output is '{path}' and MP4 needs ffmpeg, which is not on PATH; install it or give a .gif")
 
 
-def frames(env: VecEnv, policy: Policy | ActionFunction, steps: int, seed: int, control_dt: float) -> Iterator[Frame]:
+def frames(
+    env: VecEnv,
+    policy: Policy | ActionFunction,
+    steps: int,
+    seed: int,
+    control_dt: float,
+    stage: Stage | None = None,
+) -> Iterator[Frame]:
     """Run the policy and draw env 0, at most ``FPS`` times a simulated second.
 
     Args:
@@ -43,22 +51,25 @@ def frames(env: VecEnv, policy: Policy | ActionFunction, steps: int, seed: int, 
         steps: control steps to run.
         seed: of the episodes.
         control_dt: seconds of a control step.
+        stage: where the env's curricula stand at the beginning; None is wherever they are.
 
     Yields:
         uint8 ``[H, W, 3]``.
 
     Raises:
-        ValueError: the env cannot draw itself.
+        ValueError: the env cannot draw itself, or returns something of a wrong type or shape.
     """
     if not hasattr(env, "render"):
         raise ValueError(f"{getattr(env, 'task', type(env).__name__)} has no render(); it cannot be shown")
     controller = Controller(policy, env)
-    obs = env.reset(seed)
+    obs, check = reset_at(env, stage, seed), StepCheck(env)
+    check_obs(env, obs, "reset")
     every = stride(control_dt)
     for i in range(steps):
         if i % every == 0:
             yield env.render()
         step = env.step(controller.act(obs))
+        check(step)
         controller.forget(step.terminated | step.truncated)
         obs = step.obs
 

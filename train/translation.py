@@ -32,8 +32,14 @@ ACTIVATIONS = {
 
 NO_CNN = "rlcore has no convolutions; image groups cannot be read"
 
+ASSUMED_NUM_ENVS = 4096
+"""Copies of the task where nobody says how many, as Isaac Lab's tasks have them."""
+
 UNKNOWN = "unknown key"
 """How the note of a key begins that nobody knows."""
+
+MOST_SAMPLES = 10**12
+"""A rollout of more samples is a slip of the pen, and its divisors take long to find."""
 
 GUARDS = (1e-3, 1e3)
 """Limits of the standard deviation beyond these guard against zero and infinity; they are not choices."""
@@ -63,22 +69,33 @@ class Translation:
     Args:
         source: nested configuration: a mapping, or an object with attributes.
         library: name of the library, for messages.
-        num_envs: copies of the task that the run will have, on which much depends; None: 4,096, or what the source
-            says of it.
+        num_envs: copies of the task that the run will have, on which much depends; None: what the source says of it,
+            else 4,096.
         task: what will be trained.
+        version: of the library, such as ``(1, 4)``; None: as the source's layout tells.
     """
 
-    def __init__(self, source: Any, library: str, num_envs: int | None, task: str | None) -> None:
-        self.source = plain(source)
-        self.num_envs_given, num_envs = num_envs is not None, num_envs or 4096
-        self.library, self.num_envs, self.task = library, num_envs, task
+    def __init__(
+        self,
+        source: Any,
+        library: str,
+        num_envs: int | None,
+        task: str | None,
+        version: tuple[int, ...] | None = None,
+    ) -> None:
+        try:
+            self.source = plain(source)
+        except RecursionError:
+            raise ConfigError(f"{library}: the configuration refers to itself; write it out") from None
+        self.num_envs_known, num_envs = num_envs is not None, num_envs or ASSUMED_NUM_ENVS
+        self.library, self.num_envs, self.task, self.version = library, num_envs, task, version
         self.config: dict[str, Any] = {"task": task} if task is not None else {}
         self.config |= {"algo": "ppo", "num_envs": num_envs, "agent": {}}
         self.rows: list[Row] = []
         self._done: set[str] = set()
         self._origin: dict[str, tuple[str, Any]] = {}
         if not isinstance(self.source, dict):
-            raise ConfigError(f"{library}: {self.source!r} is not a configuration; give a mapping or an object")
+            raise ConfigError(f"{library}: {shown(self.source)} is not a configuration; give a mapping or an object")
 
     def has(self, key: str) -> bool:
         """Whether the source sets a dotted key; an empty mapping, as Isaac Lab writes what is missing, sets none."""
@@ -105,7 +122,7 @@ class Translation:
         except ConfigError:
             raise
         except (ValueError, TypeError, OverflowError) as error:
-            raise ConfigError(f"{self.library}: {key}: {raw!r} cannot be converted: {error}") from None
+            raise ConfigError(f"{self.library}: {key}: {shown(raw)} cannot be converted: {error}") from None
 
     def use(
         self,
@@ -186,14 +203,15 @@ class Translation:
     def refuse(self, key: str, value: Any) -> ConfigError:
         """Make the error for an algorithm that rlcore does not have."""
         return ConfigError(
-            f"{self.library}: {key}: {value!r} is not PPO, SAC, DDPG or TD3, and nothing else can be converted; "
+            f"{self.library}: {key}: {shown(value)} is not PPO, SAC, DDPG or TD3, and nothing else can be converted; "
             "write an rlcore configuration for this task"
         )
 
     def prefer_num_envs(self, number: int) -> None:
         """Take the source's own number of envs, unless the user gave one."""
-        if not self.num_envs_given:
+        if not self.num_envs_known:
             self.num_envs = self.config["num_envs"] = number
+            self.num_envs_known = True
 
     def minibatches(self, key: str, count: float, note: str = "", length: int = 1) -> None:
         """Set the number of minibatches, the nearest to ``count`` that cuts the rollout into equal parts.
@@ -204,11 +222,14 @@ class Translation:
             note: what differs besides.
             length: steps that must stay together, for recurrent networks.
         """
-        if count <= 0:
-            raise ConfigError(f"{self.library}: {key}: {self.get(key)!r} cannot be used: give 1 or more")
+        if not 0 < count < math.inf:
+            raise ConfigError(f"{self.library}: {key}: {shown(self.get(key))} cannot be used: give 1 or more")
         total = max(1, self.num_envs * int(self.config["agent"]["num_steps"]) // length)
+        if total > MOST_SAMPLES:
+            raise ConfigError(f"{self.library}: more than 10^12 {_unit(length)} fit no memory; give fewer steps")
         wanted = min(max(1, round(count)), total)
-        best = min((n for n in range(1, min(2 * wanted, total) + 1) if total % n == 0), key=lambda n: abs(n - wanted))
+        divisors = {d for n in range(1, math.isqrt(total) + 1) if total % n == 0 for d in (n, total // n)}
+        best = min(sorted(divisors), key=lambda n: abs(n - wanted))
         value, changed = self.get(key, count), best != count
         if changed:
             note = f"{count:.6g} minibatches do not cut {total} {_unit(length)} into equal parts; " + note
@@ -244,11 +265,20 @@ class Translation:
         """Report the keys that nobody asked for, and let rlcore check the result.
 
         Raises:
-            ConfigError: rlcore refuses a value; the message names the source's key.
+            ConfigError: rlcore refuses a value, and the message names the source's key; or no key is the library's.
         """
         known = [row.key for row in self.rows if not row.key.startswith("(")]
-        for key, value in _leaves(self.source):
-            if not any(key == done or key.startswith(done + ".") for done in self._done):
+        leaves = list(_leaves(self.source))
+        unknown = [
+            key for key, _ in leaves if not any(key == done or key.startswith(done + ".") for done in self._done)
+        ]
+        if leaves and len(unknown) == len(leaves):
+            raise ConfigError(
+                f"{self.library}: no key is one of {self.library}'s ({shown(', '.join(unknown))}); give its whole "
+                "configuration, or name another library with --from"
+            )
+        for key, value in leaves:
+            if key in unknown:
                 close = difflib.get_close_matches(key, [k for k in known if not self.has(k)], n=1, cutoff=0.8)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
                 self.rows.append(Row(key, value, None, "dropped", UNKNOWN + hint))
@@ -262,7 +292,7 @@ class Translation:
         name = match[1] if match else ""
         for ours, (key, raw) in self._origin.items():
             if ours == name or ours.endswith("." + name):
-                return f"{self.library}: {key}: {raw!r} cannot be used: {message}"
+                return f"{self.library}: {key}: {shown(raw)} cannot be used: {message}"
         return f"{self.library}: {message}"
 
 
@@ -271,15 +301,19 @@ _ABSENT: Any = object()
 
 def number(value: Any) -> float:
     """A float, also from text, because YAML 1.1 reads ``1e-3`` as text; NaN and truth values are refused."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or math.isnan(float(value)):
+    try:
+        given = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        given = math.nan
+    if math.isnan(given):
         raise ValueError("give a number")
-    return float(value)
+    return given
 
 
 def whole(value: Any) -> int:
     """An int, also from ``1e6`` or text."""
-    if number(value) != int(number(value)):
-        raise ValueError("give a whole number")
+    if abs(number(value)) > 1e18 or number(value) != int(number(value)):
+        raise ValueError("give a whole number" + " below 10^18" * (abs(number(value)) > 1e18))
     return int(number(value))
 
 
@@ -384,6 +418,12 @@ def _leaves(source: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def shown(value: Any) -> str:
+    """A value in an error message, of which a line has to be enough."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _unit(length: int) -> str:

@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import random
 import sys
 import traceback
+from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import simulator
 
 with contextlib.redirect_stdout(io.StringIO()):
@@ -113,6 +117,75 @@ def check_the_hook_is_not_felt_by_noise_history_filters_and_random_numbers() -> 
         results[1] += [step.obs["policy"], step.reward, step.terminated | step.truncated]
     assert sum(int(x.sum()) for x in results[0][3::3]) > 2 * N
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def sensed(env: Any) -> torch.Tensor:
+    """What is computed when it is read: a cached velocity of a body, and a sensor with a memory."""
+    gyroscope = env.scene.sensors["gyroscope"].data
+    return torch.cat([env.scene.robot.data.tip_vel_w, gyroscope.change, gyroscope.history], 1)
+
+
+def noisy(env: Any) -> torch.Tensor:
+    """Numbers of Python's and NumPy's random generators, which tasks use, too."""
+    return torch.full((env.num_envs, 2), random.random() + np.random.rand())
+
+
+def push(env: Any, env_ids: Any) -> None:
+    """Between the resets of a step and its observations: what was read before is no longer so."""
+    env.scene.robot.data.joint_vel[env_ids] += 0.1
+
+
+def check_looking_before_a_reset_leaves_caches_and_sensors_as_they_were() -> None:
+    from isaaclab.managers import EventTermCfg, ObservationTermCfg
+
+    def manager_based(cfg: Any) -> None:
+        cfg.observations.policy.sensed = ObservationTermCfg(func=sensed)
+        cfg.observations.policy.noisy = ObservationTermCfg(func=noisy)
+        cfg.events.push = EventTermCfg(func=push, mode="interval", interval_range_s=(0.05, 0.1))
+
+    def direct(cfg: Any) -> None:
+        cfg.observation_space = 11
+        cfg.events = SimpleNamespace(push=EventTermCfg(func=push, mode="interval", interval_range_s=(0.05, 0.1)))
+
+    def observe(env: Any) -> None:
+        """Let a direct task see the same, and remember what it saw in a list of its own."""
+        core, seen = env.unwrapped, deque([torch.zeros(N, 7)] * 2, maxlen=2)
+
+        def get_observations() -> dict[str, torch.Tensor]:
+            core.seen.append(torch.cat([sensed(core), noisy(core)], 1))
+            return {"policy": torch.cat([core.joint_pos, core.joint_vel, core.seen[0]], 1)}
+
+        core.seen, core._get_observations = seen, get_observations
+
+    for task, change in zip(TASKS, (manager_based, direct), strict=True):
+        plain, hooked = raw_env(task, change), raw_env(task, change)
+        if task == TASKS[1]:
+            observe(plain), observe(hooked)
+        env = IsaacLabEnv(hooked)
+        states = States(env)
+        results: list[list[torch.Tensor]] = [[], []]
+        for seed in (random.seed, np.random.seed):
+            seed(1)
+        plain.reset(seed=1)
+        for action in actions(100, 2.0):
+            observation, reward, terminated, truncated, _ = plain.step(action)
+            results[0] += [observation["policy"].clone(), reward.clone(), terminated | truncated]
+        for seed in (random.seed, np.random.seed):
+            seed(1)
+        env.reset(1)
+        for action in actions(100, 2.0):
+            step = env.step(action)
+            done = step.terminated | step.truncated
+            results[1] += [step.obs["policy"], step.reward, done]
+            if done.any() and task == TASKS[0]:
+                before = states.before
+                assert step.final_obs is not None and before is not None
+                tip = simulator.tip_velocity(before[:, :2], before[:, 2:])
+                assert torch.equal(step.final_obs["policy"][done, 4:5], tip[done])
+                assert torch.equal(step.final_obs["policy"][done, 6], before[done, 3])
+        assert sum(int(x.sum()) for x in results[0][2::3]) > 2 * N
+        different = [i // 3 for i, (a, b) in enumerate(zip(*results, strict=True)) if not torch.equal(a, b)]
+        assert not different, (task, different)
 
 
 def check_a_history_ends_with_the_last_frame_and_goes_on_unharmed() -> None:
@@ -262,7 +335,11 @@ def check_counters_drive_the_curriculum_after_a_resume() -> None:
     for action in actions(20):
         env.step(action)
     state = env.state_dict()
-    assert state == {"common_step_counter": 20, "_sim_step_counter": 40} and not env.exact_state
+    # The curriculum has not run since the tenth step, so that no setting is another yet.
+    assert state == {"common_step_counter": 20, "_sim_step_counter": 40, "changed": {}} and not env.exact_state
+    for action in actions(20):
+        env.step(action)
+    assert env.state_dict()["changed"] == {"reward/alive/weight": 9.0}
     resumed = IsaacLabEnv(raw_env(TASKS[0], change))
     weight = resumed.core.reward_manager.get_term_cfg
     resumed.reset(1)
@@ -270,6 +347,54 @@ def check_counters_drive_the_curriculum_after_a_resume() -> None:
     resumed.load_state_dict(state)
     resumed.reset(1)
     assert resumed.core.common_step_counter == 20 and weight("alive").weight == 9.0
+
+
+def check_an_evaluation_on_the_same_env_leaves_no_trace() -> None:
+    import isaaclab.envs.mdp as mdp
+    from isaaclab.managers import CurriculumTermCfg
+
+    from rlcore.stage import lent, reset_at, stage_of
+    from rlcore.train.evaluate import undisturbed
+
+    def change(cfg: Any) -> None:
+        if hasattr(cfg, "curriculum"):
+            term = CurriculumTermCfg(
+                func=mdp.modify_reward_weight, params={"term_name": "alive", "weight": 9.0, "num_steps": 60}
+            )
+            cfg.curriculum = {"alive": term}
+
+    for task in TASKS:
+        for scene in ("restored", "unknown"):
+            lending, other = IsaacLabEnv(raw_env(task, change)), IsaacLabEnv(raw_env(task, change))
+            begun: list[Any] = []
+            trace = []
+            for env in (other, lending):
+                simulator.Scene.latest = env.core.scene
+                env.reset(1)
+                steps = []
+                for i, action in enumerate(actions(90, 2.0)):
+                    if env is lending and i == 45:
+                        if scene == "unknown":
+                            env.core.scene.get_state = None
+                        before = stage_of(env)
+                        with undisturbed(torch.device("cpu")), lent(env, begun.append):
+                            reset_at(env, before, 7)
+                            for _ in range(40):
+                                env.step(torch.zeros(N, 1))
+                            assert env.core.common_step_counter == 85
+                        assert env.core.common_step_counter == 45
+                        if "Direct" not in task:
+                            assert env.core.reward_manager.get_term_cfg("alive").weight == 1.0
+                    steps.append(env.step(action))
+                trace.append(steps)
+            assert other.core.common_step_counter == lending.core.common_step_counter == 90
+            assert len(begun) == (scene == "unknown")
+            if scene == "restored":
+                for one, two in zip(*trace, strict=True):
+                    assert torch.equal(one.obs["policy"], two.obs["policy"]) and torch.equal(one.reward, two.reward)
+                    assert torch.equal(one.terminated, two.terminated) and torch.equal(one.truncated, two.truncated)
+                    assert one.log.keys() == two.log.keys()
+                    assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(two.log[k])) for k, x in one.log.items())
 
 
 def check_ways_to_final_observations() -> None:

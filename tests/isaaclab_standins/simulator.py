@@ -21,6 +21,68 @@ PACKAGES = ("isaaclab", "isaaclab_assets", "isaaclab_contrib", "isaaclab_mimic",
 sys.path[:0] = [str(SOURCE / name) for name in PACKAGES]
 
 
+BUFFERS = importlib.import_module("isaaclab.utils.buffers")
+SensorBase: Any = importlib.import_module("isaaclab.sensors.sensor_base").SensorBase
+
+
+class Data(SimpleNamespace):
+    """Joint states, and one of the quantities that are computed when they are read.
+
+    As in the articulations of Isaac Lab 2.3.2, writing joint velocities does not invalidate velocities of bodies.
+    """
+
+    def __init__(self, **values: torch.Tensor) -> None:
+        super().__init__(**values)
+        self._sim_timestamp = 0.0
+        self._tip_vel_w = BUFFERS.TimestampedBuffer()
+
+    def update(self, dt: float) -> None:
+        self._sim_timestamp += dt
+
+    @property
+    def tip_vel_w(self) -> torch.Tensor:
+        """Horizontal velocity of the pole's tip, ``[N, 1]``."""
+        if self._tip_vel_w.timestamp < self._sim_timestamp:
+            self._tip_vel_w.data = tip_velocity(self.joint_pos, self.joint_vel)
+            self._tip_vel_w.timestamp = self._sim_timestamp
+        return self._tip_vel_w.data
+
+
+def tip_velocity(position: torch.Tensor, velocity: torch.Tensor) -> torch.Tensor:
+    return (velocity[:, 0] + velocity[:, 1] * torch.cos(position[:, 1]))[:, None]
+
+
+class Gyroscope(SensorBase):  # type: ignore[misc]
+    """Angular velocity of the pole, its change between two readings, as of an IMU, and its last three values."""
+
+    def __init__(self, robot: Robot, num_envs: int) -> None:
+        self.cfg = SimpleNamespace(update_period=0.0, history_length=0)
+        self.robot, self._num_envs, self._is_visualizing = robot, num_envs, False
+        self._is_outdated = torch.ones(num_envs, dtype=torch.bool)
+        self._timestamp, self._timestamp_last_update = torch.zeros(num_envs), torch.zeros(num_envs)
+        self._previous = torch.zeros(num_envs)
+        self._data = SimpleNamespace(change=torch.zeros(num_envs, 1), history=torch.zeros(num_envs, 3))
+
+    def __del__(self) -> None:  # nothing was subscribed to
+        pass
+
+    @property
+    def data(self) -> SimpleNamespace:
+        self._update_outdated_buffers()
+        return self._data
+
+    def _initialize_impl(self) -> None:
+        pass
+
+    def _update_buffers_impl(self, env_ids: torch.Tensor) -> None:
+        rate = self.robot.data.joint_vel[env_ids, 1]
+        self._data.change[env_ids, 0] = rate - self._previous[env_ids]
+        self._previous[env_ids] = rate
+        history = self._data.history[env_ids].roll(1, dims=1)
+        history[:, 0] = rate
+        self._data.history[env_ids] = history
+
+
 class Robot:
     """The articulation of the two Cartpole tasks: what their terms, actions and resets ask of it."""
 
@@ -31,10 +93,12 @@ class Robot:
 
     def __init__(self, num_envs: int) -> None:
         zeros = {name: torch.zeros(num_envs, 2) for name in ("joint_pos", "joint_vel", "default_joint_pos")}
-        self.data = SimpleNamespace(
+        self.data = Data(
             **zeros,
             default_joint_vel=torch.zeros(num_envs, 2),
             default_root_state=torch.zeros(num_envs, 13),
+            root_pose_w=torch.zeros(num_envs, 7),
+            root_vel_w=torch.zeros(num_envs, 6),
             soft_joint_pos_limits=torch.tensor([[-4.0, 4.0], [-1e9, 1e9]]).repeat(num_envs, 1, 1),
             soft_joint_vel_limits=torch.full((num_envs, 2), 1e9),
         )
@@ -58,6 +122,12 @@ class Robot:
         columns = torch.arange(2) if joint_ids is None or joint_ids == slice(None) else torch.as_tensor(joint_ids)
         self.data.joint_pos[rows[:, None], columns] = position
         self.data.joint_vel[rows[:, None], columns] = velocity
+
+    def set_joint_position_target(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def set_joint_velocity_target(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
     def write_root_pose_to_sim(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -89,8 +159,10 @@ class Scene:
         Scene.latest = self
         self.cfg, self.num_envs, self.device = cfg, cfg.num_envs, "cpu"
         self.robot = Robot(cfg.num_envs)
-        self.articulations = {"robot": self.robot}
-        self.sensors: dict[str, Any] = {}
+        self.articulations = self._articulations = {"robot": self.robot}
+        self._deformable_objects = self._rigid_objects = self._surface_grippers = self._rigid_object_collections = {}
+        self._ALL_INDICES = torch.arange(cfg.num_envs)
+        self.sensors: dict[str, Any] = {"gyroscope": Gyroscope(self.robot, cfg.num_envs)}
         self.rigid_objects: dict[str, Any] = {}
         self.terrain = None
         self.env_origins = torch.zeros(cfg.num_envs, 3)
@@ -103,12 +175,14 @@ class Scene:
 
     def reset(self, env_ids: Any = None) -> None:
         self.robot.reset(env_ids)
+        self.sensors["gyroscope"].reset(env_ids)
 
     def write_data_to_sim(self) -> None:
         pass
 
     def update(self, dt: float) -> None:
-        pass
+        self.robot.data.update(dt)
+        self.sensors["gyroscope"].update(dt)
 
 
 class Simulation:
@@ -158,6 +232,8 @@ def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
 def install() -> None:
     """Put the cart-pole under Isaac Lab's env classes, and register its tasks."""
     version = importlib.import_module("packaging.version").Version("4.5.0")
+    real: Any = importlib.import_module("isaaclab.scene.interactive_scene").InteractiveScene
+    Scene.get_state, Scene.reset_to = real.get_state, real.reset_to  # type: ignore[attr-defined]
     for name in ("manager_based_env", "direct_rl_env"):
         module = importlib.import_module(f"isaaclab.envs.{name}")
         module.SimulationContext, module.InteractiveScene = Simulation, Scene  # type: ignore[attr-defined]
