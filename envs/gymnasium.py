@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import re
 import warnings
@@ -20,7 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
-from rlcore.envs import unknown_option
+from rlcore.envs import look_here, unknown_option
+from rlcore.envs.gym_wrappers import CopyObservation, wrapper_of
+from rlcore.envs.one_hot import flat_box, flatten, flatten_batch, refusal, terms_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
@@ -38,9 +39,10 @@ _Answer = tuple[_Arrays, _Arrays, NDArray[Any], NDArray[Any], NDArray[Any]]
 class GymnasiumEnv:
     """A gymnasium ``VectorEnv`` with SAME_STEP autoreset, as torch tensors on any device.
 
-    A ``Box`` observation becomes the group ``policy``, the keys of a flat ``Dict`` of boxes become groups; all are
-    float32. ``Box`` and ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own
-    action limits, and an env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
+    An observation becomes the group ``policy``, the keys of a ``Dict`` become groups; all are flat and float32: choices
+    (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. ``Box`` and
+    ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own action limits, and an
+    env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
     Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
     ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
     """
@@ -93,7 +95,12 @@ class GymnasiumEnv:
         # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
         self._sub_envs = list(env.envs) if type(env) is SyncVectorEnv else []
         self._named = isinstance(env.single_observation_space, spaces.Dict)
-        self._shapes = {group: part.shape or () for group, part in _parts(env.single_observation_space).items()}
+        parts = _parts(env.single_observation_space)
+        self._laid_out = {group: part for group, part in parts.items() if not isinstance(part, spaces.Box)}
+        flat = {group: self.observation_spaces[group].shape for group in self._laid_out}
+        self._shapes = {group: part.shape or () for group, part in parts.items()} | flat
+        if self._laid_out:
+            self.deployment["observation_terms"] = {group: terms_of(group, part) for group, part in parts.items()}
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env; env i is seeded with ``seed + i``.
@@ -178,6 +185,8 @@ class GymnasiumEnv:
     def _put(self, groups: _Arrays, i: int, observation: Any) -> None:
         for group, shape in self._shapes.items():
             value = observation[group] if self._named else observation
+            if group in self._laid_out:
+                value = flatten(self._laid_out[group], value)
             if np.shape(value) != shape:
                 raise ValueError(f"observation '{group}' has shape {np.shape(value)}, its space {shape}")
             groups[group][i] = value
@@ -206,7 +215,15 @@ class GymnasiumEnv:
         return np.array(array, dtype=single.dtype).reshape(self.num_envs, *single.shape)  # type: ignore[misc]
 
     def _groups(self, observation: Any) -> _Arrays:
-        return dict(observation) if isinstance(observation, Mapping) else {"policy": observation}
+        """Groups ``[N, ...]`` of what the vector env gives."""
+        groups = dict(observation) if self._named else {"policy": observation}
+        for group, space in self._laid_out.items():
+            groups[group] = flatten_batch(space, groups[group], self.num_envs)
+        return groups
+
+    def _groups_of_one(self, observation: Any) -> _Arrays:
+        groups = dict(observation) if self._named else {"policy": observation}
+        return groups | {group: flatten(space, groups[group]) for group, space in self._laid_out.items()}
 
     def _final(self, groups: _Arrays, done: NDArray[np.bool_], infos: Mapping[str, Any]) -> _Arrays:
         """Observations before the reset; rows of episodes that go on hold the current observation."""
@@ -220,7 +237,7 @@ class GymnasiumEnv:
         final = {group: np.array(values) for group, values in groups.items()}
         batched = self._groups(given) if not _is_object_array(given) else None
         for i in np.flatnonzero(done):
-            last = {group: values[i] for group, values in batched.items()} if batched else self._groups(given[i])
+            last = {group: values[i] for group, values in batched.items()} if batched else self._groups_of_one(given[i])
             for group, values in final.items():
                 values[i] = last[group]
         return final
@@ -236,13 +253,6 @@ class GymnasiumEnv:
         return dict(zip(self.observation_spaces, obs, strict=True)), parts[count:]
 
 
-class _CopyObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps the last observation of an episode from being overwritten by the reset that follows at once."""
-
-    def observation(self, observation: Any) -> Any:
-        return copy.deepcopy(observation)
-
-
 def make_gymnasium(
     env_id: str,
     num_envs: int,
@@ -250,19 +260,20 @@ def make_gymnasium(
     seed: int | None = None,
     *,
     vectorization: str = "sync",
-    wrappers: Sequence[Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
+    wrappers: str | Sequence[str | Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
     **options: Any,
 ) -> VecEnv:
     """Build a vector env from a gymnasium id.
 
     Args:
-        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first.
+        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first, from the present folder as well.
         num_envs: N.
         device: where observations and rewards go.
         seed: of the first ``reset()`` that is called without one.
         vectorization: ``sync`` (one process), ``async`` (a process per env), or ``vector_entry_point`` for ids that
             bring their own vector env with SAME_STEP autoreset.
-        wrappers: put around every sub-env, the first one innermost; not with ``vector_entry_point``.
+        wrappers: put around every sub-env, the first one innermost: functions, names of ``gymnasium.wrappers`` or
+            ``module:Class``; not with ``vector_entry_point``.
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
 
     Raises:
@@ -273,11 +284,15 @@ def make_gymnasium(
         raise ValueError(
             f"gym:{env_id}: vectorization is {vectorization!r}; use 'sync', 'async' or 'vector_entry_point'"
         )
+    if ":" in env_id:
+        look_here()
+    named = wrappers.replace(",", " ").split() if isinstance(wrappers, str) else wrappers
+    wrappers = [wrapper_of(env_id, own) if isinstance(own, str) else own for own in named]
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
         arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
     if vectorization == "async":
-        arguments["wrappers"] = (*wrappers, _CopyObservation)
+        arguments["wrappers"] = (*wrappers, CopyObservation)
     try:
         env = gymnasium.make_vec(env_id, num_envs, vectorization, **arguments, **options)
     except (gymnasium.error.Error, ImportError) as error:
@@ -351,10 +366,11 @@ def _group_spaces(task: str, space: spaces.Space[Any]) -> dict[str, spaces.Box]:
     groups: dict[str, spaces.Box] = {}
     for group, part in _parts(space).items():
         if not isinstance(part, spaces.Box):
-            raise ValueError(
-                f"{task}: observation '{group}' is {part}; rlcore takes a Box or a flat Dict of boxes: "
-                "wrap the env, as with make_env(..., wrappers=[gymnasium.wrappers.FlattenObservation])"
-            )
+            reason = refusal(part)
+            if reason is not None:
+                raise ValueError(f"{task}: observation '{group}' {reason}; wrap the env (--env.wrappers module:Class)")
+            groups[group] = _flat_box(flat_box(part))
+            continue
         if len(part.shape) != 1:
             size = int(np.prod(part.shape))
             warnings.warn(

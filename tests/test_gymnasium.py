@@ -39,7 +39,8 @@ class Counter(gymnasium.Env[Any, Any]):
             "float32": spaces.Box(-np.inf, np.inf, (2,), dtype=np.float32),
             "matrix": spaces.Box(-np.inf, np.inf, (2, 2), dtype=np.float32),
             "nested": spaces.Dict({"policy": spaces.Dict({"inner": box})}),
-            "index": spaces.Discrete(4),
+            "text": spaces.Text(4),
+            "many": spaces.Discrete(1_000_000),
         }
         actions: dict[str, spaces.Space[Any]] = {
             "discrete": spaces.Discrete(3, start=1),
@@ -262,8 +263,8 @@ def test_bounds_beyond_float32_become_infinite() -> None:
         (lambda: sync(mode=AutoresetMode.NEXT_STEP), "autoreset mode is NEXT_STEP.*SAME_STEP"),
         (lambda: sync(mode=AutoresetMode.DISABLED), "autoreset mode is DISABLED.*SAME_STEP"),
         (lambda: Counter(), "takes a gymnasium VectorEnv, got Counter"),
-        (lambda: sync(layout="nested"), "observation 'policy' is Dict.*FlattenObservation"),
-        (lambda: sync(layout="index"), "observation 'policy' is Discrete.*FlattenObservation"),
+        (lambda: sync(layout="text"), "observation 'policy' is Text.*rlcore takes a Box, Discrete"),
+        (lambda: sync(layout="many"), "observation 'policy' is Discrete.*1,000,000 numbers.*at most 100,000"),
         (lambda: sync(action="multi"), "MultiDiscrete.*not supported"),
     ],
 )
@@ -369,7 +370,6 @@ def test_render_without_a_render_mode_says_how() -> None:
         ("gym:CartPole-v1", {"vectorization_mode": "sync"}, "'vectorization_mode': did you mean vectorization"),
         ("gym:CartPole-v1", {"vectorization": "threads"}, "vectorization is 'threads'; use 'sync'"),
         ("gym:CartPole-v1", {"vectorization": "vector_entry_point"}, "NEXT_STEP"),
-        ("gym:FrozenLake-v1", {}, "FlattenObservation"),
     ],
 )
 def test_a_gymnasium_id_that_cannot_be_made_gives_one_line(task: str, options: dict[str, Any], message: str) -> None:

@@ -390,7 +390,7 @@ def test_module_of_ones_own_is_imported_for_its_registrations(isaac: dict[str, A
     [
         ("--task Isaac-Fak-v0", "unknown Isaac Lab task 'Isaac-Fak-v0': did you mean Isaac-Fake-v0?"),
         ("--task isaaclab:qq", "unknown Isaac Lab task 'qq': `rlcore tasks Isaac` lists them"),
-        ("--task isaaclab:no_such.module:X-v0", "there is no module 'no_such.module'; install it or set PYTHONPATH"),
+        ("--task isaaclab:no_such.module:X-v0", "there is no module 'no_such.module'; install it, or run in"),
         ("--task Mjlab-Wlak", "unknown mjlab task 'Mjlab-Wlak': did you mean Mjlab-Walk?"),
         ("--task my.tasks:Walk-v0", "for others write isaaclab:my.tasks:Walk-v0 or mjlab:my.tasks:Walk-v0"),
         ("--task mjlab-walk", "tasks of simulators begin with Isaac- or Mjlab-"),
@@ -431,7 +431,7 @@ def test_missing_isaac_lab_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "isaaclab", None)
-    assert "Isaac Lab is not installed; it needs an NVIDIA GPU and Isaac Sim" in error_of(command, capsys)
+    assert "Isaac Lab is not installed; with Python 3.12, pip install isaaclab==3.0.0" in error_of(command, capsys)
 
 
 def test_missing_module_of_a_users_module_is_named(isaac: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:

@@ -37,6 +37,9 @@ HINT = (
     "finishing the iteration in progress, then writing a checkpoint; once more to stop at once, losing that iteration"
 )
 
+LONGEST_LINE = 1000
+"""Characters of what an error says."""
+
 CRASH_FILE = "crash.txt"
 """In the run folder: tracebacks of what failed."""
 
@@ -157,7 +160,13 @@ def open_standard_streams() -> None:
 def fail(prog: str, text: str) -> None:
     """Say on standard error, if there is one, what went wrong."""
     with suppress(OSError, ValueError):
-        print(f"{prog}: error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+        print(f"{prog}: error: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks, cut where it is long: what was given may be in it, and be anything."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 300]} ... {text[-295:]}"
 
 
 def show_traceback(error: BaseException) -> None:
@@ -287,7 +296,7 @@ def end_of_run(
     traceback.clear_frames(error.__traceback__)  # what they hold may be the memory that was missing
     kept = "" if run is None or progress is None else _kept(run, progress, save)
     with suppress(OSError, ValueError):
-        print(f"rlcore train: {' '.join(what.split())}{kept}", file=sys.stderr, flush=True)
+        print(f"rlcore train: {one_line(what)}{kept}", file=sys.stderr, flush=True)
     return code
 
 

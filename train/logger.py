@@ -102,9 +102,14 @@ class MetricsFile:
             text = path.read_text(encoding="utf-8", errors="replace")
             # A row that was cut short, when the machine went down or the disk was full, has no number in it to trust.
             reader = csv.DictReader(line for line in text.splitlines(True) if line.endswith("\n") and "\0" not in line)
-            self._columns = list(reader.fieldnames or self._columns)
-            whole = (r for r in reader if None not in r.values() and r["iteration"].isdecimal())
-            rows = [r for r in whole if int(r["iteration"]) <= resumed_iteration]
+            try:
+                table, columns = list(reader), list(reader.fieldnames or ())
+            except csv.Error:  # such as a field of any length
+                table, columns = [], []
+            if columns[:2] == self._columns:  # else it is no table of ours
+                self._columns = columns
+                whole = (r for r in table if None not in (*r, *r.values()) and r["iteration"].isdecimal())
+                rows = [r for r in whole if int(r["iteration"]) <= resumed_iteration]
         self._rewrite(rows)
 
     def write(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
