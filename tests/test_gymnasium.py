@@ -16,6 +16,7 @@ from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig
 from rlcore.env import VecEnv, check_step, spec_of
 from rlcore.envs import make_env
 from rlcore.envs.gymnasium import NO_TIME_LIMIT, GymnasiumEnv
+from rlcore.envs.wrappers import Delayed
 from rlcore.learn import Report
 
 
@@ -336,6 +337,15 @@ def test_a_vector_entry_point_is_taken_and_its_reset_rows_are_left_out_of_ppo() 
     assert reports[0].metrics["rollout/reward"] == pytest.approx(1.0)  # of steps alone; a reset has none
     assert reports[0].metrics["rollout/episode_length"] == reports[0].metrics["rollout/episode_return"]
     assert taken + int(skipped.sum()) == 64 * 4
+
+
+def test_a_late_observation_of_an_episode_is_none_of_the_one_before_with_reset_rows() -> None:
+    vector = SyncVectorEnv([lambda: Counter(length=3)], autoreset_mode=AutoresetMode.NEXT_STEP)
+    env = Delayed(GymnasiumEnv(gymnasium.vector.VectorWrapper(vector)), delay=2)
+    env.reset()
+    seen = [env.step(torch.tensor([0])).obs["policy"][0].tolist() for _ in range(8)]
+    # t and episode; the fourth step begins the second episode, whose first observation is shown until others arrive
+    assert seen[3:7] == [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [3.0, 1.0]]
 
 
 def test_reset_rows_weigh_nothing_in_a_replay_memory() -> None:
