@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.stage import Stage, reset_at
 from rlcore.train.evaluate import ActionFunction, Controller
-from rlcore.types import Policy
+from rlcore.types import Policy, begins
 
 Frame = NDArray[np.uint8]
 
@@ -70,7 +70,7 @@ def frames(
             yield env.render()
         step = env.step(controller.act(obs))
         check(step)
-        controller.forget(step.terminated | step.truncated)
+        controller.forget(begins(step))
         obs = step.obs
 
 
