@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlcore.envs import unknown_option
 from rlcore.envs.deployment import describe, suggested_bounds
-from rlcore.envs.stages import COUNTERS, Curricula, hold
+from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters
 from rlcore.types import Obs
 
 _Path = tuple[str, ...]
@@ -90,7 +90,7 @@ class SimulatorEnv:
     @property
     def clocks(self) -> tuple[str, ...]:
         """Counters, unless a task without managers reads them itself: see ``rlcore.stage``."""
-        return () if _reads_counters(type(self.core)) else COUNTERS
+        return () if reads_counters(type(self.core)) else COUNTERS
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env.
@@ -256,15 +256,6 @@ class SimulatorEnv:
             torch.as_tensor(self.action_space.low, device=self.simulator_device),
             torch.as_tensor(self.action_space.high, device=self.simulator_device),
         )
-
-
-def _reads_counters(cls: type) -> bool:
-    """Whether the code of a task, as apart from its simulator's, goes by a counter."""
-    own = [
-        x for x in cls.__mro__ if x.__module__.partition(".")[0] not in ("isaaclab", "mjlab", "gymnasium", "builtins")
-    ]
-    codes = [getattr(function, "__code__", None) for x in own for function in vars(x).values()]
-    return any(name in code.co_names for code in codes if code is not None for name in COUNTERS)
 
 
 def as_names(names: str | Sequence[str]) -> list[str]:

@@ -95,6 +95,15 @@ def terrain_of(core: Any) -> Any:
     return None
 
 
+def reads_counters(cls: type) -> bool:
+    """Whether the code of a task, as apart from its simulator's, goes by a counter."""
+    own = [
+        x for x in cls.__mro__ if x.__module__.partition(".")[0] not in ("isaaclab", "mjlab", "gymnasium", "builtins")
+    ]
+    codes = [getattr(function, "__code__", None) for x in own for function in vars(x).values()]
+    return any(name in code.co_names for code in codes if code is not None for name in COUNTERS)
+
+
 class Curricula:
     """What curricula of an env have done so far.
 

@@ -78,7 +78,13 @@ def lent(env: VecEnv, on_new_episodes: Callable[[Obs], None]) -> Iterator[None]:
     """
     stage = stage_of(env)
     put_back: Callable[[], bool] = env.hold() if hasattr(env, "hold") else lambda: False
-    yield
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # of an env that may be broken: a checkpoint is to hold training's stage
+            if not put_back() and stage is not None:
+                _load(env, stage)
+        raise
     if not put_back():
         on_new_episodes(reset_at(env, stage))
 

@@ -150,6 +150,14 @@ def test_unknown_peer_is_one_line_and_exit_code_2() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_libraries_for_gymnasium_run_on_a_cpu_and_its_tasks_alone() -> None:
+    task: dict[str, Any] = {"task": "gym:CartPole-v1", "device": "cpu"}
+    assert [name for name, _ in Settings(**task, peers=("sb3", "sbx")).works(8)] == ["rlcore", "sb3", "sbx"]
+    for other in ({"task": "Null"}, {"device": "cuda"}):
+        with pytest.raises(ValueError, match="--peers sbx: it is timed on a CPU and gymnasium's tasks"):
+            Settings(**(task | other), peers=("sbx",)).works(8)
+
+
 def test_works_are_all_combinations_and_peers_with_and_without_tf32() -> None:
     works = Settings(precision=("bf16", "fp32"), mode=("eager", "graph"), peers=("skrl",)).works(64)
     assert [(name, work.precision, work.mode) for name, work in works] == [

@@ -431,7 +431,7 @@ def test_missing_isaac_lab_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "isaaclab", None)
-    assert "Isaac Lab is not installed; it needs an NVIDIA GPU and Isaac Sim" in error_of(command, capsys)
+    assert "Isaac Lab is not installed; with Python 3.12, pip install isaaclab==3.0.0" in error_of(command, capsys)
 
 
 def test_missing_module_of_a_users_module_is_named(isaac: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:

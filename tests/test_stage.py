@@ -23,7 +23,7 @@ from rlcore import NetworkConfig, PPOConfig
 from rlcore.checkpoint import load_checkpoint
 from rlcore.envs import make_env
 from rlcore.envs.isaaclab import IsaacLabEnv
-from rlcore.stage import reset_at, rows_of, same_stage, stage_of, stage_text
+from rlcore.stage import lent, reset_at, rows_of, same_stage, stage_of, stage_text
 from rlcore.train import training
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
@@ -180,6 +180,23 @@ def test_where_bodies_cannot_be_put_back_new_episodes_begin_at_the_same_levels(
     monkeypatch.setattr(training.Training, "_evaluate_if_due", checked)
     run = walked(tmp_path, monkeypatch, 5, bodies=False)
     assert len(seen) > 6 and run.env.core.common_step_counter == 30 * 8  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("bodies", [True, False])
+def test_an_evaluation_that_fails_leaves_training_where_it_stood(bodies: bool) -> None:
+    env = Env(8)
+    env.core.sim = None if bodies else SimpleNamespace()
+    env.reset(1)
+    for _ in range(50):
+        env.step(torch.zeros(8, 1))
+    levels, counter = env.core.levels.clone(), env.core.common_step_counter
+    with pytest.raises(RuntimeError, match="physics"), lent(env, lambda obs: None):
+        reset_at(env, stage_of(env), 7)
+        for _ in range(60):
+            env.step(torch.zeros(8, 1))
+        assert not torch.equal(env.core.levels, levels)
+        raise RuntimeError("physics exploded")
+    assert torch.equal(env.core.levels, levels) and env.core.common_step_counter == counter
 
 
 def test_evaluations_leave_the_random_numbers_of_python_and_numpy_alone() -> None:

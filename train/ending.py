@@ -138,7 +138,7 @@ class Output:
 
 def mute() -> None:
     """Let standard output go nowhere: Python would complain when it flushes at exit."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # a stand-in for it may have no number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -115,7 +115,7 @@ def places(t: Translation) -> tuple[str, str]:
 def _algorithm(t: Translation, c: str) -> None:
     horizon = _required(t, f"{c}horizon_length", "agent.num_steps", 24, positive)
     actors = t.get(f"{c}num_actors")
-    if isinstance(actors, int) and actors > 0:
+    if type(actors) is int and actors > 0:
         t.prefer_num_envs(actors)
     if actors is not None and actors not in (-1, t.num_envs):
         note = "the run's num_envs counts, as in Isaac Lab"
@@ -237,7 +237,7 @@ def _actions(t: Translation, params: str, c: str) -> None:
             key,
             limit,
             "changed",
-            f"rl_games then multiplies actions by {limit:g}, rlcore does not: scale them in the env",
+            f"rl_games then multiplies actions by {limit:g}; rlcore does with --env.clip_actions {limit:g}",
         )
     t.same(key)
 

@@ -68,7 +68,7 @@ def convert(t: Translation, algorithm: str) -> None:
 
 def _length(t: Translation, c: str) -> None:
     actors = t.get(f"{c}num_actors")
-    if isinstance(actors, int) and actors > 0:
+    if type(actors) is int and actors > 0:
         t.prefer_num_envs(actors)
     if actors is not None and actors not in (-1, t.num_envs):
         t.row(f"{c}num_actors", actors, "changed", "the run's num_envs counts", f"num_envs = {t.num_envs}")

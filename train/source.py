@@ -112,11 +112,11 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
         _check_fit(wanted, env, f"'{path}'", task)
         if args.onnx is not None:
             _check_action(policy, env, path, task)
+        source = Source(task, path, folder, policy, env, options, notes=notes)
+        _set_stage(source, args.stage, run, content, same)
     except ValueError:
         env.close()
         raise
-    source = Source(task, path, folder, policy, env, options, notes=notes)
-    _set_stage(source, args.stage, run, content, same)
     return source
 
 
