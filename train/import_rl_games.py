@@ -224,7 +224,7 @@ def _actions(t: Translation, params: str, c: str) -> None:
             key,
             limit,
             "changed",
-            f"rl_games then multiplies actions by {limit:g}, rlcore does not: scale them in the env",
+            f"rl_games then multiplies actions by {limit:g}; rlcore does with --env.clip_actions {limit:g}",
         )
     t.same(key)
 
