@@ -114,8 +114,7 @@ def own_env(task: str) -> Any:
     module_name, _, name = task.removeprefix(PYTHON_PREFIX).partition(":")
     if not module_name or not name:
         raise ValueError(f"task '{task}' lacks a part; write {PYTHON_PREFIX}<module>:<class>")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    look_here()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -130,6 +129,12 @@ def own_env(task: str) -> Any:
         there = f"there is {', '.join(classes)}" if classes else "rlcore.env.VecEnv tells what one needs"
         raise ValueError(f"task '{task}': '{name}' in {module_name} is no class of a vector env; {there}")
     return cls
+
+
+def look_here() -> None:
+    """Let modules in the present folder be found like those that are installed, but after them."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, options: dict[str, Any]) -> VecEnv:

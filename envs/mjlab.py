@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.envs import nearest_names
+from rlcore.envs import look_here, nearest_names
 from rlcore.envs.launch import GET_MJLAB, full_name
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
 from rlcore.types import Obs, Step
@@ -249,6 +249,7 @@ def make_mjlab(
         registry: Any = importlib.import_module("mjlab.tasks.registry")
         envs: Any = importlib.import_module("mjlab.envs")
         if module:
+            look_here()
             importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = GET_MJLAB if error.name == "mjlab" else f"no module '{error.name}'"

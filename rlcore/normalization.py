@@ -8,14 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlcore.launcher import available
+from rlcore.normalizer_kernels import normalize, update_statistics
+
 UNUSABLE = 1e10
 """A number of this magnitude cannot be used where nothing limits what a network reads."""
+
+REWARD_LIMIT = 1e4
+"""A reward is broken that is so many times the usual one; see ``broken_rewards``."""
 
 _WIDE = 20.0  # deviations from the mean to which a number is brought back
 _HUGE = 1e3  # deviations from the mean, and at least
 _FLOOR = 1e5  # this much, beyond which a number does not count,
 _MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
-_REWARD_LIMIT = 1e4  # times the usual magnitude
 _HALF_LIFE = 5000  # vector steps
 
 
@@ -70,23 +75,30 @@ class RunningNormalizer(nn.Module):
     def update(self, x: Tensor) -> None:
         """Take a batch ``[B, size]`` into the statistics."""
         x, rows = x.to(self.mean.dtype), len(x)
+        if available(x.device):
+            parts = self.mean, self.var, self.count, self.huge, self.outliers
+            limits = _HUGE, _FLOOR, _WIDE
+            update_statistics(x, *parts, epsilon=self.epsilon, warmup=self.warmup, limits=limits, memory=_MEMORY)
+            return
         if self._ordinary(x):
             self.huge.mul_(_MEMORY / (_MEMORY + rows))
-            self._merge(x, torch.full_like(self.count, rows))
+            self._merge(*torch.var_mean(x, dim=0, correction=0), torch.full_like(self.count, rows))
             return
-        far = (x - self.mean).abs()  # [B, size]
-        deviation = self.var.sqrt()
+        delta = x - self.mean  # [B, size]
+        far, deviation = delta.abs(), self.var.sqrt()
         limit = (_HUGE * deviation).clamp(min=_FLOOR)
         settled = self.count + rows > self.warmup * rows
+        near = torch.where(settled, _WIDE * (deviation + self.epsilon), torch.inf)
         known = far < torch.inf  # false for NaN, too
+        beyond = known & (far > torch.minimum(near, limit))
         self.huge.mul_(_MEMORY).add_((known & (far > limit)).sum(0)).div_(_MEMORY + rows)
-        limit = torch.where(self.huge > 0.5, torch.inf, limit)
-        wide = torch.where(settled, torch.minimum(_WIDE * (deviation + self.epsilon), limit), limit)
-        beyond = known & (far > wide)
-        counts = known & (far <= limit)
-        brought_back = self.mean + (x - self.mean).clamp(-wide, wide)
-        # What does not count stands at the mean, and is subtracted from the sums again.
-        self._merge(torch.where(beyond, brought_back, x).where(counts, self.mean), counts.sum(0).double())
+        counts = known & ((far <= limit) | (self.huge > 0.5))
+        number = counts.sum(0).double()  # [size]
+        some = number.clamp(min=1).float()
+        delta = delta.clamp(-near, near).where(counts, 0.0)
+        middle = delta.sum(0) / some
+        batch_var = (delta - middle).where(counts, 0.0).square().sum(0) / some
+        self._merge(batch_var, self.mean + middle, number)
         row = torch.arange(rows, device=x.device).unsqueeze(1)
         latest = torch.where(beyond, row, -1).amax(0)  # [size]
         self.outliers[0] += beyond.sum(0)
@@ -103,25 +115,20 @@ class RunningNormalizer(nn.Module):
         wide = np.where(settled, np.minimum(_WIDE * (deviation + np.float32(self.epsilon)), limit), limit)
         return bool((np.abs(numbers - mean) <= wide).all())
 
-    def _merge(self, x: Tensor, number: Tensor) -> None:
-        """Add ``x`` ``[B, size]``, of which ``number`` ``[size]`` count and the others stand at the present mean.
+    def _merge(self, batch_var: Tensor, batch_mean: Tensor, number: Tensor) -> None:
+        """Add a batch of which ``number`` ``[size]`` count, by their moments ``[size]``.
 
         The pairwise form of Welford's method: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
         computing sample variances" (1979), equations 2.1.
         """
-        batch_var, batch_mean = torch.var_mean(x, dim=0, correction=0)  # [size] each
-        idle = ((len(x) - number) / number.clamp(min=1)).float()  # 0 on clean data, which is left to the last bit
-        delta = batch_mean - self.mean
-        batch_var = (batch_var - idle * delta * delta) * (1 + idle)
-        batch_mean = batch_mean + idle * delta
-        delta = batch_mean - self.mean
         count = self.count + number
         share = (number / count.clamp(min=1)).float()
+        delta = batch_mean - self.mean
         var = torch.addcmul(batch_var, (1 - share) * delta, delta)
         sound = var < torch.inf  # squares may overflow
         # On the first batch share is 1, which replaces the initial unit variance.
         self.mean.lerp_(torch.where(sound, batch_mean, self.mean), share)
-        self.var.lerp_(torch.where(sound, var.clamp(min=0), self.var), share)
+        self.var.lerp_(torch.where(sound, var, self.var), share)
         self.count.copy_(torch.where(sound, count, self.count))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -131,6 +138,8 @@ class RunningNormalizer(nn.Module):
 
     def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalize ``[B, size]`` for a network that must not see what is not finite; see ``usable``."""
+        if available(x.device):
+            return normalize(x, self.mean, self.var, self.epsilon, self.clip, UNUSABLE)
         return usable((x - self.mean) / (self.var.sqrt() + self.epsilon), self.clip)
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -181,36 +190,29 @@ class ReturnScale(nn.Module):
         return torch.maximum(deviation, self.largest / self.limit).clamp(min=1e-8)
 
 
-class RewardCheck(nn.Module):
-    """Tells rewards that are not finite, or so large that they can only come of a fault, from others.
-
-    Those are beyond 10,000 times the usual magnitude, or beyond 10,000 where that is less than 1. What is usual is the
-    geometric mean of magnitudes, none taken for less than 1: a single one of 1e15 among 1,000 moves it by 3 %.
-    """
-
-    level: Tensor  # [], logarithm of the usual magnitude
-    steps: Tensor  # []
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("level", torch.zeros(()))
-        self.register_buffer("steps", torch.zeros(()))
-
-    @torch.no_grad()
-    def forward(self, reward: Tensor) -> Tensor:
-        """Take in rewards ``[N]`` of a vector step, and return them with NaN in the place of broken ones."""
-        self.steps.add_(1).clamp_(max=1000)  # so that a new scale is followed within some hundreds of steps
-        self.level.lerp_(_level(reward), 1 / self.steps)
-        return torch.where(reward.abs() <= _REWARD_LIMIT * self.level.exp(), reward, torch.nan)
-
-
 def broken_rewards(reward: Tensor) -> Tensor:
-    """Tell which rewards of a rollout ``[T, N]`` are broken, by the same rule as ``RewardCheck``."""
-    return ~(reward.abs() <= _REWARD_LIMIT * _level(reward).exp())
+    """Tell which rewards of a rollout ``[T, N]`` can only come of a fault: what is not finite, or far too large.
+
+    That is beyond 10,000 times the usual magnitude, or beyond 10,000 where that is less than 1. What is usual is the
+    geometric mean of magnitudes, none taken for less than 1: a single one of 1e15 among 1,000 moves it by 4 %.
+    """
+    return ~(reward.abs() <= REWARD_LIMIT * _magnitude(reward).exp())
 
 
-def _level(reward: Tensor) -> Tensor:
-    """Mean logarithm of the magnitudes of rewards, none taken for less than 1."""
+def reward_limit(level: Tensor, reward: Tensor) -> Tensor:
+    """Largest magnitude of a reward that is not broken, by the rule of ``broken_rewards``, step by step.
+
+    Args:
+        level: ``[2]``, logarithm of the usual magnitude and the number of vector steps that it is from, at most 1,000,
+            so that a new scale is followed within some hundreds of them; changed in place.
+        reward: ``[N]``, of the present step, which counts.
+    """
+    level[1].add_(1).clamp_(max=1000)
+    return REWARD_LIMIT * level[0].add_((_magnitude(reward) - level[0]) / level[1]).exp()
+
+
+def _magnitude(reward: Tensor) -> Tensor:
+    """Mean logarithm of rewards' magnitudes, none taken for less than 1."""
     return reward.abs().nan_to_num(1.0, 1.0).clamp(min=1.0).log().mean()
 
 
@@ -226,6 +228,8 @@ class NoNormalizer(nn.Module):
 
     def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``[B, size]`` as a network can read it; see ``usable``."""
+        if available(x.device):
+            return normalize(x, None, None, 0.0, None, UNUSABLE)
         return usable(x, None)
 
 

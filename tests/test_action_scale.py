@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlcore import PPO, NetworkConfig, PPOConfig, Step
 from rlcore.checkpoint import load_checkpoint
 from rlcore.env import spec_of
+from rlcore.envs import make_env
 from rlcore.export import OnnxPolicy, export_onnx, read_metadata
 from rlcore.recurrent import RNNConfig
 from rlcore.train.cli import main
@@ -131,6 +132,12 @@ def test_auto_leaves_actions_alone(low: Sequence[float], high: Sequence[float]) 
     assert not {"action_scale", "action_bias"} & policy.state_dict().keys()
     raw = torch.tensor([[-9.0, 9.0], [0.1, -0.2]])
     assert torch.equal(policy.limit(raw), raw.clamp(torch.tensor(low), torch.tensor(high)))
+
+
+@pytest.mark.parametrize("task", ["Pendulum", "gym:Pendulum-v1", "Reach-UR5e-JointPos", "Reach-UR10-Torque"])
+def test_auto_leaves_the_built_in_tasks_alone(task: str) -> None:
+    policy = PPO(make_env(task, 2), settings(num_minibatches=1)).policy
+    assert policy.action_scale is None and policy.notes == ()
 
 
 def test_auto_leaves_an_env_alone_whose_action_terms_scale() -> None:

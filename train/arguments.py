@@ -126,7 +126,7 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         key = shown.replace("-", "_")
         negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
         if free is not None and key.startswith(f"{free}."):
-            hint: Any = str
+            hint: Any = list[str] if key == f"{free}.wrappers" else str
         elif key in settings and key != free:
             hint = settings[key]
         elif negated != key and settings.get(negated) is bool:

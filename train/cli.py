@@ -38,9 +38,6 @@ Exit codes: 0 done, 1 trained but not exported because the file failed its check
 70 something failed, such as the env (its traceback is in crash.txt of the run folder); 129, 130 and 143 interrupted
 by SIGHUP, Ctrl-C and SIGTERM, 141 nobody reads the output any more. What was trained is kept, and --resume goes on."""
 
-LONGEST_LINE = 1000
-"""Characters of what an error says."""
-
 COMMANDS = {"train": "train_command"} | dict.fromkeys(("eval", "export", "play", "tasks", "config"), "commands")
 """Commands and the modules that hold them, imported on demand: PyTorch takes its time."""
 
@@ -132,8 +129,5 @@ def _stoppable() -> Iterator[list[int]]:
 
 def _fail(prog: str, error: Exception, mistake: bool = True) -> int:
     show_traceback(error)
-    text = " ".join((str(error) if mistake and full_disk(error) is None else describe(error)).split())
-    if len(text) > LONGEST_LINE:  # what was given is in it, and may be anything
-        text = f"{text[: LONGEST_LINE - 300]} ... {text[-295:]}"
-    fail(prog, text)
+    fail(prog, str(error) if mistake and full_disk(error) is None else describe(error))
     return USAGE if mistake else FAILED

@@ -6,21 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rlcore.train.translation import (
-    NO_CNN,
-    Status,
-    Translation,
-    activation,
-    empty,
-    flag,
-    names,
-    number,
-    one_of,
-    optional,
-    positive,
-    whole,
-    widths,
-)
+from rlcore.train.translation import NO_CNN, Status, Translation
+from rlcore.train.values import activation, empty, flag, names, number, one_of, optional, positive, whole, widths
 
 BOOKKEEPING = {
     "name": "run folders are named by task",
@@ -115,7 +102,7 @@ def places(t: Translation) -> tuple[str, str]:
 def _algorithm(t: Translation, c: str) -> None:
     horizon = _required(t, f"{c}horizon_length", "agent.num_steps", 24, positive)
     actors = t.get(f"{c}num_actors")
-    if isinstance(actors, int) and actors > 0:
+    if type(actors) is int and actors > 0:
         t.prefer_num_envs(actors)
     if actors is not None and actors not in (-1, t.num_envs):
         note = "the run's num_envs counts, as in Isaac Lab"
@@ -237,7 +224,7 @@ def _actions(t: Translation, params: str, c: str) -> None:
             key,
             limit,
             "changed",
-            f"rl_games then multiplies actions by {limit:g}, rlcore does not: scale them in the env",
+            f"rl_games then multiplies actions by {limit:g}; rlcore does with --env.clip_actions {limit:g}",
         )
     t.same(key)
 

@@ -11,19 +11,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import (
-    OF_A_RUN,
-    CheckpointError,
-    broken_values,
-    fitting,
-    load_checkpoint,
-    save_checkpoint,
-)
+from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting, load_checkpoint, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
 from rlcore.env import VecEnv, check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, begin, learn, resume, snapshot
+from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import AGENTS
 from rlcore.train.best import Best, told_of_stages
@@ -33,6 +27,7 @@ from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.run import RunFolder, locate
+from rlcore.train.threads import use_threads
 from rlcore.types import Policy
 
 _MOST_SAMPLES = 1000  # drawn for one new step before a warning; 256 in the classic preset, 8 in the other
@@ -103,6 +98,7 @@ class Training:
         build = AGENTS[config.algo]
         with notes_shown(console), settings_as_typed(config.agent):
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
+        self.notes += use_threads(config.threads, samples_at_once(config), self.agent.policy, self.device)
         if content is not None:
             broken = broken_values(content["agent"])
             if broken:
@@ -380,6 +376,14 @@ def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
                 f"{key} is {old!r} in the run that is resumed and {new!r} here; leave it out, "
                 "or start a new run without --resume"
             )
+
+
+def samples_at_once(config: TrainConfig) -> int:
+    """Samples of a gradient step."""
+    agent: Any = config.agent  # also of an algorithm whose settings are none of PPO's
+    if isinstance(agent, OffPolicyConfig):
+        return agent.batch_size
+    return int(config.num_envs * agent.num_steps // agent.num_minibatches)
 
 
 def resolve_device(name: str) -> torch.device:
