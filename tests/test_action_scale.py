@@ -257,7 +257,7 @@ SKRL = {role: {"network": SKRL_LAYERS} for role in ("policy", "value")}
     ("library", "source", "choice"),
     [
         ("rl_games", {"params": {"config": {"clip_actions": True}}}, "bounds"),
-        ("rl_games", {"params": {"config": {}}}, "bounds"),
+        ("rl_games", {"params": {"config": {"gamma": 0.99}}}, "bounds"),
         ("rl_games", {"params": {"config": {"clip_actions": False}, "env": {"clip_actions": 5.0}}}, "none"),
         ("rsl_rl", {"num_steps_per_env": 24, "clip_actions": 1.0, "algorithm": {}, "policy": {}}, "none"),
         ("skrl", {"agent": {"class": "PPO"}, "models": SKRL}, "none"),
@@ -271,7 +271,7 @@ def test_a_converted_configuration_keeps_its_librarys_way(library: Any, source: 
 
 
 def test_rl_games_stretches_what_it_clipped_to_the_bounds() -> None:
-    config = convert({"params": {"config": {}}}, "rl_games", num_envs=16).config["agent"]
+    config = convert({"params": {"config": {"gamma": 0.99}}}, "rl_games", num_envs=16).config["agent"]
     policy = policy_of((-100, 0), (100, 10), **{key: config[key] for key in ("action_scale", "clip_actions")})
     assert policy.limit(torch.tensor([[-9.0, -9.0], [0.5, 9.0]])).tolist() == [[-100, 0], [50, 10]]
 
