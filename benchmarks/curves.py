@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rlcore.train.evaluate import t_interval
 
 COLORS = {"fp32": "#555555", "tf32": "#1f5fbf", "bf16": "#d1495b"}
 ALGO_COLORS = {"ppo": "#555555", "sac": "#1f5fbf", "ddpg": "#d1495b", "td3": "#3a8f5c"}
+MOST_ROWS = 6  # tasks that a picture shows both by steps and by seconds
 DASHES = {"ppo": "-", "sac": "--", "ddpg": ":", "td3": "-."}
 
 
@@ -107,17 +109,24 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def draw(report: dict[str, Any], path: Path) -> None:
-    """Draw success, or return where a task reports none, against env steps and against seconds."""
+    """Draw success, or return where a task reports none, against env steps and, of a few tasks, against seconds."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     tasks = list(dict.fromkeys(r["task"] for r in report["results"]))
+    # Many tasks have a panel each, few of them one by steps and one by seconds.
+    columns = 2 if len(tasks) <= MOST_ROWS else 4
+    rows = len(tasks) if columns == 2 else math.ceil(len(tasks) / columns)
     figure, grid = pyplot.subplots(
-        len(tasks), 2, figsize=(10, 3.6 * len(tasks)), layout="constrained", squeeze=False, sharey="row"
-    )
-    for task, (by_steps, by_seconds) in zip(tasks, grid, strict=True):
+        rows, columns, figsize=(5 * columns, 3.6 * rows), layout="constrained", squeeze=False,
+        sharey="row" if columns == 2 else False,
+    )  # fmt: skip
+    panels = [list(row) for row in grid] if columns == 2 else [[axes] for axes in grid.flat]
+    for unused in panels[len(tasks) :]:
+        unused[0].remove()
+    for task, panel in zip(tasks, panels, strict=False):
         runs = [r for r in report["results"] if r["task"] == task]
         success = runs[0]["curve"][-1]["success"] is not None
         algos, precisions = ({r[name] for r in report["results"]} for name in ("algo", "precision"))
@@ -125,24 +134,24 @@ def draw(report: dict[str, Any], path: Path) -> None:
             first = run is next(r for r in runs if key_of(r)[:3] == key_of(run)[:3])
             ys = [100 * p["success"] if success else p["return"] for p in run["curve"]]
             xs = [[p["env_steps"] / 1e6 for p in run["curve"]], [p["seconds"] for p in run["curve"]]]
-            for axes, x in zip((by_steps, by_seconds), xs, strict=True):
+            for axes, x in zip(panel, xs, strict=False):
                 style: dict[str, Any] = {"color": COLORS[run["precision"]], "linestyle": DASHES[run["algo"]]}
                 if len(precisions) == 1:
                     style = {"color": ALGO_COLORS[run["algo"]]}
                 words = [run["algo"]] * (len(algos) > 1) + [run["precision"]] * (len(precisions) > 1 or len(algos) == 1)
                 style["label"] = " ".join(words) if first else None
                 axes.plot(x, ys, linewidth=1.4, marker=".", alpha=0.8, **style)
-        for axes, text in ((by_steps, "million env steps"), (by_seconds, "seconds, set-up included")):
+        for axes, text in zip(panel, ("million env steps", "seconds, set-up included"), strict=False):
             if success:
                 axes.axhline(100 * report["settings"]["target"], color="#999999", linewidth=1, linestyle="--")
             axes.set_xlabel(text)
             axes.set_xlim(left=0)
             axes.grid(True, color="#e4e4e4", linewidth=0.6)
             axes.spines[["top", "right"]].set_visible(False)
-        by_steps.set_ylabel("success, %" if success else "return")
-        by_steps.set_title(f"{task}, {runs[0]['num_envs']:,} envs, one line a seed", fontsize=10, loc="left")
-        by_steps.legend(frameon=False, loc="best")
-    figure.savefig(path, dpi=150)
+        panel[0].set_ylabel("success, %" if success else "return")
+        panel[0].set_title(f"{task}, {runs[0]['num_envs']:,} envs, one line a seed", fontsize=10, loc="left")
+        panel[0].legend(frameon=False, loc="best")
+    figure.savefig(path, dpi=150 if columns == 2 else 90)
     pyplot.close(figure)
 
 

@@ -5,6 +5,8 @@
     python benchmarks/learning.py --algo sac ddpg --task gym:HalfCheetah-v5 gym:Hopper-v5 --precision fp32 \
         --jobs 12 --threads 1 --eval-envs 10 --json mujoco.json --csv mujoco.csv --plot mujoco.png
     python benchmarks/learning.py --algo sac td3 --preset gpu --task Reach-UR5e-JointPos --precision bf16
+    python benchmarks/learning.py --task gym:Ant-v5 gym:LunarLander-v3 gym:CartPole-v1 --precision fp32 --device cpu \
+        --jobs 16 --threads 1 --deadline 480 --evaluations 5 --eval-envs 20 --json gym.json --plot gym.png
 
 Every run has a process of its own and starts cold. While it trains, copies of the policy are put aside with the time;
 they are evaluated when its training is over, so that evaluation costs it nothing. They are evaluated in fp32, as
@@ -14,6 +16,7 @@ exported, whatever the precision of the training.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -72,6 +75,8 @@ class Settings:
     """YAML file over the task's configuration, as for `rlcore train`."""
     limit: float | None = None
     """Seconds after which a run ends where it is."""
+    deadline: float | None = None
+    """Seconds after which all runs end where they are and no other begins; name the tasks that take longest first."""
     mode: Mode = "graph"
     """How rlcore runs on CUDA."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -238,6 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     report = header("learning", arguments, settings) | {"results": [], "failed": {}}
+    began = time.time()
 
     def attempt(step: str, name: str, function: Callable[..., Run], *arguments: Any) -> Run | None:
         try:
@@ -250,7 +256,12 @@ def main(arguments: list[str] | None = None) -> int:
     writing = Lock()
 
     def one(key: Key) -> None:
-        run = attempt("training", named(key), train, key, settings, time.time())
+        left = math.inf if settings.deadline is None else settings.deadline - (time.time() - began)
+        if left <= 0:
+            report["failed"][named(key)] = "not begun before the deadline"
+            return
+        limit = min(left, math.inf if settings.limit is None else settings.limit)
+        run = attempt("training", named(key), train, key, dataclasses.replace(settings, limit=limit), time.time())
         if run is None:
             return
         console.print(f"{named(key)}: trained in {run['total_s']:.1f} s", highlight=False)

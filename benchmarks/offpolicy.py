@@ -6,6 +6,12 @@
 Every library gets the same env tensors, networks, batches and replay memory, which counts as full from the start, so
 that samples come from all of it. Timing is that of ``throughput.py`` with one vector step an iteration: first with the
 device idle before and after the update, then as many steps again with nothing synchronized.
+
+On a CPU, gymnasium's tasks beside Stable-Baselines3 and SBX:
+
+    python benchmarks/offpolicy.py --device cpu --threads 1 --task gym:HalfCheetah-v5 --num-envs 1 --batch 256 \
+        --buffer 100000 --actor 256 256 --critic 256 256 --algo sac --mode eager --precision fp32 --peers sb3 sbx \
+        --iterations 100 --rounds 8
 """
 
 from __future__ import annotations
@@ -21,6 +27,7 @@ from typing import Any, Literal, get_args, get_type_hints
 import offpolicy_peers
 import tyro
 from facts import header, write
+from gymnasium_peers import refuse
 from offpolicy_report import markdown, show
 from peers import Subject
 from report import label
@@ -94,7 +101,7 @@ class Settings(Shape):
     mode: tuple[Mode, ...] = ("graph", "eager")
     """How rlcore runs on CUDA, one after the other."""
     peers: tuple[str, ...] = ()
-    """Other libraries to run beside rlcore: skrl."""
+    """Other libraries to run beside rlcore: skrl; on gymnasium's tasks and a CPU sb3, sbx."""
     rounds: int = 1
     """Times that every configuration has its turn; the samples count together."""
     markdown: bool = False
@@ -106,11 +113,12 @@ class Settings(Shape):
         """What is to be run: the works of a group have their turns together, rlcore first.
 
         Raises:
-            ValueError: a peer that is not known, or a precision that rlcore does not have here.
+            ValueError: a peer that is not known or does not fit the task, or a precision that rlcore lacks here.
         """
         for name in self.peers:
             if name not in offpolicy_peers.BUILD:
                 raise ValueError(f"--peers: unknown library '{name}'; choose from {' '.join(offpolicy_peers.BUILD)}")
+        refuse(self.task, self.device, self.peers)
         found = []
         for algo in self.algo:
             if "classic" in self.preset:

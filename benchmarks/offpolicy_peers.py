@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import gymnasium_peers
 from gymnasium import spaces
 from peers import Mark, SkrlEnv, Subject, ignore, version
 
@@ -91,5 +92,5 @@ def skrl(env: VecEnv, work: ReplayWork, scratch: str) -> Subject:
     return Subject(version("skrl"), timing, run, reported, {"bytes_per_transition": size})
 
 
-BUILD: dict[str, Callable[[VecEnv, ReplayWork, str], Subject]] = {"skrl": skrl}
+BUILD: dict[str, Callable[[VecEnv, ReplayWork, str], Subject]] = {"skrl": skrl, **gymnasium_peers.BUILD}
 """By the name that ``--peers`` takes."""

@@ -258,7 +258,8 @@ class Settings:
     files: tyro.conf.Positional[tuple[Path, ...]]
     """JSON files that throughput.py, offpolicy.py and learning.py have written."""
     plot: Path | None = None
-    """File for a picture of env steps per second by number of envs, from all throughput files together."""
+    """File for a picture of env steps per second by number of envs, from all throughput files together; without any, of
+    the curves in all learning files."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -271,8 +272,12 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
     print(markdown(reports))
     timed = [report for report in reports if report["kind"] == "throughput"]
+    learned = [report for report in reports if report["kind"] == "learning"]
     if settings.plot is not None and timed:
         plot(timed, settings.plot)
+    elif settings.plot is not None and learned:
+        results = [run for report in learned for run in report["results"]]
+        curves.draw({**learned[0], "results": results}, settings.plot)
     return 0
 
 

@@ -7,6 +7,11 @@ Each library runs in a process of its own, and all configurations take turns, ro
 that drifts favors none. After the warm-up come ``--iterations`` iterations with collect and learn timed apart, the
 device synchronized at each boundary, then as many again with the clock read but nothing synchronized. The second part
 gives the iteration that a user waits for.
+
+On a CPU, gymnasium's tasks beside Stable-Baselines3 and SBX:
+
+    python benchmarks/throughput.py --device cpu --threads 1 --task gym:CartPole-v1 --sizes 8 --num-steps 32 \
+        --epochs 20 --minibatches 1 --hidden 64 64 --precision fp32 --peers sb3 sbx --rounds 8
 """
 
 from __future__ import annotations
@@ -20,11 +25,11 @@ from typing import Any, Literal
 
 import tyro
 from facts import header, write
-from peers import PEERS
+from gymnasium_peers import refuse
 from profiler import profile_iteration
 from report import label, markdown, plot, show
 from rich.console import Console
-from timing import Common, Precision, Processes, Work, note_missing, take_turns
+from timing import PEERS, Common, Precision, Processes, Work, note_missing, take_turns
 
 from rlcore.types import Mode
 
@@ -43,7 +48,8 @@ class Settings(Common):
     capture_env: tuple[Literal["yes", "no"], ...] = ("yes",)
     """Whether rlcore may record the env with the rollout, where the env allows it; most simulators do not."""
     peers: tuple[str, ...] = ()
-    """Other libraries to run beside rlcore: rsl_rl, rsl_rl_compiled, skrl, rl_games."""
+    """Other libraries to run beside rlcore: rsl_rl, rsl_rl_compiled, skrl, rl_games; on gymnasium's tasks and a CPU
+    sb3, sbx."""
     rounds: int = 1
     """Times that every configuration has its turn; the samples count together."""
     profile: Path | None = None
@@ -64,7 +70,7 @@ class Settings(Common):
         """What is to be run at a number of envs, rlcore first.
 
         Raises:
-            ValueError: a name in ``peers`` that is not one of ``PEERS``.
+            ValueError: a name in ``peers`` that is not one of ``PEERS``, or a library that does not fit the task.
         """
         common = {field.name: getattr(self, field.name) for field in dataclasses.fields(Common)}
         works = [
@@ -72,6 +78,7 @@ class Settings(Common):
             for precision, mode, env in itertools.product(self.precision, self.mode, self.capture_env)
         ]
         # What multiplies float32 matrices in the peers; bf16 is not set up for them here.
+        refuse(self.task, self.device, self.libraries())
         theirs: dict[Precision, None] = {"fp32" if own == "fp32" else "tf32": None for own in self.precision}
         for name in self.libraries():
             if name not in PEERS:

@@ -18,9 +18,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import gymnasium_peers
+import peers
 import torch
 from gymnasium import spaces
-from peers import PEERS, Mark, Subject, ignore
+from peers import Mark, Subject, ignore
 from rich.console import Console
 
 from rlcore import __version__
@@ -36,6 +38,8 @@ T = TypeVar("T")
 
 Prepared = tuple[VecEnv, Subject]
 Precision = Literal["fp32", "tf32", "bf16"]
+PEERS = peers.PEERS | gymnasium_peers.PEERS
+"""Other libraries with PPO, by the name that ``--peers`` takes."""
 PHASES = ("collect", "learn", "iteration")
 
 
@@ -189,7 +193,7 @@ def env_of(name: str, work: Turn) -> VecEnv:
     torch.manual_seed(0)
     sizes = {"obs_size": work.obs, "action_size": work.actions} if work.task == "Null" else {}
     env = make_env(work.task, work.num_envs, work.device, seed=0, **sizes)
-    if name != "rlcore":
+    if name != "rlcore" and name not in gymnasium_peers.PEERS:
         if not isinstance(env.action_space, spaces.Box):
             raise ValueError(f"{work.task} has discrete actions; peers are timed on continuous ones")
         torch.set_float32_matmul_precision("highest" if work.precision == "fp32" else "high")

@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and it
 
 GYM_PREFIX = "gym:"
 
+LARGEST_OPTION = 1e12
+"""Largest whole number among the options of a task of PyTorch's, which holds 64 bits."""
+
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR5e-JointPos": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "JointPos"}),
     "Reach-UR5e-JointVel": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "JointVel"}),
@@ -91,10 +94,10 @@ def make_env(
     try:
         env: VecEnv = constructor(num_envs=num_envs, device=device, seed=seed, **fixed, **options)
         return wrapper(env, **outer) if wrapper else env
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, RuntimeError, OverflowError) as error:
         if not options and not outer:
             raise
-        given = ", ".join(f"{name}={value!r}" for name, value in (options | outer).items())
+        given = ", ".join(f"{name}={value!r:.80}" for name, value in (options | outer).items())
         reason = str(error).splitlines()[0]
         raise ValueError(f"{task}: cannot be built with {given}: {reason}; check the options' types") from error
 
@@ -111,8 +114,7 @@ def own_env(task: str) -> Any:
     module_name, _, name = task.removeprefix(PYTHON_PREFIX).partition(":")
     if not module_name or not name:
         raise ValueError(f"task '{task}' lacks a part; write {PYTHON_PREFIX}<module>:<class>")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    look_here()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -127,6 +129,12 @@ def own_env(task: str) -> Any:
         there = f"there is {', '.join(classes)}" if classes else "rlcore.env.VecEnv tells what one needs"
         raise ValueError(f"task '{task}': '{name}' in {module_name} is no class of a vector env; {there}")
     return cls
+
+
+def look_here() -> None:
+    """Let modules in the present folder be found like those that are installed, but after them."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, options: dict[str, Any]) -> VecEnv:
@@ -174,7 +182,8 @@ def _unknown_task(task: str) -> str:
     if task in registry:
         nearest = [GYM_PREFIX + task, *nearest]
     hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
-    return f"unknown task '{task}': {hint}`rlcore tasks` lists them, and {GYM_PREFIX}<id> takes any gymnasium id"
+    named = f"'{task}'" if len(task) <= 200 else f"'{task[:200]}...'"
+    return f"unknown task {named}: {hint}`rlcore tasks` lists them, and {GYM_PREFIX}<id> takes any gymnasium id"
 
 
 def nearest_names(name: str, valid: Any, count: int = 3) -> list[str]:
@@ -197,6 +206,8 @@ def _check_options(
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return  # the env checks them itself
     valid = [name for name in parameters if name not in reserved] + further
-    for option in options:
+    for option, value in options.items():
         if option not in valid:
             raise ValueError(unknown_option(task, option, valid))
+        if isinstance(value, int) and abs(value) > LARGEST_OPTION:
+            raise ValueError(f"{task}: option {option} is {value!s:.40}; give at most {LARGEST_OPTION:g}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -14,12 +14,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
-from rlcore.envs import unknown_option
+from rlcore.env import EnvFailed, VecEnv
+from rlcore.envs import look_here, unknown_option
+from rlcore.envs.gym_wrappers import CopyObservation, wrapper_of
+from rlcore.envs.one_hot import flat_box, flatten, flatten_batch, refusal, terms_of
+from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
 NO_TIME_LIMIT = 1_000_000
@@ -29,14 +32,21 @@ _MUJOCO_NEEDS = {"mujoco", "imageio", "glfw"}
 """Modules that gymnasium's MuJoCo tasks import."""
 
 _Arrays = dict[str, NDArray[Any]]  # observation groups, [N, ...] each
+_Answer = tuple[Any, ...]
+"""Observations after and before resets, the same if there were none; rewards, terminated, truncated ``[N]``; and with
+NEXT_STEP autoreset which of them are of a step, ``[N]``."""
 
 
 class GymnasiumEnv:
-    """A gymnasium ``VectorEnv`` with SAME_STEP autoreset, as torch tensors on any device.
+    """A gymnasium ``VectorEnv`` as torch tensors on any device, whatever its autoreset mode.
 
-    A ``Box`` observation becomes the group ``policy``, the keys of a flat ``Dict`` of boxes become groups; all are
-    float32. ``Box`` and ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own
-    action limits, and an env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
+    A ``SyncVectorEnv`` and one with SAME_STEP or DISABLED autoreset begin the next episode in the step that ended one.
+    With NEXT_STEP the step after that does so, which is marked as none of the episode's (``Step.valid``).
+
+    An observation becomes the group ``policy``, the keys of a ``Dict`` become groups; all are flat and float32: choices
+    (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. ``Box`` and
+    ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own action limits, and an
+    env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
     Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
     ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
     """
@@ -53,7 +63,7 @@ class GymnasiumEnv:
         """Wrap a vector env, which is then owned: ``close()`` closes it.
 
         Args:
-            env: made with ``autoreset_mode=AutoresetMode.SAME_STEP``.
+            env: whose metadata tell its autoreset mode; with DISABLED, its ``reset`` takes ``reset_mask``.
             device: where observations and rewards go.
             seed: of the first ``reset()`` that is called without one.
             task: name for run folders and exported files; by default ``gym:<id>`` where the id is known.
@@ -61,14 +71,15 @@ class GymnasiumEnv:
                 ``NO_TIME_LIMIT`` where nothing does.
 
         Raises:
-            ValueError: not a vector env, another autoreset mode, or a space that rlcore cannot train on.
+            ValueError: not a vector env, no autoreset mode, or a space that rlcore cannot train on.
         """
         if not isinstance(env, VectorEnv):
             raise ValueError(
                 f"GymnasiumEnv takes a gymnasium VectorEnv, got {type(env).__name__}; "
                 "for a single env use make_env('gym:<id>', num_envs) or gymnasium.vector.SyncVectorEnv"
             )
-        _check_autoreset(env)
+        self._mode = _autoreset_mode(env)
+        self._ended = np.zeros(env.num_envs, np.bool_)  # by the step before, with NEXT_STEP
         sub_env = _first_sub_env(env)
         spec = sub_env.spec if sub_env is not None else env.spec
         name = spec.id if spec is not None else None
@@ -86,6 +97,15 @@ class GymnasiumEnv:
         if isinstance(control_dt, float):
             self.deployment["control_dt"] = control_dt
         self._seed = seed
+        # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
+        self._sub_envs = list(env.envs) if type(env) is SyncVectorEnv else []
+        self._named = isinstance(env.single_observation_space, spaces.Dict)
+        parts = _parts(env.single_observation_space)
+        self._laid_out = {group: part for group, part in parts.items() if not isinstance(part, spaces.Box)}
+        flat = {group: self.observation_spaces[group].shape for group in self._laid_out}
+        self._shapes = {group: part.shape or () for group, part in parts.items()} | flat
+        if self._laid_out:
+            self.deployment["observation_terms"] = {group: terms_of(group, part) for group, part in parts.items()}
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env; env i is seeded with ``seed + i``.
@@ -95,10 +115,11 @@ class GymnasiumEnv:
         """
         seed = self._seed if seed is None else seed
         self._seed = None
+        self._ended[:] = False
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
-            raise ValueError(_failed(self.task, "reset()", error)) from error
+            raise EnvFailed(_failed(self.task, "reset()", error)) from error
         return self._to_torch(self._groups(observation))[0]
 
     def step(self, action: Tensor) -> Step:
@@ -111,18 +132,22 @@ class GymnasiumEnv:
             ValueError: the action has the wrong shape, the env itself fails, or an episode ended and the vector env
                 left out its last observation.
         """
-        actions = self._to_numpy(action)
-        try:
-            observation, reward, terminated, truncated, infos = self.env.step(actions)
-        except Exception as error:
-            raise ValueError(_failed(self.task, "step()", error)) from error
-        groups = self._groups(observation)
-        obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
-        final_obs = obs
-        done = np.logical_or(terminated, truncated)
-        if done.any():
-            final_obs, _ = self._to_torch(self._final(groups, done, infos))
-        return Step(obs, rewards, ended != 0, cut != 0, final_obs, {})
+        advance = self._step_each if self._sub_envs else self._step_together
+        groups, final, *others = advance(self._to_numpy(action))  # others: [N] each
+        obs, (reward, ended, cut, *valid) = self._to_torch(groups, *others)
+        final_obs = obs if final is groups else self._to_torch(final)[0]
+        return Step(obs, reward, ended != 0, cut != 0, final_obs, {}, valid[0] != 0 if valid else None)
+
+    def stage_dict(self) -> dict[str, Any]:
+        """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
+        return gymnasium_stage(self.env)
+
+    @contextlib.contextmanager
+    def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """While the context is open, ``reset`` leaves what ``stage_dict`` told as it was."""
+        load_gymnasium_stage(self.env, state)
+        yield
+        load_gymnasium_stage(self.env, state)
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[H, W, 3]``.
@@ -145,6 +170,55 @@ class GymnasiumEnv:
         """Close the vector env."""
         self.env.close()
 
+    def _step_each(self, actions: NDArray[Any]) -> _Answer:
+        groups = {group: np.empty((self.num_envs, *shape), np.float32) for group, shape in self._shapes.items()}
+        reward = np.empty(self.num_envs, np.float32)
+        terminated, truncated = np.empty((2, self.num_envs), np.bool_)
+        begun: dict[int, Any] = {}  # first observations of new episodes, by env
+        try:
+            for i, env in enumerate(self._sub_envs):
+                observation, reward[i], terminated[i], truncated[i], _ = env.step(actions[i])
+                self._put(groups, i, observation)  # before a reset, which may use the same memory
+                if terminated[i] or truncated[i]:
+                    begun[i], _ = env.reset()
+            final = {group: values.copy() for group, values in groups.items()} if begun else groups
+            for i, observation in begun.items():
+                self._put(groups, i, observation)
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
+        return groups, final, reward, terminated, truncated
+
+    def _put(self, groups: _Arrays, i: int, observation: Any) -> None:
+        for group, shape in self._shapes.items():
+            value = observation[group] if self._named else observation
+            if group in self._laid_out:
+                value = flatten(self._laid_out[group], value)
+            if np.shape(value) != shape:
+                raise ValueError(f"observation '{group}' has shape {np.shape(value)}, its space {shape}")
+            groups[group][i] = value
+
+    def _step_together(self, actions: NDArray[Any]) -> _Answer:
+        try:
+            observation, reward, terminated, truncated, infos = self.env.step(actions)
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "step()", error)) from error
+        groups, done = self._groups(observation), np.logical_or(terminated, truncated)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            # An episode's last observation is still there; the step after it begins the next one, whatever the action.
+            valid, self._ended = ~self._ended, done & ~self._ended
+            return groups, groups, np.where(valid, reward, 0.0), terminated & valid, truncated & valid, valid
+        if not done.any():
+            return groups, groups, reward, terminated, truncated
+        if self._mode is AutoresetMode.SAME_STEP:
+            return groups, self._final(groups, done, infos), reward, terminated, truncated
+        final = {group: np.array(values) for group, values in groups.items()}
+        reward, terminated, truncated = np.array(reward), np.array(terminated), np.array(truncated)
+        try:
+            observation, _ = self.env.reset(options={"reset_mask": done})
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "reset() with a reset_mask", error)) from error
+        return self._groups(observation), final, reward, terminated, truncated
+
     def _to_numpy(self, action: Tensor) -> NDArray[Any]:
         single = self.env.single_action_space
         discrete = isinstance(single, spaces.Discrete)
@@ -160,7 +234,15 @@ class GymnasiumEnv:
         return np.array(array, dtype=single.dtype).reshape(self.num_envs, *single.shape)  # type: ignore[misc]
 
     def _groups(self, observation: Any) -> _Arrays:
-        return dict(observation) if isinstance(observation, Mapping) else {"policy": observation}
+        """Groups ``[N, ...]`` of what the vector env gives."""
+        groups = dict(observation) if self._named else {"policy": observation}
+        for group, space in self._laid_out.items():
+            groups[group] = flatten_batch(space, groups[group], self.num_envs)
+        return groups
+
+    def _groups_of_one(self, observation: Any) -> _Arrays:
+        groups = dict(observation) if self._named else {"policy": observation}
+        return groups | {group: flatten(space, groups[group]) for group, space in self._laid_out.items()}
 
     def _final(self, groups: _Arrays, done: NDArray[np.bool_], infos: Mapping[str, Any]) -> _Arrays:
         """Observations before the reset; rows of episodes that go on hold the current observation."""
@@ -174,7 +256,7 @@ class GymnasiumEnv:
         final = {group: np.array(values) for group, values in groups.items()}
         batched = self._groups(given) if not _is_object_array(given) else None
         for i in np.flatnonzero(done):
-            last = {group: values[i] for group, values in batched.items()} if batched else self._groups(given[i])
+            last = {group: values[i] for group, values in batched.items()} if batched else self._groups_of_one(given[i])
             for group, values in final.items():
                 values[i] = last[group]
         return final
@@ -184,17 +266,10 @@ class GymnasiumEnv:
         arrays = [np.asarray(groups[group]).reshape(-1) for group in self.observation_spaces] + list(others)
         # concatenate copies: vector envs may write their next observations into the same arrays.
         flat = torch.from_numpy(np.concatenate(arrays, dtype=np.float32, casting="unsafe")).to(self.device)
-        parts = torch.split(flat, [len(array) for array in arrays])
+        parts = flat.split_with_sizes([len(array) for array in arrays])
         count = len(self.observation_spaces)
         obs = (part.view(self.num_envs, -1) for part in parts[:count])
         return dict(zip(self.observation_spaces, obs, strict=True)), parts[count:]
-
-
-class _CopyObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps the last observation of an episode from being overwritten by the reset that follows at once."""
-
-    def observation(self, observation: Any) -> Any:
-        return copy.deepcopy(observation)
 
 
 def make_gymnasium(
@@ -204,19 +279,20 @@ def make_gymnasium(
     seed: int | None = None,
     *,
     vectorization: str = "sync",
-    wrappers: Sequence[Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
+    wrappers: str | Sequence[str | Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
     **options: Any,
 ) -> VecEnv:
     """Build a vector env from a gymnasium id.
 
     Args:
-        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first.
+        env_id: as for ``gymnasium.make``; ``module:Id-v0`` imports the module first, from the present folder as well.
         num_envs: N.
         device: where observations and rewards go.
         seed: of the first ``reset()`` that is called without one.
         vectorization: ``sync`` (one process), ``async`` (a process per env), or ``vector_entry_point`` for ids that
-            bring their own vector env with SAME_STEP autoreset.
-        wrappers: put around every sub-env, the first one innermost; not with ``vector_entry_point``.
+            bring their own vector env.
+        wrappers: put around every sub-env, the first one innermost: functions, names of ``gymnasium.wrappers`` or
+            ``module:Class``; not with ``vector_entry_point``.
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
 
     Raises:
@@ -227,12 +303,15 @@ def make_gymnasium(
         raise ValueError(
             f"gym:{env_id}: vectorization is {vectorization!r}; use 'sync', 'async' or 'vector_entry_point'"
         )
+    if ":" in env_id:
+        look_here()
+    named = wrappers.replace(",", " ").split() if isinstance(wrappers, str) else wrappers
+    wrappers = [wrapper_of(env_id, own) if isinstance(own, str) else own for own in named]
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
-        arguments = {
-            "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP},
-            "wrappers": (*wrappers, _CopyObservation),
-        }
+        arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
+    if vectorization == "async":
+        arguments["wrappers"] = (*wrappers, CopyObservation)
     try:
         env = gymnasium.make_vec(env_id, num_envs, vectorization, **arguments, **options)
     except (gymnasium.error.Error, ImportError) as error:
@@ -280,16 +359,20 @@ def _options_of(env_id: str) -> list[str]:
     return list(dict.fromkeys([*own, *common]))
 
 
-def _check_autoreset(env: VectorEnv[Any, Any, Any]) -> None:
+def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    """When an env that ended an episode begins the next one.
+
+    Raises:
+        ValueError: the vector env does not say it.
+    """
     mode = env.metadata.get("autoreset_mode")
-    if mode in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
-        return
-    found = mode.name if isinstance(mode, AutoresetMode) else repr(mode)
-    raise ValueError(
-        f"{type(env.unwrapped).__name__}: autoreset mode is {found}; rlcore needs SAME_STEP, to see the last "
-        "observation of an episode: make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP "
-        "(in make_vec: vector_kwargs={'autoreset_mode': ...})"
-    )
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        raise ValueError(
+            f"{type(env.unwrapped).__name__}: autoreset mode is {mode!r}; set metadata['autoreset_mode'] to what it "
+            "does, gymnasium.vector.AutoresetMode.SAME_STEP, NEXT_STEP or DISABLED"
+        ) from None
 
 
 def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | None:
@@ -298,15 +381,19 @@ def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | N
     return sub_envs[0] if sub_envs else None
 
 
+def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
+
+
 def _group_spaces(task: str, space: spaces.Space[Any]) -> dict[str, spaces.Box]:
-    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
     groups: dict[str, spaces.Box] = {}
-    for group, part in parts.items():
+    for group, part in _parts(space).items():
         if not isinstance(part, spaces.Box):
-            raise ValueError(
-                f"{task}: observation '{group}' is {part}; rlcore takes a Box or a flat Dict of boxes: "
-                "wrap the env, as with make_env(..., wrappers=[gymnasium.wrappers.FlattenObservation])"
-            )
+            reason = refusal(part)
+            if reason is not None:
+                raise ValueError(f"{task}: observation '{group}' {reason}; wrap the env (--env.wrappers module:Class)")
+            groups[group] = _flat_box(flat_box(part))
+            continue
         if len(part.shape) != 1:
             size = int(np.prod(part.shape))
             warnings.warn(

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.envs import nearest_names
-from rlcore.envs.launch import GET_ISAACLAB, ISAACLAB_SITE, SIM_MODULES, launcher_args
+from rlcore.envs import look_here, nearest_names
+from rlcore.envs.launch import GET_ISAACLAB, ISAACLAB_SITE, SIM_MODULES, full_name, launcher_args
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
 from rlcore.envs.presets import alternatives_of, load_env_cfg, load_external_tasks
 from rlcore.envs.rewind import Rewind, flatten
@@ -247,6 +247,8 @@ def make_isaaclab(
             field, a missing asset, or what ``IsaacLabEnv`` refuses.
     """
     module, _, name = task.removeprefix("isaaclab:").rpartition(":")
+    if module:
+        look_here()
     utils = _import_tasks(task)
     if module:
         _import(module, f"{task}: cannot import module '{module}'")
@@ -289,6 +291,7 @@ def make_isaaclab(
             randomize_start=randomize_start,
             groups=groups,
         )
+        env.registered_as = full_name("isaaclab", module, name)
         raw.close = stack.pop_all().close  # type: ignore[method-assign]
     return env
 

@@ -62,6 +62,25 @@ def simulator_of(task: str) -> Simulator:
     return "isaaclab" if spec is not None and "env_cfg_entry_point" in spec.kwargs else "builtin"
 
 
+def bare_name(task: str) -> str:
+    """A task's name as its simulator has it, without prefix and the module that registers it."""
+    simulator = simulator_of(task)
+    return task.removeprefix(f"{simulator}:").rpartition(":")[2] if simulator in SIMULATORS else task
+
+
+def full_name(simulator: Simulator, module: str, name: str) -> str:
+    """A task's name as it is found in a new process: with what registers it, and whose it is where that is not plain.
+
+    Args:
+        simulator: whose it is.
+        module: what has to be imported first; empty for none.
+        name: as it is registered.
+    """
+    if not module and simulator_of(name) == simulator and any(name.startswith(prefix) for prefix in PREFIXES):
+        return name
+    return ":".join(part for part in (simulator, module, name) if part)
+
+
 def launch(task: str, words: Sequence[str]) -> tuple[Any, list[str]]:
     """Start what has to run before the task can be made.
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,8 @@ from torch import Tensor
 
 from rlcore.envs import unknown_option
 from rlcore.envs.deployment import describe, suggested_bounds
+from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters
 from rlcore.types import Obs
-
-COUNTERS = ("common_step_counter", "_sim_step_counter")
-"""Counters of an env that its curricula and events go by."""
 
 _Path = tuple[str, ...]
 
@@ -45,6 +44,9 @@ class SimulatorEnv:
 
     final_obs_source: str
     """Where ``Step.final_obs`` comes from; ``off`` where there is none."""
+
+    registered_as: str | None = None
+    """The task's name as a new process finds it, with the module that registers it; None where ``task`` is enough."""
 
     final_groups: tuple[str, ...] | None = None
     """Groups of ``Step.final_obs`` that are read; None for all. Others may be left out, which saves computing them."""
@@ -83,6 +85,12 @@ class SimulatorEnv:
         sizes = {group: _sizes(core, group, paths) for group, paths in self._paths.items()}
         self.deployment = describe(core, terms, sizes)
         self._unread: set[str] = set()
+        self._curricula = Curricula(self.core)
+
+    @property
+    def clocks(self) -> tuple[str, ...]:
+        """Counters, unless a task without managers reads them itself: see ``rlcore.stage``."""
+        return () if reads_counters(type(self.core)) else COUNTERS
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env.
@@ -98,24 +106,43 @@ class SimulatorEnv:
             return self.read_obs(observation)
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters that curricula go by, and the terrain level of each env."""
-        state: dict[str, Any] = {name: int(getattr(self.core, name)) for name in COUNTERS if hasattr(self.core, name)}
-        levels = self._terrain_levels()
-        if levels is not None:
-            state["terrain_levels"] = levels.clone()
-        return state
+        """What curricula have done so far; see ``rlcore.envs.stages.Curricula``."""
+        return self._curricula.state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` returned; call it before ``reset``, where curricula read it."""
-        for name in COUNTERS:
-            if name in state and hasattr(self.core, name):
-                setattr(self.core, name, int(state[name]))
-        levels = self._terrain_levels()
-        saved = state.get("terrain_levels")
-        if levels is not None and saved is not None and saved.shape == levels.shape:
-            terrain = self.core.scene.terrain
-            levels.copy_(saved)
-            terrain.env_origins.copy_(terrain.terrain_origins[levels, terrain.terrain_types])
+        """Put back what ``state_dict`` gave; a ``reset`` within ``at_stage`` leaves it so."""
+        self._curricula.load(state)
+
+    @contextlib.contextmanager
+    def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
+        """While the context is open, ``reset`` begins episodes where ``state`` stands: it promotes and demotes nobody.
+
+        Curricula run as they do at any reset. What they did is undone twice: before robots are placed, so that they
+        stand where their levels are, and at the end.
+        """
+        scene = getattr(self.core, "scene", None)
+        reset, own = getattr(scene, "reset", None), getattr(scene, "__dict__", {}).get("reset")
+
+        def reset_scene(*args: Any, **kwargs: Any) -> Any:
+            self.load_state_dict(state)  # curricula have run by now, and robots have not been placed
+            assert reset is not None
+            return reset(*args, **kwargs)
+
+        self.load_state_dict(state)
+        if reset is not None:
+            scene.reset = reset_scene  # type: ignore[union-attr]
+        try:
+            yield
+        finally:
+            if own is not None:
+                scene.reset = own  # type: ignore[union-attr]
+            elif reset is not None:
+                del scene.reset  # type: ignore[union-attr]
+        self.load_state_dict(state)
+
+    def hold(self) -> Callable[[], bool]:
+        """Remember all of the env; see ``rlcore.envs.stages.hold``."""
+        return hold(self.core)
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of the simulator's viewer, ``[H, W, 3]``.
@@ -212,12 +239,6 @@ class SimulatorEnv:
         ended = self.read_vector(terminated, torch.bool)
         cut = self.read_vector(truncated, torch.bool)
         return (ended | cut if self.finite_horizon else ended), cut
-
-    def _terrain_levels(self) -> Tensor | None:
-        terrain = getattr(getattr(self.core, "scene", None), "terrain", None)
-        levels = getattr(terrain, "terrain_levels", None)
-        placed = all(isinstance(getattr(terrain, n, None), Tensor) for n in ("terrain_origins", "terrain_types"))
-        return levels if isinstance(levels, Tensor) and placed else None
 
     def _clip(self, clip: float | str) -> None:
         box = self.action_space

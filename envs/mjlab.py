@@ -8,11 +8,12 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.envs import nearest_names
-from rlcore.envs.launch import GET_MJLAB
+from rlcore.envs import look_here, nearest_names
+from rlcore.envs.launch import GET_MJLAB, full_name
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
 from rlcore.types import Obs, Step
 
@@ -175,6 +176,23 @@ def _is_memoryless(manager: Any) -> bool:
     return not any(group for state in states for group in getattr(manager, state, {"unknown": True}).values())
 
 
+def _check_motions(task: str, cfg: Any) -> None:
+    """Refuse a task that tracks a motion without one: mjlab ships none, and its own error names no setting."""
+    for key, command in (getattr(cfg, "commands", None) or {}).items():
+        file = getattr(command, "motion_file", None)
+        if file is None:
+            continue
+        setting = f"--env.commands.{key}.motion_file"
+        if not file:
+            raise ValueError(f"{task} tracks a motion, and none is given; add {setting} FILE.npz")
+        if not os.path.isfile(file):
+            raise ValueError(f"{setting} is '{file}', which is no file; give an .npz file of a motion")
+        try:
+            np.load(file).close()
+        except Exception as error:  # each other format fails in a way of its own
+            raise ValueError(f"{setting} is '{file}', which is no .npz file; give that of a motion") from error
+
+
 def quiet_warp() -> None:
     """Leave out the line that warp prints for each of some dozen modules; ``MJLAB_WARP_QUIET=0`` keeps them.
 
@@ -231,6 +249,7 @@ def make_mjlab(
         registry: Any = importlib.import_module("mjlab.tasks.registry")
         envs: Any = importlib.import_module("mjlab.envs")
         if module:
+            look_here()
             importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = GET_MJLAB if error.name == "mjlab" else f"no module '{error.name}'"
@@ -244,9 +263,17 @@ def make_mjlab(
     if seed is not None:
         cfg.seed = seed
     apply_overrides(name, cfg, overrides)
-    env = envs.ManagerBasedRlEnv(cfg, device=str(sim_device or device), render_mode=render_mode)
+    _check_motions(name, cfg)
     try:
-        return MjlabEnv(
+        env = envs.ManagerBasedRlEnv(cfg, device=str(sim_device or device), render_mode=render_mode)
+    except KeyError as error:
+        if "is not a file in the archive" not in str(error):
+            raise
+        raise ValueError(
+            f"{name}: {error} of the motion's .npz file; give one that mjlab's csv_to_npz wrote"
+        ) from error
+    try:
+        made = MjlabEnv(
             env,
             task=name,
             device=device,
@@ -258,3 +285,5 @@ def make_mjlab(
     except ValueError:
         env.close()
         raise
+    made.registered_as = full_name("mjlab", module, name)
+    return made

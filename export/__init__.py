@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from rlcore.export.metadata import ExportError, config_hash, read_metadata
-from rlcore.export.onnx import ExportReport, export_onnx
+from rlcore.export.onnx import ExportReport, broken_weights, export_onnx
 from rlcore.export.parity import ParityReport, verify
 from rlcore.export.runner import OnnxPolicy
 
@@ -15,6 +15,7 @@ __all__ = [
     "ExportReport",
     "OnnxPolicy",
     "ParityReport",
+    "broken_weights",
     "config_hash",
     "export_onnx",
     "read_metadata",

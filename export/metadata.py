@@ -9,7 +9,11 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``rlcore_version``, ``torch_version``, ``opset`` | how the file was made |
 | ``observation_size``, ``observation_groups`` | length of ``obs``; groups in order: name, size, slice of ``obs`` |
 | ``observation_terms`` | terms in order: group, name, size, slice of ``obs``, and what else the env tells |
+| ``observation_mean``, ``observation_std`` | of each input over the whole training, from the normalizer |
+| ``observation_min``, ``observation_max`` | of each input in the recording, not in all training |
+| ``observation_range_samples`` | finite observations in the recording, the last that were met |
 | ``action_kind``, ``action_size``, ``action_low``, ``action_high`` | ``continuous`` or ``discrete``; null: no bound |
+| ``action_scale``, ``action_bias`` | what the policy scales its own -1..1 by, inside, where it does so |
 | ``action_terms`` | terms in order: name, size, slice of ``actions``, scale, offset as the env tells |
 | ``joint_names``, ``control_dt`` (s) | as the env tells |
 | ``normalizer_inside`` | true: feed raw observations |
@@ -20,6 +24,7 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -39,7 +44,7 @@ class ExportError(ValueError):
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Fingerprint of a configuration: SHA-256 of its JSON with sorted keys, first 16 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -52,18 +57,28 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     if not os.path.isfile(path):
         raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
-    try:
-        import onnx
-    except ImportError:
+    if importlib.util.find_spec("onnx") is None:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
         return decode_metadata(session.get_modelmeta().custom_metadata_map)
+    return decode_metadata({p.key: p.value for p in load_model(path).metadata_props})
+
+
+def load_model(path: str | os.PathLike[str]) -> Any:
+    """Read an ONNX file without what it keeps in other files.
+
+    Raises:
+        ValueError: there is no such file, or it is not ONNX.
+    """
+    import onnx
+
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
     try:
-        model = onnx.load(os.fspath(path), load_external_data=False)
+        return onnx.load(os.fspath(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError; protobuf itself is no dependency of ours
-        raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {error}") from error
-    return decode_metadata({p.key: p.value for p in model.metadata_props})
+        raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {' '.join(str(error).split())[:200]}") from error
 
 
 def build_metadata(
@@ -123,7 +138,7 @@ def encode_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
     properties: dict[str, str] = {}
     for key, value in facts.items():
         try:
-            properties[key] = value if isinstance(value, str) else json.dumps(_plain(value), allow_nan=False)
+            properties[key] = value if isinstance(value, str) else json.dumps(plain(value), allow_nan=False)
         except TypeError as error:
             raise ExportError(f"metadata '{key}' cannot be written: {error}; give text, numbers or lists") from error
     return properties
@@ -143,12 +158,12 @@ def _sliced(terms: Sequence[Mapping[str, Any]], start: int, size: int, owner: st
     return result
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Reduce tensors, arrays and tuples to lists and numbers; infinite and NaN to null, for JSON has neither."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

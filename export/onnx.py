@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlcore.env import EnvSpec
-from rlcore.export.metadata import ExportError, build_metadata, encode_metadata
+from rlcore.env import EnvSpec, VecEnv
+from rlcore.export.metadata import ExportError, build_metadata, encode_metadata, load_model
+from rlcore.export.observations import finite_part, observed, record, still_inputs, too_few
 from rlcore.export.parity import ParityReport, cpu_copy, verify
 from rlcore.types import Policy
 
@@ -32,6 +34,8 @@ class ExportReport:
     metadata: dict[str, Any]
     """The file's properties before they became text."""
     size_bytes: int
+    notes: tuple[str, ...] = ()
+    """What a user of the file should know, a line each."""
 
 
 class FlatPolicy(nn.Module):
@@ -55,6 +59,7 @@ def export_onnx(
     path: str | os.PathLike[str],
     *,
     recording: Mapping[str, Tensor] | None,
+    env: VecEnv | None = None,
     dynamic_batch: bool = False,
     tolerance: float = 1e-5,
     extra_metadata: Mapping[str, Any] | None = None,
@@ -72,6 +77,7 @@ def export_onnx(
         path: the file to write; its folder is made where missing.
         recording: observations to replay, as ``Agent.recording`` returns them; None replays random ones only, and
             the metadata says so.
+        env: where to record anew, by resetting it, if too few of the recorded observations are finite.
         dynamic_batch: let the file take N rows at once.
         tolerance: largest difference between file and policy (``parity.py`` says how it is judged).
         extra_metadata: further facts, such as ``algorithm``, ``iteration``, ``env_steps`` and ``config_hash``.
@@ -94,7 +100,20 @@ def export_onnx(
             f"'{path}' was not written: the policy has values that are not finite in {', '.join(broken[:3])}; "
             "export an earlier checkpoint"
         )
+    notes = []
+    if recording is not None and env is not None:
+        _, done, left_out = finite_part(recording, policy.observation_sizes)
+        if too_few(done.size, left_out):
+            recording = record(env, policy)
+            notes.append(f"only {done.size} of {done.size + left_out} recorded observations were finite: recorded anew")
     facts = build_metadata(spec, policy.observation_sizes, extra_metadata)
+    facts |= observed(policy, recording)
+    still = still_inputs(policy, facts["observation_terms"])
+    if still is not None:
+        notes.append(still)
+    for name in ("action_scale", "action_bias"):
+        if (value := getattr(policy, name, None)) is not None:
+            facts[name] = value.tolist()
     module, example = _prepare(policy, spec, batch=2 if dynamic_batch else 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that the last step is a rename within one file system.
@@ -119,7 +138,20 @@ def export_onnx(
             raise ExportError(f"'{path}' was not written: the ONNX checker says: {error}") from error
         size_bytes = draft.stat().st_size
         os.replace(draft, path)
-    return ExportReport(path=path, parity=parity, metadata=facts, size_bytes=size_bytes)
+    return ExportReport(path=path, parity=parity, metadata=facts, size_bytes=size_bytes, notes=tuple(notes))
+
+
+def broken_weights(path: str | os.PathLike[str]) -> list[str]:
+    """Names of the weights of an ONNX file with NaN in them; those in other files are not looked at.
+
+    Raises:
+        ValueError: there is no such file, or it is not ONNX.
+    """
+    import onnx
+
+    weights = load_model(path).graph.initializer
+    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in weights if w.data_location != w.EXTERNAL}
+    return [name for name, array in arrays.items() if array.dtype.kind == "f" and np.isnan(array).any()]
 
 
 def _prepare(policy: Policy, spec: EnvSpec, batch: int) -> tuple[FlatPolicy, tuple[Tensor, ...]]:

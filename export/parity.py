@@ -2,7 +2,8 @@
 
 Three kinds of observation are replayed:
 
-- recorded: what the policy met in training or evaluation;
+- recorded: what the policy met in training or evaluation; steps with an observation that is not finite are left out,
+  as is said, and a recurrent policy begins anew after them;
 - random: normal, with the recording's mean and deviation per feature (0 and 1 without a recording);
 - outliers: the same ten times as far out, as a bad sensor would send.
 
@@ -31,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.export.metadata import ExportError
+from rlcore.export.observations import finite_part, too_few
 from rlcore.export.runner import OnnxPolicy
 from rlcore.types import Obs, Policy, State
 
@@ -50,6 +52,8 @@ class ParityReport:
     """Whether actions are indices, which are counted in ``mismatches`` and ``ties``."""
     recorded_samples: int = 0
     """Observations replayed from the recording."""
+    left_out: int = 0
+    """Observations of the recording that were not finite."""
     samples: int = 0
     """All observations replayed: recorded (recurrent: more than once), random and outliers."""
     error: float = 0.0
@@ -79,7 +83,8 @@ class ParityReport:
 
     def __str__(self) -> str:
         """One line for people."""
-        size = f"{self.samples} observations ({self.recorded_samples} recorded)"
+        left_out = f", {self.left_out} more were not finite and left out" if self.left_out else ""
+        size = f"{self.samples} observations ({self.recorded_samples} recorded{left_out})"
         if self.mismatches:
             return f"{self.mismatches} of {size} lead to another discrete action than the policy's (output 'actions')"
         ties = f", {self.ties} ties" if self.ties else ""
@@ -99,6 +104,8 @@ class ParityReport:
             "parity_source": self.source,
             "parity_tolerance": self.tolerance,
         }
+        if self.left_out:
+            facts["parity_left_out"] = self.left_out
         if self.steps:
             facts |= {"parity_steps": self.steps, "parity_state_drift": self.state_drift}
         return {**facts, "parity_mismatches": self.mismatches, "parity_ties": self.ties} if self.discrete else facts
@@ -124,7 +131,8 @@ def verify(
         tolerance: largest difference allowed; the report tells whether it was kept, and nothing is raised for it.
 
     Raises:
-        ExportError: recording or file do not fit the policy, or the policy's own output is not finite.
+        ExportError: recording or file do not fit the policy, too few recorded observations are finite, or the policy's
+            own output is not finite.
         ValueError: the file cannot be loaded, or reads observations of another size.
     """
     runner = OnnxPolicy(path)
@@ -135,7 +143,12 @@ def verify(
     mean, std = {group: np.zeros(size) for group, size in sizes.items()}, {g: np.ones(s) for g, s in sizes.items()}
     replays: list[tuple[Obs, NDArray[np.bool_], float, bool]] = []
     if recording is not None:
-        obs, done = _check_recording(recording, sizes)
+        obs, done, report.left_out = finite_part(recording, sizes)
+        if too_few(done.size, report.left_out):
+            raise ExportError(
+                f"only {done.size} of the {done.size + report.left_out} recorded observations are finite, which is too "
+                "few to check the file with; record anew with an env, or export another checkpoint"
+            )
         for group, values in obs.items():
             flat = values.double().reshape(-1, sizes[group]).numpy()  # [T * M, O]
             mean[group], std[group] = flat.mean(axis=0), flat.std(axis=0)
@@ -161,30 +174,6 @@ def verify(
 def cpu_copy(policy: Policy) -> Policy:
     """Copy a policy to the CPU in evaluation mode, leaving the original's device, mode and gradients alone."""
     return copy.deepcopy(policy).to("cpu").eval().requires_grad_(False)
-
-
-def _check_recording(recording: Mapping[str, Tensor], sizes: Mapping[str, int]) -> tuple[Obs, NDArray[np.bool_]]:
-    obs: Obs = {}
-    shape: tuple[int, ...] | None = None
-    for group, size in sizes.items():
-        if group not in recording:
-            raise ExportError(f"the recording lacks observation group '{group}'; it has {', '.join(recording)}")
-        x = recording[group].detach().to("cpu", torch.float32)  # [T, M, O]
-        shape = shape or tuple(x.shape[:2])
-        if x.ndim != 3 or x.shape[2] != size or tuple(x.shape[:2]) != shape or x.numel() == 0:
-            raise ExportError(
-                f"the recording's group '{group}' has shape {tuple(x.shape)}; the policy needs [T, M, {size}], "
-                "T and M at least 1 and the same in all groups"
-            )
-        if not torch.isfinite(x).all():
-            raise ExportError(f"the recording's group '{group}' holds NaN or infinite observations; record anew")
-        obs[group] = x
-    if shape is None:
-        raise ExportError("the policy reads no observation group; nothing can be exported")
-    done = recording["done"].detach().cpu().bool() if "done" in recording else torch.zeros(shape, dtype=torch.bool)
-    if tuple(done.shape) != shape:
-        raise ExportError(f"the recording's 'done' has shape {tuple(done.shape)}; its observations need {list(shape)}")
-    return obs, done.numpy()
 
 
 def _prolonged(obs: Obs, done: NDArray[np.bool_]) -> tuple[Obs, NDArray[np.bool_]]:

@@ -26,7 +26,9 @@ _SCALARS = {
     "normalizer_inside",
     "observation_size",
     "opset",
+    "observation_range_samples",
     "parity_error",
+    "parity_left_out",
     "parity_max_abs_error",
     "parity_mismatches",
     "parity_outlier_max_abs_error",
@@ -46,8 +48,13 @@ def decode_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
 def _decoded(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text  # a text may begin with a bracket, too
+
+
+def _first(error: Exception) -> str:
+    """What an error says, without line breaks and not at length."""
+    return " ".join(str(error).split())[:300]
 
 
 class OnnxPolicy:
@@ -82,7 +89,7 @@ class OnnxPolicy:
             self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base below Exception
             raise ValueError(
-                f"ONNX Runtime cannot load '{os.fspath(path)}', which is no ONNX file or a damaged one: {error}"
+                f"ONNX Runtime cannot load '{os.fspath(path)}', which is no ONNX file or a damaged one: {_first(error)}"
             ) from error
         inputs = {i.name: i.shape for i in self._session.get_inputs()}
         outputs = [o.name for o in self._session.get_outputs()]
@@ -92,13 +99,22 @@ class OnnxPolicy:
                 "a policy has at least the input 'obs' and the output 'actions'"
             )
         self.metadata = decode_metadata(self._session.get_modelmeta().custom_metadata_map)
-        self.observation_size = int(inputs["obs"][1])
+        shape = inputs["obs"]
+        wrong = [name for name in ("h", "c") if len(inputs.get(f"{name}_in", (1, 1, 1))) != 3]
+        wrong += [name for name in ("h", "c") if f"{name}_in" in inputs and f"{name}_out" not in outputs]
+        if len(shape) != 2 or not isinstance(shape[1], int) or wrong:
+            raise ValueError(
+                f"'{os.fspath(path)}' has inputs {inputs} and outputs {outputs}; a policy takes 'obs' [N, O] with "
+                "a fixed O, and states [layers, N, hidden] that it gives back"
+            )
+        self.observation_size = shape[1]
         self.dynamic = not isinstance(inputs["obs"][0], int)
         names = [name for name in ("h", "c") if f"{name}_in" in inputs]
         self._state_in = [f"{name}_in" for name in names]
         self._state_shapes = [inputs[name] for name in self._state_in]
         self._outputs = ["actions", *(f"{name}_out" for name in names)]
         self.state = []
+        self._groups, self._terms = self._described()
 
     def __call__(self, obs: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
         """Choose actions and advance the recurrent state.
@@ -143,7 +159,10 @@ class OnnxPolicy:
 
     def _run(self, rows: NDArray[np.float32], state: list[NDArray[np.float32]]) -> list[NDArray[Any]]:
         feed = {"obs": rows, **dict(zip(self._state_in, state))}  # noqa: B905 - controllers may run Python 3.9
-        return list(self._session.run(self._outputs, feed))
+        try:
+            return list(self._session.run(self._outputs, feed))
+        except Exception as error:  # as when the file's inputs are of another type than float32
+            raise ValueError(f"ONNX Runtime cannot run the file: {_first(error)}") from error
 
     def _prepare_state(self, num_rows: int) -> None:
         if not self.state:
@@ -155,15 +174,24 @@ class OnnxPolicy:
             )
 
     def _join(self, obs: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
-        names = [group["name"] for group in self.metadata.get("observation_groups", [])]
+        names = self._groups
         missing = [name for name in names if name not in obs]
         if missing or not names:
             raise ValueError(f"observation groups {sorted(obs)} lack {missing}; the file expects {self._expected()}")
         return np.concatenate([np.asarray(obs[name], dtype=np.float32) for name in names], axis=-1)
 
+    def _described(self) -> tuple[list[str], list[str]]:
+        """Names of groups and of terms, as the file has them; none where it says something else there."""
+        try:
+            groups = [str(group["name"]) for group in self.metadata.get("observation_groups", [])]
+            terms = [
+                "{group}/{name}[{first}:{last}]".format(**term, first=term["slice"][0], last=term["slice"][1])
+                for term in self.metadata.get("observation_terms", [])
+            ]
+        except (KeyError, TypeError, IndexError, AttributeError):
+            return [], []
+        return groups, terms
+
     def _expected(self) -> str:
-        terms = [
-            "{group}/{name}[{first}:{last}]".format(**term, first=term["slice"][0], last=term["slice"][1])
-            for term in self.metadata.get("observation_terms", [])
-        ]
-        return f"[{self.observation_size}] or [N, {self.observation_size}]" + (f": {', '.join(terms)}" if terms else "")
+        terms = f": {', '.join(self._terms)}" if self._terms else ""
+        return f"[{self.observation_size}] or [N, {self.observation_size}]{terms}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,9 @@ from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate, 
 from rlcore.normalization import make_normalizer
 from rlcore.recurrent import cleared
 from rlcore.types import Obs, Policy, State
+
+_NO_BOUND = 1e6
+"""Action bounds this far out are a way to write that there are none; servo and motor commands stay below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ class ActorCriticConfig:
     critic_obs: tuple[str, ...] | None = None
     """Observation groups of the critic; none: 'critic', else the actor's."""
     init_std: float = 1.0
-    """Standard deviation of actions at the start."""
+    """Standard deviation of actions at the start, before they are scaled."""
     std_type: StdType = "softplus"
     """What is learned of it: the deviation itself (scalar, as in rsl_rl, but kept above min_std), its logarithm (log,
     as in skrl and rl_games), or the number whose softplus it is (softplus), which lies between the two."""
@@ -45,8 +50,12 @@ class ActorCriticConfig:
     """Ceiling of the standard deviation."""
     state_dependent_std: bool = False
     """Learn a standard deviation per state, not one for all."""
+    action_scale: Literal["auto", "bounds", "none"] = "auto"
+    """Stretch the policy's -1..1 to the env's action bounds, inside the policy. bounds: in each dimension that has two;
+    none: nowhere; auto: as bounds, unless all of them are about -1..1 already (-0.5..0.5 to -2..2) or the env scales
+    actions itself (action terms of Isaac Lab and mjlab), and bounds of a million and more are taken for none."""
     clip_actions: float | None = None
-    """Limit actions to +- this, inside the policy; finite bounds of the env's action space always hold."""
+    """Limit actions to +- this before they are scaled; finite bounds of the env's action space always hold."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -72,6 +81,8 @@ class ActorPolicy(Policy):
 
     low: Tensor  # [A], where actions are continuous
     high: Tensor  # [A]
+    action_scale: Tensor | None  # [A], None where actions are those of the distribution
+    action_bias: Tensor | None  # [A]
 
     def __init__(self, spec: EnvSpec, config: ActorCriticConfig) -> None:
         super().__init__()
@@ -94,11 +105,18 @@ class ActorPolicy(Policy):
                 config.state_dependent_std,
                 config.std_type,
             )
-            limit = config.clip_actions if config.clip_actions is not None else torch.inf
             # Not in the state: they follow from the configuration and the env.
-            self.register_buffer("low", torch.tensor(spec.action_low).clamp(min=-limit), persistent=False)
-            self.register_buffer("high", torch.tensor(spec.action_high).clamp(max=limit), persistent=False)
-        self.limited = not spec.discrete and bool((self.low > -torch.inf).any() or (self.high < torch.inf).any())
+            self.register_buffer("low", torch.tensor(spec.action_low), persistent=False)
+            self.register_buffer("high", torch.tensor(spec.action_high), persistent=False)
+        scaling = action_scaling(spec, config.action_scale)
+        # In the state: a policy keeps the units that it learned in.
+        self.register_buffer("action_scale", None if scaling is None else torch.tensor(scaling[0]))
+        self.register_buffer("action_bias", None if scaling is None else torch.tensor(scaling[1]))
+        self.spec, self.config = spec, config
+        self.limited = False
+        if not spec.discrete:
+            self._set_limits()
+            self.limited = bool((self.low > -torch.inf).any() or (self.high < torch.inf).any())
         if config.actor.init == "orthogonal":
             orthogonal_(self.head.linear, 0.01)
             if isinstance(self.head, GaussianHead):
@@ -119,8 +137,45 @@ class ActorPolicy(Policy):
         return self.head(output), state
 
     def limit(self, action: Tensor) -> Tensor:
-        """Bring actions within their bounds, ``[N, A]``."""
+        """Bring the distribution's actions ``[N, A]`` into the env's bounds: scaled to them if so set, then cut off."""
+        if self.action_scale is not None and self.action_bias is not None:
+            action = torch.addcmul(self.action_bias, action, self.action_scale)
         return torch.clamp(action, self.low, self.high) if self.limited else action
+
+    def _set_limits(self) -> None:
+        """Cut off where the env's bounds are, or ``clip_actions`` if that is nearer."""
+        low, high = torch.tensor(self.spec.action_low), torch.tensor(self.spec.action_high)
+        if self.config.clip_actions is not None:
+            scale = torch.ones_like(low) if self.action_scale is None else self.action_scale.cpu()
+            bias = torch.zeros_like(low) if self.action_bias is None else self.action_bias.cpu()
+            low = low.maximum(bias - scale * self.config.clip_actions)
+            high = high.minimum(bias + scale * self.config.clip_actions)
+        self.low.copy_(low)
+        self.high.copy_(high)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.action_scale is not None and prefix + "action_scale" not in state_dict:
+            # Written before there was a scale: what was learned acts as it did.
+            state_dict[prefix + "action_scale"] = torch.ones_like(self.action_scale)
+            state_dict[prefix + "action_bias"] = torch.zeros_like(self.action_scale)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.action_scale is not None:
+            self._set_limits()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What becomes of actions, in a line, where the env's bounds are not about -1..1."""
+        spec, choice = self.spec, self.config.action_scale
+        bounded = _bounded(spec)
+        if all(_about_one(*pair) for pair in bounded.values()):
+            return ()
+        pairs = list(dict.fromkeys(f"{low:g}..{high:g}" for low, high in bounded.values()))
+        bounds = f"the env's bounds {', '.join(pairs[:4])}{', ...' * (len(pairs) > 4)}"
+        scaling = {name: value for name, value in self.state_dict().items() if name.startswith("action_")}
+        if not scaling or (bool((scaling["action_scale"] == 1).all()) and not scaling["action_bias"].any()):
+            why = f"agent.action_scale {choice}" if not scaling else "as when this policy began to learn"
+            return (f"actions are cut off at {bounds}, and not scaled to them ({why})",)
+        return (f"actions are scaled to {bounds} (agent.action_scale {choice}; none cuts them off there instead)",)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Return the most likely action within its bounds, and the next state."""
@@ -128,6 +183,42 @@ class ActorPolicy(Policy):
         state = state or self.initial_state(normalized.shape[0])
         distribution, state = self.distribution(normalized.unsqueeze(0), state)
         return self.limit(distribution.mode.squeeze(0)), state
+
+
+def action_scaling(spec: EnvSpec, choice: str) -> tuple[list[float], list[float]] | None:
+    """Scale and bias ``[A]`` that bring the policy's -1..1 to the env's action bounds.
+
+    Args:
+        spec: of the env.
+        choice: ``action_scale`` of the settings.
+
+    Returns:
+        Half the width and the middle of each dimension's bounds, 1 and 0 where there are not two; None where actions
+        are to be left as they are.
+    """
+    bounded = _bounded(spec, _NO_BOUND if choice == "auto" else math.inf)
+    own = any("scale" in term for term in spec.deployment.get("action_terms", ()))
+    if choice == "none" or (choice == "auto" and (own or all(_about_one(*pair) for pair in bounded.values()))):
+        return None
+    scale, bias = [1.0] * len(spec.action_low), [0.0] * len(spec.action_low)
+    for i, (low, high) in bounded.items():
+        scale[i], bias[i] = high / 2 - low / 2, high / 2 + low / 2
+    return None if set(scale) <= {1.0} and set(bias) <= {0.0} else (scale, bias)
+
+
+def _bounded(spec: EnvSpec, limit: float = math.inf) -> dict[int, tuple[float, float]]:
+    """Bounds of the action dimensions that have two, apart and less than ``limit`` from zero."""
+    pairs = enumerate(zip(spec.action_low, spec.action_high, strict=True))
+    return {i: pair for i, pair in pairs if pair[0] < pair[1] and max(map(abs, pair)) < limit}
+
+
+def _about_one(low: float, high: float) -> bool:
+    """Whether a Gaussian of zero mean and unit deviation suits the bounds.
+
+    Within a factor of two: of its samples 95 % lie in -2..2 and 38 % in -0.5..0.5. In narrower bounds most actions are
+    one bound or the other, in wider ones hardly any comes near them.
+    """
+    return 0.5 <= -low <= 2 and 0.5 <= high <= 2
 
 
 class Critic(nn.Module):

@@ -77,7 +77,9 @@ class FlatAdam:
         self.unit = UnitRows(self.value, unit) if unit else None
         if self.unit is not None:
             self.unit.project(self.one)
-        self._gaps = [self.value.new_zeros(padded(p.numel()) - p.numel()) for p in self.parameters]
+        self.gradient = torch.zeros_like(self.value)  # where gradients gather that are not in one buffer of their own
+        parts = torch.split(self.gradient, [padded(p.numel()) for p in self.parameters])
+        self._parts = [part[: p.numel()].view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -97,8 +99,8 @@ class FlatAdam:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         whole = joined(gradients)  # some kernels write them so
         if whole is None:
-            pairs = zip(gradients, self._gaps, strict=True)
-            whole = torch.cat([part for gradient, gap in pairs for part in (gradient.flatten(), gap)])
+            whole = self.gradient
+            torch._foreach_copy_(self._parts, gradients)
         norm, taken = clipped_adam(
             self.value,
             whole,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import pickle
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from rlcore._version import __version__
+from rlcore.config import ConfigError, shown
+from rlcore.files import whole_file
 
 SCHEMA = 1
 """Number of a checkpoint's layout; a layout that older code could not read gets the next one."""
@@ -22,24 +24,46 @@ OF_A_RUN = ("config", "spec")
 
 _KEYS = ("agent", "progress", "env", "recording", "rng")
 
+_PASSING = ("replay", "trace", "critic_state", "held")
+"""Parts of an agent's state that hold what was met, which may be broken, and what a new episode clears."""
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is one line that names the file and what to do."""
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
-    """Write ``content`` (tensors and plain values) so that a crash leaves the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"schema": SCHEMA, "rlcore": __version__, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write ``content`` (tensors and plain values) so that a crash leaves the old file or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
+    """
+    with whole_file(path, "wb") as file:
+        watched = _Watched(file)
+        try:
+            torch.save({"schema": SCHEMA, "rlcore": __version__, **content}, watched)  # type: ignore[arg-type]
+        except Exception as error:
+            if watched.error is None:
+                raise
+            raise watched.error from error  # PyTorch makes a RuntimeError of a full disk
+
+
+class _Watched:
+    """A file that remembers why it could not be written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def load_checkpoint(
@@ -73,24 +97,82 @@ def load_checkpoint(
         raise CheckpointError(f"checkpoint '{path}' is damaged; use an earlier one from its folder") from None
     except Exception as error:  # what reading a damaged file ends in depends on the byte
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "weights_only" in reason:  # torch's advice is to read the file with what may execute it
+            reason = "its layout is none of rlcore's"
         raise CheckpointError(
             f"checkpoint '{path}' is damaged or cut short ({reason}); use an earlier one from its folder"
         ) from None
     if not isinstance(content, dict) or "schema" not in content:
         raise CheckpointError(f"'{path}' is not an rlcore checkpoint; use a file that rlcore wrote")
-    if content["schema"] != SCHEMA:
+    if not isinstance(content["schema"], int) or content["schema"] != SCHEMA:
+        by = shown(content.get("rlcore"))
         raise CheckpointError(
-            f"checkpoint '{path}' has schema {content['schema']} (written by rlcore {content.get('rlcore')}) and this "
-            f"is rlcore {__version__}, which reads schema {SCHEMA}; install the version that wrote it"
+            f"checkpoint '{path}' has schema {shown(content['schema'])} (written by rlcore {by}) and this is rlcore "
+            f" {__version__}, which reads schema {SCHEMA}; install the version that wrote it"
         )
     missing = [key for key in (*needed, *_KEYS) if key not in content]
     if missing:
         raise CheckpointError(f"checkpoint '{path}' lacks {', '.join(missing)}; use one that a run wrote")
+    for key in (*needed, *_KEYS):
+        if not isinstance(content[key], dict) and (key, content[key]) != ("env", None):
+            raise CheckpointError(f"checkpoint '{path}': '{key}' is {shown(content[key])}; use one that a run wrote")
+    for key, kind in (("iteration", int), ("env_steps", int), ("seconds", (int, float))):
+        value = content["progress"].get(key, 0)  # one that is missing is told where it is needed
+        if not isinstance(value, kind) or isinstance(value, bool) or not 0 <= value < 2**63:
+            raise CheckpointError(f"checkpoint '{path}': progress.{key} is {shown(value)}; use one that a run wrote")
     there = torch.device(device)
     for key, value in content["agent"].items():
         if key != "replay":
             content["agent"][key] = _moved(value, there)
     return {key: value if key == "agent" else _moved(value, there) for key, value in content.items()}
+
+
+@contextlib.contextmanager
+def fitting(path: str | Path | None, remedy: str = "use one that this version of rlcore wrote") -> Iterator[None]:
+    """Turn whatever follows from a checkpoint that does not hold what it should into an error that names the file.
+
+    Args:
+        path: the checkpoint.
+        remedy: what to do, if it is something else.
+
+    Raises:
+        CheckpointError: something within was missing, of another type or of another shape.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, CheckpointError, ConfigError):
+        raise
+    except KeyError as error:
+        raise CheckpointError(f"checkpoint '{path}' lacks {shown(error.args[0])}; {remedy}") from error
+    except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
+        lines = [line.strip() for line in str(error).splitlines()] or [""]
+        reason = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]  # a title comes before
+        raise CheckpointError(
+            f"checkpoint '{path}' holds something else than it should ({reason[:200]}); {remedy}"
+        ) from error
+
+
+def broken_values(state: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of an agent's tensors with NaN in them; of its networks, infinite ones too.
+
+    Args:
+        state: of an agent, as ``Agent.state_dict`` returns it, or a part of it.
+        prefix: before each name.
+    """
+    found: list[str] = []
+    for key, value in state.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Tensor):
+            network = name.startswith(("policy.", "critic.", "critics."))
+            if value.is_floating_point() and not (value.isfinite() if network else ~value.isnan()).all():
+                found.append(name)
+        elif name in _PASSING:
+            continue
+        elif isinstance(value, (list, tuple)):
+            found += broken_values({str(i): item for i, item in enumerate(value)}, f"{name}.")
+        elif isinstance(value, Mapping):
+            found += broken_values(value, f"{name}.")
+    return found
 
 
 def _read(path: Path) -> Any:

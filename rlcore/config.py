@@ -14,7 +14,18 @@ from typing import Any, TypeVar
 import dacite
 import yaml
 
+from rlcore.files import whole_file
+
 T = TypeVar("T")
+
+LARGEST_FILE = 1_000_000
+"""Bytes of a configuration file; more is no configuration, and would take long to read."""
+
+DEEPEST = 50
+"""Levels of nesting in YAML."""
+
+MOST_VALUES = 100_000
+"""Values in YAML, where one that is repeated by an alias counts each time."""
 
 
 class ConfigError(ValueError):
@@ -35,6 +46,15 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"did you mean '{close}'?" if close is not None else f"valid: {', '.join(valid)}"
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value in the words of Python for a message of one line, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no number of more than 4,300 digits
+        text = f"a {type(value).__name__} that is too large to show"
+    return text if len(text) <= most else f"{text[: most // 2]}... ({len(text):,} characters)"
+
+
 def check(condition: bool, key: str, value: object, remedy: str) -> None:
     """Refuse an impossible value.
 
@@ -42,7 +62,7 @@ def check(condition: bool, key: str, value: object, remedy: str) -> None:
         ConfigError: ``condition`` is false.
     """
     if not condition:
-        raise ConfigError(f"{key}: {value!r} is not possible; {remedy}")
+        raise ConfigError(f"{key}: {shown(value)} is not possible; {remedy}")
 
 
 def check_positive(settings: object, *keys: str, none: bool = False) -> None:
@@ -81,19 +101,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuratio
     Raises:
         ConfigError: an unknown key, a wrong type or an impossible value.
     """
-    _refuse_unknown(cls, data, source, "")
-    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float, int: to_int})
-    try:
-        return dacite.from_dict(cls, dict(data), settings)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
-    except dacite.MissingValueError as error:
-        raise ConfigError(f"{source}: '{error.field_path}' is missing; set it") from None
-    except (dacite.WrongTypeError, dacite.UnionMatchError) as error:
-        expected = _type_name(error.field_type)
-        raise ConfigError(f"{source}: {error.field_path}: {error.value!r} is not {expected}; correct it") from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{source}: {error}") from None
+    return _built(cls, data, source, "")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -109,19 +117,23 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, or does not hold a mapping.
     """
-    data = parse_yaml(path, yaml.SafeLoader)
+    data = parse_yaml(path, PlainLoader)
     if data is None:
         return {}
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+    if not isinstance(data, dict):
         raise ConfigError(f"configuration file '{path}' must hold 'key: value' lines, not {type(data).__name__}")
+    wrong = next((key for key in data if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise ConfigError(f"configuration file '{path}': the key {shown(wrong)} is not a text; write names of settings")
     return data
 
 
-def parse_yaml(path: str | Path, loader: type[yaml.SafeLoader]) -> Any:
+def parse_yaml(path: str | Path, loader: type[PlainLoader]) -> Any:
     """What is in a YAML file, read by a loader that executes nothing.
 
     Raises:
-        ConfigError: the file is missing or is not YAML; the message names the place in it.
+        ConfigError: the file is missing, is not YAML, or holds what ``PlainLoader`` refuses; the message names the
+            place in it.
     """
     path = Path(path)
     if path.is_dir():
@@ -130,40 +142,122 @@ def parse_yaml(path: str | Path, loader: type[yaml.SafeLoader]) -> Any:
         raise ConfigError(f"configuration file '{path}' is a folder; {remedy}")
     if not path.is_file():
         raise ConfigError(f"configuration file '{path}' does not exist; check the path")
+    if path.stat().st_size > LARGEST_FILE:
+        raise ConfigError(f"'{path}' has {path.stat().st_size:,} bytes, which is no configuration; check the path")
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), loader)
+        return parse_text(path.read_text(encoding="utf-8"), loader)
+    except UnicodeDecodeError:
+        reason = "it is not text in UTF-8"
+    except ValueError as error:
+        reason = str(error)
+    raise ConfigError(f"configuration file '{path}' is not plain YAML: {reason}")
+
+
+def parse_text(text: str, loader: type[PlainLoader] | None = None) -> Any:
+    """What is in a YAML text, read by a loader that executes nothing.
+
+    Raises:
+        ValueError: it is not YAML, or holds what ``PlainLoader`` refuses; the message names the place in it.
+    """
+    try:
+        return yaml.load(text, loader or PlainLoader)
     except yaml.MarkedYAMLError as error:
         where = error.problem_mark or error.context_mark
         place = "" if where is None else f"line {where.line + 1}, column {where.column + 1}: "
-        reason = f"{place}{' '.join((error.problem or error.context or 'it cannot be read').split())}"
+        reason = " ".join((error.problem or error.context or "it cannot be read").split())
         if "'\\t'" in reason:
-            reason = f"{place}a tab; indent with spaces"
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-    raise ConfigError(f"configuration file '{path}' is not plain YAML: {reason}")
+            reason = "a tab; indent with spaces"
+        reason = place + reason
+    except yaml.reader.ReaderError as error:
+        reason = f"the character #x{error.character:04x} at position {error.position} is none of a text"
+    except Exception as error:  # what a value with a tag ends in depends on the tag
+        reason = f"a value cannot be read ({type(error).__name__})"
+    raise ValueError(reason if len(reason) <= 300 else reason[:300] + "...")
+
+
+class PlainLoader(yaml.SafeLoader):
+    """Plain values; refuses what settings never have, which would take long, or be understood otherwise than meant.
+
+    That is nesting deeper than ``DEEPEST``, a value inside itself, more than ``MOST_VALUES`` values once aliases are
+    written out, and one key twice.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._count = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Count depth and values on the way; an alias counts as all that it stands for."""
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        alias, before = self.check_event(yaml.AliasEvent), self._count
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {DEEPEST} deep", mark)
+        node = super().compose_node(parent, index)
+        assert node is not None
+        self._depth -= 1
+        if alias and node not in self._sizes:
+            raise yaml.composer.ComposerError(None, None, "an alias of what it is in", mark)
+        self._count += self._sizes[node] if alias else 1
+        if self._count > MOST_VALUES:
+            raise yaml.composer.ComposerError(None, None, f"more than {MOST_VALUES:,} values, aliases included", mark)
+        if not alias:
+            self._sizes[node] = self._count - before
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Refuse a key that is there twice, of which YAML takes the last."""
+        node = super().compose_mapping_node(anchor)
+        known: dict[tuple[str, str], yaml.Node] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                first = known.setdefault((key.tag, key.value), key)
+                if first is not key:
+                    line = first.start_mark.line + 1
+                    problem = f"the key {shown(key.value)} is there already, in line {line}; leave one out"
+                    raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+        return node
 
 
 def save_yaml(path: str | Path, config: Any) -> None:
     """Write a configuration dataclass so that ``from_dict(cls, load_yaml(path))`` gives it back."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    with whole_file(path) as file:
+        file.write(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
-def _refuse_unknown(cls: Any, data: Any, source: str, prefix: str) -> None:
-    """Walk nested dataclasses, so that the message can name the nearest field at the right level."""
+def _built(cls: type[T], data: Any, source: str, prefix: str) -> T:
+    """Build nested dataclasses from the innermost on, so that every message can name the whole path of a setting."""
     if not isinstance(data, Mapping):
         key = prefix.rstrip(".") or cls.__name__
-        raise ConfigError(f"{source}: {key}: {data!r} is not a group of settings; write 'key: value' lines under it")
+        remedy = "write 'key: value' lines under it"
+        raise ConfigError(f"{source}: {key}: {shown(data)} is not a group of settings; {remedy}")
     hints = typing.get_type_hints(cls)
-    names = [f.name for f in dataclasses.fields(cls) if f.init]
+    names = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    values = dict(data)
     for key, value in data.items():
         if key not in names:
-            raise ConfigError(f"{source}: unknown key '{prefix}{key}'; {nearest(str(key), names)}")
+            raise ConfigError(f"{source}: unknown key {shown(f'{prefix}{key}')}; {nearest(str(key)[:80], names)}")
         kind = str(hints[key])
         if "tuple[" in kind and not isinstance(value, (list, tuple)) and not (value is None and "None" in kind):
-            remedy = f"write [{value}]" if isinstance(value, (str, int, float)) else "write [first, second, ...]"
-            raise ConfigError(f"{source}: {prefix}{key}: {value!r} is not a list; {remedy}")
+            one = isinstance(value, (str, int, float)) and len(shown(value)) <= 40
+            remedy = f"write [{value}]" if one else "write [first, second, ...]"
+            raise ConfigError(f"{source}: {prefix}{key}: {shown(value)} is not a list; {remedy}")
         if dataclasses.is_dataclass(hints[key]):
-            _refuse_unknown(hints[key], value, source, f"{prefix}{key}.")
+            values[key] = _built(hints[key], value, source, f"{prefix}{key}.")
+    settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float, int: to_int})
+    try:
+        return dacite.from_dict(cls, values, settings)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {prefix}{error}") from None
+    except dacite.MissingValueError as error:
+        raise ConfigError(f"{source}: '{prefix}{error.field_path}' is missing; set it") from None
+    except (dacite.WrongTypeError, dacite.UnionMatchError) as error:
+        place, expected = f"{prefix}{error.field_path}", _type_name(error.field_type)
+        raise ConfigError(f"{source}: {place}: {shown(error.value)} is not {expected}; correct it") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{source}: {prefix}{error}") from None
 
 
 def _to_float(value: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlcore.adam import flat
 from rlcore.config import check, settings_of
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
@@ -88,6 +89,7 @@ class DDPG(OffPolicy):
         config = settings_of(config, DDPGConfig)
         super().__init__(env, config, build_policy, seed, num_iterations)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        self.target_policy_buffer = flat(list(self.target_policy.parameters()))
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
@@ -118,9 +120,9 @@ class DDPG(OffPolicy):
             action = self.policy.squash(self.policy.output(batch["actor_obs"]))
             with frozen(self.critics):
                 value = self.critics(batch["critic_obs"], action, count=1)
-            metrics |= self._improve_actor(actor_loss(value, "mean")[0])
-            self._follow(self.target_critics, self.critics)
-            self._follow(self.target_policy, self.policy)
+            metrics |= self._improve_actor(actor_loss(value, batch["weight"], "mean")[0])
+            self._follow(self.target_critic_buffer, self.critic_optimizer)
+            self._follow(self.target_policy_buffer, self.actor_optimizer)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from rlcore.launcher import available, copies_tiles, kernel, num_blocks, power_of_two, product, shared_memory, tiled
 from rlcore.mlp_kernels import _backward_kernel, _entry_kernel, _forward_kernel, _transpose_kernel, _turned_kernel
 
+# In place, as nothing else reads what a layer's product leaves: no new memory, which would be as large as the layer.
 _TORCH: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": F.elu,
-    "relu": F.relu,
-    "tanh": torch.tanh,
-    "leaky_relu": F.leaky_relu,
-    "selu": F.selu,
+    "elu": F.elu_,
+    "relu": F.relu_,
+    "tanh": torch.tanh_,
+    "leaky_relu": F.leaky_relu_,
+    "selu": F.selu_,
 }
 ACTIVATIONS = frozenset(_TORCH)
 """Activations of ``mlp``: those whose derivative follows from their output."""
@@ -242,7 +243,9 @@ def mlp_reference(
     head: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Do as ``mlp`` does in plain PyTorch, in the type of the weights."""
-    x = x.to(weights[0].dtype)
+    shape = x.shape[:-1]
+    x = x.to(weights[0].dtype).reshape(-1, x.shape[-1])  # of more dimensions products are views
     for w, b in zip(weights, biases, strict=True):
         x = _TORCH[activation](F.linear(x, w, b))
-    return F.linear(x, *head) if head is not None else x
+    y = F.linear(x, *head) if head is not None else x
+    return y if len(shape) == 1 else y.view(*shape, y.shape[-1])

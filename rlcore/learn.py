@@ -6,103 +6,23 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rlcore.capture import Captured
-from rlcore.env import VecEnv, check_obs, check_step
+from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
-from rlcore.types import Agent, Metrics, Mode, Obs, State, Step
+from rlcore.stage import Stage, reset_at, stage_of
+from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
+from rlcore.types import Agent, Metrics, Obs, State, begins, detached, detached_step
 
 _log = logging.getLogger(__name__)
-
-
-class EpisodeStatistics:
-    """Returns and lengths of the episodes that ended since the last read, summed on the device.
-
-    All episodes that end count once, so the mean favors short ones less than a window of the latest would; an
-    unbiased estimate is the business of an evaluation.
-
-    Args:
-        num_envs: N.
-        device: where rewards arrive.
-        mode: how the counting runs on CUDA.
-    """
-
-    def __init__(self, num_envs: int, device: torch.device, mode: Mode = "eager") -> None:
-        self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
-        self.lengths = torch.zeros(num_envs, device=device)  # [N]
-        self.totals = torch.zeros(5, device=device)  # reward, steps; return, length, number of ended episodes
-        self.logs: dict[tuple[str, ...], Tensor] = {}
-        """By the names that a step's log had: weighted sums and weights, [2, names]."""
-        self._count = Captured(self._count_step, mode, device)
-
-    def record(self, step: Step) -> None:
-        """Take in one vector step."""
-        self._count(step.reward, step.terminated, step.truncated)
-        if step.log:
-            self._record_log(step)
-
-    def _count_step(self, reward: Tensor, terminated: Tensor, truncated: Tensor) -> None:
-        done = terminated | truncated  # [N]
-        ended = done.float()
-        self.returns += reward
-        self.lengths += 1
-        # where: a reward that is not finite concerns its own episode alone.
-        rows = [reward, torch.ones_like(reward), self.returns.where(done, 0.0), self.lengths * ended, ended]
-        self.totals += torch.stack(rows).sum(1)
-        self.returns.masked_fill_(done, 0.0)
-        self.lengths.masked_fill_(done, 0.0)
-
-    def _record_log(self, step: Step) -> None:
-        """Add a step's log in a number of kernels that does not grow with the number of names."""
-        ended = (step.terminated | step.truncated).float()  # [N]
-        goals = step.log.get("num_goals")
-        # A scalar stands for all episodes that ended in this step.
-        scalars = {k: v for k, v in step.log.items() if not isinstance(v, Tensor) or v.dim() == 0}
-        per_env = {k: v for k, v in step.log.items() if isinstance(v, Tensor) and v.dim() > 0}
-        parts: list[Tensor] = []  # [2, names]: weighted sums, weights
-        # where: outside an episode's end a value may be anything, NaN included.
-        if scalars:
-            weight = ended.sum()
-            values = torch.stack(
-                [v.to(weight) if isinstance(v, Tensor) else torch.full_like(weight, v) for v in scalars.values()]
-            )
-            parts.append(torch.stack([torch.where(weight > 0, weight * values, 0.0), weight.expand_as(values)]))
-        if per_env:
-            by_goals = goals.where(ended > 0, 0.0) if isinstance(goals, Tensor) else ended
-            weights = torch.stack([by_goals.to(ended) if k == "success" else ended for k in per_env])  # [names, N]
-            values = torch.stack([value.to(ended) for value in per_env.values()])
-            parts.append(torch.stack([torch.where(weights > 0, weights * values, 0.0), weights]).sum(2))
-        names = (*scalars, *per_env)
-        if names not in self.logs:
-            self.logs[names] = self.totals.new_zeros(2, len(names))
-        self.logs[names] += torch.cat(parts, 1)
-
-    def read(self) -> Metrics:
-        """Return means as device scalars, NaN where nothing ended, and start anew."""
-        reward, steps, returns, lengths, episodes = self.totals.clone().unbind()
-        means = {
-            "rollout/reward": reward / steps,
-            "rollout/episode_return": returns / episodes,
-            "rollout/episode_length": lengths / episodes,
-            "rollout/episodes": episodes,
-        }
-        self.totals.zero_()
-        if self.logs:
-            totals: dict[str, Tensor] = {}  # [2] each
-            for names, table in self.logs.items():
-                for name, column in zip(names, table.unbind(1), strict=True):
-                    totals[name] = totals[name] + column if name in totals else column
-            sums, weights = torch.stack(list(totals.values()), 1)
-            keys = ["rollout/success" if name == "success" else f"env/{name}" for name in totals]
-            means |= zip(keys, (sums / weights).unbind(), strict=True)
-            torch._foreach_zero_(list(self.logs.values()))
-        return means
 
 
 @dataclass
@@ -122,10 +42,16 @@ class Progress:
     """Returns and lengths so far of the episodes in flight."""
     underway: _Stopwatch | None = field(default=None, repr=False)
     """Of the latest iteration, while its time is not yet part of ``seconds``."""
+    broken_off: Literal["", "rollout", "update"] = ""
+    """Where an exception has ended ``learn``. After a rollout that was broken off, agent and counters stand after the
+    last finished iteration and ``snapshot`` saves them, but for the episodes in flight, which start anew; what an
+    update that was broken off leaves is neither the one iteration nor the next."""
 
-    def restart(self, env: VecEnv, agent: Agent) -> None:
-        """Begin new episodes, as after something else has used the env."""
-        self.obs, self.state = env.reset(), agent.initial_state()
+    def restart(self, env: VecEnv, agent: Agent, obs: Obs | None = None) -> None:
+        """Begin new episodes, as after something else has used the env; ``obs`` where they have begun already."""
+        self.obs, self.state = detached(env.reset() if obs is None else obs), agent.initial_state()
+        self.broken_off = ""
+        check_obs(env, self.obs, "reset")
         self.episodes.returns.zero_()
         self.episodes.lengths.zero_()
 
@@ -135,7 +61,7 @@ class Progress:
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             "seconds": self.seconds + (0.0 if self.underway is None else sum(self.underway.seconds())),
-            "obs": dict(self.obs),
+            "obs": None if self.broken_off else dict(self.obs),
             "state": list(self.state),
             "returns": self.episodes.returns,
             "lengths": self.episodes.lengths,
@@ -152,12 +78,15 @@ class Report:
     metrics: dict[str, float]
     """By name, such as ``loss/policy``. What has no value is left out: a mean return where no episode ended, a loss
     where every step was skipped."""
+    culprits: tuple[str, ...] = ()
+    """Which numbers of which env could not be learned from, or were limited, in words."""
 
 
-def begin(env: VecEnv, agent: Agent, seed: int | None = None) -> Progress:
-    """Reset the env and stand before the first iteration."""
-    obs = env.reset(seed)
+def begin(env: VecEnv, agent: Agent, seed: int | None = None, stage: Stage | None = None) -> Progress:
+    """Reset the env, at a stage if one is given, and stand before the first iteration."""
+    obs = reset_at(env, stage, seed)
     check_obs(env, obs, "reset")
+    obs = detached(obs)
     episodes = EpisodeStatistics(env.num_envs, torch.device(env.device), agent.mode)
     return Progress(0, 0, 0.0, obs, agent.initial_state(), episodes)
 
@@ -171,14 +100,15 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
         content: what ``snapshot`` returned, as ``rlcore.checkpoint.load_checkpoint`` reads it.
 
     Returns:
-        Where the run stands, and whether episodes in flight go on; if the env cannot save itself, they start anew.
+        Where the run stands, and whether episodes in flight go on; if the env cannot save itself, or they were broken
+        off, they start anew.
     """
     saved = content["progress"]
     own = content["env"] is not None and hasattr(env, "load_state_dict")
-    exact = own and getattr(env, "exact_state", True)
-    if own and not exact:
-        env.load_state_dict(content["env"])  # type: ignore[attr-defined]  # counters, which a reset may read
-    progress = begin(env, agent)
+    exact = own and getattr(env, "exact_state", True) and saved["obs"] is not None
+    if own and not exact and getattr(env, "exact_state", True):
+        env.load_state_dict(content["env"])  # type: ignore[attr-defined]  # its generator and what a reset may read
+    progress = begin(env, agent, stage=None if exact else saved_stage(env, content))
     agent.load_state_dict(content["agent"])
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
     if exact:
@@ -194,8 +124,22 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     return progress, exact
 
 
+def saved_stage(env: VecEnv, content: dict[str, Any]) -> Stage | None:
+    """The stage that a checkpoint was written at, if an env of its task has one."""
+    stage: Stage | None = content.get("stage")
+    if "stage" not in content and content["env"] is not None and not getattr(env, "exact_state", True):
+        stage = {"num_envs": env.num_envs, "clocks": [], "state": content["env"]}  # as it was written before
+    return stage
+
+
 def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
-    """Everything that ``resume`` needs, and a recording to check an export with."""
+    """Everything that ``resume`` needs, and a recording to check an export with.
+
+    Raises:
+        RuntimeError: an exception has broken off an update, so that there is nothing consistent to save.
+    """
+    if progress.broken_off == "update":
+        raise RuntimeError(f"the update of iteration {progress.iteration + 1} was broken off")
     device = torch.device(env.device)
     rng = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -203,10 +147,19 @@ def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
     return {
         "agent": agent.state_dict(),
         "progress": progress.state_dict(),
-        "env": env.state_dict() if hasattr(env, "state_dict") else None,
+        **_state_of(env, progress),
         "recording": agent.recording(),
         "rng": rng,
     }
+
+
+def _state_of(env: VecEnv, progress: Progress) -> dict[str, Any]:
+    try:
+        return {"env": env.state_dict() if hasattr(env, "state_dict") else None, "stage": stage_of(env)}
+    except Exception:
+        if not progress.broken_off:
+            raise
+        return {"env": None, "stage": None}  # an env that has failed may do so again
 
 
 def learn(
@@ -227,7 +180,8 @@ def learn(
         env: N envs on one device.
         agent: what learns.
         num_iterations: iterations in all, those of ``progress`` included.
-        progress: where to go on; None begins anew.
+        progress: where to go on; None begins anew. It is kept up to date, so that after an exception it says where the
+            run stands, see ``Progress.broken_off``.
         on_report: called with each iteration's metrics. On CUDA they arrive while the next iteration runs, so that
             neither waits for the other. Without it, what they show to be broken is logged as a warning, once.
         on_iteration: called after each iteration, before its report, for checkpoints and evaluations.
@@ -247,18 +201,34 @@ def learn(
     device = torch.device(env.device)
     if progress is None:
         progress = begin(env, agent, seed)
+    if progress.broken_off:
+        progress.restart(env, agent)
+        progress.episodes.read()
+    mark = _Mark(agent.moved())
     collect = _collector(env, agent, progress.episodes, capture_env)
     report_to = on_report or partial(_log_faults, Faults())
     underway: _Mail | None = None
     while progress.iteration < num_iterations:
         watch = _Stopwatch(device)
-        progress.obs, progress.state = collect(progress.obs, progress.state)
-        watch.mark()
-        metrics = progress.episodes.read() | agent.update()
-        watch.mark()
-        progress.iteration += 1
-        progress.env_steps += agent.num_steps * env.num_envs
-        mail, underway = underway, _Mail(progress, metrics, watch, agent.num_steps * env.num_envs)
+        mark.set()
+        try:
+            progress.broken_off = "rollout"
+            progress.obs, progress.state = collect(progress.obs, progress.state)
+            progress.broken_off = "update"
+            watch.mark()
+            metrics = progress.episodes.read() | agent.update()
+            watch.mark()
+            progress.iteration += 1
+            progress.env_steps += agent.num_steps * env.num_envs
+            progress.broken_off = ""
+        except BaseException:
+            with suppress(Exception):  # after an error of CUDA nothing works; the first error is the one to tell
+                if progress.broken_off == "rollout":
+                    mark.go_back()
+                if underway is not None:
+                    underway.deliver(progress, report_to)
+            raise
+        mail, underway = underway, _Mail(progress, metrics, watch, env, agent)
         if mail is not None:
             mail.deliver(progress, report_to)
         progress.underway = watch
@@ -274,23 +244,40 @@ def learn(
     return progress
 
 
+class _Mark:
+    """A copy of tensors to go back to, taken in one operation for each type: it is taken at every iteration."""
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in {id(tensor): tensor for tensor in tensors}.values():
+            by_type.setdefault(tensor.dtype, []).append(tensor)
+        self.pairs = [(group, [torch.empty_like(tensor) for tensor in group]) for group in by_type.values()]
+
+    @torch.no_grad()
+    def set(self) -> None:
+        for live, copies in self.pairs:
+            torch._foreach_copy_(copies, live)
+
+    @torch.no_grad()
+    def go_back(self) -> None:
+        for live, copies in self.pairs:
+            torch._foreach_copy_(live, copies)
+
+
 class Faults:
-    """What reports show to be broken, each thing once."""
+    """What reports show to be broken, each thing once; what is left out or limited at growing intervals."""
 
     def __init__(self) -> None:
         self._learning = False
         self._known: set[str] = set()
+        self._affected = 0  # iterations in which numbers could not be learned from, or were limited
 
     def new(self, report: Report) -> list[str]:
         """Tell what is wrong for the first time; metrics that are not a number are not in a report."""
         metrics, found = report.metrics, []
         if "rollout/reward" not in metrics:
             found.append("rewards of the env are not a number (NaN)")
-        if metrics.get("replay/dropped"):
-            found.append(
-                "observations, actions or rewards are not finite: steps that have such are left out (replay/dropped)"
-            )
-        elif metrics.get("replay/lost", 0.0) > 0.01:
+        if not metrics.get("replay/dropped") and metrics.get("replay/lost", 0.0) > 0.01:
             found.append(
                 "more than 1 % of the samples count for nothing: last observations of truncated episodes have been "
                 "overwritten (replay/lost); raise agent.final_capacity, or correct the env's max_episode_length"
@@ -302,7 +289,21 @@ class Faults:
         self._learning |= "loss/value" in metrics
         fresh = [f"iteration {report.iteration}: {text}; it is said once" for text in found if text not in self._known]
         self._known.update(found)
-        return fresh
+        return self._left_out(report) + fresh
+
+    def _left_out(self, report: Report) -> list[str]:
+        """Name what was left out or limited, the 1st, 2nd, 4th, 8th... time."""
+        dropped = [name for name in ("rollout/dropped", "replay/dropped") if report.metrics.get(name)]
+        if not dropped and not report.culprits:
+            return []
+        self._affected += 1
+        if self._affected & (self._affected - 1):
+            return []
+        numbers = {name: report.metrics[name] for name in dropped}
+        samples = {name: "1 sample is" if n == 1 else f"{n:,.0f} samples are" for name, n in numbers.items()}
+        parts = [f"{text} left out of learning ({name})" for name, text in samples.items()]
+        times = "" if self._affected == 1 else f"; so it was in {self._affected:,} iterations by now"
+        return [f"iteration {report.iteration}: {'; '.join((*parts, *report.culprits))}{times}"]
 
 
 def _log_faults(faults: Faults, report: Report) -> None:
@@ -314,19 +315,17 @@ def _collector(
     env: VecEnv, agent: Agent, episodes: EpisodeStatistics, capture_env: bool | None
 ) -> Callable[[Obs, State], tuple[Obs, State]]:
     """The rollout between two updates: from observation and state to those after it."""
-    checked = False
+    check = StepCheck(env)  # of a rollout that is recorded as one graph, while that is done
 
     def collect(obs: Obs, state: State) -> tuple[Obs, State]:
-        nonlocal checked
         for _ in range(agent.num_steps):
             action, extras, next_state = agent.act(obs, state)
             step = env.step(action)
-            if not checked:
-                check_step(env, step)
-                checked = True
+            check(step)
+            step = detached_step(step)
             agent.record(obs, action, extras, state, step)
             episodes.record(step)
-            obs, state = step.obs, cleared(next_state, step.terminated | step.truncated) if next_state else ()
+            obs, state = step.obs, cleared(next_state, begins(step)) if next_state else ()
         return obs, state
 
     possible = bool(getattr(env, "capturable", False))
@@ -366,8 +365,9 @@ class _Stopwatch:
 class _Mail:
     """An iteration's metrics on their way to the host, in one transfer that nobody waits for."""
 
-    def __init__(self, progress: Progress, metrics: Metrics, watch: _Stopwatch, steps: int) -> None:
-        self.iteration, self.env_steps, self.steps = progress.iteration, progress.env_steps, steps
+    def __init__(self, progress: Progress, metrics: Metrics, watch: _Stopwatch, env: VecEnv, agent: Agent) -> None:
+        self.iteration, self.env_steps, self.env, self.agent = progress.iteration, progress.env_steps, env, agent
+        self.steps = agent.num_steps * env.num_envs
         self.names = list(metrics)
         self.watch = watch
         self.values = torch.stack([value.detach().float() for value in metrics.values()])
@@ -385,6 +385,8 @@ class _Mail:
         progress.seconds += collect + learn
         progress.underway = None
         values = {name: x for name, x in zip(self.names, self.values.tolist(), strict=True) if not math.isnan(x)}
+        found = {name: values.pop(name) for name in self.names if name.startswith(PREFIX) and name in values}
+        told = culprits(found, getattr(self.agent, "fault_groups", {}), self.env) if any(found.values()) else ()
         values |= {"time/collect_s": collect, "time/learn_s": learn}
         values |= {"time/steps_per_s": self.steps / (collect + learn), "time/total_s": progress.seconds}
-        on_report(Report(self.iteration, self.env_steps, values))
+        on_report(Report(self.iteration, self.env_steps, values, told))

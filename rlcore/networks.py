@@ -100,10 +100,13 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
-        if x.is_cuda and self.known and self.fused and launcher.available(x.device):
+        fused = x.is_cuda and self.fused and launcher.available(x.device)
+        if self.known and (fused or not x.is_cuda):
             linear = self.linear()
             weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
             last = None if head is None else (head.weight, head.bias)
+            if not fused:  # spares the calls of a module for each layer and activation, and of autocast
+                return kernels.mlp_reference(x, weights, biases, self.activation, last)
             return kernels.mlp(x, weights, biases, self.activation, self.precision, last)
         with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda and self.precision == "bf16"):
             features = self.layers(x).float()

@@ -2,56 +2,145 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from rlcore.launcher import available
+from rlcore.normalizer_kernels import normalize, update_statistics
+
+UNUSABLE = 1e10
+"""A number of this magnitude cannot be used where nothing limits what a network reads."""
+
+REWARD_LIMIT = 1e4
+"""A reward is broken that is so many times the usual one; see ``broken_rewards``."""
+
+_WIDE = 20.0  # deviations from the mean to which a number is brought back
+_HUGE = 1e3  # deviations from the mean, and at least
+_FLOOR = 1e5  # this much, beyond which a number does not count,
+_MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
+_HALF_LIFE = 5000  # vector steps
 
 
 class RunningNormalizer(nn.Module):
     """Shift and scale each feature to zero mean and unit deviation over everything seen so far.
 
-    Statistics change only in ``update``, never in ``forward``: evaluation and export see them frozen.
+    Statistics change only in ``update``, never in ``forward``: evaluation and export see them frozen. They are those of
+    all numbers, but a broken sensor must not spoil them, for one step or for good:
+
+    - what is not finite does not count;
+    - what is more than 1,000 deviations, and more than 1e5, away from the mean does not count either, unless most of
+      the latest numbers of its feature are;
+    - what is more than 20 deviations (plus ``epsilon``) away is brought back to there, once ``warmup`` batches have
+      been seen. A feature whose scale grows is followed nevertheless, since the limit grows with its deviation: to a
+      thousandfold scale within 4 % more batches than it had seen.
 
     Args:
         size: number of features.
         epsilon: added to the deviation, so that a constant feature becomes 0 and not NaN.
         clip: largest magnitude of a normalized value; None for no limit.
+        warmup: batches during which nothing is brought back.
     """
 
     mean: Tensor  # [size]
     var: Tensor  # [size]
-    count: Tensor  # []
+    count: Tensor  # [size], numbers that count
+    huge: Tensor  # [size], share of the latest numbers that are too far away to count
+    outliers: Tensor  # [2, size], numbers brought back or left out since last read; the latest row with such a number
 
-    def __init__(self, size: int, epsilon: float = 1e-2, clip: float | None = None) -> None:
+    def __init__(self, size: int, epsilon: float = 1e-2, clip: float | None = None, warmup: int = 100) -> None:
         super().__init__()
         self.epsilon = epsilon
         self.clip = clip
+        self.warmup = warmup
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("var", torch.ones(size))
         # float64: at 2^24 samples a float32 counter stops moving for single envs.
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros(size, dtype=torch.float64))
+        self.register_buffer("huge", torch.zeros(size))
+        self.register_buffer("outliers", torch.zeros(2, size), persistent=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        count = state_dict.get(f"{prefix}count")
+        if count is not None and count.dim() == 0:  # one for all features, as it was saved until version 0.1
+            state_dict = state_dict | {
+                f"{prefix}count": count.expand(self.count.shape),
+                f"{prefix}huge": torch.zeros_like(self.huge),
+            }
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take a batch ``[B, size]`` into the statistics.
+        """Take a batch ``[B, size]`` into the statistics."""
+        x, rows = x.to(self.mean.dtype), len(x)
+        if available(x.device):
+            parts = self.mean, self.var, self.count, self.huge, self.outliers
+            limits = _HUGE, _FLOOR, _WIDE
+            update_statistics(x, *parts, epsilon=self.epsilon, warmup=self.warmup, limits=limits, memory=_MEMORY)
+            return
+        if self._ordinary(x):
+            self.huge.mul_(_MEMORY / (_MEMORY + rows))
+            self._merge(*torch.var_mean(x, dim=0, correction=0), torch.full_like(self.count, rows))
+            return
+        delta = x - self.mean  # [B, size]
+        far, deviation = delta.abs(), self.var.sqrt()
+        limit = (_HUGE * deviation).clamp(min=_FLOOR)
+        settled = self.count + rows > self.warmup * rows
+        near = torch.where(settled, _WIDE * (deviation + self.epsilon), torch.inf)
+        known = far < torch.inf  # false for NaN, too
+        beyond = known & (far > torch.minimum(near, limit))
+        self.huge.mul_(_MEMORY).add_((known & (far > limit)).sum(0)).div_(_MEMORY + rows)
+        counts = known & ((far <= limit) | (self.huge > 0.5))
+        number = counts.sum(0).double()  # [size]
+        some = number.clamp(min=1).float()
+        delta = delta.clamp(-near, near).where(counts, 0.0)
+        middle = delta.sum(0) / some
+        batch_var = (delta - middle).where(counts, 0.0).square().sum(0) / some
+        self._merge(batch_var, self.mean + middle, number)
+        row = torch.arange(rows, device=x.device).unsqueeze(1)
+        latest = torch.where(beyond, row, -1).amax(0)  # [size]
+        self.outliers[0] += beyond.sum(0)
+        self.outliers[1].copy_(torch.where(latest < 0, self.outliers[1], latest))
+
+    def _ordinary(self, x: Tensor) -> bool:
+        """Tell whether a batch has nothing to leave out or bring back, as far as the host may look."""
+        if x.device.type != "cpu":  # there alone nothing runs ahead of the host
+            return False
+        numbers, mean, var, count = (part.numpy() for part in (x, self.mean, self.var, self.count))
+        deviation = np.sqrt(var)
+        limit = np.maximum(_HUGE * deviation, np.float32(_FLOOR))
+        settled = count + len(x) > self.warmup * len(x)
+        wide = np.where(settled, np.minimum(_WIDE * (deviation + np.float32(self.epsilon)), limit), limit)
+        return bool((np.abs(numbers - mean) <= wide).all())
+
+    def _merge(self, batch_var: Tensor, batch_mean: Tensor, number: Tensor) -> None:
+        """Add a batch of which ``number`` ``[size]`` count, by their moments ``[size]``.
 
         The pairwise form of Welford's method: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
-        computing sample variances" (1979), equations 2.1. Where a feature of the batch is not finite, its statistics
-        stay as they are: one broken env must not spoil them for good.
+        computing sample variances" (1979), equations 2.1.
         """
-        batch_var, batch_mean = torch.var_mean(x.to(self.mean.dtype), dim=0, correction=0)  # [size] each
-        self.count += x.shape[0]
-        share = (x.shape[0] / self.count).float()
+        count = self.count + number
+        share = (number / count.clamp(min=1)).float()
         delta = batch_mean - self.mean
         var = torch.addcmul(batch_var, (1 - share) * delta, delta)
-        sound = var < torch.inf  # false for NaN, too
+        sound = var < torch.inf  # squares may overflow
         # On the first batch share is 1, which replaces the initial unit variance.
         self.mean.lerp_(torch.where(sound, batch_mean, self.mean), share)
         self.var.lerp_(torch.where(sound, var, self.var), share)
+        self.count.copy_(torch.where(sound, count, self.count))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[..., size]``."""
         y = (x - self.mean) / (self.var.sqrt() + self.epsilon)
         return y if self.clip is None else y.clamp(-self.clip, self.clip)
+
+    def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalize ``[B, size]`` for a network that must not see what is not finite; see ``usable``."""
+        if available(x.device):
+            return normalize(x, self.mean, self.var, self.epsilon, self.clip, UNUSABLE)
+        return usable((x - self.mean) / (self.var.sqrt() + self.epsilon), self.clip)
 
     def inverse(self, y: Tensor) -> Tensor:
         """Undo ``forward`` (but for what the clip cut off)."""
@@ -61,9 +150,10 @@ class RunningNormalizer(nn.Module):
 class ReturnScale(nn.Module):
     """What rewards are divided by so that returns have about unit deviation and stay within a limit.
 
-    The larger of the deviation of discounted returns and of their largest magnitude over the limit, both over all that
-    was seen (SimbaV2, Lee et al. 2025, arXiv:2502.15280). Returns are counted forward in time,
-    ``G_t = r_t + gamma G_(t-1)``, anew in each episode.
+    The larger of the deviation of discounted returns and of their largest magnitude over the limit (SimbaV2, Lee et al.
+    2025, arXiv:2502.15280). Returns are counted forward in time, ``G_t = r_t + gamma G_(t-1)``, anew in each episode.
+    Both hold for all that was seen, but the divisor can come down again: outliers are limited as in
+    ``RunningNormalizer``, and the largest magnitude is forgotten by half in 5,000 vector steps.
 
     Args:
         num_envs: N.
@@ -85,14 +175,45 @@ class ReturnScale(nn.Module):
     def update(self, reward: Tensor, done: Tensor) -> None:
         """Take in a vector step: rewards ``[N]``, and where an episode ended with them ``[N]``."""
         self.running.mul_(self.gamma).add_(reward.nan_to_num(0.0, 0.0, 0.0))
-        self.statistics.update(self.running.unsqueeze(1))
-        torch.maximum(self.largest, self.running.abs().amax(), out=self.largest)
+        statistics = self.statistics
+        statistics.update(self.running.unsqueeze(1))
+        # A return that is too far away would stay so for as long as the discount remembers it.
+        most = statistics.mean.abs() + _WIDE * (statistics.var.sqrt() + statistics.epsilon)
+        most = torch.where(statistics.count > statistics.warmup * len(reward), most, torch.inf)
+        self.running.clamp_(-most, most)
+        torch.maximum(self.largest.mul_(0.5 ** (1 / _HALF_LIFE)), self.running.abs().amax(), out=self.largest)
         self.running.masked_fill_(done, 0.0)
 
     def forward(self) -> Tensor:
         """Return the divisor, a scalar."""
         deviation = self.statistics.var.sqrt().squeeze(0)
         return torch.maximum(deviation, self.largest / self.limit).clamp(min=1e-8)
+
+
+def broken_rewards(reward: Tensor) -> Tensor:
+    """Tell which rewards of a rollout ``[T, N]`` can only come of a fault: what is not finite, or far too large.
+
+    That is beyond 10,000 times the usual magnitude, or beyond 10,000 where that is less than 1. What is usual is the
+    geometric mean of magnitudes, none taken for less than 1: a single one of 1e15 among 1,000 moves it by 4 %.
+    """
+    return ~(reward.abs() <= REWARD_LIMIT * _magnitude(reward).exp())
+
+
+def reward_limit(level: Tensor, reward: Tensor) -> Tensor:
+    """Largest magnitude of a reward that is not broken, by the rule of ``broken_rewards``, step by step.
+
+    Args:
+        level: ``[2]``, logarithm of the usual magnitude and the number of vector steps that it is from, at most 1,000,
+            so that a new scale is followed within some hundreds of them; changed in place.
+        reward: ``[N]``, of the present step, which counts.
+    """
+    level[1].add_(1).clamp_(max=1000)
+    return REWARD_LIMIT * level[0].add_((_magnitude(reward) - level[0]) / level[1]).exp()
+
+
+def _magnitude(reward: Tensor) -> Tensor:
+    """Mean logarithm of rewards' magnitudes, none taken for less than 1."""
+    return reward.abs().nan_to_num(1.0, 1.0).clamp(min=1.0).log().mean()
 
 
 class NoNormalizer(nn.Module):
@@ -104,6 +225,32 @@ class NoNormalizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the input."""
         return x
+
+    def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``[B, size]`` as a network can read it; see ``usable``."""
+        if available(x.device):
+            return normalize(x, None, None, 0.0, None, UNUSABLE)
+        return usable(x, None)
+
+
+def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """Limit numbers that a network is to read, and find those that it must not.
+
+    Args:
+        x: ``[B, size]``.
+        clip: largest magnitude of a number. With None, one of 1e10 or more cannot be used; and never can one that is
+            not finite.
+
+    Returns:
+        The numbers, 0 where one cannot be used, and the first column of each row that has one, int32 ``[B]``, -1 where
+        none has.
+    """
+    good = x.abs() < (UNUSABLE if clip is None else torch.inf)  # false for NaN, too
+    limited = x if clip is None else x.clamp(-clip, clip)
+    if x.device.type == "cpu" and good.numpy().all():  # there alone nothing runs ahead of the host
+        return limited, torch.full((len(x),), -1, dtype=torch.int32)
+    first = torch.where(good.all(1), -1, good.logical_not().int().argmax(1))
+    return limited.where(good, 0.0), first.int()
 
 
 def make_normalizer(size: int, wanted: bool, clip: float | None) -> RunningNormalizer | NoNormalizer:

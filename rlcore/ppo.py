@@ -7,6 +7,8 @@ here with tensors.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,16 +19,21 @@ from rlcore.actor_critic import Critic, build_policy
 from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
-from rlcore.distributions import Distribution
+from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
+from rlcore.faults import broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, learn
 from rlcore.networks import concatenate
-from rlcore.normalization import RunningNormalizer
+from rlcore.normalization import RunningNormalizer, broken_rewards
 from rlcore.ppo_config import PPOConfig as PPOConfig
+from rlcore.ppo_config import small_minibatches
+from rlcore.recurrent import cleared
 from rlcore.returns import gae, next_values, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Step
 from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
+
+_log = logging.getLogger(__name__)
 
 
 class PPO:
@@ -68,11 +75,15 @@ class PPO:
             config.num_minibatches,
             f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
         )
+        if too_small := small_minibatches(config, env.num_envs):
+            _log.warning(too_small)
+        averaged = config.entropy_reduction == "mean" and not spec.discrete
+        self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
         want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         per_env = room_for_timeouts(config.num_steps, env.max_episode_length)
         self.num_timeouts = env.num_envs * min(config.num_steps, per_env)
-        self.value_normalizer = RunningNormalizer(1).to(device) if config.normalize_value else None
+        self.value_normalizer = RunningNormalizer(1, warmup=10).to(device) if config.normalize_value else None
         actor = list(self.policy.parameters())
         critic = [p for p in self.critic.parameters() if not any(p is q for q in actor)]  # the trunk may be shared
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
@@ -82,6 +93,7 @@ class PPO:
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
+        self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
         self.mode: Mode = config.mode
         self._begin = Captured(self._begin_sequence, config.mode, device)
         self._act = Captured(self._choose, config.mode, device)
@@ -136,38 +148,54 @@ class PPO:
         if self.critic.normalizer is not self.policy.normalizer:
             self.critic.normalizer.update(critic_obs)
         # Stored as the network saw them: the statistics move on, and the ratio of the first minibatch must be 1.
-        row = {"actor_obs": self.policy.normalizer(actor_obs)}
+        # What cannot be used is 0 there, an average observation, so that the env gets an action in any case.
+        row: dict[str, Tensor] = {}
+        row["actor_obs"], row["actor_broken"] = self.policy.normalizer.usable(actor_obs)
         if self.critic.groups != self.policy.groups:
-            row["critic_obs"] = self.critic.normalizer(critic_obs)
+            row["critic_obs"], row["critic_broken"] = self.critic.normalizer.usable(critic_obs)
         with matmul_precision(self.config.precision):
             sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
         distribution = type(sequence)(*(part.squeeze(0) if part.dim() > 1 else part for part in sequence))
         action = distribution.sample()
-        row |= {"action": action, "log_prob": distribution.log_prob(action)}
+        row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
         self.rollout.write(row)
         self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
+        if self.recurrent:
+            state = cleared(state, self._broken_obs(row))
         return self.policy.limit(action), state
+
+    @staticmethod
+    def _broken_obs(data: Mapping[str, Tensor]) -> Tensor:
+        """Where what actor or critic read cannot be used, ``[..., N]``."""
+        broken = data["actor_broken"] >= 0
+        return broken if "critic_broken" not in data else broken | (data["critic_broken"] >= 0)
 
     def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
-        self._record(step.reward, step.terminated, step.truncated, final_obs)
-        self.next_obs = concatenate(step.obs, self.critic.groups)  # [N, O]
+        self._record(step.reward, step.terminated, step.truncated, final_obs, step.valid)
+        self.next_obs = concatenate(step.obs, self.critic.groups).detach()  # [N, O]
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
-    def _store(self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None) -> None:
+    def _store(
+        self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None, valid: Tensor | None
+    ) -> None:
         reward = reward * self.config.reward_scale
         if self.config.reward_clip is not None:
-            reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip)
+            # The difference is 0, or NaN where the reward is not finite, which no limit is to hide.
+            reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip) + (reward - reward)
         row = {"reward": reward, "terminated": terminated, "truncated": truncated}
+        if valid is not None:  # what is no step ends there, so that nothing is carried on to the episode that begins
+            row |= {"terminated": terminated | ~valid, "valid": valid}
         if final_obs is not None:
-            row["final_obs"] = self.critic.normalizer(concatenate(final_obs, self.critic.groups))
+            final = concatenate(final_obs, self.critic.groups)
+            row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
         self.rollout.write(row)
-        self.trace.write({"done": (terminated | truncated)[: self.trace.num_envs]})
+        self.trace.write({"done": (row["terminated"] | truncated)[: self.trace.num_envs]})
         self.rollout.advance()
         self.trace.advance()
 
@@ -190,7 +218,7 @@ class PPO:
         config = self.config
         rows: list[Tensor] = []
         with matmul_precision(config.precision):
-            batch, explained = self._targets(next_obs)
+            batch, about = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
             for _ in range(config.num_epochs):
                 order = torch.randperm(self.num_sequences, device=next_obs.device)
@@ -204,21 +232,38 @@ class PPO:
         applied = table[:, -1:]
         means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum()  # NaN, so not reported, if none was
         metrics: Metrics = dict(zip(measured, means[:-1].unbind(), strict=False))
-        metrics.update(explained)
+        metrics.update(about)
         metrics["policy/skipped_minibatches"] = len(rows) - applied.sum()
         metrics["policy/learning_rate"] = self.learning_rate.clone()
         return metrics
 
     @torch.no_grad()
     def _targets(self, next_obs: Tensor) -> tuple[dict[str, Tensor], Metrics]:
-        """Compute advantages and returns, and lay the rollout out as sequences ``[L, S, ...]``."""
+        """Compute advantages and returns, and lay the rollout out as sequences ``[L, S, ...]``.
+
+        A step whose one-step error (delta in equation 16 of arXiv:1506.02438) needs a number that cannot be used gets
+        weight 0: one with a broken reward or observation, and one that leads to a broken observation. Advantages of the
+        steps before end there as they end with the rollout, in the value of the last sound observation.
+        """
         config, data = self.config, self.rollout.data
         done = data["terminated"] | data["truncated"]  # [T, N]
-        keep = torch.cat([torch.ones_like(done[:1]), ~done]).float().unsqueeze(-1)  # [T + 1, N, 1]
-        critic_obs = data.get("critic_obs", data["actor_obs"])
-        obs = torch.cat([critic_obs, self.critic.normalizer(next_obs).unsqueeze(0)])  # [T + 1, N, O]
-        final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
         timed_out = data["truncated"] & ~data["terminated"]
+        broken_obs, broken_reward = self._broken_obs(data), broken_rewards(data["reward"])
+        next_obs, next_broken = self.critic.normalizer.usable(next_obs)
+        following_lost = torch.cat([broken_obs[1:], (next_broken >= 0).unsqueeze(0)]) & ~done
+        sources = {name.removesuffix("_broken"): data[name] for name in data if name.endswith("_broken")}
+        sources["reward"] = broken_reward.int() - 1
+        final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
+        if final_obs is not None:
+            sources["final"] = torch.where(timed_out, data["final_broken"], -1)
+            following_lost = following_lost | (sources["final"] >= 0)
+        lost = broken_obs | broken_reward | following_lost
+        if "valid" in data:
+            lost = lost | ~data["valid"]
+        # A broken observation empties the memory of a recurrent network, as the end of an episode does.
+        keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
+        critic_obs = data.get("critic_obs", data["actor_obs"])
+        obs = torch.cat([critic_obs, next_obs.unsqueeze(0)])  # [T + 1, N, O]
         outputs, timeout_values, states = self.critic.unroll(
             obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length
         )
@@ -227,16 +272,24 @@ class PPO:
             timeout_values = torch.zeros_like(timeout_values)
         following = next_values(values, data["terminated"], data["truncated"], timeout_values)
         values = values[:-1]  # [T, N]
-        advantages, returns = gae(data["reward"], values, following, done, config.gamma, config.gae_lambda)
-        unexplained = (returns - values).var() / returns.var().clamp(min=1e-8)
+        cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
+        reward = data["reward"].masked_fill(broken_reward, 0.0)
+        advantages, returns = gae(reward, values, following, cut, config.gamma, config.gae_lambda)
+        learned = ~(lost | self._forgetful(broken_obs, done)) if self.recurrent else ~lost
+        # 1 if all are learned from; and NaN if none is, so that steps are skipped.
+        weight = learned * (learned.numel() / learned.sum())
+        errors = _filled(returns - values, learned).var()
+        about = {"policy/explained_variance": 1 - errors / _filled(returns, learned).var().clamp(min=1e-8)}
+        about["rollout/dropped"] = (data.get("valid", torch.ones_like(learned)) & ~learned).sum()
         if self.value_normalizer is not None:
-            self.value_normalizer.update(returns.reshape(-1, 1))
+            self.value_normalizer.update(returns.where(learned, torch.nan).reshape(-1, 1))
             returns = self.value_normalizer(returns.unsqueeze(-1)).squeeze(-1)
+        about |= broken_steps(sources) | far_numbers(self._outliers(), self.env.num_envs)
         if config.normalize_advantage == "batch":
-            advantages = _standardize(advantages)
+            advantages = _standardize(advantages, learned)
         kept = {name: value for name, value in data.items() if name not in _ROLLOUT_ONLY}
         # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
-        kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns}
+        kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
         if self.recurrent:
             kept["keep"] = keep[:-1]
         if config.precision == "bf16" and not self.recurrent:
@@ -245,12 +298,26 @@ class PPO:
         batch = {name: self._sequences(value) for name, value in kept.items()}
         for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
             batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
-        return batch, {"policy/explained_variance": 1 - unexplained}
+        batch["log_prob"] = self._old_distribution(batch).log_prob(batch["action"])
+        return batch, about
+
+    def _forgetful(self, broken: Tensor, done: Tensor) -> Tensor:
+        """Where a broken observation has emptied the memory, until the episode or the sequence ends, ``[T, N]``."""
+        time = torch.arange(len(done), device=done.device).unsqueeze(1)  # [T, 1]
+        begins = torch.cat([torch.ones_like(done[:1]), done[:-1]]) | (time % self.length == 0)
+        latest_break, latest_begin = (torch.where(x, time, -1).cummax(0).values for x in (broken, begins))
+        return latest_break >= latest_begin
+
+    def _outliers(self) -> dict[str, Tensor]:
+        """What normalizers have found to be far from what it was; see ``faults.far_numbers``."""
+        found: dict[str, Any] = {"actor_far": self.policy.normalizer, "return_far": self.value_normalizer}
+        if self.critic.normalizer is not self.policy.normalizer:
+            found["critic_far"] = self.critic.normalizer
+        return {name: part.outliers for name, part in found.items() if isinstance(part, RunningNormalizer)}
 
     def _sequences(self, value: Tensor) -> Tensor:
         """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]``."""
-        chunks = value.view(-1, self.length, *value.shape[1:])
-        return chunks.transpose(0, 1).flatten(1, 2)
+        return value.view(-1, self.length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
 
     def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
@@ -290,43 +357,50 @@ class PPO:
         if self.fused_loss:
             return self._evaluate_fused(distribution, value, sample)
 
-        old = type(distribution)(*(sample[f"old_{name}"] for name in distribution._fields))
-        advantage = sample["advantage"]
+        old = self._old_distribution(sample)
+        advantage, weight = sample["advantage"], sample["weight"]
         if config.normalize_advantage == "minibatch":
-            advantage = _standardize(advantage)
+            advantage = _standardize(advantage, weight > 0)
         ratio = (distribution.log_prob(sample["action"]) - sample["log_prob"]).exp()
         clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
-        policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()  # PPO eq. 7
+        policy_loss = -(weight * torch.min(ratio * advantage, clipped * advantage)).mean()  # PPO eq. 7
         error = (value - sample["returns"]).square()
         if config.clip_value_loss:
             near = sample["value"] + (value - sample["value"]).clamp(-config.clip_range, config.clip_range)
             error = torch.max(error, (near - sample["returns"]).square())
-        value_loss = error.mean()
-        entropy = distribution.entropy().mean()
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        value_loss = (weight * error).mean()
+        entropy = distribution.entropy()
+        entropy = (weight * entropy).mean() if entropy.dim() > 0 else entropy  # the same for all
+        loss = policy_loss + config.value_coef * value_loss - self.entropy_coef * entropy
         metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}
         if config.bounds_loss_coef > 0 and "old_mean" in sample:
             beyond = (distribution.mode.abs() - config.bounds_loss_limit).clamp(min=0)
-            metrics["loss/bounds"] = beyond.square().sum(-1).mean()
+            metrics["loss/bounds"] = (weight * beyond.square().sum(-1)).mean()
             loss = loss + config.bounds_loss_coef * metrics["loss/bounds"]
-        metrics["policy/kl"] = old.kl(distribution).mean()  # type: ignore[arg-type]
-        metrics["policy/clip_fraction"] = ((ratio - 1).abs() > config.clip_range).float().mean()
+        with torch.no_grad():
+            metrics["policy/kl"] = (weight * old.kl(distribution)).mean()  # type: ignore[arg-type]
+            metrics["policy/clip_fraction"] = (weight * ((ratio - 1).abs() > config.clip_range)).mean()
         if "old_std" in sample:
             metrics["policy/std"] = sample["old_std"].mean()
         return loss, {name: value.detach() for name, value in metrics.items()}
+
+    def _old_distribution(self, sample: dict[str, Tensor]) -> Distribution:
+        """What actions were drawn from."""
+        kind = Gaussian if "old_mean" in sample else Categorical
+        return kind(*(sample[f"old_{name}"] for name in kind._fields))
 
     def _evaluate_fused(
         self, distribution: Distribution, value: Tensor, sample: dict[str, Tensor]
     ) -> tuple[Tensor, Metrics]:
         """What ``_evaluate`` computes from here on, in one kernel, for the common settings."""
         config = self.config
-        names = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns")
+        names = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns", "weight")
         loss, metrics = gaussian_ppo_loss(
             *(part.flatten(0, 1) if part.dim() > 1 else part for part in distribution),
             *(part.flatten(0, 1) for part in (value, *(sample[name] for name in names))),
             clip_range=config.clip_range,
             value_coef=config.value_coef,
-            entropy_coef=config.entropy_coef,
+            entropy_coef=self.entropy_coef,
             clip_value_loss=config.clip_value_loss,
         )
         return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
@@ -348,6 +422,10 @@ class PPO:
         if self.value_normalizer is None:
             return values
         return self.value_normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
+
+    def moved(self) -> list[Tensor]:
+        """The statistics of observations; see ``types.Agent``."""
+        return [*self.policy.normalizer.buffers(), *self.critic.normalizer.buffers()]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -383,7 +461,8 @@ class PPO:
         self.trace.load_state_dict(state["trace"])
 
 
-_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "final_obs"}
+_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "valid", "final_obs"}
+_ROLLOUT_ONLY |= {"actor_broken", "critic_broken", "final_broken"}
 
 
 def _select(value: Tensor, order: Tensor) -> Tensor:
@@ -393,5 +472,14 @@ def _select(value: Tensor, order: Tensor) -> Tensor:
     return value.index_select(1, order)
 
 
-def _standardize(x: Tensor) -> Tensor:
-    return (x - x.mean()) / (x.std(correction=0) + 1e-8)
+def _standardize(x: Tensor, learned: Tensor) -> Tensor:
+    """Bring what is ``learned`` from to zero mean and unit deviation."""
+    number = learned.sum()
+    mean = x.where(learned, 0.0).sum() / number
+    deviation = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
+    return (x - mean) / (deviation + 1e-8)
+
+
+def _filled(x: Tensor, learned: Tensor) -> Tensor:
+    """Put the mean of what is ``learned`` from in the place of what is not, which then adds nothing to the variance."""
+    return x.where(learned, x.where(learned, 0.0).sum() / learned.sum())

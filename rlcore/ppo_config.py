@@ -10,6 +10,9 @@ from rlcore.actor_critic import ActorCriticConfig
 from rlcore.config import check, check_positive
 from rlcore.types import Mode
 
+SMALL_MINIBATCH = 32
+"""Samples under which a minibatch's gradient and the standardized advantages in it are mostly noise."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(ActorCriticConfig):
@@ -55,9 +58,11 @@ class PPOConfig(ActorCriticConfig):
     clip_value_loss: bool = True
     """Also limit how far a value moves from the old one, to +- clip_range, and take the larger error."""
     entropy_coef: float = 0.005
-    """Weight of the entropy bonus, summed over action dimensions."""
+    """Weight of the entropy bonus."""
+    entropy_reduction: Literal["sum", "mean"] = "sum"
+    """Entropy of several continuous actions: their sum, or, as in skrl before 2.1, their mean."""
     bounds_loss_coef: float = 0.0
-    """Weight of the squared distance of action means beyond +- bounds_loss_limit."""
+    """Weight of the squared distance of action means, before they are scaled, beyond +- bounds_loss_limit."""
     bounds_loss_limit: float = 1.1
     """Where the bounds loss begins."""
     normalize_advantage: Literal["batch", "minibatch", "none"] = "batch"
@@ -96,3 +101,24 @@ class PPOConfig(ActorCriticConfig):
         check(self.lr_min <= self.lr_max, "lr_max", self.lr_max, f"set at least lr_min ({self.lr_min})")
         check(1 < self.kl_factor < math.inf, "kl_factor", self.kl_factor, "set more than 1")
         check(0 <= self.kl_band[0] < self.kl_band[1], "kl_band", self.kl_band, "set two rising multiples")
+
+
+def small_minibatches(config: PPOConfig, num_envs: int) -> str:
+    """What is wrong with minibatches of fewer than 32 samples, and the remedy; empty where nothing is.
+
+    Args:
+        config: settings.
+        num_envs: copies of the task (N), on which the size of a minibatch depends.
+    """
+    total = num_envs * config.num_steps
+    size = total // config.num_minibatches
+    if size >= SMALL_MINIBATCH:
+        return ""
+    recurrent = any(net.rnn.type != "none" for net in (config.actor, config.critic))
+    parts = total // ((config.sequence_length or config.num_steps) if recurrent else 1)
+    most = next((n for n in range(total // SMALL_MINIBATCH, 0, -1) if parts % n == 0), 0)
+    remedy = f"set {most}" if most else "give more num_envs or num_steps"
+    return (
+        f"num_minibatches is {config.num_minibatches}, which cuts {num_envs} envs x {config.num_steps} steps into "
+        f"minibatches of {size} sample{'s' * (size != 1)}; under {SMALL_MINIBATCH} gradients are mostly noise: {remedy}"
+    )

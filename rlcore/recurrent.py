@@ -35,8 +35,8 @@ class RNNConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        check(self.hidden_size >= 1, "rnn.hidden_size", self.hidden_size, "set at least 1")
-        check(self.num_layers >= 1, "rnn.num_layers", self.num_layers, "set at least 1")
+        check(self.hidden_size >= 1, "hidden_size", self.hidden_size, "set at least 1")
+        check(self.num_layers >= 1, "num_layers", self.num_layers, "set at least 1")
 
 
 class RNN(nn.Module):

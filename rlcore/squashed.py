@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlcore.distributions import Gaussian
+from rlcore.distributions import LOG_2PI
 from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
 
 _TILE = 1024
@@ -132,8 +132,10 @@ def squashed_sample_reference(
 ) -> tuple[Tensor, Tensor]:
     """Do as ``squashed_sample`` does in plain PyTorch, with the noise ``[B, A]`` given."""
     mean, log_std = output.chunk(2, -1)
-    normal = Gaussian(mean, log_std.clamp(*log_std_range).exp())
-    raw = mean + normal.std * noise
+    log_std = log_std.clamp(*log_std_range)
+    raw = mean + log_std.exp() * noise
     # log(1 - tanh(raw)^2) in a form that does not overflow.
     slope = half.log() + 2 * (math.log(2) - raw - F.softplus(-2 * raw))
-    return center + half * torch.tanh(raw), normal.log_prob(raw) - slope.sum(-1)
+    # The Gaussian's, whose deviation from the mean is known to be the noise.
+    density = -0.5 * (noise * noise + LOG_2PI) - log_std - slope
+    return center + half * torch.tanh(raw), density.sum(-1)

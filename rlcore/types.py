@@ -31,6 +31,32 @@ class Step(NamedTuple):
     truncated: Tensor  # [N] bool: cut by a time limit; the future goes on unseen
     final_obs: Obs | None  # before the reset; rows mean something where the episode ended; None: never known
     log: dict[str, Tensor | float]  # scalars, or [N] per-episode values valid where the episode ended
+    valid: Tensor | None = None
+    """``[N]`` bool, false where the env began a new episode instead of taking the action, with reward 0 and no end, as
+    gymnasium's NEXT_STEP autoreset has it: nothing is learned from such a row. None: every step took its action."""
+
+
+def begins(step: Step) -> Tensor:
+    """Where the next step is not of the same episode, bool ``[N]``."""
+    done = step.terminated | step.truncated
+    return done if step.valid is None else done | ~step.valid
+
+
+def detached(obs: Obs) -> Obs:
+    """Observations without the graph that a differentiable env computed them by, which would grow step by step."""
+    if any(value.requires_grad for value in obs.values()):
+        return {group: value.detach() for group, value in obs.items()}
+    return obs
+
+
+def detached_step(step: Step) -> Step:
+    """A step of which no tensor holds on to a graph; see ``detached``."""
+    final_obs = step.final_obs if step.final_obs is None else detached(step.final_obs)
+    log = step.log
+    if any(isinstance(value, Tensor) and value.requires_grad for value in log.values()):
+        log = {name: value.detach() if isinstance(value, Tensor) else value for name, value in log.items()}
+    reward = step.reward.detach() if step.reward.requires_grad else step.reward
+    return step._replace(obs=detached(step.obs), reward=reward, final_obs=final_obs, log=log)
 
 
 class Policy(nn.Module):
@@ -75,6 +101,13 @@ class Agent(Protocol):
 
     def record(self, obs: Obs, action: Tensor, extras: Any, state: State, step: Step) -> None:
         """Store one vector step."""
+        ...
+
+    def moved(self) -> list[Tensor]:
+        """What of ``state_dict`` acting and recording change, and ``initial_state`` does not set anew.
+
+        Put back as it was, and ``initial_state`` called, a rollout that was broken off is as if it had not been.
+        """
         ...
 
     def update(self) -> Metrics:

@@ -16,6 +16,9 @@ from torch import Tensor
 from rlcore.distributions import Gaussian
 from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
 
+NO_LIMIT = 1e30
+"""Of a gradient's norm: ``clipped_adam`` with this one does not clip; a kernel takes it as a constant."""
+
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction", "policy/std")
 """What the second result of ``gaussian_ppo_loss`` holds, in order."""
 
@@ -28,8 +31,8 @@ _ADAM_BLOCK = 1024
 
 def _loss_kernel(
     mean: array, std: array, value: array, action: array, old_log_prob: array, old_mean: array, old_std: array,
-    old_value: array, advantage: array, returns: array, d_mean: array, d_std: array, d_value: array, partial: array,
-    B: array,
+    old_value: array, advantage: array, returns: array, weight: array, d_mean: array, d_std: array, d_value: array,
+    partial: array, B: array,
     A: constexpr, S: constexpr, OLD_S: constexpr, CLIP: constexpr, VALUE: constexpr, ENTROPY: constexpr,
     CLIP_VALUE: constexpr, ROWS: constexpr, COLS: constexpr,
 ) -> None:  # fmt: skip
@@ -42,6 +45,7 @@ def _loss_kernel(
     valid = row < B
     inside = valid[:, None] & (col < A)[None, :]
     at = row.to(tl.int64)[:, None] * A + col[None, :]
+    w = tl.load(weight + row, mask=valid, other=0.0)
     m = tl.load(mean + at, mask=inside, other=0.0)
     s = tl.load(std + row.to(tl.int64)[:, None] * S + col[None, :], mask=inside, other=1.0)
     old_s = tl.load(old_std + row.to(tl.int64)[:, None] * OLD_S + col[None, :], mask=inside, other=1.0)
@@ -50,6 +54,7 @@ def _loss_kernel(
     log_s = tl.log(s)
     half_log_2pi = 0.9189385332046727
     log_prob = tl.sum(tl.where(inside, -0.5 * z * z - log_s - half_log_2pi, 0.0), 1)
+    shared = tl.where(valid, 1.0, 0.0) if S == 0 else w  # one std for all has one entropy, whatever counts
     entropy = tl.where(inside, log_s + (0.5 + half_log_2pi), 0.0)
     spread = old_s * inverse
     shift = (tl.load(old_mean + at, mask=inside, other=0.0) - m) * inverse
@@ -61,9 +66,9 @@ def _loss_kernel(
     clipped = tl.where(ratio < 1 - CLIP, 1 - CLIP, tl.where(ratio > 1 + CLIP, 1 + CLIP, ratio))
     free = ratio * adv
     limited = clipped * adv
-    surrogate = tl.where(valid, tl.where(limited < free, limited, free), 0.0)
-    d_log_prob = tl.where(limited < free, 0.0, -free / B)
-    moved = tl.where(valid & (tl.abs(ratio - 1) > CLIP), 1.0, 0.0)
+    surrogate = tl.where(valid, w * tl.where(limited < free, limited, free), 0.0)
+    d_log_prob = tl.where(limited < free, 0.0, -w * free / B)
+    moved = tl.where(valid & (tl.abs(ratio - 1) > CLIP), w, 0.0)
 
     v = tl.load(value + row, mask=valid, other=0.0)
     target = tl.load(returns + row, mask=valid, other=0.0)
@@ -76,9 +81,9 @@ def _loss_kernel(
         far = (near - target) * (near - target)
         d_v = tl.where((tl.abs(step) > CLIP) & (far > error), 0.0, d_v)
         error = tl.where(error > far, error, far)
-    tl.store(d_value + row, d_v * (VALUE / B), mask=valid)
+    tl.store(d_value + row, w * d_v * (VALUE / B), mask=valid)
     tl.store(d_mean + at, d_log_prob[:, None] * z * inverse, mask=inside)
-    d_s = tl.where(inside, (d_log_prob[:, None] * (z * z - 1) - ENTROPY / B) * inverse, 0.0)
+    d_s = tl.where(inside, (d_log_prob[:, None] * (z * z - 1) - (ENTROPY / B) * shared[:, None]) * inverse, 0.0)
     out = partial + tl.program_id(0) * (6 + A)
     if S == 0:
         tl.store(out + 6 + col, tl.sum(d_s, 0), mask=col < A)
@@ -86,9 +91,9 @@ def _loss_kernel(
         tl.store(d_std + at, d_s, mask=inside)
         tl.store(out + 6 + col, tl.zeros((COLS,), tl.float32), mask=col < A)
     tl.store(out, -tl.sum(surrogate, 0) / B)
-    tl.store(out + 1, tl.sum(error, 0) / B)
-    tl.store(out + 2, tl.sum(tl.sum(entropy, 1), 0) / B)
-    tl.store(out + 3, tl.sum(tl.sum(kl, 1), 0) / B)
+    tl.store(out + 1, tl.sum(w * error, 0) / B)
+    tl.store(out + 2, tl.sum(shared * tl.sum(entropy, 1), 0) / B)
+    tl.store(out + 3, tl.sum(w * tl.sum(kl, 1), 0) / B)
     tl.store(out + 4, tl.sum(moved, 0) / B)
     tl.store(out + 5, tl.sum(tl.sum(tl.where(inside, old_s, 0.0), 1), 0) / B / A)
 
@@ -173,6 +178,7 @@ def gaussian_ppo_loss(
     old_value: Tensor,
     advantage: Tensor,
     returns: Tensor,
+    weight: Tensor,
     *,
     clip_range: float,
     value_coef: float,
@@ -192,6 +198,7 @@ def gaussian_ppo_loss(
         old_value: ``[B]``, the critic's value then.
         advantage: ``[B]``.
         returns: ``[B]``, what the critic learns.
+        weight: ``[B]``, of each sample in all means but that of an entropy that is one for all.
         clip_range: limit of the ratio's distance from 1, and of the value's from the old one.
         value_coef: weight of the mean squared value error.
         entropy_coef: weight of the entropy bonus.
@@ -200,7 +207,7 @@ def gaussian_ppo_loss(
     Returns:
         The loss, a scalar, and what ``METRICS`` names, ``[6]``, without gradient.
     """
-    fixed = (action, old_log_prob, old_mean, old_std, old_value, advantage, returns)
+    fixed = (action, old_log_prob, old_mean, old_std, old_value, advantage, returns, weight)
     options = (clip_range, value_coef, entropy_coef, clip_value_loss)
     if not available(mean.device):
         return gaussian_ppo_loss_reference(mean, std, value, fixed, options)
@@ -211,20 +218,22 @@ def gaussian_ppo_loss_reference(
     mean: Tensor, std: Tensor, value: Tensor, fixed: Sequence[Tensor], options: tuple[float, ...]
 ) -> tuple[Tensor, Tensor]:
     """Do as ``gaussian_ppo_loss`` does in plain PyTorch (Schulman et al. 2017, arXiv:1707.06347, eq. 7 and 9)."""
-    action, old_log_prob, old_mean, old_std, old_value, advantage, returns = fixed
+    action, old_log_prob, old_mean, old_std, old_value, advantage, returns, weight = fixed
     clip_range, value_coef, entropy_coef, clip_value_loss = options
     policy, old = Gaussian(mean, std.expand_as(mean)), Gaussian(old_mean, old_std.expand_as(mean))
     ratio = (policy.log_prob(action) - old_log_prob).exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    policy_loss = -torch.min(ratio * advantage, clipped * advantage).mean()
+    policy_loss = -(weight * torch.min(ratio * advantage, clipped * advantage)).mean()
     error = (value - returns).square()
     if clip_value_loss:
         near = old_value + (value - old_value).clamp(-clip_range, clip_range)
         error = torch.max(error, (near - returns).square())
-    value_loss, entropy = error.mean(), policy.entropy().mean()
+    value_loss = (weight * error).mean()
+    entropy = (policy.entropy() if std.dim() == 1 or std.stride(0) == 0 else weight * policy.entropy()).mean()
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy
-    moved = ((ratio - 1).abs() > clip_range).to(mean.dtype).mean()
-    metrics = torch.stack([policy_loss, value_loss, entropy, old.kl(policy).mean(), moved, old.std.mean()])
+    moved = (weight * ((ratio - 1).abs() > clip_range)).mean()
+    kl = (weight * old.kl(policy)).mean()
+    metrics = torch.stack([policy_loss, value_loss, entropy, kl, moved, old.std.mean()])
     return loss, metrics.detach()
 
 
@@ -310,9 +319,9 @@ def clipped_adam(
         The gradient's norm before, and 1 if the step was taken, else 0; scalars.
     """
     if not available(parameter.device):
-        return clipped_adam_reference(
-            parameter, gradient, moment, square, step, rate, allowed, max_norm, beta1, beta2, eps
-        )
+        fused = parameter.device.type == "cpu" and hasattr(torch, "_fused_adam_")
+        take = _clipped_adam_cpu if fused else clipped_adam_reference
+        return take(parameter, gradient, moment, square, step, rate, allowed, max_norm, beta1, beta2, eps)
     size = parameter.numel()
     programs = num_blocks(size, _ADAM_BLOCK)
     partial, control = parameter.new_empty(programs), parameter.new_empty(5)
@@ -324,6 +333,25 @@ def clipped_adam(
         size, programs, max_norm, beta1, beta2, eps, loss, _ADAM_BLOCK, min(power_of_two(programs), 1024),
     )  # fmt: skip
     return control[0], control[1]
+
+
+@torch.no_grad()
+def _clipped_adam_cpu(
+    parameter: Tensor, gradient: Tensor, moment: Tensor, square: Tensor, step: Tensor, rate: Tensor, allowed: Tensor,
+    max_norm: float, beta1: float, beta2: float, eps: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Do as ``clipped_adam`` does by PyTorch's own fused step: one pass over the buffers and not ten."""
+    norm = torch.linalg.vector_norm(gradient)
+    # Comparisons, which NaN fails, as isfinite takes four operators.
+    taken = ((norm < math.inf) & (allowed.abs() < math.inf if allowed.is_floating_point() else allowed)).to(norm.dtype)
+    if max_norm < NO_LIMIT:
+        gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1)
+    step.add_(taken)
+    torch._fused_adam_(
+        [parameter], [gradient], [moment], [square], [], [step], lr=rate, beta1=beta1, beta2=beta2, weight_decay=0.0,
+        eps=eps, amsgrad=False, maximize=False, found_inf=(1 - taken).float(),
+    )  # fmt: skip
+    return norm, taken
 
 
 @torch.no_grad()

@@ -488,7 +488,9 @@ def test_wrong_action_size_folder_and_reserved_metadata_are_refused(tmp_path: Pa
     [
         (lambda r: r.pop("goal"), "lacks observation group 'goal'"),
         (lambda r: r.update(goal=r["goal"][..., :2]), r"'goal' has shape \(20, 6, 2\).*\[T, M, 3\]"),
-        (lambda r: r["goal"].fill_(float("nan")), "'goal' holds NaN"),
+        (lambda r: r["goal"].fill_(float("nan")), "only 0 of the 120 recorded observations are finite"),
+        (lambda r: r.update(goal=[1.0]), "'goal' is list; give a tensor"),
+        (lambda r: r.update(done=None), "'done' has type NoneType"),
         (lambda r: r.update(done=r["done"][:3]), r"'done' has shape \(3, 6\)"),
     ],
 )

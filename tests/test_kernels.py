@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import error
+from conftest import Operators, error
 from torch import Tensor, nn
 
 from rlcore import PPO, NetworkConfig, PPOConfig, kernels, update_kernels
+from rlcore.adam import FlatAdam
 from rlcore.distributions import Gaussian
 from rlcore.envs.null import Null
 
@@ -176,7 +177,7 @@ def test_mlp_reaches_rows_beyond_two_to_the_31_numbers() -> None:
 
 
 def loss_inputs(rows: int, actions: int, std: str) -> list[Tensor]:
-    """Mean, std, value and the seven fixed inputs, such that clipping happens and does not, for both signs."""
+    """Mean, std, value and the eight fixed inputs, such that clipping happens and does not, for both signs."""
     mean, value = torch.randn(rows, actions), torch.randn(rows)
     deviation = torch.randn(rows, actions).mul(0.3).exp() if std == "dense" else torch.rand(actions) + 0.5
     old_mean = mean + 0.1 * torch.randn(rows, actions)
@@ -184,7 +185,8 @@ def loss_inputs(rows: int, actions: int, std: str) -> list[Tensor]:
     action = old_mean + old_std * torch.randn(rows, actions)
     log_prob = Gaussian(old_mean, old_std.expand_as(mean)).log_prob(action) + 0.1 * torch.randn(rows)
     old_value = value + 0.3 * torch.randn(rows)
-    return [mean, deviation, value, action, log_prob, old_mean, old_std, old_value, *torch.randn(2, rows)]
+    weight = (torch.rand(rows) < 0.8) / 0.8
+    return [mean, deviation, value, action, log_prob, old_mean, old_std, old_value, *torch.randn(2, rows), weight]
 
 
 def run_loss(inputs: list[Tensor], expand: bool, clip_value_loss: bool, scale: float = 1.5) -> list[Tensor]:
@@ -215,9 +217,13 @@ def test_twin_of_the_loss_is_the_loss_of_ppo(change: dict[str, Any]) -> None:
     sample = {"actor_obs": obs, "critic_obs": obs, "action": action, "log_prob": old.log_prob(action)}
     sample |= {"old_mean": old.mean, "old_std": old.std, "value": value + 0.3 * torch.randn_like(value)}
     sample |= {"advantage": torch.randn_like(value), "returns": torch.randn_like(value)}
+    sample["weight"] = (torch.rand_like(value) < 0.8) / 0.8
     expected, named = agent._evaluate(sample)
     policy, _ = agent.policy.distribution(obs)
-    fixed = [sample[name] for name in ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns")]
+    fixed = [
+        sample[name]
+        for name in ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns", "weight")
+    ]
     mean, std, value, *fixed = (t.squeeze(0) for t in (*policy, agent.critic(obs)[0], *fixed))
     loss, metrics = update_kernels.gaussian_ppo_loss(
         mean, std, value, *fixed, clip_range=config.clip_range, value_coef=0.7,
@@ -247,12 +253,15 @@ def test_loss_and_its_gradients_are_right(rows: int, actions: int, std: str, cli
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("place", range(10))
+@pytest.mark.parametrize("place", range(11))
 def test_loss_is_not_finite_where_an_input_is_not(place: int) -> None:
     inputs = [t.to(CUDA) for t in loss_inputs(100, 3, "vector")]
     inputs[place].view(-1)[0] = torch.nan
     loss, metrics = run_loss(inputs, False, True)[:2]
     assert not (torch.isfinite(loss) and torch.isfinite(metrics).all())
+
+
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
 
 
 def adam_inputs(device: torch.device) -> dict[str, Tensor]:
@@ -296,6 +305,36 @@ def test_clipped_adam_leaves_all_alone_when_the_step_is_not_allowed(device: torc
 def test_clipped_adam_steps_down_a_loss_of_zero(device: torch.device) -> None:
     state = adam_inputs(device) | {"allowed": torch.zeros((), device=device)}
     assert update_kernels.clipped_adam(**state, max_norm=1.0)[1] == 1
+
+
+@pytest.mark.parametrize("max_norm", [0.5, update_kernels.NO_LIMIT])
+def test_clipped_adam_on_a_cpu_is_its_plain_text_over_many_steps(max_norm: float) -> None:
+    runs = []
+    for take in (update_kernels.clipped_adam, update_kernels.clipped_adam_reference):
+        torch.manual_seed(0)
+        state = adam_inputs(torch.device("cpu"))
+        for i in range(50):
+            state["gradient"] = torch.randn(5000)
+            state["allowed"] = torch.tensor(torch.nan if i == 7 else 0.0)
+            state["gradient"][3] *= torch.inf if i == 11 else 1.0
+            norm, taken = take(*state.values(), **ADAM, max_norm=max_norm)
+            assert taken == (i not in (7, 11))
+        runs.append([state["parameter"], state["moment"], state["square"], state["step"], norm])
+    for fused_step, plain in zip(*runs, strict=True):
+        torch.testing.assert_close(fused_step, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_on_a_cpu_goes_over_its_buffers_few_times() -> None:
+    model = nn.Sequential(nn.Linear(40, 50), nn.ReLU(), nn.Linear(50, 2))
+    optimizer = FlatAdam(list(model.parameters()), torch.tensor(1e-3), 1.0)
+    loss = model(torch.randn(3, 40)).sum()
+    loss.backward()
+    operators = Operators()
+    with operators:
+        optimizer.step(loss.detach())
+    whole = [name for name, numbers in operators.seen if numbers >= optimizer.value.numel()]
+    # The gradient's norm, its product with the clip's factor, and the step; gathering them is one operator as well.
+    assert len(whole) <= 4, whole
 
 
 def test_gather_picks_rows_and_shares_what_was_shared(device: torch.device) -> None:

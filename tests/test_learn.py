@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import cpu_limit, leaves
 from gymnasium import spaces
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlcore import PPO, NetworkConfig, PPOConfig, Step
+import rlcore.env
+import rlcore.learn
+from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig, Step
+from rlcore.env import StepCheck
 from rlcore.envs.null import Null
-from rlcore.learn import EpisodeStatistics, Report, resume, snapshot
+from rlcore.learn import EpisodeStatistics, Progress, Report, begin, resume, snapshot
+from rlcore.train.evaluate import evaluate
 from rlcore.types import Obs
 
 SMALL = NetworkConfig(hidden_dims=(8,))
@@ -105,17 +111,31 @@ def test_loop_counts_reports_and_stops() -> None:
     assert progress.seconds == reports[-1].metrics["time/total_s"] == pytest.approx(sum(spent))
 
 
-def test_collecting_and_learning_are_timed_apart() -> None:
+def test_collecting_and_learning_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(rlcore.learn.time, "perf_counter", lambda: now)  # this machine may be busy with other things
+
     class Slow(Null):
         def step(self, action: Tensor) -> Step:
-            time.sleep(0.02)
+            nonlocal now
+            now += 0.02
             return super().step(action)
 
     reports: list[Report] = []
-    PPO(Slow(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(3, on_report=reports.append)
+    agent = PPO(Slow(4, obs_size=3, action_size=2), CONFIG, seed=0)
+    update = agent.update
+
+    def slow_update() -> Any:
+        nonlocal now
+        now += 0.3
+        return update()
+
+    monkeypatch.setattr(agent, "update", slow_update)
+    agent.learn(3, on_report=reports.append)
     last = reports[-1].metrics
-    assert last["time/collect_s"] >= 5 * 0.02 > last["time/learn_s"]
-    assert last["time/steps_per_s"] == pytest.approx(20 / (last["time/collect_s"] + last["time/learn_s"]))
+    assert (last["time/collect_s"], last["time/learn_s"]) == (pytest.approx(5 * 0.02), pytest.approx(0.3))
+    assert last["time/steps_per_s"] == pytest.approx(20 / 0.4)
+    assert last["time/total_s"] == pytest.approx(3 * 0.4)
 
 
 def test_counters_of_an_env_are_put_back_before_the_reset_that_may_read_them() -> None:
@@ -216,16 +236,19 @@ def test_checkpoints_on_cuda_count_it_too() -> None:
         ({"truncated": lambda x: x.unsqueeze(1)}, "truncated is torch.bool of shape"),
     ],
 )
-@pytest.mark.parametrize("when", ["reset", "step"])
+@pytest.mark.parametrize("when", ["reset", "first step", "later step", "evaluation"])
 def test_what_an_env_must_not_return_is_named(when: str, changes: dict[str, Any], message: str) -> None:
     class Wrong(Null):
+        steps = 0
+
         def reset(self, seed: int | None = None) -> Obs:
             obs = super().reset(seed)
             return {k: changes["obs"](v) for k, v in obs.items()} if "obs" in changes and when == "reset" else obs
 
         def step(self, action: Tensor) -> Step:
             step = super().step(action)
-            if when == "reset":
+            self.steps += 1
+            if when == "reset" or (self.steps == 1 and when != "first step"):
                 return step
             parts = {name: change(getattr(step, name)) for name, change in changes.items() if name != "obs"}
             if "obs" in changes:
@@ -234,8 +257,9 @@ def test_what_an_env_must_not_return_is_named(when: str, changes: dict[str, Any]
 
     if when == "reset" and "obs" not in changes:
         pytest.skip("a reset returns observations alone")
+    agent = PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0)
     with pytest.raises(ValueError, match="Null: .*" + message):
-        PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+        evaluate(agent.env, agent.policy, seed=0) if when == "evaluation" else agent.learn(1)
 
 
 def test_a_missing_observation_is_named() -> None:
@@ -243,8 +267,10 @@ def test_a_missing_observation_is_named() -> None:
         def reset(self, seed: int | None = None) -> Obs:
             return {"state": super().reset(seed)["policy"]}
 
-    with pytest.raises(ValueError, match=r"Null: reset\(\) left out the observation 'policy'; it has state"):
-        PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+    agent = PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0)
+    for use in (lambda: agent.learn(1), lambda: evaluate(agent.env, agent.policy, seed=0)):
+        with pytest.raises(ValueError, match=r"Null: reset\(\) left out the observation 'policy'; it has state"):
+            use()
 
 
 @pytest.mark.parametrize(
@@ -253,19 +279,42 @@ def test_a_missing_observation_is_named() -> None:
         (tuple, r"step\(\) returned tuple; return rlcore.Step\(obs, reward"),
         (lambda step: step._replace(log={"note": "fell"}), "'note' in the log is 'fell'; give a number, or a tensor"),
         (lambda step: step._replace(log={"x": step.obs["policy"]}), r"'x' in the log is of shape \(4, 3\).*or \(4,\)"),
+        (lambda step: step._replace(log=None), "the log is NoneType; return a dict"),
+        (lambda step: step._replace(obs={}), r"step\(\) left out the observation 'policy'"),
+        (lambda step: step._replace(final_obs={"policy": step.obs["policy"][:1]}), r".*of shape \(1, 3\)"),
         (
             lambda step: step._replace(obs=step.obs["policy"]),
             r"step\(\) gave Tensor as observations.*\{'policy': tensor",
         ),
     ],
 )
-def test_a_step_that_is_none_is_named(change: Any, message: str) -> None:
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_step_that_is_none_is_named(change: Any, message: str, first: int) -> None:
     class Wrong(Null):
+        steps = 0
+
         def step(self, action: Tensor) -> Step:
-            return change(super().step(action))  # type: ignore[no-any-return]
+            self.steps += 1
+            right = super().step(action)
+            return right if self.steps < first else change(right)  # type: ignore[no-any-return]
 
     with pytest.raises(ValueError, match="Null: " + message):
         PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+
+
+def test_a_step_that_is_like_the_one_before_is_not_checked_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    env, calls = Null(4, obs_size=3, action_size=2), []
+    monkeypatch.setattr(rlcore.env, "check_step", lambda env, step: calls.append(step))
+    check = StepCheck(env)
+    env.reset()
+    step = env.step(torch.zeros(4, 2))
+    for _ in range(3):
+        check(step)
+    assert len(calls) == 1
+    for other in (step._replace(reward=step.reward.double()), step._replace(obs={"other": step.obs["policy"]})):
+        check(other)
+        check(step)
+    assert len(calls) == 5
 
 
 def test_a_log_may_hold_numbers_scalars_and_one_value_for_each_env() -> None:
@@ -292,3 +341,93 @@ def test_observation_spaces_that_are_none_are_named(wrong: Any) -> None:
 def test_progress_shows_no_tensors() -> None:
     progress = PPO(Null(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
     assert repr(progress).startswith("Progress(iteration=1, env_steps=20, seconds=") and "tensor" not in repr(progress)
+
+
+class Differentiable(Null):
+    """As a simulator whose state is computed from parameters that want a gradient, all of it in one graph."""
+
+    exact_state = False
+
+    def __init__(self) -> None:
+        super().__init__(4, obs_size=3, action_size=2, episode_length=7)
+        self.mass = torch.ones((), requires_grad=True)
+        self.state = torch.zeros(4, 3)
+        self.given: list[weakref.ref[Tensor]] = []
+
+    def reset(self, seed: int | None = None) -> Obs:
+        super().reset(seed)
+        self.state = torch.zeros(4, 3) * self.mass
+        return {"policy": self.state}
+
+    def step(self, action: Tensor) -> Step:
+        plain = super().step(action)
+        assert torch.is_grad_enabled()  # it may want to take a gradient itself
+        self.state = self.state.detach() * self.mass + 0.1
+        reward, final = self.state.sum(1), {"policy": self.state * 2}
+        self.given.append(weakref.ref(self.state))
+        log: dict[str, Tensor | float] = {"success": reward * 0 + 1, "energy": reward.sum()}
+        return plain._replace(obs={"policy": self.state}, reward=reward, final_obs=final, log=log)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_a_differentiable_env_is_not_held_on_to(algo: str) -> None:
+    env = Differentiable()
+    if algo == "ppo":
+        agent: Any = PPO(env, CONFIG, seed=0)
+    else:
+        agent = SAC(env, SACConfig(num_steps=5, learning_starts=20, num_updates=1, actor=SMALL, critic=SMALL), seed=0)
+    progress = agent.learn(4)
+    content = snapshot(env, agent, progress)
+    held = [*leaves(content), progress.episodes.totals, *progress.episodes.logs.values()]
+    assert not [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]
+    # The graphs, and with them what the env computed, are gone but for the last step's.
+    agent.learn(5, progress=progress)
+    assert sum(state() is not None for state in env.given) <= 2
+    assert evaluate(env, agent.policy, 0).episodes == 4
+
+
+def test_a_loop_goes_on_after_a_rollout_that_was_broken_off() -> None:
+    class Failing(Null):
+        fail = False
+
+        def step(self, action: Tensor) -> Step:
+            if self.fail:
+                raise RuntimeError("it diverged")
+            return super().step(action)
+
+    env = Failing(4, obs_size=3, action_size=2, episode_length=7)
+    agent = PPO(env, CONFIG, seed=0)
+    progress = begin(env, agent, 0)
+
+    def fail_soon(now: Progress) -> None:
+        env.fail = now.iteration == 2
+
+    with pytest.raises(RuntimeError, match="it diverged"):
+        agent.learn(5, progress=progress, on_iteration=fail_soon)
+    assert (progress.iteration, progress.env_steps, progress.broken_off) == (2, 40, "rollout")
+    count = agent.policy.normalizer.count
+    assert float(count) == 40  # the step that failed had been acted on
+    content = snapshot(env, agent, progress)
+    assert content["progress"]["obs"] is None and content["agent"]["iteration"] == 2
+    env.fail = False
+    agent.learn(5, progress=progress)
+    assert (progress.iteration, progress.env_steps, progress.broken_off, float(count)) == (5, 100, "", 100)
+
+
+def test_an_update_that_was_broken_off_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = Null(4, obs_size=3, action_size=2)
+    agent = PPO(env, CONFIG, seed=0)
+    progress = agent.learn(1)
+    monkeypatch.setattr(agent, "update", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        agent.learn(2, progress=progress)
+    with pytest.raises(RuntimeError, match="the update of iteration 2 was broken off"):
+        snapshot(env, agent, progress)
+
+
+def test_tests_are_limited_in_cpu_time_and_not_by_the_clock() -> None:
+    with cpu_limit(0.2):
+        time.sleep(0.4)  # as where others use the machine
+    with pytest.raises(TimeoutError, match=r"0\.2 s of CPU time"), cpu_limit(0.2):
+        while True:
+            pass

@@ -4,9 +4,11 @@ import dataclasses
 import os
 import sys
 import types
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from rlcore.env import VecEnv, check_step, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.mjlab import MjlabEnv, quiet_warp
+from rlcore.stage import reset_at, stage_of
 
 TASK = "Mjlab-Cartpole-Balance"
 N = 16
@@ -404,7 +407,12 @@ def test_registered_task_is_built_from_its_configuration(registry: dict[str, Any
     assert (env.num_envs, env.task, env.core.device) == (6, "Mjlab-Walk", "cpu")
     cfg = registry["cfg"]
     assert (cfg.seed, cfg.scene.num_envs, cfg.sim.mujoco.timestep, registry["play"]) == (3, 6, 0.005, False)
-    assert make_env("mjlab:Other", 2, play=True, groups=["actor"]).num_envs == 2
+    other = make_env("mjlab:Other", 2, play=True, groups=["actor"])
+    assert other.num_envs == 2
+    # An exported file says where a new process finds the task.
+    for task in ("Mjlab-Walk", "mjlab:Other", "mjlab:json:Other", "mjlab:json:Mjlab-Walk"):
+        assert spec_of(make_env(task, 2, groups=["actor"])).task == task
+    make_env("mjlab:Other", 2, play=True, groups=["actor"])
     assert (registry["name"], registry["play"]) == ("Other", True)
 
 
@@ -423,6 +431,26 @@ def test_refusal_names_the_remedy(registry: dict[str, Any], task: str, options: 
     with pytest.raises(ValueError, match=message) as raised:
         make_env(task, 2, **options)
     assert "\n" not in str(raised.value)
+
+
+def test_task_that_tracks_names_the_setting_of_its_motion(registry: dict[str, Any], tmp_path: Path) -> None:
+    make_env("Mjlab-Walk", 2)
+    motion = SimpleNamespace(motion_file="")
+    registry["cfg"].commands = {"twist": SimpleNamespace(), "motion": motion}
+    text, array, good = tmp_path / "text.npz", tmp_path / "array.npy", tmp_path / "good.npz"
+    text.write_text("no archive")
+    np.save(array, np.zeros(3))
+    np.savez(good, joint_pos=np.zeros(3))
+    for file, message in (
+        ("", "tracks a motion, and none is given; add --env.commands.motion.motion_file FILE.npz"),
+        (str(tmp_path / "none.npz"), "--env.commands.motion.motion_file is '.*none.npz', which is no file"),
+        (str(text), "text.npz', which is no .npz file; give that of a motion$"),
+        (str(array), "array.npy', which is no .npz file; give that of a motion$"),
+    ):
+        motion.motion_file = file
+        with pytest.raises(ValueError, match=message):
+            make_env("Mjlab-Walk", 2)
+    make_env("Mjlab-Walk", 2, **{"commands.motion.motion_file": str(good)}).close()
 
 
 def test_warp_is_quiet_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +492,7 @@ def raw_env(registry: Any, **values: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.cpu_seconds(600)
 def test_real_cartpole_gives_the_observation_that_an_env_without_resets_sees(mjlab: Any) -> None:
     actions = torch.randn(60, N, 1, generator=torch.Generator().manual_seed(2))
     endless, by_hand = raw_env(mjlab, episode_length_s=100.0), raw_env(mjlab, episode_length_s=1.0)
@@ -514,7 +542,36 @@ def test_real_cartpole_gives_the_observation_that_an_env_without_resets_sees(mjl
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.cpu_seconds(900)
+def test_real_go1_resumes_at_its_levels_on_their_terrain(mjlab: Any) -> None:
+    generator = "scene.terrain.terrain_generator"
+    small = {f"{generator}.num_rows": 8, f"{generator}.num_cols": 4, "sim.nconmax": 200, "sim.njmax": 800}
+    env: Any = make_env("Mjlab-Velocity-Rough-Unitree-Go1", 8, seed=2, **small)
+    terrain, levels = env.core.scene.terrain, [6, 6, 5, 5, 4, 4, 3, 3]
+    ranges = env.core.command_manager.get_term("twist").cfg.ranges
+
+    def distance() -> float:
+        away = env.core.scene["robot"].data.root_link_pos_w - terrain.env_origins
+        return float(away[:, :2].norm(dim=1).max())
+
+    # As a checkpoint of before has it; the ranges follow from the counter.
+    old = {"common_step_counter": 480_000, "_sim_step_counter": 1_920_000, "terrain_levels": torch.tensor(levels)}
+    reset_at(env, {"num_envs": 8, "clocks": [], "state": old})
+    assert terrain.terrain_levels.tolist() == levels and ranges.lin_vel_x == (-2.0, 3.0)
+    assert distance() < 1.0  # the task itself places robots within half a metre in x and y
+    stage = stage_of(env)
+    assert stage is not None and stage["state"]["changed"]["command/twist/ranges/lin_vel_x"] == (-2.0, 3.0)
+    for _ in range(3):
+        env.step(torch.zeros(8, 12))
+    ranges.lin_vel_x = (0.0, 0.1)
+    reset_at(env, stage)
+    assert terrain.terrain_levels.tolist() == levels and ranges.lin_vel_x == (-2.0, 3.0)
+    assert env.core.common_step_counter == 480_000 and distance() < 1.0
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.cpu_seconds(600)
 def test_real_cartpole_trains_evaluates_and_resumes(mjlab: Any) -> None:
     from rlcore.learn import learn, resume, snapshot
     from rlcore.ppo import PPO, PPOConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -21,7 +22,7 @@ from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import Report
 from rlcore.networks import choose_groups
-from rlcore.recurrent import RNNConfig
+from rlcore.recurrent import RNNConfig, cleared
 from rlcore.types import Obs
 
 SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh")
@@ -175,8 +176,8 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str, room: int | N
     changes = {"timeout_bootstrap": mode, "normalize_advantage": "none", "gae_lambda": 0.0}
     agent = PPO(Scripted(), config(**changes), seed=0)
     agent.num_timeouts = room or agent.num_timeouts
-    for value, statistic in zip((2.0, 9.0, 1e12), agent.critic.normalizer.buffers(), strict=True):
-        statistic.fill_(value)  # of so many samples that the rollout does not change it
+    for name, value in {"mean": 2.0, "var": 9.0, "count": 1e12}.items():
+        getattr(agent.critic.normalizer, name).fill_(value)  # of so many samples that the rollout does not change it
     obs = agent.env.reset(2)
     steps = collect(agent, 2)
     before = [obs, *(step.obs for step in steps)]
@@ -314,23 +315,181 @@ MEMORY = replace(SMALL, rnn=RNNConfig(type="lstm", hidden_size=8))
     [
         ("observation", {}),
         ("observation", {"critic_obs": ("policy",)}),
+        ("observation", {"normalize_obs": False}),
         ("observation", {"actor": MEMORY, "critic": MEMORY, "critic_obs": ("policy",), "num_minibatches": 2}),
         ("reward", {}),
         ("reward", {"normalize_value": True}),
+        ("reward", {"normalize_advantage": "minibatch", "reward_clip": 1.0}),
     ],
 )
-def test_an_env_that_breaks_for_one_step_spoils_one_update_and_no_more(what: str, changes: dict[str, Any]) -> None:
+def test_an_env_that_breaks_for_one_step_costs_the_samples_that_depend_on_it(
+    what: str, changes: dict[str, Any]
+) -> None:
     agent = PPO(Broken(what), config(**changes), seed=0)
     reports: list[Report] = []
     agent.learn(4, on_report=reports.append)
-    skipped = [report.metrics["policy/skipped_minibatches"] for report in reports]
-    assert (skipped[0], skipped[2:]) == (0, [0, 0])
-    assert skipped[1] > 0
+    assert all(report.metrics["policy/skipped_minibatches"] == 0 for report in reports)
+    # The step that leads to a broken observation, whose value it needs, and the one that is taken from it.
+    assert [report.metrics["rollout/dropped"] for report in reports] == [0, 1 if what == "reward" else 2, 0, 0]
     assert torch.isfinite(flat(agent)).all()
-    # What was not learned is not reported: it has no value, rather than the value 0.
-    total = agent.config.num_epochs * agent.config.num_minibatches
-    for report, number in zip(reports, skipped, strict=True):
-        assert ("loss/policy" in report.metrics) == (number < total)
+    told = [report.culprits for report in reports]
+    assert told[0] == told[2] == told[3] == () and len(told[1]) == 1
+    assert ("reward" if what == "reward" else "observation 'policy'[0]") in told[1][0] and ": env 2, once" in told[1][0]
+
+
+class Sick(Scripted):
+    """Numbers that are not finite, or wild, anywhere and at any time."""
+
+    def __init__(self, share: float = 0.03, discrete: bool = False, wild: float = 1e15) -> None:
+        super().__init__(16, discrete)
+        self.share, self.numbers = share, (math.nan, math.inf, -math.inf, wild)
+
+    def _spoil(self, value: Tensor) -> Tensor:
+        broken = torch.rand(value.shape, generator=self.generator) < self.share / value[0].numel()
+        choice = torch.randint(4, value.shape, generator=self.generator)
+        return torch.where(broken, torch.tensor(self.numbers)[choice], value)
+
+    def step(self, action: Tensor) -> Step:
+        assert action.isfinite().all() and (action.dtype == torch.int64 or action.abs().max() < 100)
+        step = super().step(action)
+        obs, final = ({k: self._spoil(v) for k, v in groups.items()} for groups in (step.obs, step.final_obs or {}))
+        return step._replace(obs=obs, reward=self._spoil(step.reward), final_obs=final)
+
+
+SICK: list[dict[str, Any]] = [
+    {},
+    {"discrete": True},
+    {"normalize_obs": False, "clip_obs": None},
+    {"clip_obs": None},
+    {"normalize_value": True},
+    {"normalize_advantage": "minibatch", "bounds_loss_coef": 0.1, "bounds_loss_limit": 0.1},
+    {"critic_obs": ("policy",), "state_dependent_std": True},
+    {"actor": MEMORY, "critic": MEMORY, "num_minibatches": 2},
+    {"actor": MEMORY, "critic": MEMORY, "sequence_length": 3, "num_minibatches": 2, "burn_in": 1},
+    {"timeout_bootstrap": "value"},
+]
+
+
+def sick(changes: dict[str, Any], **env: Any) -> PPO:
+    changes = dict(changes)
+    return PPO(Sick(discrete=changes.pop("discrete", False), **env), config(**changes), seed=0)
+
+
+@pytest.mark.parametrize("changes", SICK, ids=lambda changes: " ".join(changes) or "default")
+def test_whatever_breaks_learning_goes_on(changes: dict[str, Any]) -> None:
+    agent = sick(changes)
+    reports: list[Report] = []
+    progress = agent.learn(6, on_report=reports.append)
+    for report in reports:
+        assert report.metrics["policy/skipped_minibatches"] == 0
+        assert 0 < report.metrics["rollout/dropped"] < 96 and report.culprits
+        assert all(math.isfinite(value) for value in report.metrics.values())
+        assert report.metrics["loss/value"] < 1e3
+    assert flat(agent).isfinite().all()
+    assert all(part.isfinite().all() for part in (*progress.state, *agent.critic_state))
+    if agent.config.normalize_obs:
+        for normalizer in (agent.policy.normalizer, agent.critic.normalizer):
+            torch.testing.assert_close(normalizer.var, torch.ones_like(normalizer.var), rtol=0.5, atol=0)
+
+
+def rolled_out(agent: PPO) -> tuple[list[Obs], list[Step]]:
+    """A rollout: observations, those after it included, and what the env answered."""
+    before, state, steps = [agent.env._obs()], agent.initial_state(), []
+    for _ in range(agent.num_steps):
+        action, extras, state = agent.act(before[-1], state)
+        steps.append(agent.env.step(action))
+        agent.record(before[-1], action, extras, state, steps[-1])
+        state = cleared(state, steps[-1].terminated | steps[-1].truncated) if state else state
+        before.append(steps[-1].obs)
+    return before, steps
+
+
+@pytest.mark.parametrize("changes", SICK, ids=lambda changes: " ".join(changes) or "default")
+def test_advantages_beside_broken_steps_equal_a_loop(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = sick({**changes, "normalize_advantage": "none", "normalize_value": False}, share=0.1)
+    agent.learn(3)
+    before, steps = rolled_out(agent)
+    unroll, found = agent.critic.unroll, []
+    monkeypatch.setattr(agent.critic, "unroll", lambda *args: found.append(unroll(*args)) or found[-1])
+    batch, about = agent._targets(agent.next_obs)
+    (values, time_outs, _), length = found[0], 6  # [T + 1, N], [T, N]
+    limited = agent.config.normalize_obs and agent.config.clip_obs
+
+    def usable(obs: Obs, n: int, read: Sequence[str]) -> bool:
+        numbers = torch.cat([obs[group][n] for group in read])
+        return bool(numbers.isfinite().all()) and (bool(limited) or float(numbers.abs().max()) < 1e9)
+
+    actor, critic = agent.policy.groups, agent.critic.groups
+    advantage = torch.full((length, 16), math.nan)
+    for n in range(16):
+        delta = []  # by step, None where a number is missing
+        for t, step in enumerate(steps):
+            sound = usable(before[t], n, actor + critic) and bool(step.reward[n].abs() < 1e6)
+            if step.terminated[n]:
+                future = 0.0
+            elif step.truncated[n]:
+                future = float(time_outs[t, n])
+                sound &= agent.timeout_bootstrap != "final_obs" or usable(step.final_obs or {}, n, critic)
+            else:
+                future = float(values[t + 1, n])
+                sound &= usable(before[t + 1], n, actor + critic if t + 1 < length else critic)
+            delta.append(float(step.reward[n]) + 0.99 * future - float(values[t, n]) if sound else None)
+        forgot = False
+        for t in range(length):
+            if t % agent.length == 0 or (t > 0 and steps[t - 1].terminated[n] | steps[t - 1].truncated[n]):
+                forgot = False
+            forgot |= agent.recurrent and not usable(before[t], n, actor + critic)
+            if delta[t] is None or forgot:
+                continue
+            total, factor = 0.0, 1.0
+            for k in range(t, length):
+                if delta[k] is None:
+                    break
+                total += factor * delta[k]
+                factor *= 0.99 * 0.95
+                if steps[k].terminated[n] | steps[k].truncated[n]:
+                    break
+            advantage[t, n] = total
+    learned = ~advantage.isnan()
+    assert 20 < learned.sum() < 90
+    assert about["rollout/dropped"] == 96 - learned.sum()
+    torch.testing.assert_close(back(agent, batch["weight"]), learned * (96 / learned.sum()))
+    torch.testing.assert_close(back(agent, batch["advantage"])[learned], advantage[learned], rtol=1e-4, atol=1e-4)
+
+
+def back(agent: PPO, value: Tensor) -> Tensor:
+    """Sequences ``[L, S]`` as the rollout ``[T, N]``."""
+    return value.view(agent.length, -1, agent.env.num_envs).transpose(0, 1).reshape(-1, agent.env.num_envs)
+
+
+@pytest.mark.parametrize("changes", SICK, ids=lambda changes: " ".join(changes) or "default")
+def test_the_loss_is_that_of_the_samples_that_are_left(changes: dict[str, Any]) -> None:
+    agent = sick(changes)
+    agent.learn(2)
+    rolled_out(agent)
+    batch, _ = agent._targets(agent.next_obs)
+    for p in (*agent.policy.parameters(), *agent.critic.parameters()):
+        p.data += 0.05 * torch.randn_like(p)
+    left_out = batch["weight"] == 0
+    assert left_out.any()
+
+    def measured(sample: dict[str, Tensor]) -> list[Tensor]:
+        agent.optimizers[0].zero_grad()
+        loss, metrics = agent._evaluate(sample)
+        loss.backward()
+        metrics.pop("policy/std", None)  # of all samples
+        return [loss.detach(), *metrics.values(), *(p.grad for p in agent.optimizers[0].parameters)]
+
+    other = {name: value.clone() for name, value in batch.items()}
+    for name in ("advantage", "returns", "value", "log_prob"):
+        other[name][left_out] += 0.3
+    for one, two in zip(measured(batch), measured(other), strict=True):
+        torch.testing.assert_close(one, two)
+    if not agent.recurrent:
+        some = {name: value[:, ~left_out[0]] for name, value in batch.items()}
+        some["weight"] = torch.ones_like(some["weight"])
+        for one, two in zip(measured(batch), measured(some), strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_report_what_is_broken_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -339,14 +498,11 @@ def test_without_a_report_what_is_broken_is_logged_once(caplog: pytest.LogCaptur
     agent.env.count = 5  # it breaks in the next rollout again
     agent.learn(5)
     said = [record.getMessage() for record in caplog.records if record.name == "rlcore.learn"]
-    assert said[:2] == [
-        "iteration 2: rewards of the env are not a number (NaN); it is said once",
-        "iteration 2: the update was skipped whole: observations, rewards or the loss are not finite; it is said once",
-    ]
-    assert len(said) == 4  # once in each call
+    broken = "the reward is not finite, or beyond 10,000 times the usual one: env 2, once"
+    assert said == [f"iteration {i}: 1 sample is left out of learning (rollout/dropped); {broken}" for i in (2, 1)]
     caplog.clear()
     PPO(Broken("reward"), config(), seed=0).learn(4, on_report=lambda report: None)
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.name == "rlcore.learn"]
 
 
 def test_a_rollout_that_was_broken_off_leaves_nothing_behind() -> None:
@@ -434,13 +590,13 @@ def test_actions_respect_the_env_bounds_and_the_configured_limit() -> None:
 def test_observation_statistics_count_each_env_step_once_and_freeze_outside_training() -> None:
     agent = PPO(Scripted(), config(), seed=0)
     agent.learn(3)
-    assert agent.policy.normalizer.count == 3 * 6 * 8
-    assert agent.critic.normalizer.count == 3 * 6 * 8
+    assert (agent.policy.normalizer.count == 3 * 6 * 8).all()
+    assert (agent.critic.normalizer.count == 3 * 6 * 8).all()
     agent.policy({"policy": torch.randn(8, 5)})
-    assert agent.policy.normalizer.count == 3 * 6 * 8
+    assert (agent.policy.normalizer.count == 3 * 6 * 8).all()
     shared = PPO(Scripted(), config(critic_obs=("policy",)), seed=0)
     shared.learn(3)
-    assert shared.policy.normalizer.count == 3 * 6 * 8
+    assert (shared.policy.normalizer.count == 3 * 6 * 8).all()
 
 
 def test_explained_variance_is_the_share_of_the_returns_that_the_critic_foretold() -> None:

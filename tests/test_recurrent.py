@@ -199,7 +199,7 @@ def test_burn_in_steps_refresh_the_state_and_are_not_learned_from() -> None:
     agent = PPO(make_env("Pendulum", 8, seed=0), config(burn_in=3, clip_value_loss=False), seed=0)
     batch = rollout(agent)
     learned = {name: value[3:] for name, value in batch.items() if "state" not in name}
-    loss, metrics = agent._loss(batch)
+    loss, metrics = agent._evaluate(batch)
     assert metrics["policy/kl"].abs() < 1e-6  # every step stands beside its own old distribution
     torch.testing.assert_close(metrics["loss/policy"], -learned["advantage"].mean(), rtol=1e-3, atol=1e-5)
     error = (learned["value"] - learned["returns"]).square().mean()
@@ -208,9 +208,9 @@ def test_burn_in_steps_refresh_the_state_and_are_not_learned_from() -> None:
         changed = {name: value.clone() for name, value in batch.items()}
         for name in ("action", "advantage", "returns"):
             changed[name][steps] += 1.0
-        assert torch.equal(agent._loss(changed)[0], loss) == same
+        assert torch.equal(agent._evaluate(changed)[0], loss) == same
     batch["actor_obs"][0] += 1.0
-    assert not torch.equal(agent._loss(batch)[0], loss)
+    assert not torch.equal(agent._evaluate(batch)[0], loss)
 
 
 def test_a_restart_clears_all_that_belongs_to_the_episodes_in_flight() -> None:

@@ -108,14 +108,23 @@ def test_a_task_takes_the_nearest_shipped_file_of_its_family() -> None:
     assert file("Reach-UR10-IK") == file("Reach-UR10-JointVel-Delayed") == "Reach.yaml"
     assert file("Reach-UR10-Torque") == file("Reach-UR10-Torque-Delayed") == "Reach-UR10-Torque.yaml"
     assert file("gym:CartPole-v1") == "gym_CartPole-v1.yaml"
-    assert file("gym:HalfCheetah-v5") == "gym.yaml"
+    assert file("gym:HalfCheetah-v5") == file("gym:Humanoid-v4") == "gym_mujoco.yaml"
+    assert file("gym:Swimmer-v5") == "gym_Swimmer.yaml"
+    assert file("gym:LunarLander-v3") == "gym_LunarLander.yaml"
+    assert file("gym:LunarLanderContinuous-v3") == "gym_LunarLanderContinuous.yaml"
+    assert file("gym:MountainCar-v0") != file("gym:MountainCarContinuous-v0")
+    assert file("gym:FrozenLake-v1") == file("gym:NobodyKnows-v0") == file("gym:some.module:Mine-v0") == "gym.yaml"
     assert file("CartPole") == "CartPole.yaml"
     assert file("Null") is None
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_file_is_valid(path: Path) -> None:
-    assert from_dict(TrainConfig, {"task": "x", **load_yaml(path)}, source=str(path))
+    config = from_dict(TrainConfig, {"task": "x", **load_yaml(path)}, source=str(path))
+    agent = config.agent
+    samples = config.num_envs * agent.num_steps // (agent.sequence_length or 1)
+    assert samples % agent.num_minibatches == 0  # or PPO refuses it
+    assert samples // agent.num_minibatches >= 32 or agent.actor.rnn.type != "none"
 
 
 def test_a_file_overrides_the_shipped_one_key_by_key(tmp_path: Path) -> None:
@@ -249,7 +258,45 @@ def test_time_left_is_judged_by_the_latest_interval(tmp_path: Path, monkeypatch:
         for iteration in range(1, 21):
             now += 0.1 if iteration <= 10 else 10.0
             logger.report(Report(iteration, iteration, {"rollout/reward": 1.0}), {})
-    assert [line.split("ETA ")[1].split(" s")[0] for line in screen.getvalue().splitlines()] == ["9", "800"]
+    assert [line.split("ETA ")[1].split(" s")[0] for line in screen.getvalue().splitlines()] == ["10", "9", "800"]
+
+
+def test_the_first_iteration_tells_figures_and_the_time_left_however_long_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now)
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=50, log_interval=10, console=Console(file=screen), resumed=(40, 400)) as logger:
+        now = 600.0
+        logger.report(Report(41, 410, {"rollout/reward": 1.5}), {"eval/return": 3.0})
+        (line,) = screen.getvalue().splitlines()
+        assert "ETA 5400 s" in line
+        assert "reward 1.5" in line
+        assert "evaluated return 3" in line
+        for iteration in range(42, 51):
+            logger.report(Report(iteration, 10 * iteration, {"rollout/reward": 2.5}), {})
+    assert len(screen.getvalue().splitlines()) == 2
+    (row,) = list(csv.DictReader((tmp_path / "metrics.csv").open()))  # the files have averages of whole intervals
+    assert (row["iteration"], float(row["rollout/reward"])) == ("50", pytest.approx(2.4))
+
+
+def test_the_live_display_tells_the_time_left_after_one_long_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    with RunLogger(tmp_path, total=10, log_interval=10, console=console) as logger:
+        monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now)
+        logger._display._marks[-1] = (0, 0.0)
+        now = 600.0
+        logger.report(Report(1, 10, {"rollout/reward": 1.5}), {})
+        monkeypatch.undo()
+        with console.capture() as picture:
+            console.print(logger._display._picture())
+    assert "ETA 1:30:00" in picture.get()
+    assert "1.5" in picture.get()
 
 
 @pytest.mark.parametrize("name", ["arm.GIF", "arm.gif"])

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import tyro
-import yaml
 
-from rlcore.config import closest, to_int
+from rlcore.config import closest, parse_text, shown, to_int
 
 T = TypeVar("T")
 
@@ -127,7 +126,7 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         key = shown.replace("-", "_")
         negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
         if free is not None and key.startswith(f"{free}."):
-            hint: Any = str
+            hint: Any = list[str] if key == f"{free}.wrappers" else str
         elif key in settings and key != free:
             hint = settings[key]
         elif negated != key and settings.get(negated) is bool:
@@ -187,9 +186,9 @@ def free_value(key: str, values: Sequence[str]) -> Any:
     if text == "None":
         return None
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"--{key}: cannot read '{text}'; write a number, True, False, text or [a, b]") from None
+        value = parse_text(text)
+    except ValueError:
+        raise UsageError(f"--{key}: cannot read {shown(text)}; write a number, True, False, text or [a, b]") from None
     if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
         return float(value)  # YAML 1.1 wants a point in it
     return value

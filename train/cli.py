@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
@@ -11,7 +10,20 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 
-USAGE = """\
+from rlcore.train.ending import (
+    FAILED,
+    USAGE,
+    OutputClosed,
+    describe,
+    fail,
+    full_disk,
+    is_mistake,
+    mute,
+    open_standard_streams,
+    show_traceback,
+)
+
+HELP = """\
 usage: rlcore COMMAND ...
 
   train    train a policy:            rlcore train --task Reach-UR5e-JointPos
@@ -22,8 +34,9 @@ usage: rlcore COMMAND ...
   config   show or convert settings:  rlcore config --task TASK [--from rsl_rl] [--show]
 
 rlcore COMMAND --help lists the settings of a command, rlcore --version tells the version.
-Exit codes: 0 done, 1 trained but not exported because the file failed its check, 2 wrong usage,
-130 or 143 interrupted by Ctrl-C or SIGTERM."""
+Exit codes: 0 done, 1 trained but not exported because the file failed its check, 2 wrong usage or a full disk,
+70 something failed, such as the env (its traceback is in crash.txt of the run folder); 129, 130 and 143 interrupted
+by SIGHUP, Ctrl-C and SIGTERM, 141 nobody reads the output any more. What was trained is kept, and --resume goes on."""
 
 COMMANDS = {"train": "train_command"} | dict.fromkeys(("eval", "export", "play", "tasks", "config"), "commands")
 """Commands and the modules that hold them, imported on demand: PyTorch takes its time."""
@@ -36,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: words after ``rlcore``; None takes those of the process.
 
     Returns:
-        The exit code. Whatever is wrong with the command line, a configuration or a file, a full disk included,
-        gives 2 and one line on stderr; ``RLCORE_DEBUG=1`` shows the traceback.
+        The exit code, see ``rlcore.train.ending``. Whatever is wrong gives one line on stderr; ``RLCORE_DEBUG=1`` shows
+        the traceback.
     """
+    open_standard_streams()
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     finally:
@@ -49,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE)
+        print(HELP)
         return 0
     if words[0] in ("-V", "--version"):
         from rlcore._version import __version__
@@ -70,20 +84,22 @@ def _run(words: list[str]) -> int:
             return 130
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as head, has seen enough. Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        mute()  # the reader, such as head, has seen enough
         return 0
-    except (ValueError, OSError, ImportError) as error:
-        return _fail(f"rlcore {name}", error)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:  # so far, an env's own words for what it cannot do are told as a mistake, too
+        mistake = isinstance(error, (ValueError, OSError, ImportError)) or is_mistake(error)
+        return _fail(f"rlcore {name}", error, mistake)
     try:
         code: int = job()
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:  # such as an env that breaks its promises, or a full disk
-        return _fail(f"rlcore {name}", error)
+    except OutputClosed:
+        return 0
+    except Exception as error:
+        return _fail(f"rlcore {name}", error, is_mistake(error))
     return code
 
 
@@ -111,10 +127,7 @@ def _stoppable() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _fail(prog: str, error: Exception) -> int:
-    if os.environ.get("RLCORE_DEBUG") == "1":
-        import traceback
-
-        traceback.print_exception(error)
-    print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+def _fail(prog: str, error: Exception, mistake: bool = True) -> int:
+    show_traceback(error)
+    fail(prog, str(error) if mistake and full_disk(error) is None else describe(error))
+    return USAGE if mistake else FAILED

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlcore.train.arguments import Job, asks_help, read
 from rlcore.train.train_command import launched, with_library
+
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a folder in which nothing may be written, as of a run that somebody else has put aside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +28,10 @@ class EvalArguments:
     onnx: Path | None = None
     """Exported file to measure instead, by itself."""
     task: str | None = None
-    """Task for a file that does not name its own."""
+    """Another task with the same observations and actions; or that of a file that does not name its own."""
+    stage: Literal["trained", "start"] | None = None
+    """Where the curricula of the env stand: where training stood last, or where they begin. None: trained, where it is
+    known."""
     num_envs: int = 100
     """Copies of the task."""
     episodes: int | None = None
@@ -32,6 +40,8 @@ class EvalArguments:
     """Seed of the episodes."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>."""
+    threads: int | None = None
+    """CPU threads of PyTorch. None: by the size of the policy and num_envs, or what OMP_NUM_THREADS says."""
     output: Path | None = None
     """Where to write the figures; None: eval.json in the run folder, or beside the ONNX file."""
 
@@ -42,34 +52,52 @@ def eval_command(words: Sequence[str]) -> Job:
     if given is None:
         return lambda: 0
     args, options = given
-    _check_counts(num_envs=args.num_envs, episodes=args.episodes)
+    _check_counts(num_envs=args.num_envs, episodes=args.episodes, threads=args.threads)
     _check_seed(args.seed)
 
+    import torch
     from rich.console import Console
+    from torch import nn
 
     from rlcore.train.conclude import DROPPED, evaluation_record, say, update_evaluation, write_json
+    from rlcore.train.ending import Output
     from rlcore.train.evaluate import evaluate
     from rlcore.train.run import RunFolder
+    from rlcore.train.source import policy_and_env
+    from rlcore.train.threads import use_threads
 
-    source = _source(args, options, args.num_envs)
+    source = policy_and_env(args, options, args.num_envs)
+    if isinstance(source.policy, nn.Module):
+        source.notes += use_threads(args.threads, args.num_envs, source.policy, torch.device(source.env.device))
     rounds = -(-(args.episodes or args.num_envs) // args.num_envs)
 
     def job() -> int:
-        console = Console()
-        result = evaluate(source.env, source.policy, args.seed, rounds=rounds)
+        console = Console(file=Output())  # type: ignore[arg-type]
+        result = evaluate(source.env, source.policy, args.seed, rounds=rounds, stage=source.stage)
         output = args.output or source.folder / "eval.json"
-        record = evaluation_record(source.task, source.options, source.path, args.seed, result)
-        if args.output or args.onnx:
-            write_json(output, record)
-        elif update_evaluation(RunFolder(source.folder), record):
-            say(console, DROPPED)
+        record = evaluation_record(
+            source.task, source.options, source.path, args.seed, result, source.stage, source.which
+        )
         say(console, f"{source.task}, {source.path}")
+        for line in source.notes:
+            say(console, line)
         say(console, result.summary())
-        say(console, "intervals of 95%: Student's t for the mean return, Wilson's score for the success rate")
+        wilson = "" if result.success is None else ", Wilson's score for the success rate"
+        say(console, f"intervals of 95%: Student's t for the mean return{wilson}")
+        try:
+            if args.output or args.onnx:
+                write_json(output, record)
+            elif update_evaluation(RunFolder(source.folder), record):
+                say(console, DROPPED)
+        except OSError as error:
+            if args.output or error.errno not in READ_ONLY:
+                raise
+            say(console, f"not written: {output}: {error.strerror}; --output FILE writes the figures elsewhere")
+            return 0
         say(console, f"written to {output}")
         return 0
 
-    return job
+    return _closing(source.env, job)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +134,8 @@ def export_command(words: Sequence[str]) -> Job:
         print(f"rlcore export: refused: {error}", file=sys.stderr)
         return lambda: 1
     print(f"parity    {report.parity}")
+    for note in report.notes:
+        print(f"note      {note}")
     print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
     if drop_stale_figures(run):
         print(DROPPED)
@@ -123,7 +153,10 @@ class PlayArguments:
     onnx: Path | None = None
     """Exported file to run instead, by itself."""
     task: str | None = None
-    """Task for a file that does not name its own."""
+    """Another task with the same observations and actions; or that of a file that does not name its own."""
+    stage: Literal["trained", "start"] | None = None
+    """Where the curricula of the env stand: where training stood last, or where they begin. None: trained, where it is
+    known."""
     steps: int | None = None
     """Steps to show; None: one episode of full length, 500 steps at most."""
     seed: int = 0
@@ -145,17 +178,19 @@ def play_command(words: Sequence[str]) -> Job:
 
     from rlcore.env import spec_of
     from rlcore.train import play
+    from rlcore.train.source import policy_and_env
 
     if args.output is not None:
         play.check_output(args.output)
-    source = _source(args, options, num_envs=1, render=True)
+    source = policy_and_env(args, options, num_envs=1, render=True)
     output = args.output or source.folder / "play.gif"
     steps = args.steps or min(source.env.max_episode_length, 500)
-    control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
-    pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt)
-    count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
-    source.env.close()
+    with contextlib.closing(source.env):
+        control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
+        pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, source.stage)
+        count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
     print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
+    print("".join(f"{line}\n" for line in source.notes), end="")
     print(f"written to {output}")
     return lambda: 0
 
@@ -188,82 +223,14 @@ def config_command(words: Sequence[str]) -> Job:
     return lambda: 0
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A policy to run, and the env to run it in."""
+def _closing(env: Any, job: Job) -> Job:
+    """The job, after which its env is closed, however it ends."""
 
-    task: str
-    path: Path
-    """The checkpoint or the exported file."""
-    folder: Path
-    """Where results go."""
-    policy: Any
-    env: Any
-    options: dict[str, Any]
-    """Of the env."""
+    def run() -> int:
+        with contextlib.closing(env):
+            return job()
 
-
-def _source(args: Any, options: dict[str, Any], num_envs: int, render: bool = False) -> _Source:
-    if (args.run is None) == (args.onnx is None):
-        raise ValueError("give either --run RUN or --onnx FILE")
-    from rlcore.env import want_final_obs
-    from rlcore.envs import make_env
-    from rlcore.envs.launch import simulator_of
-    from rlcore.train.config import DEVICES, is_device
-    from rlcore.train.evaluate import evaluation_options
-    from rlcore.train.training import resolve_device
-
-    if not is_device(args.device):
-        raise ValueError(f"--device is '{args.device}'; give {DEVICES}")
-    device = resolve_device(args.device)
-    if args.onnx is not None:
-        from rlcore.export import OnnxPolicy
-
-        path, folder = args.onnx, args.onnx.parent
-        policy: Any = OnnxPolicy(path)
-        task = args.task or policy.metadata.get("task")
-        if task is None:
-            raise ValueError(f"'{path}' does not name its task; give --task")
-        trained_with = policy.metadata.get("env_options", {}) if task == policy.metadata.get("task") else {}
-        if not isinstance(trained_with, dict):
-            raise ValueError(f"'{path}': env_options is {trained_with!r}; the file is damaged")
-    else:
-        from rlcore.train.conclude import restore_policy
-        from rlcore.train.run import locate
-
-        run, path = locate(args.run, args.checkpoint)
-        policy, _, content = restore_policy(path, device)
-        task, folder = content["config"]["task"], run.path
-        if args.task not in (None, task):
-            raise ValueError(f"--task is '{args.task}' and the run's is '{task}'; leave --task out")
-        trained_with = content["config"]["env"]
-    options = evaluation_options(trained_with | options)
-    if render and simulator_of(task) != "builtin":
-        options = {"render_mode": "rgb_array"} | options
-    env = make_env(task, num_envs, device, seed=args.seed, **options)
-    want_final_obs(env, ())  # nobody reads them
-    if args.onnx is not None:
-        _check_fit(policy, env, path, task)
-    return _Source(task, path, folder, policy, env, options)
-
-
-def _check_fit(policy: Any, env: Any, path: Path, task: str) -> None:
-    """Refuse a file whose observations are not those of the env."""
-    wanted: dict[str, list[dict[str, Any]]] = {}
-    for term in policy.metadata.get("observation_terms", ()):
-        wanted.setdefault(term["group"], []).append(term)
-    named = getattr(env, "deployment", {}).get("observation_terms", {})
-    for group, terms in wanted.items():
-        space = env.observation_spaces.get(group)
-        size, names = sum(int(term["size"]) for term in terms), [term["name"] for term in terms]
-        there = [term["name"] for term in named.get(group, ())] or names
-        # A group whose env named no terms is one term of the group's own name.
-        if space is None or size != space.shape[0] or (names != [group] and names != there):
-            given = "none" if space is None else f"{space.shape[0]} numbers ({', '.join(there)})"
-            raise ValueError(
-                f"'{path}' takes {size} numbers ({', '.join(names)}) as observation '{group}' and {task} gives "
-                f"{given}; give the task and the options of the env that it was trained with"
-            )
+    return run
 
 
 def _check_seed(seed: int) -> None:

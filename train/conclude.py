@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -12,9 +13,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import OF_A_RUN, load_checkpoint
+from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting, load_checkpoint
+from rlcore.config import from_dict
 from rlcore.env import EnvSpec, VecEnv
+from rlcore.envs import make_env
+from rlcore.envs.launch import SIMULATORS, bare_name, simulator_of
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
+from rlcore.export.metadata import plain
+from rlcore.export.observations import finite_part, too_few
+from rlcore.files import whole_file
+from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import POLICIES
 from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options
@@ -35,73 +43,144 @@ def restore_policy(checkpoint: Path, device: torch.device | str = "cpu") -> tupl
         CheckpointError: the checkpoint cannot be read.
     """
     content = load_checkpoint(checkpoint, device=str(device), needed=OF_A_RUN)
-    config = read_config(content["config"], source=str(checkpoint))
-    spec = EnvSpec(**content["spec"])
-    policy = POLICIES[config.algo](spec, config.agent).to(device)
-    policy.load_state_dict(content["agent"]["policy"])
+    with fitting(checkpoint):
+        config = read_config(content["config"], source=str(checkpoint))
+        spec = from_dict(EnvSpec, content["spec"], f"{checkpoint}: spec")
+        policy = POLICIES[config.algo](spec, config.agent).to(device)
+        policy.load_state_dict(content["agent"]["policy"])
     return policy.eval(), spec, content
 
 
-def export_checkpoint(checkpoint: Path, output: Path, dynamic_batch: bool = False) -> ExportReport:
+def refuse_broken(policy: Policy, checkpoint: Path) -> None:
+    """Refuse to run a policy that can give no action.
+
+    Raises:
+        CheckpointError: it has values that are not finite; the message names them.
+    """
+    broken = broken_values({"policy": policy.state_dict()})
+    if broken:
+        raise CheckpointError(
+            f"checkpoint '{checkpoint}': the policy has values that are not finite in {', '.join(broken[:3])}; "
+            "use an earlier checkpoint"
+        )
+
+
+def export_checkpoint(
+    checkpoint: Path, output: Path, dynamic_batch: bool = False, env: VecEnv | None = None
+) -> ExportReport:
     """Write a checkpoint's policy as ONNX, checked on the observations that the checkpoint recorded.
+
+    Args:
+        checkpoint: whose policy.
+        output: the file.
+        dynamic_batch: let the file take N rows at once.
+        env: where to record anew if too few of those observations are finite; None makes one, unless that needs a
+            simulator.
 
     Raises:
         ExportError: the file does not do what the policy does.
     """
     policy, spec, content = restore_policy(checkpoint)
-    facts = {
-        "algorithm": content["config"]["algo"],
-        "iteration": content["progress"]["iteration"],
-        "env_steps": content["progress"]["env_steps"],
-        "config_hash": config_hash(content["config"]),
-        "env_options": content["config"]["env"],
-    }
-    return export_onnx(
-        policy, spec, output, recording=content["recording"], dynamic_batch=dynamic_batch, extra_metadata=facts
-    )
+    with fitting(checkpoint):
+        task, options = content["config"]["task"], content["config"].get("env", {})
+        facts = {
+            "algorithm": content["config"].get("algo", "ppo"),
+            "iteration": content["progress"]["iteration"],
+            "env_steps": content["progress"]["env_steps"],
+            "config_hash": config_hash(content["config"]),
+            "env_options": options,
+        }
+    own: VecEnv | None = None
+    _, finite, left_out = finite_part(content["recording"], policy.observation_sizes)
+    if env is None and too_few(finite.size, left_out) and simulator_of(task) not in SIMULATORS:
+        env = own = make_env(task, 8, seed=0, **evaluation_options(options))
+    if bare_name(spec.task) == bare_name(task):
+        spec = dataclasses.replace(spec, task=task)  # with the module that registers it
+    recording = content["recording"]
+    try:
+        return export_onnx(
+            policy, spec, output, recording=recording, env=env, dynamic_batch=dynamic_batch, extra_metadata=facts
+        )
+    finally:
+        if own is not None:
+            own.close()
 
 
-def conclude(run: RunFolder, env: VecEnv, config: TrainConfig, console: Console) -> int:
+def conclude(
+    run: RunFolder,
+    env: VecEnv,
+    config: TrainConfig,
+    console: Console,
+    stage: Stage | None = None,
+    why: str | None = None,
+) -> int:
     """Evaluate the best checkpoint on new episodes, export it, evaluate the file, and sum up.
 
+    Args:
+        run: where checkpoints are and results go.
+        env: where it is evaluated.
+        config: of the run.
+        console: where it is said.
+        stage: where the curricula of the env are to stand, as ``config.eval_stage`` has it.
+        why: what makes the best checkpoint the best.
+
     Returns:
-        The exit code: 0, or 1 where the export was refused.
+        The exit code: 0, or 1 where the export was refused, or the policy is broken.
     """
     checkpoint = run.checkpoint("best")
     policy, _, content = restore_policy(checkpoint, env.device)
+    try:
+        refuse_broken(policy, checkpoint)
+    except CheckpointError as error:
+        say(console, f"export       refused: {error}")
+        return 1
     seed = config.seed + FINAL_SEED
     iteration = content["progress"]["iteration"]
     say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
-    result = evaluate(env, policy, seed)
+    if stage is not None:
+        say(console, f"stage        {config.eval_stage}: {stage_text(stage)}")
+    result = evaluate(env, policy, seed, stage=stage)
     options = evaluation_options(config.env)
-    record = evaluation_record(config.task, options, checkpoint, seed, result) | {"iteration": iteration}
+    record = evaluation_record(config.task, options, checkpoint, seed, result, stage, config.eval_stage)
+    record |= {"iteration": iteration} | ({} if why is None else {"best": why})
     say(console, f"policy       {result.summary()}")
     refused = False
     if config.export:
         try:
-            report = export_checkpoint(checkpoint, run.exported)
+            report = export_checkpoint(checkpoint, run.exported, env=env)
         except ExportError as error:
             say(console, f"export       refused: {error}")
             refused = True
         else:
-            exported = evaluate(env, OnnxPolicy(run.exported), seed)
+            exported = evaluate(env, OnnxPolicy(run.exported), seed, stage=stage)
             file = {"file": str(run.exported), "sha256": _sha256(run.exported)}
             record["onnx"] = file | {"parity": report.parity.max_abs_error, **exported.as_dict()}
             say(console, f"ONNX file    {exported.summary()}")
             say(console, f"parity       {report.parity}")
+            for note in report.notes:
+                say(console, f"note         {note}")
     write_json(run.evaluation, record)
     if config.export and not refused:
         say(console, f"exported     {run.exported}")
     say(console, f"evaluation   {run.evaluation}")
     say(console, f"checkpoint   {checkpoint}")
+    if why is not None:
+        say(console, f"best         {why}")
     return int(refused)
 
 
 def evaluation_record(
-    task: str, options: Mapping[str, Any], policy: Path, seed: int, result: Evaluation
+    task: str,
+    options: Mapping[str, Any],
+    policy: Path,
+    seed: int,
+    result: Evaluation,
+    stage: Stage | None = None,
+    which: str = "start",
 ) -> dict[str, Any]:
-    """What eval.json holds."""
-    return {"task": task, "env": dict(options), "policy": str(policy), "seed": seed, **result.as_dict()}
+    """What eval.json holds; ``which`` says whose ``stage`` it is, where the env has any."""
+    stood = {} if stage is None else {"stage": {"which": which, **stage_figures(stage)}}
+    return {"task": task, "env": dict(options), "policy": str(policy), "seed": seed, **stood, **result.as_dict()}
 
 
 def update_evaluation(run: RunFolder, record: Mapping[str, Any]) -> bool:
@@ -140,15 +219,15 @@ def _sha256(path: Path) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     """A file of plain values; none where it is missing or damaged."""
     content: Any = None
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
         content = json.loads(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write plain values for people and programs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    """Write plain values for people and programs; what is not finite becomes null, for JSON has neither."""
+    with whole_file(path) as file:
+        file.write(json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
 
 
 def say(console: Console, text: str) -> None:

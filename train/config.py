@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, to_dict
+import gymnasium
+
+from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, shown, to_dict
 from rlcore.ddpg import DDPGConfig
 from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
@@ -22,6 +25,19 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 LARGEST_SEED = 2**31 - 1
 """Evaluations add to the seed, and NumPy takes no more than 32 bits."""
 
+LARGEST = 1e12
+"""Largest magnitude of a number among the settings, options of the env aside: nothing that is counted, stored or
+multiplied comes near it, and float32 and 64-bit integers hold it."""
+
+MOST_ENVS = 10_000_000
+"""Copies of a task; far more than any memory has room for."""
+
+MOST_THREADS = 1024
+REMEDY_THREADS = f"give 1 to {MOST_THREADS}, or none to leave the choice to the run"
+
+LONGEST_NAME = 100
+"""Letters of a run's name, which becomes part of a folder's."""
+
 DEVICES = "auto, cpu, cuda or cuda:<index>"
 """What ``is_device`` takes, in words."""
 
@@ -32,10 +48,12 @@ RESUMABLE = frozenset(
         "keep_checkpoints",
         "eval_interval",
         "eval_envs",
+        "eval_stage",
         "log_interval",
         "export",
         "capture_env",
         "device",
+        "threads",
         "agent.buffer_device",
         "agent.final_capacity",  # refused unless it is that of the saved replay memory, for which an error may ask
     }
@@ -59,6 +77,8 @@ class TrainConfig:
     """Seed of the networks, the exploration and the envs."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda or cuda:<index>."""
+    threads: int | None = None
+    """CPU threads of PyTorch. None: by the size of networks and minibatches, or what OMP_NUM_THREADS says."""
     name: str | None = None
     """Added to the name of the run folder."""
     runs_dir: str = "runs"
@@ -71,6 +91,8 @@ class TrainConfig:
     """Iterations between two evaluations, which choose the best checkpoint. 0: only at the end."""
     eval_envs: int = 100
     """Episodes of an evaluation, one for each env of a separate copy of the task."""
+    eval_stage: Literal["trained", "start"] = "trained"
+    """Where the curricula of an env stand in evaluations: where training stands by then, or where they began."""
     log_interval: int = 10
     """Iterations that are averaged into one row of metrics.csv, one tensorboard point and one printed line."""
     capture_env: bool | None = None
@@ -102,10 +124,14 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             check(value >= least, name, value, f"give {least} or more")
+        check(self.threads is None or 1 <= self.threads <= MOST_THREADS, "threads", self.threads, REMEDY_THREADS)
+        for name in ("num_envs", "eval_envs"):
+            check(getattr(self, name) <= MOST_ENVS, name, getattr(self, name), f"give at most {MOST_ENVS:,}")
+        _refuse_huge(to_dict(self))
         check(self.seed <= LARGEST_SEED, "seed", self.seed, f"give a number from 0 to {LARGEST_SEED}")
         check(is_device(self.device), "device", self.device, f"give {DEVICES}")
-        plain = self.name is None or safe_name(self.name) == self.name
-        check(plain, "name", self.name, "use letters, digits, '.', '_' and '-' only")
+        plain = self.name is None or (safe_name(self.name) == self.name and len(self.name) <= LONGEST_NAME)
+        check(plain, "name", self.name, f"use letters, digits, '.', '_' and '-' only, and at most {LONGEST_NAME}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +203,18 @@ def read_config(data: Mapping[str, Any], source: str = "configuration") -> Train
     return from_dict(config_class(data.get("algo", "ppo"), f"{source}: algo"), data, source)
 
 
+def _refuse_huge(settings: Mapping[str, Any]) -> None:
+    """Refuse numbers that no computation takes, by their dotted names.
+
+    Raises:
+        ConfigError: one is larger than ``LARGEST``, but not infinite, which some settings may be.
+    """
+    for key, value in _leaves({name: own for name, own in settings.items() if name != "env"}):
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and LARGEST < abs(number) < math.inf:
+                raise ConfigError(f"{key}: {shown(number)} is not possible; give at most {LARGEST:g}")
+
+
 def is_device(name: str) -> bool:
     """Whether a device can be called that, whether or not it is there."""
     return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
@@ -192,18 +230,25 @@ def shipped_config(task: str, algo: str = "ppo", preset: str = "classic") -> Pat
 
     PPO's are in the folder itself, those of others in one each, and those of the preset ``gpu`` in another, such as
     ``sac-gpu``. ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``, ``Reach-UR5e`` and ``Reach``, a gymnasium id last for
-    ``gym``, and every task for ``default``.
+    its family, such as ``gym_mujoco``, and ``gym``, and every task for ``default``.
     """
     folder = CONFIGS if algo == "ppo" else CONFIGS / (f"{algo}-gpu" if preset == "gpu" else algo)
-    name = safe_name(task)
+    name = safe_name(task)[:200]  # file systems take no longer names
     names = [name]
     while "-" in name:
         name = name.rpartition("-")[0]
         names.append(name)
     if task.startswith("gym:"):
-        names.append("gym")
+        names += [*_gymnasium_family(task.removeprefix("gym:")), "gym"]
     names.append("default")
     return next((path for name in names if (path := folder / f"{name}.yaml").is_file()), None)
+
+
+def _gymnasium_family(env_id: str) -> list[str]:
+    """What a file for all tasks of one of gymnasium's own folders is called; nothing for ids of others."""
+    entry_point = getattr(gymnasium.registry.get(env_id), "entry_point", None)
+    found = re.match(r"gymnasium\.envs\.(\w+)\.", entry_point) if isinstance(entry_point, str) else None
+    return [] if found is None else [f"gym_{found[1]}"]
 
 
 def preset_of(task: str, algo: str, file: Path | None = None) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -13,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.recurrent import cleared
-from rlcore.types import Obs, Policy
+from rlcore.stage import Stage, reset_at
+from rlcore.types import Obs, Policy, begins, detached_step
 
 ActionFunction = Callable[[dict[str, NDArray[np.float32]]], Any]
 """An exported policy: observation groups ``[N, O]`` to actions ``[N, A]`` (``[N]`` when discrete).
@@ -97,8 +100,37 @@ def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**options, "randomize_start": False} if "randomize_start" in options else dict(options)
 
 
-@torch.no_grad()
-def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1) -> Evaluation:
+@contextmanager
+def whole_episodes(env: VecEnv) -> Iterator[None]:
+    """Let no episode begin in the middle, where an evaluation borrows the training env."""
+    before = getattr(env, "randomize_start", None)
+    if before:
+        env.randomize_start = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if before:
+            env.randomize_start = before  # type: ignore[attr-defined]
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Put random generators back afterwards, so that an evaluation leaves no trace in the training.
+
+    Those of Python and NumPy too, which simulators seed with each evaluation's seed.
+    """
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # the one that others use
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+
+
+def evaluate(
+    env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1, stage: Stage | None = None
+) -> Evaluation:
     """Run every env to the end of its first episode, and count each of these episodes once.
 
     Counting instead the first K episodes to end, whichever envs they come from, favors short episodes: where
@@ -109,8 +141,12 @@ def evaluate(env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds:
         policy: a policy module, or a function from observations to actions such as an exported file.
         seed: makes the estimate repeatable; round r resets with ``seed + r``.
         rounds: times that all envs start anew; each gives ``env.num_envs`` episodes.
+        stage: where the env's curricula stand as each round begins; None is wherever they are.
+
+    Raises:
+        ValueError: the env returns something of a wrong type or shape.
     """
-    results = [_one_round(env, policy, seed + r) for r in range(rounds)]
+    results = [_one_round(env, policy, seed + r, stage) for r in range(rounds)]
     known = [r for r in results if r.successes is not None]
     return Evaluation(
         returns=torch.cat([r.returns for r in results]),
@@ -143,7 +179,7 @@ class Controller:
             action, self._state = self._policy(obs, self._state)
             assert isinstance(action, Tensor)
             return action
-        arrays = {group: values.cpu().numpy() for group, values in obs.items()}
+        arrays = {group: values.detach().cpu().numpy() for group, values in obs.items()}
         return torch.as_tensor(self._policy(arrays), device=self._device)
 
     def forget(self, done: Tensor) -> None:
@@ -153,7 +189,7 @@ class Controller:
             self._policy.reset(done.cpu().numpy())
 
 
-def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int) -> Evaluation:
+def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: Stage | None) -> Evaluation:
     n, device = env.num_envs, env.device
     returns = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
     lengths = torch.zeros(n, dtype=torch.int64, device=device)  # [N]
@@ -163,10 +199,13 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int) -> Evalu
     reports_success = False
 
     controller = Controller(policy, env)
-    obs = env.reset(seed)
+    obs, check = reset_at(env, stage, seed), StepCheck(env)
+    check_obs(env, obs, "reset")
     limit = env.max_episode_length if env.max_episode_length < ENDLESS else ENDLESS // 10
     for _ in range(limit + 1):
         step = env.step(controller.act(obs))
+        check(step)
+        step = detached_step(step)
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running
@@ -178,7 +217,7 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int) -> Evalu
             successes += torch.where(ended, _per_env(step.log["success"], n, device) * number, 0.0)
             goals += torch.where(ended, number, 0.0)
         running = running & ~done
-        controller.forget(done)
+        controller.forget(begins(step))
         obs = step.obs
         if not running.any():
             break

@@ -6,21 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rlcore.train.translation import (
-    NO_CNN,
-    Status,
-    Translation,
-    activation,
-    empty,
-    flag,
-    names,
-    number,
-    one_of,
-    optional,
-    positive,
-    whole,
-    widths,
-)
+from rlcore.train.translation import NO_CNN, Status, Translation
+from rlcore.train.values import activation, empty, flag, names, number, one_of, optional, positive, whole, widths
 
 BOOKKEEPING = {
     "name": "run folders are named by task",
@@ -114,6 +101,13 @@ def places(t: Translation) -> tuple[str, str]:
 
 def _algorithm(t: Translation, c: str) -> None:
     horizon = _required(t, f"{c}horizon_length", "agent.num_steps", 24, positive)
+    actors = t.get(f"{c}num_actors")
+    if type(actors) is int and actors > 0:
+        t.prefer_num_envs(actors)
+    if actors is not None and actors not in (-1, t.num_envs):
+        note = "the run's num_envs counts, as in Isaac Lab"
+        t.row(f"{c}num_actors", actors, "changed", note, f"num_envs = {t.num_envs}")
+    t.same(f"{c}num_actors")
     size = t.get(f"{c}minibatch_size")
     key = f"{c}minibatch_size" if size is not None else f"{c}minibatch_size_per_env"
     samples = t.read(key, 0, positive) * (1 if size is not None else t.num_envs) if t.has(key) else 0
@@ -121,11 +115,6 @@ def _algorithm(t: Translation, c: str) -> None:
     length = _sequences(t, c, horizon)
     t.minibatches(key, horizon * t.num_envs / samples if samples else 4, note, length)
     t.drop(f"{c}minibatch_size_per_env", "minibatch_size prevails")
-    actors = t.get(f"{c}num_actors")
-    if actors is not None and actors not in (-1, t.num_envs):
-        note = "the run's num_envs counts, as in Isaac Lab"
-        t.row(f"{c}num_actors", actors, "changed", note, f"num_envs = {t.num_envs}")
-    t.same(f"{c}num_actors")
     _required(t, f"{c}mini_epochs", "agent.num_epochs", 5, whole)
     _length(t, c, horizon)
     if t.has(f"{c}save_frequency"):
@@ -225,15 +214,17 @@ def _actions(t: Translation, params: str, c: str) -> None:
     if not squeeze:
         note = "without the clamp to +-1, because config.clip_actions is false"
         t.use(key, "agent.clip_actions", math.inf, lambda _: limit if math.isfinite(limit) else None, note)
+        t.builtin("actions beyond the env's bounds", "as they are", "agent.action_scale", "none")
         t.same(f"{c}clip_actions")
         return
     t.use(f"{c}clip_actions", "agent.clip_actions", True, lambda _: 1.0)
+    t.builtin("clipped actions", "scaled to the env's bounds", "agent.action_scale", "bounds")
     if t.has(key) and limit != 1:
         t.row(
             key,
             limit,
             "changed",
-            f"rl_games then multiplies actions by {limit:g}, rlcore does not: scale them in the env",
+            f"rl_games then multiplies actions by {limit:g}; rlcore does with --env.clip_actions {limit:g}",
         )
     t.same(key)
 
@@ -319,13 +310,15 @@ def _memory(t: Translation, r: str, nets: tuple[str, ...]) -> None:
 
 
 def _std(t: Translation, space: str, logarithm: bool) -> None:
-    start = t.read(f"{space}sigma_init.val", 0 if logarithm else 1, number)
+    given = t.read(
+        f"{space}sigma_init.val", 0 if logarithm else 1, lambda v: math.exp(number(v)) if logarithm else number(v)
+    )
     constant = t.get(f"{space}sigma_init.name", "const_initializer") == "const_initializer"
     fixed = t.read(f"{space}fixed_sigma", True, flag)
     note = "the logarithm of the standard deviation in rl_games" if logarithm else ""
     if not (fixed and constant):
         note = "in rl_games the weights of the deviation's layer, whose output is then about 0"
-    std = (math.exp(start) if logarithm else start) if fixed and constant else 1.0
+    std = given if fixed and constant else 1.0
     t.use(f"{space}sigma_init.val", "agent.init_std", 0, lambda _: std, note, changed=not (fixed and constant))
     kind = "log" if logarithm else "scalar"
     t.builtin("what is learned of the deviation", kind, "agent.std_type", kind)

@@ -5,16 +5,8 @@ from __future__ import annotations
 import math
 
 from rlcore.train.import_rl_games import BOOKKEEPING, OFF, REQUIRED, initial_weights, observations, places
-from rlcore.train.translation import (
-    Translation,
-    activation,
-    flag,
-    number,
-    optional,
-    positive,
-    whole,
-    widths,
-)
+from rlcore.train.translation import Translation
+from rlcore.train.values import activation, flag, number, optional, positive, whole, widths
 
 OWN = {
     "actor_betas": "rlcore's Adam has 0.9 and 0.999",
@@ -68,7 +60,7 @@ def convert(t: Translation, algorithm: str) -> None:
 
 def _length(t: Translation, c: str) -> None:
     actors = t.get(f"{c}num_actors")
-    if isinstance(actors, int) and actors > 0:
+    if type(actors) is int and actors > 0:
         t.prefer_num_envs(actors)
     if actors is not None and actors not in (-1, t.num_envs):
         t.row(f"{c}num_actors", actors, "changed", "the run's num_envs counts", f"num_envs = {t.num_envs}")

@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from rlcore.train.translation import (
-    NO_CNN,
-    Status,
-    Translation,
-    activation,
-    flag,
-    names,
-    number,
-    one_of,
-    optional,
-    pair,
-    positive,
-    whole,
-    widths,
-)
+from rlcore.train.translation import NO_CNN, Status, Translation
+from rlcore.train.values import activation, flag, names, number, one_of, optional, pair, positive, whole, widths
 
 BOOKKEEPING = {
     "class_name": "rlcore has one training loop",
@@ -38,6 +25,8 @@ BOOKKEEPING = {
     "torch_compile_mode": "agent.mode decides; by default updates run as recorded graphs",
     "multi_gpu": "decided by how the run is launched",
 }
+BEFORE_5 = ("stochastic", "init_noise_std", "noise_std_type", "state_dependent_std")
+"""What a model of version 4 has in place of ``distribution_cfg``; Isaac Lab's classes keep these fields."""
 
 
 def convert(t: Translation) -> None:
@@ -55,9 +44,12 @@ def convert(t: Translation) -> None:
     _algorithm(t)
     if new:
         _models(t)
+        t.drop("policy", "actor and critic prevail")
+        t.same("empirical_normalization", "the models' obs_normalization prevails")
     else:
         _policy(t)
     t.builtin("gradient norms", "two" if new else "one", "agent.grad_clip", "separate" if new else "joint")
+    t.builtin("actions and the env's bounds", "not scaled", "agent.action_scale", "none")
     t.builtin("limit of normalized observations", None, "agent.clip_obs", None)
     t.initial_weights()
     t.builtin(
@@ -199,9 +191,16 @@ def _models(t: Translation) -> None:
         _hidden(t, net, f"{net}.hidden_dims", f"{net}.activation")
     _normalize(t, "actor.obs_normalization", "critic.obs_normalization", False)
     t.drop("critic.distribution_cfg", "the critic predicts one value", off=(None,))
+    for name in BEFORE_5:
+        t.same(f"critic.{name}", "the critic predicts one value")
     d = "actor.distribution_cfg"
     if t.get(d) is None:
+        if t.has("actor.init_noise_std"):
+            _version_4(t)
+            return
         t.same(d, "an actor without a distribution cannot explore; rlcore's is a Gaussian")
+    for name in BEFORE_5:
+        t.same(f"actor.{name}", "the old name of what distribution_cfg tells, which prevails")
     kind = str(t.get(f"{d}.class_name", "GaussianDistribution")).replace(":", ".").rpartition(".")[2]
     per_state = kind.startswith("Heteroscedastic")
     if "Gaussian" in kind:
@@ -211,3 +210,12 @@ def _models(t: Translation) -> None:
     t.drop(f"{d}.learn_std", "rlcore always learns the standard deviation", off=(True,))
     low, high = t.read(f"{d}.std_range", [1e-6, 1e6], pair)
     _std(t, f"{d}.std_type", low, high, f"{d}.std_range")
+
+
+def _version_4(t: Translation) -> None:
+    """An actor of version 4, which has its deviation beside its layers."""
+    t.same("actor.distribution_cfg", "see init_noise_std")
+    t.drop("actor.stochastic", "rlcore's actor always explores in training", off=(True,))
+    t.use("actor.init_noise_std", "agent.init_std", 1.0, number)
+    t.use("actor.state_dependent_std", "agent.state_dependent_std", False, flag)
+    _std(t, "actor.noise_std_type", 0.0, 1e6, "(range of the standard deviation)")

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import ast
 import math
+from textwrap import shorten
 from typing import Any
 
-from rlcore.config import ConfigError
-from rlcore.train.translation import (
-    Translation,
-    activation,
-    empty,
-    flag,
-    number,
-    one_of,
-    optional,
-    positive,
-    whole,
-    widths,
-)
+from rlcore.config import ConfigError, shown
+from rlcore.train.translation import Translation
+from rlcore.train.values import activation, empty, flag, number, one_of, optional, positive, whole, widths
 
 BOOKKEEPING = {
     "device": "rlcore chooses; --device",
@@ -76,6 +67,8 @@ def choose_task(t: Translation) -> None:
 
 def _algorithm(t: Translation) -> None:
     steps = t.use("n_steps", "agent.num_steps", 2048, positive)
+    if t.has("n_envs"):
+        t.prefer_num_envs(t.read("n_envs", 1, positive))
     count_envs(t)
     if t.has("n_minibatches"):
         t.minibatches("n_minibatches", t.read("n_minibatches", None, number))
@@ -184,6 +177,7 @@ def _policy(t: Translation) -> None:
     for net in ("actor", "critic"):
         t.use(f"{p}ortho_init", f"agent.{net}.init", True, orthogonal)
     t.builtin("trunks", "separate", "agent.share_trunk", False)
+    t.builtin("actions beyond the env's bounds", "cut off", "agent.action_scale", "none")
     t.drop(f"{p}squash_output", "rlcore does not squash PPO's actions", off=(False,))
     t.drop(f"{p}optimizer_kwargs.eps", "Adam's epsilon is 1e-8 in rlcore", off=(1e-8,))
     if not t.has(f"{p}optimizer_kwargs.eps"):
@@ -202,9 +196,9 @@ def read_literals(t: Translation, *keys: str) -> None:
             continue
         try:
             t.source[key] = _literal(ast.parse(text.strip(), mode="eval").body)
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ConfigError(
-                f"sb3: {key}: {text!r} cannot be converted: {error}; "
+                f"sb3: {key}: {shown(text)} cannot be converted: {shorten(str(error), 100)}; "
                 "write dict(), lists, numbers, texts and nn.<name> only"
             ) from None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, shown
 from rlcore.train.import_sb3 import BOOKKEEPING, choose_task, count_envs, normalized, read_literals, schedule
-from rlcore.train.translation import Translation, activation, flag, number, one_of, positive, whole, widths
+from rlcore.train.translation import Translation
+from rlcore.train.values import activation, flag, number, one_of, positive, whole, widths
 
 COMMON = ("buffer_size", "learning_starts", "train_freq", "gradient_steps", "tau", "replay_buffer_class")
 KEYS = {
@@ -42,8 +43,8 @@ def algorithm(t: Translation, asked: str | None) -> str | None:
     found = next((name for name, keys in KEYS.items() if any(t.has(key) for key in keys)), None)
     if found is None:
         raise ConfigError(
-            f"sb3: {own[0]}: {t.get(own[0])!r} is of SAC, DDPG or TD3, and nothing says which; give --algo sac, ddpg "
-            "or td3"
+            f"sb3: {own[0]}: {shown(t.get(own[0]))} is of SAC, DDPG or TD3, and nothing says which; give --algo sac, "
+            "ddpg or td3"
         )
     return found
 
@@ -59,7 +60,7 @@ def convert(t: Translation, algorithm: str) -> None:
         t.use("seed", "seed", None, whole)
     replay = str(t.get("replay_buffer_class", "ReplayBuffer"))
     if replay != "ReplayBuffer":
-        raise ConfigError(f"sb3: replay_buffer_class: {replay!r} cannot be used: rlcore has no hindsight replay")
+        raise ConfigError(f"sb3: replay_buffer_class: {shown(replay)} cannot be used: rlcore has no hindsight replay")
     t.same("replay_buffer_class")
     t.drop("replay_buffer_kwargs", "rlcore's replay memory has other options", off=(None, {}))
     _length(t)

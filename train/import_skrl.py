@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import math
-from typing import Any
 
-from rlcore.config import ConfigError
-from rlcore.train.translation import (
-    NO_CNN,
-    UNKNOWN,
-    Status,
-    Translation,
-    activation,
-    empty,
-    flag,
-    number,
-    one_of,
-    pair,
-    positive,
-    whole,
-    widths,
-)
+from rlcore.train.import_skrl_models import STACK, layers_of, observed, output_of
+from rlcore.train.translation import Status, Translation
+from rlcore.train.values import empty, flag, number, one_of, pair, positive, whole
 
 BOOKKEEPING = {
     "memory": "rlcore's rollout holds exactly num_steps",
@@ -38,7 +23,6 @@ BOOKKEEPING = {
     "trainer.close_environment_at_exit": "rlcore always does",
 }
 SCALER = one_of({None: False, "None": False, "null": False, "": False, "RunningStandardScaler": True})
-OPERATIONS = ("permute", "concatenate", "one_hot_encoding")
 
 
 def convert(t: Translation) -> None:
@@ -95,7 +79,8 @@ def _algorithm(t: Translation) -> None:
     t.use(f"{a}value_clip", "agent.clip_value_loss", 0.2, lambda _: clipped, note, changed=clipped)
     t.same(f"{a}clip_predicted_values", "now value_clip > 0")
     t.use(f"{a}value_loss_scale", "agent.value_coef", 2.5, number)
-    t.use(f"{a}entropy_loss_scale", "agent.entropy_coef", 0.0, number)
+    if t.use(f"{a}entropy_loss_scale", "agent.entropy_coef", 0.0, number) > 0:
+        _entropy_reduction(t)
     free = "0 or less: no limit"
     t.use(f"{a}grad_norm_clip", "agent.max_grad_norm", 0.5, lambda v: number(v) if number(v) > 0 else math.inf, free)
     stop = t.read(f"{a}kl_threshold", 0.0, number)
@@ -107,6 +92,29 @@ def _algorithm(t: Translation) -> None:
         note = "skrl lets advantages run on into the next episode; rlcore ends them and adds V of the last observation"
     t.use(f"{a}time_limit_bootstrap", "agent.timeout_bootstrap", False, lambda _: "final_obs", note, changed=True)
     rewards_and_precision(t)
+
+
+def _entropy_reduction(t: Translation) -> None:
+    """Say what the entropy of several actions is: their mean in skrl before 2.1, their sum since then."""
+    if str(t.get("models.policy.class", "GaussianMixin")) != "GaussianMixin":
+        return  # the other distributions have one entropy in all versions
+    version, note = t.version, "as --skrl-version says"
+    if version is None:
+        names = _names_of_version_1(t)
+        version = (1,) if names else (2, 1)
+        what = f"{names[0]} is a name of skrl 1.x" if names else "nothing is named as in skrl 1.x"
+        note = f"{what}; before 2.1 the mean, since then the sum: --skrl-version says which"
+    kind = "mean" if version < (2, 1) else "sum"
+    t.builtin("entropy of several actions", f"their {kind}", "agent.entropy_reduction", kind, note)
+
+
+def _names_of_version_1(t: Translation) -> list[str]:
+    """Keys that skrl has only kept for old files since 2.0; none if others could not have been there before."""
+    if t.has("agent.gae_lambda") or t.has("agent.observation_preprocessor"):
+        return []
+    names = ("lambda", "clip_predicted_values", "state_preprocessor", "shared_state_preprocessor")
+    old = (*(f"agent.{name}" for name in names), *(f"models.policy.{name}" for name in STACK))
+    return [key for key in old if t.has(key)]
 
 
 def rewards_and_precision(t: Translation) -> None:
@@ -202,114 +210,18 @@ def _networks(t: Translation) -> None:
     note = "false: one trunk for actor and critic"
     shared = t.use("models.separate", "agent.share_trunk", True, lambda separate: not flag(separate), note)
     inputs = layers_of(t, "policy", "actor")
-    if not shared or t.get("models.value.network") == t.get("models.policy.network"):
+    if not shared or all(t.get(f"models.value.{k}") == t.get(f"models.policy.{k}") for k in ("network", *STACK)):
         reads = layers_of(t, "value", "critic")
     else:
-        t.drop("models.value.network", "with separate: false skrl builds the policy's network for both")
+        for name in ("network", *STACK):
+            t.drop(f"models.value.{name}", "with separate: false skrl builds the policy's network for both")
         t.set("agent.critic", dict(t.config["agent"]["actor"]), "models.policy.network", None)
         reads = inputs
     observed(t, inputs, reads, "the critic")
-    for role, output in (("policy", "ACTIONS"), ("value", "ONE")):
-        t.drop(f"models.{role}.output", "rlcore's output layers are linear", off=(output,))
+    for role in ("policy", "value"):
+        output_of(t, role)
     t.drop("models.value.class", "rlcore's critic predicts one value", off=("DeterministicMixin",))
     t.drop("models.value.clip_actions", "the critic has no actions", off=(False,))
-
-
-def observed(t: Translation, actor: set[str], critic: set[str], who: str) -> None:
-    """Translate which of OBSERVATIONS and STATES actor and critic read; ``who``: the critic in words."""
-    # Before 2.0 both words meant the observations; since then STATES are the critic's own.
-    own = "STATES" in critic and "STATES" not in actor
-    t.builtin("observations of the actor", sorted(actor) or ["OBSERVATIONS"], "agent.actor_obs", ["policy"])
-    ours = ["critic"] if own else ["policy"]
-    t.builtin(f"observations of {who}", sorted(critic) or ["OBSERVATIONS"], "agent.critic_obs", ours)
-
-
-def layers_of(t: Translation, role: str, net: str) -> set[str]:
-    """Translate a list of layer blocks to hidden layers; returns which of OBSERVATIONS and STATES it reads."""
-    key = f"models.{role}.network"
-    blocks = t.get(key)
-    if not isinstance(blocks, list) or not blocks or not all(isinstance(block, dict) for block in blocks):
-        raise ConfigError(
-            f"skrl: {key}: {blocks!r} cannot be converted: "
-            "give a list of blocks with name, input, layers and activations"
-        )
-    dims: list[int] = []
-    functions: list[Any] = []
-    notes: list[str] = []
-    reads: set[str] = set()
-    roots = 0
-    for block in blocks:
-        found, root, remark = _input(str(block.get("input", "")))
-        reads |= found
-        roots += root
-        notes += remark
-        if block.get("type"):
-            notes.append(f"skrl ignores type: {block['type']} and builds linear layers, as here")
-        linear, convolution = t.read(key, None, lambda _: _layers(block.get("layers", [])))  # noqa: B023 - used at once
-        notes += [NO_CNN] if convolution else []
-        given = block.get("activations") or []
-        functions += given if isinstance(given, list) else [given]
-        if linear and not given:
-            notes.append(f"block '{block.get('name')}' has no activation in skrl")
-        if roots <= 1 or not root:  # of blocks side by side the first counts
-            dims += linear
-    if roots > 1:
-        notes.append("blocks side by side become one network on the joined observations")
-    kinds = list(dict.fromkeys(name for name in functions if name is not None))
-    kind = kinds[-1 if NO_CNN in notes else 0] if kinds else "elu"  # convolutions come first
-    if len(kinds) > 1:
-        notes.append(f"one activation for all layers: {kind}")
-    note = "; ".join(dict.fromkeys(notes))
-    t.use(key, f"agent.{net}.hidden_dims", [], lambda _: dims, note, changed=bool(notes))
-    t.use(key, f"agent.{net}.activation", [], lambda _: activation(kind), changed=len(kinds) > 1)
-    for i, block in enumerate(blocks):
-        for name in sorted(set(block) - {"name", "input", "layers", "activations", "type", "num_layers"}):
-            t.row(f"{key}.{i}.{name}", block[name], "dropped", UNKNOWN)
-    return reads
-
-
-def _layers(layers: Any) -> tuple[list[int], bool]:
-    """Widths of the linear layers of a block, and whether it has others."""
-    linear: list[int] = []
-    convolution = False
-    for layer in layers if isinstance(layers, list) else [layers]:
-        if isinstance(layer, dict) and "linear" in layer:
-            options = layer["linear"]
-            if isinstance(options, dict):
-                options = options.get("out_features", options.get("features"))
-            linear += widths(options)[:1]
-        elif isinstance(layer, (int, float)):
-            linear.append(whole(layer))
-        elif layer != "flatten":
-            convolution = True
-    return linear, convolution
-
-
-def _input(expression: str) -> tuple[set[str], bool, list[str]]:
-    """Read an input expression without evaluating it.
-
-    Returns:
-        Which of OBSERVATIONS and STATES occur, whether any does, and remarks.
-    """
-    try:
-        tree = ast.parse(expression, mode="eval")
-    except (SyntaxError, ValueError):
-        return set(), False, [f"input {expression!r} is not understood"]
-    reads, remarks = set(), []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and node.id.removesuffix("_ACTIONS") in ("OBSERVATIONS", "STATES"):
-            reads.add(node.id.removesuffix("_ACTIONS"))  # STATES_ACTIONS is of critics, before 2.0
-        elif isinstance(node, ast.Subscript):
-            remarks.append(f"{ast.unparse(node)}: rlcore reads the whole group")
-        elif isinstance(node, ast.BinOp):
-            remarks.append(f"{ast.unparse(node)}: rlcore does not combine blocks")
-        elif isinstance(node, ast.Call):
-            name = ast.unparse(node.func)
-            if name == "one_hot_encoding":
-                remarks.append("one_hot_encoding: the env's adapter encodes observations")
-            elif name not in OPERATIONS:
-                remarks.append(f"{name}(): not understood")
-    return reads, bool(reads), remarks
 
 
 def _std(t: Translation) -> None:
@@ -321,6 +233,7 @@ def _std(t: Translation) -> None:
     t.same(f"{p}unnormalized_log_prob", "the outputs are logits")
     if "Categorical" in str(kind):
         return
+    t.builtin("actions and the env's bounds", "not scaled", "agent.action_scale", "none")
     if t.get(f"{p}clip_actions", False):
         note = "skrl limits actions to the action space; so does rlcore where its bounds are finite"
         t.same(f"{p}clip_actions", note)
@@ -335,5 +248,5 @@ def _std(t: Translation) -> None:
     t.same(f"{p}clip_log_std")
     status: Status = "changed" if t.has(f"{p}max_log_std") else "default"
     key = f"{p}min_log_std" if t.has(f"{p}min_log_std") else "(range of the standard deviation)"
-    t.std_bounds(key, math.exp(low) if clipped else 0.0, math.exp(min(high, 700)) if clipped else math.inf)
+    t.std_bounds(key, math.exp(min(low, 700)) if clipped else 0.0, math.exp(min(high, 700)) if clipped else math.inf)
     t.row(f"{p}max_log_std", high, status, "see min_log_std")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlcore.config import ConfigError
-from rlcore.train.import_skrl import BOOKKEEPING, layers_of, no_options, normalized, observed, rewards_and_precision
-from rlcore.train.translation import Translation, empty, flag, number, one_of, optional, positive, whole
+from rlcore.config import ConfigError, shown
+from rlcore.train.import_skrl import BOOKKEEPING, no_options, normalized, rewards_and_precision
+from rlcore.train.import_skrl_models import layers_of, observed, output_of
+from rlcore.train.translation import Translation
+from rlcore.train.values import empty, flag, number, one_of, optional, positive, whole
 
 TARGETS = {"sac": ("1", "2"), "td3": ("1", "2"), "ddpg": ("",)}
 PER_STEP = "skrl counts gradient steps by vector steps, rlcore by steps of single envs"
@@ -88,7 +90,7 @@ def _rates(t: Translation, algorithm: str) -> None:
         given = t.get(keys[0], 1e-3)
         rates = t.read(keys[0], 1e-3, lambda _: [number(x) for x in (given if isinstance(given, list) else [given])])
         if len(rates) not in (1, count):
-            raise ConfigError(f"skrl: {keys[0]}: {given!r} cannot be converted: give one number or {count}")
+            raise ConfigError(f"skrl: {keys[0]}: {shown(given)} cannot be converted: give one number or {count}")
         rates = rates * count if len(rates) == 1 else rates
     uneven = rates[0] != rates[1]
     note = "rlcore has one rate for actor and critics, the actor's" if uneven else ""
@@ -115,7 +117,7 @@ def _networks(t: Translation, algorithm: str) -> None:
     for role in (f"critic_{suffix}".rstrip("_") for suffix in numbers):
         t.drop(f"models.{role}.class", "rlcore's critics predict one value", off=("DeterministicMixin",))
         t.drop(f"models.{role}.clip_actions", "critics choose no actions", off=(False,))
-        t.drop(f"models.{role}.output", "rlcore's output layers are linear", off=("ONE",))
+        output_of(t, role)
         if role != first:
             t.drop(f"models.{role}", f"both critics are built like {first}", off=(network,))
         t.drop(f"models.target_{role}", f"targets are built like {first}", off=(network,))
@@ -152,20 +154,21 @@ def _squashed(t: Translation) -> None:
     note = "rlcore brings actions into their bounds by a tanh"
     for name in ("clip_actions", "clip_mean_actions"):
         t.drop(p + name, note, off=(False,))
-    output = str(t.get(f"{p}output", "ACTIONS"))
-    t.drop(f"{p}output", note, off=(output,) if output.replace(" ", "") in ("ACTIONS", "tanh(ACTIONS)") else ())
+    output_of(t, "policy", note, squashed=True)
 
 
 def _noise(t: Translation) -> None:
-    """``exploration_noise`` and its keywords; before 2.0 a section ``exploration``, whose noise was an object."""
+    """``exploration_noise`` and its keywords; before 2.0 both are in a section ``exploration``."""
     a = "agent."
-    key, options = f"{a}exploration_noise", f"{a}exploration_noise_kwargs."
+    old = not t.has(f"{a}exploration_noise") and bool(t.section(f"{a}exploration"))
+    key = f"{a}exploration.noise" if old else f"{a}exploration_noise"
+    options = f"{key}_kwargs."
     kind = t.get(key)
     ours = {None: "gaussian", "GaussianNoise": "gaussian", "OrnsteinUhlenbeckNoise": "ou"}
     none = "without it skrl does not explore; 0 here" if empty(kind) else ""
     t.use(key, "agent.noise", None, lambda name: one_of(ours)(None if empty(name) else name), none)
     units = "in the env's units in skrl, in half widths of the bounds in rlcore"
-    if ours.get(kind) == "ou":
+    if kind == "OrnsteinUhlenbeckNoise":
         scale = t.read(f"{options}base_scale", 1.0, number) * t.read(f"{options}std", 1.0, number)
         t.use(f"{options}sigma", "agent.noise_std", 1.0, lambda v: scale * number(v), units, changed=True)
         t.use(f"{options}theta", "agent.noise_decay", 0.15, number)
@@ -177,7 +180,10 @@ def _noise(t: Translation) -> None:
     t.same(f"{options}device")
     no_options(t, options)
     t.drop(f"{a}exploration_scheduler", "rlcore's noise stays as it is", off=(None, "None"))
-    t.drop(f"{a}exploration", "rlcore's noise stays as it is; see agent.noise_std", off=(None, {}))
+    for name, plain in (("initial_scale", 1.0), ("final_scale", 1.0), ("timesteps", None)):
+        t.drop(f"{a}exploration.{name}", "rlcore's noise stays as it is; see agent.noise_std", off=(plain,))
+    if not t.section(f"{a}exploration"):
+        t.drop(f"{a}exploration", "none", off=(None, {}))
 
 
 def _td3(t: Translation) -> None:

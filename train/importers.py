@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,7 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from rlcore.config import ConfigError, parse_yaml
+from rlcore.config import ConfigError, PlainLoader, parse_yaml
+from rlcore.ppo_config import PPOConfig, small_minibatches
 from rlcore.train import (
     import_rl_games,
     import_rl_games_sac,
@@ -26,7 +29,7 @@ from rlcore.train import (
     import_skrl,
     import_skrl_sac,
 )
-from rlcore.train.config import CONFIG_CLASSES, TrainConfig
+from rlcore.train.config import CONFIG_CLASSES, TrainConfig, read_config
 from rlcore.train.translation import UNKNOWN, Row, Status, Translation
 
 Library = Literal["rsl_rl", "rl_games", "skrl", "sb3"]
@@ -71,9 +74,31 @@ class Conversion:
         """Keys that neither the library nor the converter is known to understand."""
         return tuple(row.key for row in self.rows if row.note.startswith(UNKNOWN))
 
+    @property
+    def summary(self) -> str:
+        """Numbers of keys by what became of them, and the names of those that nobody knows."""
+        counts, unknown = self.counts, self.unknown
+        names = f" ({', '.join(map(_short, unknown[:5]))}{', ...' if len(unknown) > 5 else ''})" if unknown else ""
+        return (
+            f"{counts['kept']} keys kept, {counts['changed']} changed, {counts['dropped'] - len(unknown)} dropped, "
+            f"{len(unknown)} unknown{names}, {counts['default']} defaults"
+        )
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the result though it can be used; empty where nothing is."""
+        config = read_config({"task": "?", **self.config})
+        return small_minibatches(config.agent, config.num_envs) if type(config.agent) is PPOConfig else ""
+
 
 def convert(
-    source: Any, library: Library, *, num_envs: int | None, task: str | None = None, algo: str | None = None
+    source: Any,
+    library: Library,
+    *,
+    num_envs: int | None,
+    task: str | None = None,
+    algo: str | None = None,
+    skrl_version: str | None = None,
 ) -> Conversion:
     """Convert another library's configuration of PPO, SAC, DDPG or TD3, which is DDPG with twin critics.
 
@@ -86,6 +111,7 @@ def convert(
             says of it, else 4,096.
         task: what will be trained.
         algo: what it has to be, ``ppo``, ``sac``, ``ddpg`` or ``td3``; None: whatever it is.
+        skrl_version: for which skrl it was written, such as ``1.4``; None: as its names tell.
 
     Raises:
         ConfigError: another algorithm, or a value that rlcore cannot use; the message names the source's key.
@@ -94,7 +120,7 @@ def convert(
         raise ConfigError(f"library (--from): {library!r} is not known; choose from {', '.join(get_args(Library))}")
     if num_envs is not None and num_envs < 1:
         raise ConfigError(f"num_envs: {num_envs} is not possible; give 1 or more")
-    translation = Translation(source, library, num_envs, task)
+    translation = Translation(source, library, num_envs, task, _version(skrl_version, library))
     off_policy = _CONVERT_OFF_POLICY.get(library)
     found = None if off_policy is None else off_policy.algorithm(translation, algo)
     if algo not in (None, found or "ppo") and (algo, found) != ("ddpg", "td3"):
@@ -105,8 +131,31 @@ def convert(
         translation.config |= {"algo": "sac" if found == "sac" else "ddpg", "preset": "classic"}
         off_policy.convert(translation, found)
         _intervals(translation)
+    _assumptions(translation)
     translation.finish()
     return Conversion(library, translation.config, tuple(translation.rows))
+
+
+def _version(text: str | None, library: str) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if library != "skrl":
+        raise ConfigError(f"--skrl-version is '{text}', and these are settings of {library}; leave it out")
+    if not re.fullmatch(r"\d{1,4}(\.\d{1,4}){0,3}", text):
+        raise ConfigError(f"--skrl-version is '{text}'; give a version such as 1.4 or 2.1")
+    numbers = tuple(map(int, text.split(".")))
+    return numbers if len(numbers) > 1 else (*numbers, 0 if numbers[0] < 2 else 1)  # 2 is today's 2.x
+
+
+def _assumptions(translation: Translation) -> None:
+    """Say what the run was assumed to be where neither the source nor the caller told."""
+    if not translation.num_envs_known:
+        note = "assumed, nobody says it; minibatches or gradient steps depend on it: --num-envs"
+        translation.builtin("number of envs", "-", "num_envs", translation.num_envs, note)
+    if "num_iterations" not in translation.config:
+        length = TrainConfig(task="?").num_iterations
+        note = "assumed, the source sets no length: --num-iterations"
+        translation.builtin("length of the run", "-", "num_iterations", length, note)
 
 
 def _intervals(translation: Translation) -> None:
@@ -127,6 +176,7 @@ def convert_file(
     num_envs: int | None,
     task: str | None = None,
     algo: str | None = None,
+    skrl_version: str | None = None,
 ) -> Conversion:
     """Convert a YAML file, guessing whose it is unless told; see ``convert``.
 
@@ -144,7 +194,7 @@ def convert_file(
     stem = Path(path).stem.lower()
     if library == "sb3" and stem in ("ppo", "sac", "td3", "ddpg"):
         algo = algo or stem
-    return convert(source, library, num_envs=num_envs, task=task, algo=algo)
+    return convert(source, library, num_envs=num_envs, task=task, algo=algo, skrl_version=skrl_version)
 
 
 def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Library:
@@ -206,7 +256,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(PlainLoader):
     """Plain values, and tuples as lists."""
 
 
@@ -236,8 +286,9 @@ def find_agent_config(task: str, kwargs: Mapping[str, Any]) -> tuple[str, Any]:
         if kwargs.get(key) is not None:
             try:
                 return library, _load_entry(kwargs[key])
-            except (ImportError, AttributeError) as error:
-                raise ConfigError(f"task '{task}': {key} {kwargs[key]!r} cannot be loaded: {error}") from error
+            except Exception as error:  # foreign code runs here
+                reason = str(error) if isinstance(error, (ImportError, AttributeError, ConfigError)) else repr(error)
+                raise ConfigError(f"task '{task}': {key} {kwargs[key]!r} cannot be loaded: {reason}") from error
     others = [key for key in kwargs if key.endswith("_cfg_entry_point") and key != "env_cfg_entry_point"]
     raise ConfigError(
         f"task '{task}' is registered without a configuration that rlcore can use "
@@ -262,6 +313,16 @@ def _load_entry(entry: Any) -> Any:
         for part in name.split("."):
             entry = getattr(entry, part)
     return entry() if callable(entry) else entry
+
+
+def tell(conversion: Conversion, where: str = "") -> None:
+    """Say on standard error what became of the keys.
+
+    Args:
+        conversion: what to tell of.
+        where: how to see all of it.
+    """
+    print(f"settings     of {conversion.library}: {conversion.summary}{where}", file=sys.stderr)
 
 
 def show(conversion: Conversion, console: Console | None = None) -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import csv
-import os
+import logging
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
+from rlcore.files import whole_file
 from rlcore.learn import Faults, Report
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+ETA_ITERATIONS = 10
+"""The latest iterations, by which the time that is left is told."""
 
 SHOWN = {
     "rollout/reward": "reward per step",
@@ -78,7 +86,9 @@ class Average:
     def take(self) -> dict[str, float]:
         """The averages since the last call; of episodes and dropped steps the sum, of ``time/total_s`` the latest."""
         result = {key: total / self._weights[key] for key, total in self._sums.items()}
-        result |= {key: self._sums[key] for key in ("rollout/episodes", "replay/dropped") if key in result}
+        result |= {
+            key: self._sums[key] for key in ("rollout/episodes", "rollout/dropped", "replay/dropped") if key in result
+        }
         if "time/total_s" in result:
             result["time/total_s"] = self._latest["time/total_s"]
         self._sums, self._weights, self._latest = {}, {}, {}
@@ -94,11 +104,17 @@ class MetricsFile:
         self._columns = ["iteration", "env_steps"]
         rows: list[dict[str, str]] = []
         if resumed_iteration is not None and path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                self._columns = list(reader.fieldnames or self._columns)
-                # A row that was cut short when the machine went down has no complete number in it to trust.
-                rows = [r for r in reader if None not in r.values() and int(r["iteration"]) <= resumed_iteration]
+            text = path.read_text(encoding="utf-8", errors="replace")
+            # A row that was cut short, when the machine went down or the disk was full, has no number in it to trust.
+            reader = csv.DictReader(line for line in text.splitlines(True) if line.endswith("\n") and "\0" not in line)
+            try:
+                table, columns = list(reader), list(reader.fieldnames or ())
+            except csv.Error:  # such as a field of any length
+                table, columns = [], []
+            if columns[:2] == self._columns:  # else it is no table of ours
+                self._columns = columns
+                whole = (r for r in table if None not in (*r, *r.values()) and r["iteration"].isdecimal())
+                rows = [r for r in whole if int(r["iteration"]) <= resumed_iteration]
         self._rewrite(rows)
 
     def write(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
@@ -114,12 +130,10 @@ class MetricsFile:
             writer.writerow({"iteration": iteration, "env_steps": env_steps, **metrics})
 
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
-        temporary = self._path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(self._path) as file:
             writer = csv.DictWriter(file, self._columns, restval="")
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, self._path)
 
 
 class RunLogger:
@@ -145,6 +159,7 @@ class RunLogger:
         self._log_interval = log_interval
         self._average = Average()
         self._pending: Report | None = None
+        self._first = True
         self._faults = Faults()
         self._display = Display(console, total, done=0 if resumed is None else resumed[0])
 
@@ -157,9 +172,18 @@ class RunLogger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write what an interrupted interval has, stop the display and close the files, also when training fails."""
-        self._flush()
-        self._display.stop()
-        self._events.close()
+        failed: Exception | None = None
+        for finish in (self._flush, self._display.stop, self._events.close):
+            try:
+                finish()
+            except Exception as second:
+                failed = failed or second
+        if error is None and failed is not None:  # else it would hide what came first
+            raise failed
+
+    def hint(self, text: str) -> bool:
+        """Show a line in the live display, if there is one; may be called from within anything."""
+        return self._display.hint(text)
 
     def report(self, report: Report, extra: Mapping[str, float]) -> None:
         """Take one iteration; ``extra`` are the figures of an evaluation."""
@@ -170,6 +194,9 @@ class RunLogger:
         self._display.advance(report)
         if report.iteration % self._log_interval == 0 or report.iteration == self._total:
             self._flush()
+        elif self._first:  # in the files it is a part of its interval
+            self._display.show(report, {**report.metrics, **extra})
+        self._first = False
 
     def _flush(self) -> None:
         if self._pending is None:
@@ -188,31 +215,36 @@ class Display:
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console = console
         self._total = total
-        self._shown_iteration = done
-        self._shown_time = time.perf_counter()
+        self._marks = deque([(done, time.perf_counter())], maxlen=ETA_ITERATIONS + 1)
         self._latest: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("iteration {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
-            TextColumn("{task.fields[steps]:,} steps  {task.fields[rate]:,.0f} steps/s  ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[steps]:,} steps  {task.fields[rate]:,.0f} steps/s  ETA {task.fields[eta]}"),
             console=console,
         )
-        self._task: TaskID = self._progress.add_task("", total=total, completed=done, steps=0, rate=0.0)
+        self._task: TaskID = self._progress.add_task("", total=total, completed=done, steps=0, rate=0.0, eta="-:--:--")
         self._live: Live | None = None
+        self._hint = ""
 
     def start(self) -> None:
         """Begin to draw, if this is a terminal."""
-        self._shown_time = time.perf_counter()
+        self._marks[-1] = self._marks[-1][0], time.perf_counter()
         if self._console.is_terminal:
-            self._live = Live(self._picture(), console=self._console, refresh_per_second=4)
+            # Drawn anew by a thread of its own: a hint appears however long an iteration takes.
+            self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4)
             self._live.start()
 
     def stop(self) -> None:
         """Leave the last picture standing."""
+        self._hint = ""
         if self._live is not None:
-            self._live.update(self._picture())
             self._live.stop()
+
+    def hint(self, text: str) -> bool:
+        """Show a line under the table, if there is one; no lock is taken, because a signal may call this."""
+        self._hint = text
+        return self._live is not None
 
     def warn(self, text: str) -> None:
         """Print a line above the live display."""
@@ -220,25 +252,27 @@ class Display:
 
     def advance(self, report: Report) -> None:
         """Move the bar."""
-        rate = report.metrics.get("time/steps_per_s", 0.0)
-        self._progress.update(self._task, completed=report.iteration, steps=report.env_steps, rate=rate)
+        self._marks.append((report.iteration, time.perf_counter()))
+        rate, eta = report.metrics.get("time/steps_per_s", 0.0), str(timedelta(seconds=round(self._left())))
+        self._progress.update(self._task, completed=report.iteration, steps=report.env_steps, rate=rate, eta=eta)
+
+    def _left(self) -> float:
+        """Seconds to the end, by the latest iterations: before SAC learns they are a hundred times shorter."""
+        (first, begun), (last, now) = self._marks[0], self._marks[-1]
+        return (now - begun) / max(last - first, 1) * (self._total - last)
 
     def show(self, report: Report, metrics: Mapping[str, float]) -> None:
         """Show the averages of an interval; a metric that is missing keeps its last value."""
         self._latest.update(metrics)
         if self._live is not None:
-            self._live.update(self._picture())
+            self._live.refresh()
             return
-        # By the latest interval: before SAC begins to learn, iterations are a hundred times shorter.
-        now, done = time.perf_counter(), report.iteration - self._shown_iteration
-        left = (now - self._shown_time) / max(done, 1) * (self._total - report.iteration)
-        self._shown_iteration, self._shown_time = report.iteration, now
         width = len(str(self._total))
         figures = "  ".join(f"{name} {_figure(metrics[key])}" for key, name in SHORT.items() if key in metrics)
         # A plain write: rich would wrap at the 80 columns that it assumes where there is no terminal.
         print(
             f"[{report.iteration:>{width}}/{self._total}] {report.env_steps:,} steps  "
-            f"{metrics.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {left:.0f} s  {figures}",
+            f"{metrics.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {self._left():.0f} s  {figures}",
             file=self._console.file,
             flush=True,
         )
@@ -250,8 +284,35 @@ class Display:
         for i in range(half):
             right = shown[half + i] if half + i < len(shown) else ("", "")
             table.add_row(*shown[i], *right)
-        return Group(self._progress, table)
+        return Group(self._progress, table, *([Text(self._hint, "bold yellow")] if self._hint else []))
 
 
 def _figure(value: float) -> str:
     return f"{value:.4g}"
+
+
+class _Notes(logging.Handler):
+    """Prints what is logged."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        kind = "warning" if record.levelno >= logging.WARNING else "note"
+        self.console.print(f"{kind:<12} {record.getMessage()}", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def notes_shown(console: Console) -> Iterator[None]:
+    """Print what the library logs meanwhile: how much memory it is about to take is to be seen before it is taken."""
+    logger, notes = logging.getLogger("rlcore"), _Notes(console)
+    before = logger.level, logger.propagate
+    logger.addHandler(notes)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+        logger.level, logger.propagate = before

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
 
 from rlcore.config import ConfigError, from_dict, to_dict
-from rlcore.envs import nearest_names
+from rlcore.envs import look_here, nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, SIMULATORS, simulator_of
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.envs.presets import load_env_cfg, load_external_tasks, resolve_agent_cfg
 from rlcore.train.config import CONFIG_CLASSES, TrainConfig
 from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
+
+MJLAB_NUM_ENVS = 4096
+"""Copies with which mjlab's own instructions train every task (``--env.scene.num-envs 4096``); its tasks ship one."""
 
 
 def registered_config(
@@ -28,7 +32,8 @@ def registered_config(
     """Find what a task of Isaac Lab or mjlab is to be trained with; its simulator must have been launched.
 
     ``rlcore_cfg_entry_point`` (or ``rlcore_ppo_cfg_entry_point``) in the registration counts as it is: YAML, a mapping,
-    a ``TrainConfig`` or a ``PPOConfig``; else that of rsl_rl, skrl, rl_games or SB3 is converted, the first there is.
+    a ``TrainConfig`` or a ``PPOConfig``; else that of rsl_rl, skrl, rl_games or SB3 is converted, the first that can
+    be; standard error says why others before it were passed over.
     With another algorithm, entries with its name in them count, such as ``skrl_sac_cfg_entry_point``.
 
     Args:
@@ -53,6 +58,13 @@ def registered_config(
     name = task.removeprefix(f"{simulator}:").rpartition(":")[2]
     options = options or {}
     kwargs, own_envs = _isaaclab(task, name, options) if simulator == "isaaclab" else _mjlab(task, name)
+    if simulator == "mjlab" and own_envs == 1:
+        own_envs = MJLAB_NUM_ENVS
+        if num_envs is None and (algo == "ppo" or library is not None):
+            print(
+                f"note         {own_envs} envs, with which mjlab trains its tasks, that ship 1; see --num-envs",
+                file=sys.stderr,
+            )
     kwargs = _entries(kwargs, algo)
     there = [entry for entry in REGISTRY_ORDER if kwargs.get(f"{entry}_cfg_entry_point") is not None]
     if library is not None:
@@ -62,17 +74,26 @@ def registered_config(
         kwargs = {key: value for key, value in kwargs.items() if key == f"{library}_cfg_entry_point"}
     elif algo != "ppo" and not there:
         return {"env": env_options(algo)}, None
-    found, source = _agent_config(name, kwargs)
-    if simulator == "isaaclab":
-        source = resolve_agent_cfg(source, options)
-    if found == "rlcore":
-        own = CONFIG_CLASSES["ddpg" if algo == "td3" else algo]
-        settings = {"num_envs": own_envs, **_settings(name, source, own)}
-        settings["env"] = _with_defaults(settings.get("env", {}), settings.get("agent", {}), algo)
-        from_dict(own, {**settings, "task": task}, source=f"rlcore_cfg_entry_point of '{name}'")
-        return settings | ({} if num_envs is None else {"num_envs": num_envs}), None
-    conversion = convert(source, found, num_envs=num_envs or own_envs, task=task, algo=algo)  # type: ignore[arg-type]
-    return {**conversion.config, "env": env_options(algo)}, conversion
+    passed: list[str] = []
+    for entry in there if library is None else [library]:
+        try:
+            source = _agent_config(name, entry, kwargs)
+            if simulator == "isaaclab":
+                source = resolve_agent_cfg(source, options)
+            if entry == "rlcore":
+                return _own(name, source, num_envs, own_envs, algo), None
+            conversion = convert(source, entry, num_envs=num_envs or own_envs, task=task, algo=algo)  # type: ignore[arg-type]
+        except ConfigError as error:
+            if entry == "rlcore" or [entry] == there or library is not None:  # what was written for rlcore is meant
+                raise
+            passed.append(f"{entry}'s configuration is passed over: {error}")
+            continue
+        for reason in passed:
+            print(f"note         {reason}", file=sys.stderr)
+        return {**conversion.config, "env": env_options(algo)}, conversion
+    if not passed:
+        find_agent_config(name, kwargs)  # says that there is none
+    raise ConfigError(f"task '{name}' ships no configuration that can be used: {'; '.join(passed)}")
 
 
 def env_options(algo: str) -> dict[str, Any]:
@@ -103,18 +124,26 @@ def _entries(kwargs: Mapping[str, Any], algo: str) -> dict[str, Any]:
     return common
 
 
-def _agent_config(name: str, kwargs: dict[str, Any]) -> tuple[str, Any]:
-    """The first configuration there is; Isaac Lab cannot load rsl_rl's without rsl_rl, then it is the next."""
+def _agent_config(name: str, library: str, kwargs: Mapping[str, Any]) -> Any:
+    """Load the configuration of one library; Isaac Lab cannot load rsl_rl's without rsl_rl."""
+    key = f"{library}_cfg_entry_point"
     try:
-        return find_agent_config(name, kwargs)
+        return find_agent_config(name, {key: kwargs[key]})[1]
     except ConfigError as error:
         if getattr(error.__cause__, "name", None) not in ("rsl_rl", "rsl_rl.env", "tensordict"):
             raise
-        others = {key: value for key, value in kwargs.items() if key != "rsl_rl_cfg_entry_point"}
-        if not any(f"{library}_cfg_entry_point" in others for library in REGISTRY_ORDER):
-            raise ConfigError(f"{error}; run: pip install rsl-rl-lib") from error
-    print("note         rsl_rl is not installed (pip install rsl-rl-lib): taking another library's configuration")
-    return find_agent_config(name, others)
+        raise ConfigError(
+            f"task '{name}': rsl_rl is not installed, which {kwargs[key]!r} needs; run: pip install rsl-rl-lib"
+        ) from error
+
+
+def _own(name: str, source: Any, num_envs: int | None, own_envs: int, algo: str) -> dict[str, Any]:
+    """Settings that were written for rlcore."""
+    own = CONFIG_CLASSES["ddpg" if algo == "td3" else algo]
+    settings = {"num_envs": own_envs, **_settings(name, source, own)}
+    settings["env"] = _with_defaults(settings.get("env", {}), settings.get("agent", {}), algo)
+    from_dict(own, {**settings, "task": name}, source=f"rlcore_cfg_entry_point of '{name}'")
+    return settings | ({} if num_envs is None else {"num_envs": num_envs})
 
 
 def _settings(name: str, source: Any, own: type[TrainConfig]) -> dict[str, Any]:
@@ -178,7 +207,8 @@ def _import_own(task: str) -> None:
     """Import the module of the user's project that registers the task, as in ``mjlab:my_tasks:My-Task``."""
     parts = task.split(":")
     if len(parts) == 3:
-        _import(parts[1], f"{task}: there is no module '{parts[1]}'; install it or set PYTHONPATH")
+        look_here()
+        _import(parts[1], f"{task}: there is no module '{parts[1]}'; install it, or run in the folder that has it")
 
 
 def _import(module: str, message: str) -> Any:

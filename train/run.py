@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 from rlcore.checkpoint import save_checkpoint
 from rlcore.config import load_yaml, save_yaml
+from rlcore.files import remove_stale
 from rlcore.train.config import TrainConfig, read_config, safe_name
+
+
+class RunLocked(ValueError):
+    """Another process trains in a run folder; the message names it."""
 
 
 class RunFolder:
@@ -27,6 +39,7 @@ class RunFolder:
         self.best = self.checkpoints / "best.pt"
         self.evaluation = path / "eval.json"
         self.exported = path / "export" / "policy.onnx"
+        self._lock: int | None = None
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
@@ -66,6 +79,49 @@ class RunFolder:
         raise FileNotFoundError(
             f"no run at '{path}'; give a run folder (it has a config.yaml and checkpoints/) or one of its checkpoints"
         )
+
+    def take_over(self) -> list[str]:
+        """Keep other processes from training here, and remove what one that was killed has left half written.
+
+        The lock is the kernel's: it ends with this process, however that ends, or with ``unlock``. It is one of the
+        whole process (lockf), so that the workers of an env, which may live longer, do not hold it.
+
+        Returns:
+            What is to be said of it.
+
+        Raises:
+            RunLocked: another process trains here.
+        """
+        notes: list[str] = []
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if fcntl is not None:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.read(lock, 200).decode(errors="replace").strip() or "another process"
+            os.close(lock)
+            raise RunLocked(
+                f"{self.path} is being trained by {holder}; wait for its end or stop it (kill PID lets it write a "
+                "checkpoint first), then resume"
+            ) from None
+        except OSError as error:
+            notes.append(f"this file system knows no locks ({error.strerror}); see to it that nothing else trains here")
+        with contextlib.suppress(OSError):  # a full disk; the lock holds without it
+            os.ftruncate(lock, 0)
+            os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._lock = lock
+        stale = [*remove_stale(self.path), *remove_stale(self.checkpoints)]
+        if stale:
+            notes.append(
+                f"removed what a process that was killed had not written to its end: {', '.join(map(str, stale))}"
+            )
+        return notes
+
+    def unlock(self) -> None:
+        """Let others train here."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def read_config(self) -> TrainConfig:
         """The configuration of the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_networks import action_bounds
 from rlcore.train.config import algorithm, default_config, read_config
-from rlcore.train.importers import Conversion, convert_file, show
+from rlcore.train.importers import Conversion, convert_file, show, tell
 from rlcore.train.registered import env_options, registered_config
 
 
@@ -37,6 +38,9 @@ class ConfigArguments:
     """Configuration file of rsl_rl, rl_games, skrl or SB3 to convert instead."""
     library: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Whose configuration to take, rsl_rl, rl_games, skrl or sb3; None: the first, or guessed."""
+    skrl_version: str | None = None
+    """Version of skrl that the file was written for, such as 1.4: before 2.1 the entropy of several actions was their
+    mean; None: as the file's names tell."""
     num_envs: int | None = None
     """Copies of the task, on which the number of minibatches may depend; None: the task's own."""
     show: bool = False
@@ -60,9 +64,23 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
     if args.file is not None:
         if args.preset is not None:
             raise ConfigError(f"--preset is '{args.preset}', and {args.file} has settings of its own; leave one out")
-        conversion = convert_file(args.file, library, num_envs=args.num_envs, task=task, algo=args.algo)  # type: ignore[arg-type]
+        if args.file.suffix == ".py":
+            raise ConfigError(
+                f"--file is '{args.file}', which is code; a class of rsl_rl in it is reached by the task that is "
+                "registered with it: --task Isaac-..., isaaclab:MODULE:TASK or mjlab:MODULE:TASK"
+            )
+        conversion = convert_file(
+            args.file,
+            library,  # type: ignore[arg-type]
+            num_envs=args.num_envs,
+            task=task,
+            algo=args.algo,
+            skrl_version=args.skrl_version,
+        )
         settings = conversion.config
     else:
+        if args.skrl_version is not None:
+            raise ConfigError(f"--skrl-version is '{args.skrl_version}', and there is no --file; leave it out")
         if simulator_of(task) in SIMULATORS:
             if library is not None or preset is None:
                 settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo", options)
@@ -73,11 +91,12 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
             raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
         own = default_config(task, registered=settings, algo=algo, preset=preset)[0]
         if simulator_of(task) not in SIMULATORS:  # making theirs takes long
-            env = make_env(task, 1, **own.env, **(options or {}))  # refuses what there is not
             agent: object = own.agent
-            if isinstance(agent, OffPolicyConfig):
-                action_bounds(spec_of(env), agent)
-            env.close()
+            with contextlib.closing(
+                make_env(task, 1, **own.env, **(options or {}))
+            ) as env:  # refuses what is not there
+                if isinstance(agent, OffPolicyConfig):
+                    action_bounds(spec_of(env), agent)
         settings = to_dict(own)
         settings |= {} if args.num_envs is None else {"num_envs": args.num_envs}
     if options:
@@ -86,11 +105,21 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
     data = to_dict(config)
     if args.task is None:
         del data["task"]  # which the file does not tell
+    if conversion is not None:
+        all_of_it = "" if args.show else "; --show lists them"
+        tell(conversion, all_of_it)
+        if conversion.warning:  # a run says it itself
+            print(f"warning      {conversion.warning}", file=sys.stderr)
     if conversion is not None and args.show:
         show(conversion, Console())
     elif args.show:
         print(f"{task} is trained with rlcore's own settings; nothing was converted", file=sys.stderr)
     text = yaml.safe_dump(data, sort_keys=False)
+    if conversion is not None:
+        text = (
+            f"# Converted from {conversion.library} for {config.num_envs} envs, on which minibatches and gradient\n"
+            f"# steps depend: for another number convert anew, with --num-envs.\n{text}"
+        )
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         args.output.write_text(text, encoding="utf-8")

@@ -51,7 +51,7 @@ def env_options(task: str) -> dict[str, tuple[Any, str]]:
         place, fixed = TASKS[task]
         ending = task.rpartition("-")[2]
         makers = [load(place), *([load(WRAPPERS[ending])] if ending in WRAPPERS else [])]
-    own = {"self", "env", "task", "env_id", "num_envs", "device", "seed", "wrappers", *fixed}
+    own = {"self", "env", "task", "env_id", "num_envs", "device", "seed", *fixed}
     found: dict[str, tuple[Any, str]] = {}
     for maker in makers:
         texts = _described(maker)
@@ -116,7 +116,8 @@ def print_tasks(part: str) -> None:
     if not part:
         print("\nand gymnasium ids; `rlcore tasks PART_OF_A_NAME` shows their sizes:")
         for family, names in matching.items():
-            print(f"  {family}: {', '.join(names)}")
+            missing_here = _missing(names[0])
+            print(f"  {family}: {', '.join(names) if missing_here is None else f'not available here, {missing_here}'}")
         print("\nand those of simulators where they are installed: `rlcore tasks Mjlab`, `rlcore tasks Isaac`")
         print(f"\nand an env of yours, {PYTHON_PREFIX}MODULE:CLASS")
 
@@ -134,6 +135,15 @@ def _describe(name: str) -> tuple[str, str, str]:
         env.close()
     sizes = ", ".join(f"{group} {size}" for group, size in spec.observation_sizes.items())
     return sizes, spec.action_text, "no limit" if length >= ENDLESS else f"{length} steps"
+
+
+def _missing(name: str) -> str | None:
+    """What a gymnasium id, and with it those of its family, lacks here; None where it can be trained."""
+    try:
+        _describe(name)
+    except ValueError as error:
+        return str(error).removeprefix(f"{name}: ")
+    return None
 
 
 def _gymnasium_ids() -> dict[str, list[str]]:

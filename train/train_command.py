@@ -90,7 +90,7 @@ def train_command(words: Sequence[str]) -> Job:
             text = (
                 f"Train a policy, evaluate the best checkpoint and export it.{about} Settings are written "
                 "--agent.gamma 0.98 or agent.gamma=0.98. Ctrl-C once stops after the iteration and writes a "
-                "checkpoint (exit code 130, SIGTERM 143), twice stops at once."
+                "checkpoint (exit code 130, SIGTERM 143, SIGHUP 129), once more stops at once."
             )
             values = {f.name: getattr(base, f.name) for f in fields(Own)}
             shown = TrainArguments(**values | ({"task": tyro.MISSING} if task is None else {}))
@@ -170,6 +170,16 @@ def _task_in(words: Sequence[str]) -> str:
         if file.suffix in (".yaml", ".yml") and file.is_file():
             with contextlib.suppress(ConfigError):  # said later, in full
                 return str(load_yaml(file).get("task"))
+    return _task_of_file(path) if path.suffix == ".onnx" and path.is_file() else ""
+
+
+def _task_of_file(path: Path) -> str:
+    """The task that an exported file names; PyTorch, which a simulator may want to come before, is not imported."""
+    import onnx
+
+    with contextlib.suppress(Exception):  # whatever a file that is no ONNX ends in is said later, in full
+        properties = onnx.load(str(path), load_external_data=False).metadata_props
+        return next((x.value for x in properties if x.key == "task"), "")
     return ""
 
 
@@ -182,6 +192,7 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
         if "library" in given:
             raise ValueError(f"--from is '{given['library']}', but {task} ships no configuration; leave it out")
         return {}
+    from rlcore.train.importers import tell
     from rlcore.train.registered import env_options, registered_config
 
     if preset is not None:
@@ -192,17 +203,17 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
     options = arguments.without_options(pairs)[1]
     settings, conversion = registered_config(task, int(number) if number else None, given.get("library"), algo, options)
     if conversion is not None:
-        counts = ", ".join(f"{count} {status}" for status, count in conversion.counts.items())
         named = "" if algo == "ppo" else f" --algo {algo}"
-        print(f"settings     of {conversion.library}: {counts}; `rlcore config --task {task}{named} --show` lists them")
+        tell(conversion, f"; `rlcore config --task {task}{named} --show` lists them")
     return settings
 
 
 def _training(base: Any, config: Any, resumed: Path | None) -> Job:
     from rich.console import Console
 
+    from rlcore.train.ending import Output
     from rlcore.train.training import Training, refuse_changes
 
     if resumed is not None:
         refuse_changes(base, config)
-    return Training(config, Console(), resumed_from=resumed).start
+    return Training(config, Console(file=Output()), resumed_from=resumed).start  # type: ignore[arg-type]

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import OF_A_RUN, CheckpointError, load_checkpoint, save_checkpoint
-from rlcore.config import ConfigError, to_dict
-from rlcore.env import spec_of, want_final_obs
+from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting, load_checkpoint, save_checkpoint
+from rlcore.config import ConfigError, shown, to_dict
+from rlcore.env import VecEnv, check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
-from rlcore.learn import Progress, Report, learn, resume, snapshot
+from rlcore.learn import Progress, Report, begin, learn, resume, snapshot
+from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import AGENTS
+from rlcore.train.best import Best, told_of_stages
 from rlcore.train.conclude import conclude, say
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, settings_as_typed
-from rlcore.train.evaluate import evaluate, evaluation_options
-from rlcore.train.logger import RunLogger
+from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
+from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
+from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.run import RunFolder, locate
+from rlcore.train.threads import use_threads
+from rlcore.types import Policy
 
 _MOST_SAMPLES = 1000  # drawn for one new step before a warning; 256 in the classic preset, 8 in the other
 
@@ -39,60 +41,6 @@ TIMEOUTS = {
     "none": "worth nothing, like failures (none)",
 }
 """What a run says of ``agent.timeout_bootstrap``."""
-
-
-class Interrupt:
-    """What SIGINT and SIGTERM mean: the first asks to stop after the iteration, the second stops.
-
-    After the training, when there are no more iterations, ``at_once`` lets the first one stop.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self.at_once = False
-
-    @contextmanager
-    def handling(self) -> Iterator[Interrupt]:
-        """Take both signals over for a while."""
-        before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None or self.at_once:
-            raise SystemExit(128 + number)
-        self.signal = number
-        # os.write, because a signal may arrive inside a print.
-        os.write(2, b"\nfinishing the iteration in progress, then writing a checkpoint; once more to stop at once\n")
-
-
-class _Notes(logging.Handler):
-    """Prints what is logged."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        say(self.console, f"note         {record.getMessage()}")
-
-
-@contextmanager
-def _shown(console: Console) -> Iterator[None]:
-    """Print what the library logs meanwhile: how much memory it is about to take is to be seen before it is taken."""
-    logger, notes = logging.getLogger("rlcore"), _Notes(console)
-    before = logger.level, logger.propagate
-    logger.addHandler(notes)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    try:
-        yield
-    finally:
-        logger.removeHandler(notes)
-        logger.level, logger.propagate = before
 
 
 class Training:
@@ -109,7 +57,13 @@ class Training:
         Raises:
             ValueError: something in the configuration does not fit; one line that names it and the remedy.
             CheckpointError: the checkpoint is one of another version.
+            RunLocked: another process trains in the run's folder.
         """
+        self.run: RunFolder | None = None
+        self.notes: list[str] = []
+        if resumed_from is not None:
+            self.run, _ = locate(resumed_from)
+            self.notes += self.run.take_over()
         self.device = resolve_device(config.device)
         self.config = dataclasses.replace(config, device=str(self.device))
         self.console = console
@@ -119,8 +73,9 @@ class Training:
         content = None if resumed_from is None else load_checkpoint(resumed_from, device=str(self.device))
         if content is not None and torch.device(content["config"]["device"]).type != self.device.type:
             content["env"] = None  # its random generator is of another kind
-        done = 0 if content is None else int(content["progress"]["iteration"])
-        self.planned_before = None if content is None else int(content["config"]["num_iterations"])
+        with fitting(resumed_from):
+            done = 0 if content is None else int(content["progress"]["iteration"])
+            self.planned_before = None if content is None else int(content["config"]["num_iterations"])
         if config.num_iterations < done:
             raise ConfigError(
                 f"num_iterations is {config.num_iterations} and the run has done {done} already; "
@@ -138,35 +93,59 @@ class Training:
             want_final_obs(self.eval_env, ())  # nobody reads them there
         if config.capture_env and not getattr(self.env, "capturable", False):
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
+        self.first_stage = stage_of(self.eval_env)
         self.spec = spec_of(self.env)
         build = AGENTS[config.algo]
-        with _shown(console), settings_as_typed(config.agent):
+        with notes_shown(console), settings_as_typed(config.agent):
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
+        self.notes += use_threads(config.threads, samples_at_once(config), self.agent.policy, self.device)
         if content is not None:
-            try:
-                with settings_as_typed(config.agent):
-                    self.progress, self.exact = resume(self.env, self.agent, content)
-            except KeyError as error:
+            broken = broken_values(content["agent"])
+            if broken:
                 raise CheckpointError(
-                    f"checkpoint '{resumed_from}' lacks {error}: another version of rlcore wrote it; begin anew with "
-                    "--config RUN/config.yaml; `rlcore export` can still read its policy"
-                ) from error
+                    f"checkpoint '{resumed_from}' has values that are not finite in {', '.join(broken[:3])}, from "
+                    "which no training recovers; give an earlier one, --resume RUN/checkpoints/000500.pt"
+                )
+            other = (
+                "another version of rlcore wrote it, or it is damaged; begin anew with --config RUN/config.yaml; "
+                "`rlcore export` may still read its policy"
+            )
+            with fitting(resumed_from, other), settings_as_typed(config.agent):
+                self.progress, self.exact = resume(self.env, self.agent, content)
+                check_obs(self.env, self.progress.obs, "checkpoint")
+                if str(self.agent.timeout_bootstrap) not in TIMEOUTS:
+                    raise ValueError(f"timeout_bootstrap is {shown(self.agent.timeout_bootstrap)}")
+        if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
+            with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
+                reset_at(self.eval_env, self._stage())
         self.saved_iteration = done
-        self.best_score: float | None = None
+        self.best = Best(self.config, self.spec, self.device)
         self.bootstrap = self.agent.timeout_bootstrap
-        self.run: RunFolder | None = None
 
     def start(self) -> int:
         """Train, evaluate and export.
 
         Returns:
             The exit code: 0, or 128 + signal for a run that was interrupted and can be resumed, or 1 where the
-            export was refused.
+            export was refused. Whatever else ends it is told in one line on standard error, with what was kept; for
+            the codes see ``rlcore.train.ending``.
         """
+        interrupt = Interrupt()
+        try:
+            with quiet_threads():
+                return self._train(interrupt)
+        except BaseException as error:
+            return end_of_run(error, interrupt, self.run, self.progress, self._rescue)
+        finally:
+            if self.run is not None:
+                self.run.unlock()
+
+    def _train(self, interrupt: Interrupt) -> int:
         config, resumed = self.config, self.progress
         self.run = self._folder()
         self._say_what_is_ahead()
-        interrupt = Interrupt()
+        if self.progress is None:
+            self.progress = begin(self.env, self.agent, config.seed)
         evaluations: dict[int, dict[str, float]] = {}  # by iteration, until its report comes
         with (
             interrupt.handling(),
@@ -178,6 +157,7 @@ class Training:
                 resumed=None if resumed is None else (resumed.iteration, resumed.env_steps),
             ) as logger,
         ):
+            interrupt.show = logger.hint
 
             def on_report(report: Report) -> None:
                 logger.report(report, evaluations.pop(report.iteration, {}))
@@ -199,7 +179,6 @@ class Training:
                 on_report=on_report,
                 on_iteration=on_iteration,
                 should_stop=lambda: interrupt.signal is not None,
-                seed=config.seed,
                 capture_env=config.capture_env,
             )
             if self.saved_iteration != progress.iteration:
@@ -209,34 +188,39 @@ class Training:
             say(self.console, f"  rlcore train --resume {self.run.path}")
             return 128 + interrupt.signal
         if not self.shares_env:
-            self.env.close()
+            self._close(self.env)
         interrupt.at_once = True
         try:
-            with interrupt.handling(), self._whole_episodes():
-                code = conclude(self.run, self.eval_env, config, self.console)
-        except SystemExit as stop:
+            with interrupt.handling(), whole_episodes(self.eval_env):
+                stage, why = self._stage(), self.best.why()
+                code = conclude(self.run, self.eval_env, config, self.console, stage, why)
+        except Stopped as stop:
             say(self.console, "stopped before evaluation and export were done; to do them:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
-            code = int(stop.code or 0)
-        self.eval_env.close()
+            code = int(str(stop.code))
+        self._close(self.eval_env)
         return code
 
-    @contextmanager
-    def _whole_episodes(self) -> Iterator[None]:
-        """Let no episode of an evaluation begin in the middle, where it borrows the training env."""
-        before = getattr(self.eval_env, "randomize_start", None)
-        if before:
-            self.eval_env.randomize_start = False  # type: ignore[attr-defined]
+    def _close(self, env: VecEnv) -> None:
         try:
-            yield
-        finally:
-            if before:
-                self.eval_env.randomize_start = before  # type: ignore[attr-defined]
+            env.close()
+        except Exception as error:  # what was trained is worth more
+            say(self.console, f"note         closing the env failed: {type(error).__name__}: {error}")
+
+    def _rescue(self) -> None:
+        """Save the last finished iteration, after something went wrong."""
+        assert self.progress is not None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # it may be memory that is missing
+        if self.progress.iteration > self.saved_iteration:
+            self._save(self.progress)
 
     def _folder(self) -> RunFolder:
-        if self.resumed_from is None:
-            return RunFolder.create(self.config)
-        run, _ = locate(self.resumed_from)
+        run = self.run
+        if run is None:
+            run = RunFolder.create(self.config)
+            self.notes += run.take_over()
+            return run
         assert self.progress is not None
         for later in run.numbered():
             if int(later.stem) > self.progress.iteration:
@@ -249,7 +233,7 @@ class Training:
                 run.best.rename(run.best.with_suffix(".pt.old"))
                 say(self.console, "set aside best.pt as best.pt.old, because it is later")
             else:
-                self.best_score = best.get("score")
+                self.best.resume(best)
         run.write_config(self.config)
         return run
 
@@ -268,7 +252,9 @@ class Training:
             f"run folder   {run.path}",
         ):
             say(self.console, line)
-        for note in (*getattr(env, "notes", ()), *getattr(self.agent, "notes", ())):
+        for note in self.notes:
+            say(self.console, f"note         {note}")
+        for note in (note for who in (env, self.agent, self.agent.policy) for note in getattr(who, "notes", ())):
             say(self.console, f"note         {note}")
         if getattr(config, "preset", None) == "gpu" and self.device.type == "cpu":
             slow = "the preset gpu is made for CUDA, and slow on a CPU once learning begins"
@@ -289,7 +275,9 @@ class Training:
                 f"{(first - stored) * env.num_envs:,}; give more --num-iterations or less --agent.learning-starts",
             )
         if self.shares_env:
-            say(self.console, "note         evaluations use the training env, whose episodes then start anew")
+            say(self.console, "note         evaluations use the training env, and then put it back as it was")
+        for line in told_of_stages(self.first_stage, config.eval_stage):
+            say(self.console, line)
         if self.progress is not None:
             say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
             if left == 0:
@@ -316,14 +304,17 @@ class Training:
         last = progress.iteration == config.num_iterations
         if not last and not (every and progress.iteration % every == 0):
             return {}
-        with undisturbed(self.device):
-            with self._whole_episodes():
-                result = evaluate(self.eval_env, self.agent.policy, config.seed + EVAL_SEED)
-            if self.shares_env:
-                progress.restart(self.env, self.agent)
-        # A later checkpoint that does as well has seen more: ties go to it.
-        if self.best_score is None or result.score >= self.best_score:
-            self.best_score = result.score
+        stage = self._stage()
+
+        def measure(policy: Policy) -> Evaluation:
+            return evaluate(self.eval_env, policy, config.seed + EVAL_SEED, stage=stage)
+
+        with undisturbed(self.device), self._lent(progress), whole_episodes(self.eval_env):
+            result = measure(self.agent.policy)
+            said = self.best.measured(stage, measure)
+        if said is not None:
+            say(self.console, f"note         {said}")
+        if self.best.replaced_by(progress.iteration, result, stage, self.agent.policy):
             assert self.run is not None
             save_checkpoint(
                 self.run.best, self._content(progress) | {"score": result.score, "evaluation": result.as_dict()}
@@ -334,6 +325,21 @@ class Training:
         if result.success is not None:
             figures["eval/success"] = result.success
         return figures
+
+    def _stage(self) -> Stage | None:
+        """Where the curricula stand in an evaluation."""
+        return stage_of(self.env) if self.config.eval_stage == "trained" else self.first_stage
+
+    @contextmanager
+    def _lent(self, progress: Progress) -> Iterator[None]:
+        """While an evaluation uses the training env, if it does."""
+        if not self.shares_env:
+            yield
+            return
+        progress.broken_off = "rollout"  # should the evaluation fail, training's episodes do not go on
+        with lent(self.env, lambda obs: progress.restart(self.env, self.agent, obs)):
+            yield
+        progress.broken_off = ""
 
     def _save(self, progress: Progress) -> None:
         assert self.run is not None
@@ -354,7 +360,8 @@ def resumed_config(path: Path) -> tuple[TrainConfig, Path]:
     """
     _, checkpoint = locate(path, "last")
     content = load_checkpoint(checkpoint, needed=OF_A_RUN)
-    return read_config(content["config"], source=str(checkpoint)), checkpoint
+    with fitting(checkpoint):
+        return read_config(content["config"], source=str(checkpoint)), checkpoint
 
 
 def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
@@ -369,6 +376,14 @@ def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
                 f"{key} is {old!r} in the run that is resumed and {new!r} here; leave it out, "
                 "or start a new run without --resume"
             )
+
+
+def samples_at_once(config: TrainConfig) -> int:
+    """Samples of a gradient step."""
+    agent: Any = config.agent  # also of an algorithm whose settings are none of PPO's
+    if isinstance(agent, OffPolicyConfig):
+        return agent.batch_size
+    return int(config.num_envs * agent.num_steps // agent.num_minibatches)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -386,10 +401,3 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches kernels on the present one, whatever they are given
     return device
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Put PyTorch's random generators back afterwards, so that an evaluation leaves no trace in the training."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

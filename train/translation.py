@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 import re
@@ -11,29 +10,22 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, shown
 from rlcore.train.config import read_config
+from rlcore.train.values import one_of, plain, positive
 
 Status = Literal["kept", "changed", "dropped", "default"]
 
-ACTIVATIONS = {
-    "elu": "elu",
-    "relu": "relu",
-    "tanh": "tanh",
-    "silu": "silu",
-    "swish": "silu",
-    "gelu": "gelu",
-    "selu": "selu",
-    "lrelu": "leaky_relu",
-    "leakyrelu": "leaky_relu",
-    "leaky_relu": "leaky_relu",
-}
-"""Names that the libraries use, in lower case and without ``nn.``, by the name of the same function here."""
-
 NO_CNN = "rlcore has no convolutions; image groups cannot be read"
+
+ASSUMED_NUM_ENVS = 4096
+"""Copies of the task where nobody says how many, as Isaac Lab's tasks have them."""
 
 UNKNOWN = "unknown key"
 """How the note of a key begins that nobody knows."""
+
+MOST_SAMPLES = 10**12
+"""A rollout of more samples is a slip of the pen, and its divisors take long to find."""
 
 GUARDS = (1e-3, 1e3)
 """Limits of the standard deviation beyond these guard against zero and infinity; they are not choices."""
@@ -63,22 +55,33 @@ class Translation:
     Args:
         source: nested configuration: a mapping, or an object with attributes.
         library: name of the library, for messages.
-        num_envs: copies of the task that the run will have, on which much depends; None: 4,096, or what the source
-            says of it.
+        num_envs: copies of the task that the run will have, on which much depends; None: what the source says of it,
+            else 4,096.
         task: what will be trained.
+        version: of the library, such as ``(1, 4)``; None: as the source's layout tells.
     """
 
-    def __init__(self, source: Any, library: str, num_envs: int | None, task: str | None) -> None:
-        self.source = plain(source)
-        self.num_envs_given, num_envs = num_envs is not None, num_envs or 4096
-        self.library, self.num_envs, self.task = library, num_envs, task
+    def __init__(
+        self,
+        source: Any,
+        library: str,
+        num_envs: int | None,
+        task: str | None,
+        version: tuple[int, ...] | None = None,
+    ) -> None:
+        try:
+            self.source = plain(source)
+        except RecursionError:
+            raise ConfigError(f"{library}: the configuration refers to itself; write it out") from None
+        self.num_envs_known, num_envs = num_envs is not None, num_envs or ASSUMED_NUM_ENVS
+        self.library, self.num_envs, self.task, self.version = library, num_envs, task, version
         self.config: dict[str, Any] = {"task": task} if task is not None else {}
         self.config |= {"algo": "ppo", "num_envs": num_envs, "agent": {}}
         self.rows: list[Row] = []
         self._done: set[str] = set()
         self._origin: dict[str, tuple[str, Any]] = {}
         if not isinstance(self.source, dict):
-            raise ConfigError(f"{library}: {self.source!r} is not a configuration; give a mapping or an object")
+            raise ConfigError(f"{library}: {shown(self.source)} is not a configuration; give a mapping or an object")
 
     def has(self, key: str) -> bool:
         """Whether the source sets a dotted key; an empty mapping, as Isaac Lab writes what is missing, sets none."""
@@ -105,7 +108,7 @@ class Translation:
         except ConfigError:
             raise
         except (ValueError, TypeError, OverflowError) as error:
-            raise ConfigError(f"{self.library}: {key}: {raw!r} cannot be converted: {error}") from None
+            raise ConfigError(f"{self.library}: {key}: {shown(raw)} cannot be converted: {error}") from None
 
     def use(
         self,
@@ -186,14 +189,15 @@ class Translation:
     def refuse(self, key: str, value: Any) -> ConfigError:
         """Make the error for an algorithm that rlcore does not have."""
         return ConfigError(
-            f"{self.library}: {key}: {value!r} is not PPO, SAC, DDPG or TD3, and nothing else can be converted; "
+            f"{self.library}: {key}: {shown(value)} is not PPO, SAC, DDPG or TD3, and nothing else can be converted; "
             "write an rlcore configuration for this task"
         )
 
     def prefer_num_envs(self, number: int) -> None:
         """Take the source's own number of envs, unless the user gave one."""
-        if not self.num_envs_given:
+        if not self.num_envs_known:
             self.num_envs = self.config["num_envs"] = number
+            self.num_envs_known = True
 
     def minibatches(self, key: str, count: float, note: str = "", length: int = 1) -> None:
         """Set the number of minibatches, the nearest to ``count`` that cuts the rollout into equal parts.
@@ -204,11 +208,14 @@ class Translation:
             note: what differs besides.
             length: steps that must stay together, for recurrent networks.
         """
-        if count <= 0:
-            raise ConfigError(f"{self.library}: {key}: {self.get(key)!r} cannot be used: give 1 or more")
+        if not 0 < count < math.inf:
+            raise ConfigError(f"{self.library}: {key}: {shown(self.get(key))} cannot be used: give 1 or more")
         total = max(1, self.num_envs * int(self.config["agent"]["num_steps"]) // length)
+        if total > MOST_SAMPLES:
+            raise ConfigError(f"{self.library}: more than 10^12 {_unit(length)} fit no memory; give fewer steps")
         wanted = min(max(1, round(count)), total)
-        best = min((n for n in range(1, min(2 * wanted, total) + 1) if total % n == 0), key=lambda n: abs(n - wanted))
+        divisors = {d for n in range(1, math.isqrt(total) + 1) if total % n == 0 for d in (n, total // n)}
+        best = min(sorted(divisors), key=lambda n: abs(n - wanted))
         value, changed = self.get(key, count), best != count
         if changed:
             note = f"{count:.6g} minibatches do not cut {total} {_unit(length)} into equal parts; " + note
@@ -244,11 +251,20 @@ class Translation:
         """Report the keys that nobody asked for, and let rlcore check the result.
 
         Raises:
-            ConfigError: rlcore refuses a value; the message names the source's key.
+            ConfigError: rlcore refuses a value, and the message names the source's key; or no key is the library's.
         """
         known = [row.key for row in self.rows if not row.key.startswith("(")]
-        for key, value in _leaves(self.source):
-            if not any(key == done or key.startswith(done + ".") for done in self._done):
+        leaves = list(_leaves(self.source))
+        unknown = [
+            key for key, _ in leaves if not any(key == done or key.startswith(done + ".") for done in self._done)
+        ]
+        if leaves and len(unknown) == len(leaves):
+            raise ConfigError(
+                f"{self.library}: no key is one of {self.library}'s ({shown(', '.join(unknown))}); give its whole "
+                "configuration, or name another library with --from"
+            )
+        for key, value in leaves:
+            if key in unknown:
                 close = difflib.get_close_matches(key, [k for k in known if not self.has(k)], n=1, cutoff=0.8)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
                 self.rows.append(Row(key, value, None, "dropped", UNKNOWN + hint))
@@ -262,112 +278,11 @@ class Translation:
         name = match[1] if match else ""
         for ours, (key, raw) in self._origin.items():
             if ours == name or ours.endswith("." + name):
-                return f"{self.library}: {key}: {raw!r} cannot be used: {message}"
+                return f"{self.library}: {key}: {shown(raw)} cannot be used: {message}"
         return f"{self.library}: {message}"
 
 
 _ABSENT: Any = object()
-
-
-def number(value: Any) -> float:
-    """A float, also from text, because YAML 1.1 reads ``1e-3`` as text; NaN and truth values are refused."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)) or math.isnan(float(value)):
-        raise ValueError("give a number")
-    return float(value)
-
-
-def whole(value: Any) -> int:
-    """An int, also from ``1e6`` or text."""
-    if number(value) != int(number(value)):
-        raise ValueError("give a whole number")
-    return int(number(value))
-
-
-def positive(value: Any) -> int:
-    """An int of at least 1."""
-    if whole(value) < 1:
-        raise ValueError("give 1 or more")
-    return whole(value)
-
-
-def pair(value: Any) -> tuple[float, float]:
-    """Two numbers."""
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("give two numbers")
-    return number(value[0]), number(value[1])
-
-
-def flag(value: Any) -> bool:
-    """A truth value, never a number."""
-    if not isinstance(value, bool):
-        raise ValueError("give true or false")
-    return value
-
-
-def empty(value: Any) -> bool:
-    """Whether a value stands for nothing, as do the texts "None" and "null"."""
-    return value is None or (isinstance(value, str) and value.lower() in ("none", "null", ""))
-
-
-def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Like ``convert``, but nothing stays None."""
-    return lambda value: None if empty(value) else convert(value)
-
-
-def one_of(choices: Mapping[Any, Any]) -> Callable[[Any], Any]:
-    """Translate by a table."""
-
-    def convert(value: Any) -> Any:
-        if not isinstance(value, (str, bool, type(None))) or value not in choices:
-            raise ValueError(f"known are {', '.join(map(repr, choices))}")
-        return choices[value]
-
-    return convert
-
-
-def widths(value: Any) -> list[int]:
-    """Hidden layer sizes."""
-    return [whole(width) for width in (value if isinstance(value, list) else [value])]
-
-
-def activation(value: Any) -> str:
-    """The name of an activation here, from any library's name for it."""
-    name = str(value).rpartition(":")[2].rpartition(".")[2].lower()  # nn.ELU, torch.nn.modules.activation:ELU
-    if name not in ACTIVATIONS:
-        raise ValueError(f"rlcore has {', '.join(sorted(set(ACTIVATIONS.values())))}")
-    return ACTIVATIONS[name]
-
-
-def names(value: Any) -> list[str] | None:
-    """Names of observation groups; None for an empty list."""
-    return [str(name) for name in ([value] if isinstance(value, str) else value)] or None
-
-
-def plain(value: Any) -> Any:
-    """Turn nested objects into dicts and lists, leaving out what was never set; nothing is called or evaluated."""
-    if isinstance(value, (str, int, float, bool, type(None))):
-        return value
-    if isinstance(value, Mapping):
-        return _plain_items(value.items())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value if not _missing(item)]
-    if isinstance(value, type) or callable(value):
-        return f"{value.__module__}:{getattr(value, '__qualname__', type(value).__qualname__)}"
-    if dataclasses.is_dataclass(value):
-        found = {field.name: getattr(value, field.name, dataclasses.MISSING) for field in dataclasses.fields(value)}
-        return _plain_items({**vars(value), **found}.items())
-    # A plain object keeps its defaults in its class.
-    attributes = {name: getattr(value, name) for name in dir(value) if not name.startswith("_")}
-    return _plain_items((name, item) for name, item in attributes.items() if not callable(item))
-
-
-def _plain_items(items: Any) -> dict[str, Any]:
-    return {str(key): plain(value) for key, value in items if not _missing(value) and not str(key).startswith("__")}
-
-
-def _missing(value: Any) -> bool:
-    # Isaac Lab copies the marker deeply, so that it is not the same object any more.
-    return isinstance(value, type(dataclasses.MISSING)) or (isinstance(value, str) and value == "???")
 
 
 def _find(source: Any, key: str) -> Any:

@@ -335,7 +335,11 @@ def check_counters_drive_the_curriculum_after_a_resume() -> None:
     for action in actions(20):
         env.step(action)
     state = env.state_dict()
-    assert state == {"common_step_counter": 20, "_sim_step_counter": 40} and not env.exact_state
+    # The curriculum has not run since the tenth step, so that no setting is another yet.
+    assert state == {"common_step_counter": 20, "_sim_step_counter": 40, "changed": {}} and not env.exact_state
+    for action in actions(20):
+        env.step(action)
+    assert env.state_dict()["changed"] == {"reward/alive/weight": 9.0}
     resumed = IsaacLabEnv(raw_env(TASKS[0], change))
     weight = resumed.core.reward_manager.get_term_cfg
     resumed.reset(1)
@@ -343,6 +347,54 @@ def check_counters_drive_the_curriculum_after_a_resume() -> None:
     resumed.load_state_dict(state)
     resumed.reset(1)
     assert resumed.core.common_step_counter == 20 and weight("alive").weight == 9.0
+
+
+def check_an_evaluation_on_the_same_env_leaves_no_trace() -> None:
+    import isaaclab.envs.mdp as mdp
+    from isaaclab.managers import CurriculumTermCfg
+
+    from rlcore.stage import lent, reset_at, stage_of
+    from rlcore.train.evaluate import undisturbed
+
+    def change(cfg: Any) -> None:
+        if hasattr(cfg, "curriculum"):
+            term = CurriculumTermCfg(
+                func=mdp.modify_reward_weight, params={"term_name": "alive", "weight": 9.0, "num_steps": 60}
+            )
+            cfg.curriculum = {"alive": term}
+
+    for task in TASKS:
+        for scene in ("restored", "unknown"):
+            lending, other = IsaacLabEnv(raw_env(task, change)), IsaacLabEnv(raw_env(task, change))
+            begun: list[Any] = []
+            trace = []
+            for env in (other, lending):
+                simulator.Scene.latest = env.core.scene
+                env.reset(1)
+                steps = []
+                for i, action in enumerate(actions(90, 2.0)):
+                    if env is lending and i == 45:
+                        if scene == "unknown":
+                            env.core.scene.get_state = None
+                        before = stage_of(env)
+                        with undisturbed(torch.device("cpu")), lent(env, begun.append):
+                            reset_at(env, before, 7)
+                            for _ in range(40):
+                                env.step(torch.zeros(N, 1))
+                            assert env.core.common_step_counter == 85
+                        assert env.core.common_step_counter == 45
+                        if "Direct" not in task:
+                            assert env.core.reward_manager.get_term_cfg("alive").weight == 1.0
+                    steps.append(env.step(action))
+                trace.append(steps)
+            assert other.core.common_step_counter == lending.core.common_step_counter == 90
+            assert len(begun) == (scene == "unknown")
+            if scene == "restored":
+                for one, two in zip(*trace, strict=True):
+                    assert torch.equal(one.obs["policy"], two.obs["policy"]) and torch.equal(one.reward, two.reward)
+                    assert torch.equal(one.terminated, two.terminated) and torch.equal(one.truncated, two.truncated)
+                    assert one.log.keys() == two.log.keys()
+                    assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(two.log[k])) for k, x in one.log.items())
 
 
 def check_ways_to_final_observations() -> None:

@@ -97,6 +97,8 @@ class Robot:
             **zeros,
             default_joint_vel=torch.zeros(num_envs, 2),
             default_root_state=torch.zeros(num_envs, 13),
+            root_pose_w=torch.zeros(num_envs, 7),
+            root_vel_w=torch.zeros(num_envs, 6),
             soft_joint_pos_limits=torch.tensor([[-4.0, 4.0], [-1e9, 1e9]]).repeat(num_envs, 1, 1),
             soft_joint_vel_limits=torch.full((num_envs, 2), 1e9),
         )
@@ -120,6 +122,12 @@ class Robot:
         columns = torch.arange(2) if joint_ids is None or joint_ids == slice(None) else torch.as_tensor(joint_ids)
         self.data.joint_pos[rows[:, None], columns] = position
         self.data.joint_vel[rows[:, None], columns] = velocity
+
+    def set_joint_position_target(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def set_joint_velocity_target(self, *args: Any, **kwargs: Any) -> None:
+        pass
 
     def write_root_pose_to_sim(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -151,7 +159,9 @@ class Scene:
         Scene.latest = self
         self.cfg, self.num_envs, self.device = cfg, cfg.num_envs, "cpu"
         self.robot = Robot(cfg.num_envs)
-        self.articulations = {"robot": self.robot}
+        self.articulations = self._articulations = {"robot": self.robot}
+        self._deformable_objects = self._rigid_objects = self._surface_grippers = self._rigid_object_collections = {}
+        self._ALL_INDICES = torch.arange(cfg.num_envs)
         self.sensors: dict[str, Any] = {"gyroscope": Gyroscope(self.robot, cfg.num_envs)}
         self.rigid_objects: dict[str, Any] = {}
         self.terrain = None
@@ -222,6 +232,8 @@ def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
 def install() -> None:
     """Put the cart-pole under Isaac Lab's env classes, and register its tasks."""
     version = importlib.import_module("packaging.version").Version("4.5.0")
+    real: Any = importlib.import_module("isaaclab.scene.interactive_scene").InteractiveScene
+    Scene.get_state, Scene.reset_to = real.get_state, real.reset_to  # type: ignore[attr-defined]
     for name in ("manager_based_env", "direct_rl_env"):
         module = importlib.import_module(f"isaaclab.envs.{name}")
         module.SimulationContext, module.InteractiveScene = Simulation, Scene  # type: ignore[attr-defined]

@@ -1,0 +1,137 @@
+"""Which env gave numbers that cannot be learned from: found on the device, put into words on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcore.types import Metrics
+
+PREFIX = "fault/"
+"""What begins the names of metrics that are not reported as such, but in words, as ``Report.culprits``."""
+
+_KEYS = ("number", "envs", "env", "column")
+_TEXTS = {
+    "step": "observation, action or reward is not finite, or too large to be used",
+    "actor": "observation {name} is not finite, or too large to be used",
+    "critic": "observation {name} is not finite, or too large to be used",
+    "final": "last observation {name} is not finite, or too large to be used",
+    "reward": "the reward is not finite, or beyond 10,000 times the usual one",
+    "actor_far": "observation {name} is far from what it was, and limited in its normalizer",
+    "critic_far": "observation {name} is far from what it was, and limited in its normalizer",
+    "return_far": "the return is far from what it was, and limited in its normalizer",
+}
+
+
+@torch.no_grad()
+def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
+    """Count broken steps, and find the env that has most of them.
+
+    Args:
+        columns: by source, which column of each step's numbers is broken, int32 ``[T, N]``; -1 where none is.
+
+    Returns:
+        Of each source: in how many steps, in how many envs, in which of these most often, and a column there.
+    """
+    table = torch.stack(list(columns.values()))  # [S, T, N]
+    if _none(table >= 0):
+        return {}
+    counts = (table >= 0).sum(1)  # [S, N]
+    env = counts.argmax(1)  # [S]
+    column = table.gather(2, env.view(-1, 1, 1).expand(-1, table.shape[1], 1)).amax((1, 2))
+    return _named(columns, torch.stack([counts.sum(1), (counts > 0).sum(1), env, column], 1).float())
+
+
+@torch.no_grad()
+def far_numbers(outliers: Mapping[str, Tensor], num_envs: int) -> Metrics:
+    """Do as ``broken_steps`` with ``RunningNormalizer.outliers`` ``[2, O]`` by source, which begin anew."""
+    rows = []
+    if all(_none(table[0]) for table in outliers.values()):
+        return {}
+    for table in outliers.values():
+        column = table[0].argmax(0, keepdim=True)
+        env = table[1].gather(0, column) % num_envs
+        number = table[0].sum(0, keepdim=True)
+        rows.append(torch.cat([number, number.clamp(max=1), env, column.to(env)]))
+        table[0].zero_()
+    return _named(outliers, torch.stack(rows))
+
+
+class Latest:
+    """Remembers the latest broken row of a vector step, for an algorithm that keeps no rollout.
+
+    Args:
+        device: of the rows.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.found = torch.zeros(len(_KEYS), device=device)
+
+    def note(self, columns: Tensor) -> None:
+        """Take in a step: which column of each env's numbers is broken, int32 ``[N]``; -1 where none is."""
+        column, env = columns.max(0)
+        if not _none(column >= 0):
+            new = torch.stack([self.found[0] + 1, torch.ones_like(self.found[0]), env, column])
+            self.found.copy_(torch.where(column >= 0, new, self.found))
+
+    def read(self, source: str) -> Metrics:
+        """Return what was found since the last read, as ``broken_steps`` does."""
+        if _none(self.found):
+            return {}
+        found = self.found.clone()
+        self.found.zero_()
+        return _named((source,), found)
+
+
+def _none(flags: Tensor) -> bool:
+    """Whether the host may look, and sees that nothing is set: on the CPU, where nothing runs ahead of it."""
+    return flags.device.type == "cpu" and not flags.numpy().any()
+
+
+def _named(sources: Iterable[str], table: Tensor) -> Metrics:
+    names = [f"{PREFIX}{source}/{key}" for source in sources for key in _KEYS]
+    return dict(zip(names, table.flatten().unbind(), strict=True))
+
+
+def fault_groups(actor: Sequence[str], critic: Sequence[str]) -> dict[str, Sequence[str]]:
+    """In which observation groups the columns of each source are counted."""
+    return {"actor": actor, "critic": critic, "final": critic, "actor_far": actor, "critic_far": critic}
+
+
+def culprits(values: Mapping[str, float], groups: Mapping[str, Sequence[str]], env: Any) -> tuple[str, ...]:
+    """Put what ``broken_steps`` and ``far_numbers`` found into words.
+
+    Args:
+        values: metrics, on the host.
+        groups: by source, the observation groups in which columns are counted; none where there is but one number.
+        env: whose groups and terms are named.
+    """
+    told = []
+    for source, text in _TEXTS.items():
+        found = [values.get(f"{PREFIX}{source}/{key}", 0.0) for key in _KEYS]
+        number, envs, index, column = (int(value) for value in found)
+        if number:
+            name = column_name(groups[source], column, env) if source in groups else ""
+            where = f"env {index}" if envs == 1 else f"{envs} envs, most often env {index}"
+            times = "once" if number == 1 else f"{number:,} times"
+            told.append(f"{text.format(name=name)}: {where}, {times}")
+    return tuple(dict.fromkeys(told))  # actor and critic may read the same group
+
+
+def column_name(groups: Sequence[str], column: int, env: Any) -> str:
+    """Name a column of joined observation groups, such as ``'policy'[7] (base_ang_vel[1])``."""
+    for group in groups:
+        size = int(env.observation_spaces[group].shape[0])
+        if column >= size:
+            column -= size
+            continue
+        start, text = 0, f"'{group}'[{column}]"
+        for term in getattr(env, "deployment", {}).get("observation_terms", {}).get(group, []):
+            if start <= column < start + term["size"]:
+                text += f" ({term['name']}[{column - start}])"
+            start += term["size"]
+        return text
+    return f"number {column}"

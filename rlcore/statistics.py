@@ -1,0 +1,98 @@
+"""What came of the episodes that ended."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlcore.capture import Captured
+from rlcore.types import Metrics, Mode, Step
+
+
+class EpisodeStatistics:
+    """Returns and lengths of the episodes that ended since the last read, summed on the device.
+
+    All episodes that end count once, so the mean favors short ones less than a window of the latest would; an
+    unbiased estimate is the business of an evaluation. Rewards that are not finite are left out, and with them the
+    returns of their episodes.
+
+    Args:
+        num_envs: N.
+        device: where rewards arrive.
+        mode: how the counting runs on CUDA.
+    """
+
+    def __init__(self, num_envs: int, device: torch.device, mode: Mode = "eager") -> None:
+        self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
+        self.lengths = torch.zeros(num_envs, device=device)  # [N]
+        self.totals = torch.zeros(8, device=device)  # reward, return, length, ended episodes; how many were finite
+        self.logs: dict[tuple[str, ...], Tensor] = {}
+        """By the names that a step's log had: weighted sums and weights, [2, names]."""
+        self._count = Captured(self._count_step, mode, device)
+
+    @torch.no_grad()
+    def record(self, step: Step) -> None:
+        """Take in one vector step; what a differentiable env's rewards were computed from is not held on to."""
+        self._count(step.reward, step.terminated, step.truncated, step.valid)
+        if step.log:
+            self._record_log(step)
+
+    def _count_step(self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None) -> None:
+        done = terminated | truncated  # [N]
+        ended = done.float()
+        self.returns += reward
+        self.lengths += 1 if valid is None else valid
+        if valid is not None:
+            reward = reward.where(valid, torch.nan)  # no step, so no part of the mean
+        rows = torch.stack([reward, self.returns.where(done, 0.0), self.lengths * ended, ended])  # [4, N]
+        finite = rows.abs() < torch.inf  # false for NaN, too
+        # What is not finite concerns its own episode alone.
+        self.totals += torch.cat([rows.where(finite, 0.0), finite]).sum(1)
+        self.returns.masked_fill_(done, 0.0)
+        self.lengths.masked_fill_(done, 0.0)
+
+    def _record_log(self, step: Step) -> None:
+        """Add a step's log in a number of kernels that does not grow with the number of names."""
+        ended = (step.terminated | step.truncated).float()  # [N]
+        goals = step.log.get("num_goals")
+        # A scalar stands for all episodes that ended in this step.
+        scalars = {k: v for k, v in step.log.items() if not isinstance(v, Tensor) or v.dim() == 0}
+        per_env = {k: v for k, v in step.log.items() if isinstance(v, Tensor) and v.dim() > 0}
+        parts: list[Tensor] = []  # [2, names]: weighted sums, weights
+        # where: outside an episode's end a value may be anything, NaN included.
+        if scalars:
+            weight = ended.sum()
+            values = torch.stack(
+                [v.to(weight) if isinstance(v, Tensor) else torch.full_like(weight, v) for v in scalars.values()]
+            )
+            parts.append(torch.stack([torch.where(weight > 0, weight * values, 0.0), weight.expand_as(values)]))
+        if per_env:
+            by_goals = goals.where(ended > 0, 0.0) if isinstance(goals, Tensor) else ended
+            weights = torch.stack([by_goals.to(ended) if k == "success" else ended for k in per_env])  # [names, N]
+            values = torch.stack([value.to(ended) for value in per_env.values()])
+            parts.append(torch.stack([torch.where(weights > 0, weights * values, 0.0), weights]).sum(2))
+        names = (*scalars, *per_env)
+        if names not in self.logs:
+            self.logs[names] = self.totals.new_zeros(2, len(names))
+        self.logs[names] += torch.cat(parts, 1)
+
+    def read(self) -> Metrics:
+        """Return means as device scalars, NaN where nothing ended, and start anew."""
+        reward, returns, lengths, episodes, rewards, sound, steps, _ = self.totals.clone().unbind()
+        means = {
+            "rollout/reward": reward / rewards,
+            "rollout/episode_return": returns / (episodes - (steps - sound)),
+            "rollout/episode_length": lengths / episodes,
+            "rollout/episodes": episodes,
+        }
+        self.totals.zero_()
+        if self.logs:
+            totals: dict[str, Tensor] = {}  # [2] each
+            for names, table in self.logs.items():
+                for name, column in zip(names, table.unbind(1), strict=True):
+                    totals[name] = totals[name] + column if name in totals else column
+            sums, weights = torch.stack(list(totals.values()), 1)
+            keys = ["rollout/success" if name == "success" else f"env/{name}" for name in totals]
+            means |= zip(keys, (sums / weights).unbind(), strict=True)
+            torch._foreach_zero_(list(self.logs.values()))
+        return means

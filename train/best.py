@@ -1,0 +1,110 @@
+"""Which checkpoint of a run is the best, and why: scores of different stages or rewards are never compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcore.env import EnvSpec
+from rlcore.stage import Stage, same_stage
+from rlcore.train.algorithms import POLICIES
+from rlcore.train.config import TrainConfig
+from rlcore.train.evaluate import Evaluation
+from rlcore.types import Policy
+
+
+class Best:
+    """The best policy so far, kept so that it can be measured anew under what holds by then.
+
+    That is done once in each evaluation at another stage than the one before, and in the first after a run was
+    continued: its reward or its env may have changed meanwhile, which nothing would tell.
+
+    Args:
+        config: of the run.
+        spec: of its env.
+        device: where policies are run.
+    """
+
+    def __init__(self, config: TrainConfig, spec: EnvSpec, device: torch.device) -> None:
+        self._build: Callable[[], Policy] = lambda: POLICIES[config.algo](spec, config.agent).to(device).eval()
+        self._weights: dict[str, Tensor] | None = None
+        self._stage: Stage | None = None
+        self._resumed = False
+        self._evaluations = self._anew = 0
+        self._resumed_from: int | None = None
+        self.iteration = 0
+        self.result: Evaluation | None = None
+        self.score = 0.0
+
+    def resume(self, content: dict[str, Any]) -> None:
+        """Go on with the best checkpoint of the run that is continued."""
+        self._weights = {name: value.cpu() for name, value in content["agent"]["policy"].items()}
+        self.iteration = self._resumed_from = int(content["progress"]["iteration"])
+        self.score = float(content.get("score", 0.0))
+        self._resumed = True
+
+    def measured(self, stage: Stage | None, measure: Callable[[Policy], Evaluation]) -> str | None:
+        """Bring the score up to what holds now, if it may have been something else.
+
+        Args:
+            stage: at which evaluations happen now.
+            measure: evaluates a policy there.
+
+        Returns:
+            What is worth saying about it: that a continued run's best no longer does what it did.
+        """
+        if self._weights is None or not (self._resumed or not same_stage(stage, self._stage)):
+            return None
+        before, policy = self.score, self._build()
+        policy.load_state_dict(self._weights)
+        self.result = measure(policy)
+        self.score, self._stage = self.result.score, stage
+        self._anew += not self._resumed
+        said = None
+        if self._resumed and abs(self.score - before) > 1e-6 * max(1.0, abs(before)):
+            said = (
+                f"best.pt, of iteration {self.iteration}, scored {before:.4g} when it was chosen and {self.score:.4g} "
+                "now: the stage, the reward, the env or the evaluation is another; the latter counts"
+            )
+        self._resumed = False
+        return said
+
+    def replaced_by(self, iteration: int, result: Evaluation, stage: Stage | None, policy: Policy) -> bool:
+        """Take the present policy, measured where ``measured`` measured the best, if it does as well or better."""
+        self._evaluations += 1
+        # A later one that does as well has seen more: ties go to it.
+        if self._weights is not None and result.score < self.score:
+            return False
+        self._weights = {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
+        self.iteration, self.result, self.score, self._stage = iteration, result, result.score, stage
+        return True
+
+    def why(self) -> str | None:
+        """What makes it the best, in one line; None where nothing was evaluated."""
+        if self.result is None:
+            return None
+        kind = "return" if self.result.success is None else "success"
+        value = self.result.mean_return if self.result.success is None else self.result.success
+        count = self._evaluations + (self._resumed_from is not None)
+        most = "the only one evaluated" if count == 1 else f"the highest of {count} policies evaluated"
+        text = f"iteration {self.iteration}: {kind} {value:.4g}, {most}"
+        if self._anew:
+            text += f"; the best before was measured anew at the stage of each evaluation ({self._anew} times)"
+        if self._resumed_from is not None:
+            text += f"; that of before the run was continued, of iteration {self._resumed_from}, was measured anew"
+        return text
+
+
+def told_of_stages(first: Stage | None, which: str) -> list[str]:
+    """What a run says of its evaluations when it begins: nothing where the env has no stage."""
+    if first is None:
+        return []
+    if which == "start":
+        return ["curricula    stand in evaluations where the env begins (--eval-stage trained: where training stands)"]
+    return [
+        "curricula    stand in evaluations where training stands (--eval-stage start: where the env begins);",
+        "             where they have moved, the best policy so far is evaluated anew beside the present one",
+    ]
