@@ -65,7 +65,9 @@ def write_by_twin(
     memory: Replay, obs: Any, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final: Any
 ) -> None:
     known = final is not None
-    place, slot = write_outcomes_reference(memory.outcomes, memory.num_finals, reward, terminated, truncated, known)
+    place, slot = write_outcomes_reference(
+        memory.outcomes, memory.level, memory.num_finals, reward, terminated, truncated, known
+    )
     for group, ring in memory.obs.items():
         finals = Finals(final[group], slot, memory.final_obs[group]) if known else None
         write_rows_reference(ring, obs[group], place, memory.end, True, finals)
