@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium
+import torch
 
 from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, shown, to_dict
 from rlcore.ddpg import DDPGConfig
@@ -218,6 +219,23 @@ def _refuse_huge(settings: Mapping[str, Any]) -> None:
 def is_device(name: str) -> bool:
     """Whether a device can be called that, whether or not it is there."""
     return re.fullmatch(r"auto|cpu|cuda(:\d+)?", name) is not None
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a name, which becomes PyTorch's own; ``auto`` is CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        have = torch.cuda.device_count()
+        raise ConfigError(f"device is '{name}' and PyTorch sees {have} CUDA devices here; use --device cpu")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Triton launches kernels on the present one, whatever they are given
+    return device
 
 
 def safe_name(task: str) -> str:

@@ -18,12 +18,11 @@ from rlcore.export import OnnxPolicy, broken_weights
 from rlcore.learn import saved_stage
 from rlcore.stage import Stage, can_take, stage_of, stage_text
 from rlcore.train.conclude import refuse_broken, restore_policy
-from rlcore.train.config import DEVICES, is_device
+from rlcore.train.config import DEVICES, is_device, resolve_device
 from rlcore.train.evaluate import evaluation_options
 from rlcore.train.play import find_renderer
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.tasks import MAKERS
-from rlcore.train.training import resolve_device
 
 
 @dataclass

@@ -22,7 +22,7 @@ from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import AGENTS
 from rlcore.train.best import Best, told_of_stages
 from rlcore.train.conclude import conclude, say
-from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, settings_as_typed
+from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, resolve_device, settings_as_typed
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
 from rlcore.train.logger import RunLogger, notes_shown
@@ -384,20 +384,3 @@ def samples_at_once(config: TrainConfig) -> int:
     if isinstance(agent, OffPolicyConfig):
         return agent.batch_size
     return int(config.num_envs * agent.num_steps // agent.num_minibatches)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The torch device of a name, which becomes PyTorch's own; ``auto`` is CUDA where there is one.
-
-    Raises:
-        ConfigError: CUDA is asked for and not there.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        have = torch.cuda.device_count()
-        raise ConfigError(f"device is '{name}' and PyTorch sees {have} CUDA devices here; use --device cpu")
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # Triton launches kernels on the present one, whatever they are given
-    return device
