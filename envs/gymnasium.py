@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import importlib
 import inspect
 import re
 import warnings
@@ -21,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
-from rlcore.envs import look_here, nearest_names, unknown_option
+from rlcore.envs import look_here, unknown_option
+from rlcore.envs.gym_wrappers import CopyObservation, wrapper_of
 from rlcore.envs.one_hot import flat_box, flatten, flatten_batch, refusal, terms_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
@@ -33,12 +32,16 @@ _MUJOCO_NEEDS = {"mujoco", "imageio", "glfw"}
 """Modules that gymnasium's MuJoCo tasks import."""
 
 _Arrays = dict[str, NDArray[Any]]  # observation groups, [N, ...] each
-_Answer = tuple[_Arrays, _Arrays, NDArray[Any], NDArray[Any], NDArray[Any]]
-"""Observations after and before resets, the same if there were none; rewards, terminated and truncated ``[N]``."""
+_Answer = tuple[Any, ...]
+"""Observations after and before resets, the same if there were none; rewards, terminated, truncated ``[N]``; and with
+NEXT_STEP autoreset which of them are of a step, ``[N]``."""
 
 
 class GymnasiumEnv:
-    """A gymnasium ``VectorEnv`` with SAME_STEP autoreset, as torch tensors on any device.
+    """A gymnasium ``VectorEnv`` as torch tensors on any device, whatever its autoreset mode.
+
+    A ``SyncVectorEnv`` and one with SAME_STEP or DISABLED autoreset begin the next episode in the step that ended one.
+    With NEXT_STEP the step after that does so, which is marked as none of the episode's (``Step.valid``).
 
     An observation becomes the group ``policy``, the keys of a ``Dict`` become groups; all are flat and float32: choices
     (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. ``Box`` and
@@ -60,7 +63,7 @@ class GymnasiumEnv:
         """Wrap a vector env, which is then owned: ``close()`` closes it.
 
         Args:
-            env: made with ``autoreset_mode=AutoresetMode.SAME_STEP``.
+            env: whose metadata tell its autoreset mode; with DISABLED, its ``reset`` takes ``reset_mask``.
             device: where observations and rewards go.
             seed: of the first ``reset()`` that is called without one.
             task: name for run folders and exported files; by default ``gym:<id>`` where the id is known.
@@ -68,14 +71,15 @@ class GymnasiumEnv:
                 ``NO_TIME_LIMIT`` where nothing does.
 
         Raises:
-            ValueError: not a vector env, another autoreset mode, or a space that rlcore cannot train on.
+            ValueError: not a vector env, no autoreset mode, or a space that rlcore cannot train on.
         """
         if not isinstance(env, VectorEnv):
             raise ValueError(
                 f"GymnasiumEnv takes a gymnasium VectorEnv, got {type(env).__name__}; "
                 "for a single env use make_env('gym:<id>', num_envs) or gymnasium.vector.SyncVectorEnv"
             )
-        _check_autoreset(env)
+        self._mode = _autoreset_mode(env)
+        self._ended = np.zeros(env.num_envs, np.bool_)  # by the step before, with NEXT_STEP
         sub_env = _first_sub_env(env)
         spec = sub_env.spec if sub_env is not None else env.spec
         name = spec.id if spec is not None else None
@@ -98,10 +102,8 @@ class GymnasiumEnv:
         self._named = isinstance(env.single_observation_space, spaces.Dict)
         parts = _parts(env.single_observation_space)
         self._laid_out = {group: part for group, part in parts.items() if not isinstance(part, spaces.Box)}
-        self._shapes = {
-            group: self.observation_spaces[group].shape if group in self._laid_out else part.shape or ()
-            for group, part in parts.items()
-        }
+        flat = {group: self.observation_spaces[group].shape for group in self._laid_out}
+        self._shapes = {group: part.shape or () for group, part in parts.items()} | flat
         if self._laid_out:
             self.deployment["observation_terms"] = {group: terms_of(group, part) for group, part in parts.items()}
 
@@ -113,6 +115,7 @@ class GymnasiumEnv:
         """
         seed = self._seed if seed is None else seed
         self._seed = None
+        self._ended[:] = False
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
@@ -130,10 +133,10 @@ class GymnasiumEnv:
                 left out its last observation.
         """
         advance = self._step_each if self._sub_envs else self._step_together
-        groups, final, reward, terminated, truncated = advance(self._to_numpy(action))
-        obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
+        groups, final, *others = advance(self._to_numpy(action))  # others: [N] each
+        obs, (reward, ended, cut, *valid) = self._to_torch(groups, *others)
         final_obs = obs if final is groups else self._to_torch(final)[0]
-        return Step(obs, rewards, ended != 0, cut != 0, final_obs, {})
+        return Step(obs, reward, ended != 0, cut != 0, final_obs, {}, valid[0] != 0 if valid else None)
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
@@ -200,8 +203,21 @@ class GymnasiumEnv:
         except Exception as error:
             raise EnvFailed(_failed(self.task, "step()", error)) from error
         groups, done = self._groups(observation), np.logical_or(terminated, truncated)
-        final = self._final(groups, done, infos) if done.any() else groups
-        return groups, final, reward, terminated, truncated
+        if self._mode is AutoresetMode.NEXT_STEP:
+            # An episode's last observation is still there; the step after it begins the next one, whatever the action.
+            valid, self._ended = ~self._ended, done & ~self._ended
+            return groups, groups, np.where(valid, reward, 0.0), terminated & valid, truncated & valid, valid
+        if not done.any():
+            return groups, groups, reward, terminated, truncated
+        if self._mode is AutoresetMode.SAME_STEP:
+            return groups, self._final(groups, done, infos), reward, terminated, truncated
+        final = {group: np.array(values) for group, values in groups.items()}
+        reward, terminated, truncated = np.array(reward), np.array(terminated), np.array(truncated)
+        try:
+            observation, _ = self.env.reset(options={"reset_mask": done})
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "reset() with a reset_mask", error)) from error
+        return self._groups(observation), final, reward, terminated, truncated
 
     def _to_numpy(self, action: Tensor) -> NDArray[Any]:
         single = self.env.single_action_space
@@ -256,13 +272,6 @@ class GymnasiumEnv:
         return dict(zip(self.observation_spaces, obs, strict=True)), parts[count:]
 
 
-class _CopyObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps the last observation of an episode from being overwritten by the reset that follows at once."""
-
-    def observation(self, observation: Any) -> Any:
-        return copy.deepcopy(observation)
-
-
 def make_gymnasium(
     env_id: str,
     num_envs: int,
@@ -281,7 +290,7 @@ def make_gymnasium(
         device: where observations and rewards go.
         seed: of the first ``reset()`` that is called without one.
         vectorization: ``sync`` (one process), ``async`` (a process per env), or ``vector_entry_point`` for ids that
-            bring their own vector env with SAME_STEP autoreset.
+            bring their own vector env.
         wrappers: put around every sub-env, the first one innermost: functions, names of ``gymnasium.wrappers`` or
             ``module:Class``; not with ``vector_entry_point``.
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
@@ -297,12 +306,12 @@ def make_gymnasium(
     if ":" in env_id:
         look_here()
     named = wrappers.replace(",", " ").split() if isinstance(wrappers, str) else wrappers
-    wrappers = [_wrapper(env_id, own) if isinstance(own, str) else own for own in named]
+    wrappers = [wrapper_of(env_id, own) if isinstance(own, str) else own for own in named]
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
         arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
     if vectorization == "async":
-        arguments["wrappers"] = (*wrappers, _CopyObservation)
+        arguments["wrappers"] = (*wrappers, CopyObservation)
     try:
         env = gymnasium.make_vec(env_id, num_envs, vectorization, **arguments, **options)
     except (gymnasium.error.Error, ImportError) as error:
@@ -320,29 +329,6 @@ def make_gymnasium(
     except ValueError:
         env.close()
         raise
-
-
-def _wrapper(env_id: str, name: str) -> Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]:
-    """The class of a wrapper: of gymnasium's by its name, of one's own by ``module:Class``.
-
-    Raises:
-        ValueError: there is none, or it is no wrapper's.
-    """
-    place, _, last = name.rpartition(":")
-    if not place:
-        place, _, last = name.rpartition(".")
-        place = place or "gymnasium.wrappers"
-    look_here()
-    try:
-        found = getattr(importlib.import_module(place), last, None)
-    except ImportError as error:
-        raise ValueError(f"gym:{env_id}: wrapper '{name}' cannot be loaded: {error}; write module:Class") from error
-    # Asked before anything is called: the name may come from a file.
-    if not isinstance(found, type) or not issubclass(found, gymnasium.Wrapper):
-        close = nearest_names(last, dir(importlib.import_module(place)), count=1)
-        hint = f"did you mean {close[0]}?" if close else "write a name of gymnasium.wrappers, or module:Class"
-        raise ValueError(f"gym:{env_id}: '{name}' is no wrapper of gymnasium's; {hint}")
-    return found
 
 
 def _failed(task: str, what: str, error: Exception) -> str:
@@ -373,16 +359,20 @@ def _options_of(env_id: str) -> list[str]:
     return list(dict.fromkeys([*own, *common]))
 
 
-def _check_autoreset(env: VectorEnv[Any, Any, Any]) -> None:
+def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    """When an env that ended an episode begins the next one.
+
+    Raises:
+        ValueError: the vector env does not say it.
+    """
     mode = env.metadata.get("autoreset_mode")
-    if mode in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
-        return
-    found = mode.name if isinstance(mode, AutoresetMode) else repr(mode)
-    raise ValueError(
-        f"{type(env.unwrapped).__name__}: autoreset mode is {found}; rlcore needs SAME_STEP, to see the last "
-        "observation of an episode: make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP "
-        "(in make_vec: vector_kwargs={'autoreset_mode': ...})"
-    )
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        raise ValueError(
+            f"{type(env.unwrapped).__name__}: autoreset mode is {mode!r}; set metadata['autoreset_mode'] to what it "
+            "does, gymnasium.vector.AutoresetMode.SAME_STEP, NEXT_STEP or DISABLED"
+        ) from None
 
 
 def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | None:

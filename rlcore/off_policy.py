@@ -98,6 +98,7 @@ class OffPolicy:
         self.began = torch.zeros_like(self.steps)  # of them, before this run
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
+        self.skips = False  # whether the env has steps that are none, see ``Step.valid``
         self.fault_groups = fault_groups(policy.groups, self.critic_groups)
         self.broken = Latest(device)
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
@@ -200,15 +201,26 @@ class OffPolicy:
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
-        self._record(obs, action, step.reward, step.terminated, step.truncated, final_obs)
+        self.skips |= step.valid is not None
+        self._record(obs, action, step.reward, step.terminated, step.truncated, final_obs, step.valid)
 
     @torch.no_grad()
     def _store(
-        self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
+        self,
+        obs: Obs,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: Obs | None,
+        valid: Tensor | None,
     ) -> None:
         reward = reward * self.config.reward_scale
         self.replay.write(obs, action, reward, terminated, truncated, final_obs)
         done = terminated | truncated  # [N]
+        if valid is not None:
+            self.replay.cut(~valid)
+            done = done | ~valid
         if self.return_scale is not None:
             self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
         self.held.end(done)
@@ -261,7 +273,9 @@ class OffPolicy:
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
         lost = 1 - transitions.weight.mean()
-        means = _means(logs) | self._faults() | {"replay/lost": lost}
+        means = _means(logs) | self._faults()
+        if not self.skips:  # where what is no step weighs nothing either, it is not told apart
+            means["replay/lost"] = lost
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
         return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}

@@ -158,11 +158,16 @@ class Replay:
         write_rows(self.action, action, place, self.end)
 
     @torch.no_grad()
-    def cut(self) -> None:
-        """Note that the next row does not follow the latest one, as when the env was reset in between."""
+    def cut(self, where: Tensor | None = None) -> None:
+        """Note that the next row does not follow the latest one, as when the env was reset in between.
+
+        Args:
+            where: bool ``[N]``, in which envs; None: in all.
+        """
         latest = (self.row - 1) % self.num_rows
         end = self.end.index_select(0, latest)  # [1, N]
-        self.end.index_copy_(0, latest, end.masked_fill(end == GOING, CUT))
+        going = end == GOING if where is None else (end == GOING) & where
+        self.end.index_copy_(0, latest, end.masked_fill(going, CUT))
 
     @torch.no_grad()
     def broken(self, rows: int) -> Tensor:

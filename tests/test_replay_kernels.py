@@ -54,8 +54,7 @@ def steps(num_envs: int, count: int) -> Iterator[tuple[Any, ...]]:
         obs, final = ({group: torch.randn(num_envs, size) for group, size in SIZES.items()} for _ in range(2))
         for value in final.values():
             value[~ends.any(0)] = torch.nan  # only rows of ended episodes mean something
-        action, reward = torch.randn(num_envs, 3), 3 * torch.randn(num_envs)
-        reward[torch.rand(num_envs) < 0.02] = 1e15  # a fault of the env
+        action, reward = torch.randn(num_envs, 3), torch.randn(num_envs)
         for value in (*obs.values(), *final.values(), action, reward.unsqueeze(1)):
             broken = torch.rand(num_envs) < 0.02
             value[broken, torch.randint(value.shape[1], (1,))] = (torch.nan, torch.inf, -torch.inf)[len(value) % 3]
@@ -163,8 +162,8 @@ def test_steps_are_written_as_by_the_twin(
             last = len(value) - name.startswith("final_obs")  # the row after the last slot means nothing
             # Triton's interpreter cuts bits off where a GPU rounds.
             cut = value.dtype == torch.bfloat16 and kernel_place.device.type == "cpu"
-            tolerance = 1e-5 if name == "level" else 2**-7 if cut else 0  # one is a sum, in another order
-            torch.testing.assert_close(found[name].cpu()[:last], value[:last], rtol=tolerance, atol=0)
+            rtol = 1e-5 if name == "level" else 2**-7 if cut else 0  # a mean, whose sum has another order
+            torch.testing.assert_close(found[name].cpu()[:last], value[:last], rtol=rtol, atol=0)
     assert int(expected.num_written) > 2 * num_envs or not known or num_envs > 100  # slots came round
 
 
@@ -179,8 +178,8 @@ def test_what_is_written_need_not_be_contiguous(kernel_place: Place) -> None:
         )
     for name, value in expected.state_dict(4).items():
         last = len(value) - name.startswith("final_obs")
-        tolerance = 1e-5 if name == "level" else 0
-        torch.testing.assert_close(written.state_dict(4)[name].cpu()[:last], value[:last], rtol=tolerance, atol=0)
+        rtol = 1e-5 if name == "level" else 0
+        torch.testing.assert_close(written.state_dict(4)[name].cpu()[:last], value[:last], rtol=rtol, atol=0)
 
 
 @pytest.mark.gpu

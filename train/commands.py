@@ -40,6 +40,8 @@ class EvalArguments:
     """Seed of the episodes."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<index>."""
+    threads: int | None = None
+    """CPU threads of PyTorch. None: by the size of the policy and num_envs, or what OMP_NUM_THREADS says."""
     output: Path | None = None
     """Where to write the figures; None: eval.json in the run folder, or beside the ONNX file."""
 
@@ -50,18 +52,23 @@ def eval_command(words: Sequence[str]) -> Job:
     if given is None:
         return lambda: 0
     args, options = given
-    _check_counts(num_envs=args.num_envs, episodes=args.episodes)
+    _check_counts(num_envs=args.num_envs, episodes=args.episodes, threads=args.threads)
     _check_seed(args.seed)
 
+    import torch
     from rich.console import Console
+    from torch import nn
 
     from rlcore.train.conclude import DROPPED, evaluation_record, say, update_evaluation, write_json
     from rlcore.train.ending import Output
     from rlcore.train.evaluate import evaluate
     from rlcore.train.run import RunFolder
     from rlcore.train.source import policy_and_env
+    from rlcore.train.threads import use_threads
 
     source = policy_and_env(args, options, args.num_envs)
+    if isinstance(source.policy, nn.Module):
+        source.notes += use_threads(args.threads, args.num_envs, source.policy, torch.device(source.env.device))
     rounds = -(-(args.episodes or args.num_envs) // args.num_envs)
 
     def job() -> int:
@@ -209,10 +216,10 @@ def config_command(words: Sequence[str]) -> Job:
     words = launched(with_library(words))
     from rlcore.train.show_config import ConfigArguments, show_config
 
-    given = read(words, ConfigArguments, "rlcore config")
+    given = read(words, ConfigArguments, "rlcore config", free="env")
     if given is None:
         return lambda: 0
-    show_config(given[0])
+    show_config(*given)
     return lambda: 0
 
 

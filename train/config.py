@@ -32,6 +32,9 @@ multiplied comes near it, and float32 and 64-bit integers hold it."""
 MOST_ENVS = 10_000_000
 """Copies of a task; far more than any memory has room for."""
 
+MOST_THREADS = 1024
+REMEDY_THREADS = f"give 1 to {MOST_THREADS}, or none to leave the choice to the run"
+
 LONGEST_NAME = 100
 """Letters of a run's name, which becomes part of a folder's."""
 
@@ -50,6 +53,7 @@ RESUMABLE = frozenset(
         "export",
         "capture_env",
         "device",
+        "threads",
         "agent.buffer_device",
         "agent.final_capacity",  # refused unless it is that of the saved replay memory, for which an error may ask
     }
@@ -73,6 +77,8 @@ class TrainConfig:
     """Seed of the networks, the exploration and the envs."""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda or cuda:<index>."""
+    threads: int | None = None
+    """CPU threads of PyTorch. None: by the size of networks and minibatches, or what OMP_NUM_THREADS says."""
     name: str | None = None
     """Added to the name of the run folder."""
     runs_dir: str = "runs"
@@ -118,6 +124,7 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             check(value >= least, name, value, f"give {least} or more")
+        check(self.threads is None or 1 <= self.threads <= MOST_THREADS, "threads", self.threads, REMEDY_THREADS)
         for name in ("num_envs", "eval_envs"):
             check(getattr(self, name) <= MOST_ENVS, name, getattr(self, name), f"give at most {MOST_ENVS:,}")
         _refuse_huge(to_dict(self))

@@ -11,28 +11,23 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import (
-    OF_A_RUN,
-    CheckpointError,
-    broken_values,
-    fitting,
-    load_checkpoint,
-    save_checkpoint,
-)
+from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting, load_checkpoint, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
 from rlcore.env import VecEnv, check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, begin, learn, resume, snapshot
+from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import AGENTS
-from rlcore.train.best import Best
+from rlcore.train.best import Best, told_of_stages
 from rlcore.train.conclude import conclude, say
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, settings_as_typed
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.run import RunFolder, locate
+from rlcore.train.threads import use_threads
 from rlcore.types import Policy
 
 _MOST_SAMPLES = 1000  # drawn for one new step before a warning; 256 in the classic preset, 8 in the other
@@ -103,6 +98,7 @@ class Training:
         build = AGENTS[config.algo]
         with notes_shown(console), settings_as_typed(config.agent):
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
+        self.notes += use_threads(config.threads, samples_at_once(config), self.agent.policy, self.device)
         if content is not None:
             broken = broken_values(content["agent"])
             if broken:
@@ -280,10 +276,8 @@ class Training:
             )
         if self.shares_env:
             say(self.console, "note         evaluations use the training env, and then put it back as it was")
-        if self.first_stage is not None:
-            where = "where training stands" if config.eval_stage == "trained" else "where the env begins"
-            other = "start" if config.eval_stage == "trained" else "trained"
-            say(self.console, f"curricula    stand in evaluations {where} (--eval-stage {other} for the other)")
+        for line in told_of_stages(self.first_stage, config.eval_stage):
+            say(self.console, line)
         if self.progress is not None:
             say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
             if left == 0:
@@ -382,6 +376,14 @@ def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
                 f"{key} is {old!r} in the run that is resumed and {new!r} here; leave it out, "
                 "or start a new run without --resume"
             )
+
+
+def samples_at_once(config: TrainConfig) -> int:
+    """Samples of a gradient step."""
+    agent: Any = config.agent  # also of an algorithm whose settings are none of PPO's
+    if isinstance(agent, OffPolicyConfig):
+        return agent.batch_size
+    return int(config.num_envs * agent.num_steps // agent.num_minibatches)
 
 
 def resolve_device(name: str) -> torch.device:
