@@ -84,7 +84,7 @@ class RunningNormalizer(nn.Module):
             return
         if self._ordinary(x):
             self.huge.mul_(_MEMORY / (_MEMORY + rows))
-            self.count += rows
+            self.count.add_(rows)
             share = (rows / self.count).float()
             batch_var, batch_mean = torch.var_mean(x, dim=0, correction=0)  # [size] each
             self.var.lerp_(self._total_var(batch_var, batch_mean, share), share)
@@ -113,7 +113,7 @@ class RunningNormalizer(nn.Module):
         self.mean.lerp_(self.mean + middle, share)
         row = torch.arange(rows, device=x.device).unsqueeze(1)
         latest = torch.where(beyond, row, -1).amax(0)  # [size]
-        self.outliers[0] += beyond.sum(0)
+        self.outliers[0].add_(beyond.sum(0))
         self.outliers[1].copy_(torch.where(latest < 0, self.outliers[1], latest))
 
     def _ordinary(self, x: Tensor) -> bool:

@@ -20,11 +20,11 @@ def _moments_kernel(
     D: constexpr, PARTS: constexpr, HUGE: constexpr, FLOOR: constexpr, WIDE: constexpr, EPSILON: constexpr,
     WARMUP: constexpr, ROWS: constexpr, COLS: constexpr,
 ) -> None:  # fmt: skip
-    """Tell of ROWS rows and COLS columns, in partial [programs, PARTS, D]: number, mean and squared deviations of what
-    counts; the same if what is too far away counts as well; how many are; how many are limited, and the last such row.
+    """Sum up ROWS rows and COLS columns in partial [programs, PARTS, D].
 
-    Means are told as distances from the running mean.
-    """  # noqa: D205
+    These are: number, mean as distance from the running mean, and squared deviations of what counts; the same if what
+    is too far away counts as well; how many are too far away; how many are beyond a limit, and the last such row.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     held = col < D

@@ -202,6 +202,9 @@ class PPO:
     def update(self) -> Metrics:
         """Learn from a full rollout; the metrics are overwritten by the next call.
 
+        Of these ``rollout/dropped`` is the number of samples that were left out, of ``num_steps * num_envs``, since a
+        number that they need is not finite or can only come of a fault; ``faults.culprits`` tells whose it is.
+
         Raises:
             ConfigError: the learning rate falls over the run, whose length nobody gave.
         """

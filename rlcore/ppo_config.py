@@ -74,7 +74,7 @@ class PPOConfig(ActorCriticConfig):
     reward_scale: float = 1.0
     """Rewards are multiplied by this before learning; logs show them unscaled."""
     reward_clip: float | None = None
-    """Scaled rewards are limited to +- this; none for no limit."""
+    """Scaled rewards are limited to +- this; none for no limit, but one 10,000 times the usual one is left out."""
     normalize_value: bool = False
     """Let the critic predict returns brought to zero mean and unit deviation."""
     mode: Mode = "graph"
