@@ -171,6 +171,13 @@ def test_own_final_observations_of_the_env_come_after_the_hook() -> None:
     assert second.final_obs["policy"].tolist() == [[2.5, 1.5]] * 4
 
 
+def test_pictures_of_isaac_lab_3_are_refused_in_words() -> None:
+    env = made()
+    env.core.video_recorders = []
+    with pytest.raises(ValueError, match="it writes videos while the env steps"):
+        env.render()
+
+
 def test_env_that_resets_by_a_mask_is_not_hooked() -> None:
     class ByMask(FakeDirect):
         def _reset_envs_from_buffer(self) -> None:
@@ -653,7 +660,7 @@ def wheel() -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlcore-tests" / f"isaaclab-{RELEASE}"
     if not (cache / "isaaclab" / "source").is_dir():
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", f"isaaclab=={RELEASE}", "-d", cache]
-        result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+        result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         files = list(cache.glob("isaaclab-*.whl"))
         if result.returncode or not files:
             last = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
@@ -673,7 +680,7 @@ def results(wheel: Path) -> dict[str, str | None]:
     path = os.pathsep.join([str(STANDINS.parent.parent), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "ISAACLAB_WHEEL": str(wheel), "PYTORCH_JIT": "0", "PYTHONPATH": path}
     command = [sys.executable, str(STANDINS / "checks.py")]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     checked: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
     return checked

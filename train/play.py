@@ -20,7 +20,7 @@ from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
 from rlcore.stage import Stage, reset_at
 from rlcore.train.evaluate import ActionFunction, Controller
-from rlcore.types import Policy
+from rlcore.types import Policy, begins
 
 Frame = NDArray[np.uint8]
 
@@ -123,7 +123,7 @@ def frames(
             yield _drawn(env)
         step = env.step(controller.act(obs))
         check(step)
-        controller.forget(step.terminated | step.truncated)
+        controller.forget(begins(step))
         obs = step.obs
 
 
