@@ -143,7 +143,7 @@ def fitting(path: str | Path | None, remedy: str = "use one that this version of
     except (torch.OutOfMemoryError, CheckpointError, ConfigError):
         raise
     except KeyError as error:
-        raise CheckpointError(f"checkpoint '{path}' lacks {shown(error.args[0])}; {remedy}") from error
+        raise CheckpointError(f"checkpoint '{path}' lacks {shown(error.args[0])}: {remedy}") from error
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         lines = [line.strip() for line in str(error).splitlines()] or [""]
         reason = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]  # a title comes before
@@ -173,6 +173,20 @@ def broken_values(state: Mapping[str, Any], prefix: str = "") -> list[str]:
         elif isinstance(value, Mapping):
             found += broken_values(value, f"{name}.")
     return found
+
+
+def refuse_broken_state(state: Mapping[str, Any], path: str | Path | None) -> None:
+    """Refuse an agent's state that no training recovers from.
+
+    Raises:
+        CheckpointError: see ``broken_values``; the message names the file and what is broken.
+    """
+    broken = broken_values(state)
+    if broken:
+        raise CheckpointError(
+            f"checkpoint '{path}' has values that are not finite in {', '.join(broken[:3])}, from which no training "
+            "recovers; give an earlier one, --resume RUN/checkpoints/000500.pt"
+        )
 
 
 def _read(path: Path) -> Any:

@@ -34,8 +34,26 @@ def test_shell_snippets_run_one_after_the_other(tmp_path: Path) -> None:
         short = re.sub(r"(rlcore train --task (CartPole|Memory))", r"\1 --num-iterations 3", line)
         command = re.sub(r"^rlcore", f"{sys.executable} -m rlcore", short)
         run(["bash", "-c", command], tmp_path)
-    assert (tmp_path / "cart.gif").stat().st_size > 1000
-    assert (tmp_path / "file.gif").stat().st_size > 1000
+    assert (tmp_path / "runs" / "cart.gif").stat().st_size > 1000
+    assert (tmp_path / "runs" / "file.gif").stat().st_size > 1000
+    assert not list(tmp_path.glob("*.gif"))  # version control leaves runs/ alone
+
+
+def test_the_env_of_the_readme_trains_from_a_file_of_its_own(tmp_path: Path) -> None:
+    (snippet,) = [text for text in PYTHON if "class Drift" in text]
+    (tmp_path / "drift.py").write_text(snippet)
+    run([sys.executable, "-c", "from rlcore import PPO; PPO.learn = None; import drift"], tmp_path)
+    (command,) = re.findall(r"^rlcore (train --task python:drift:Drift .*)$", TEXT, flags=re.MULTILINE)
+    words = [*command.split(), "--num-iterations", "1", "--eval-envs", "2", "--agent.num-steps", "16"]
+    run([sys.executable, "-m", "rlcore", *words], tmp_path)
+
+
+def test_every_extra_is_told() -> None:
+    setup = (Path(__file__).parents[1] / "setup.cfg").read_text()
+    extras = re.findall(r"^(\w+) =", setup.partition("[options.extras_require]")[2].partition("\n[")[0], re.MULTILINE)
+    assert {"mjlab", "mujoco"} <= set(extras)
+    for extra in set(extras) - {"peers", "dev"}:
+        assert f"pip install '.[{extra}]'" in TEXT
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

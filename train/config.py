@@ -128,11 +128,11 @@ class TrainConfig:
         check(self.threads is None or 1 <= self.threads <= MOST_THREADS, "threads", self.threads, REMEDY_THREADS)
         for name in ("num_envs", "eval_envs"):
             check(getattr(self, name) <= MOST_ENVS, name, getattr(self, name), f"give at most {MOST_ENVS:,}")
-        _refuse_huge(to_dict(self))
         check(self.seed <= LARGEST_SEED, "seed", self.seed, f"give a number from 0 to {LARGEST_SEED}")
         check(is_device(self.device), "device", self.device, f"give {DEVICES}")
         plain = self.name is None or (safe_name(self.name) == self.name and len(self.name) <= LONGEST_NAME)
         check(plain, "name", self.name, f"use letters, digits, '.', '_' and '-' only, and at most {LONGEST_NAME}")
+        _refuse_huge(to_dict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

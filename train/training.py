@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting, load_checkpoint, save_checkpoint
+from rlcore.checkpoint import OF_A_RUN, fitting, load_checkpoint, refuse_broken_state, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
 from rlcore.env import VecEnv, check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
@@ -100,12 +100,7 @@ class Training:
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         self.notes += use_threads(config.threads, samples_at_once(config), self.agent.policy, self.device)
         if content is not None:
-            broken = broken_values(content["agent"])
-            if broken:
-                raise CheckpointError(
-                    f"checkpoint '{resumed_from}' has values that are not finite in {', '.join(broken[:3])}, from "
-                    "which no training recovers; give an earlier one, --resume RUN/checkpoints/000500.pt"
-                )
+            refuse_broken_state(content["agent"], resumed_from)
             other = (
                 "another version of rlcore wrote it, or it is damaged; begin anew with --config RUN/config.yaml; "
                 "`rlcore export` may still read its policy"
