@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import importlib
 import inspect
 import re
 import warnings
@@ -21,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
-from rlcore.envs import look_here, nearest_names, unknown_option
+from rlcore.envs import look_here, unknown_option
+from rlcore.envs.gym_wrappers import CopyObservation, wrapper_of
 from rlcore.envs.one_hot import flat_box, flatten, flatten_batch, refusal, terms_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
@@ -103,10 +102,8 @@ class GymnasiumEnv:
         self._named = isinstance(env.single_observation_space, spaces.Dict)
         parts = _parts(env.single_observation_space)
         self._laid_out = {group: part for group, part in parts.items() if not isinstance(part, spaces.Box)}
-        self._shapes = {
-            group: self.observation_spaces[group].shape if group in self._laid_out else part.shape or ()
-            for group, part in parts.items()
-        }
+        flat = {group: self.observation_spaces[group].shape for group in self._laid_out}
+        self._shapes = {group: part.shape or () for group, part in parts.items()} | flat
         if self._laid_out:
             self.deployment["observation_terms"] = {group: terms_of(group, part) for group, part in parts.items()}
 
@@ -275,13 +272,6 @@ class GymnasiumEnv:
         return dict(zip(self.observation_spaces, obs, strict=True)), parts[count:]
 
 
-class _CopyObservation(gymnasium.ObservationWrapper[Any, Any, Any]):
-    """Keeps the last observation of an episode from being overwritten by the reset that follows at once."""
-
-    def observation(self, observation: Any) -> Any:
-        return copy.deepcopy(observation)
-
-
 def make_gymnasium(
     env_id: str,
     num_envs: int,
@@ -316,12 +306,12 @@ def make_gymnasium(
     if ":" in env_id:
         look_here()
     named = wrappers.replace(",", " ").split() if isinstance(wrappers, str) else wrappers
-    wrappers = [_wrapper(env_id, own) if isinstance(own, str) else own for own in named]
+    wrappers = [wrapper_of(env_id, own) if isinstance(own, str) else own for own in named]
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
         arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
     if vectorization == "async":
-        arguments["wrappers"] = (*wrappers, _CopyObservation)
+        arguments["wrappers"] = (*wrappers, CopyObservation)
     try:
         env = gymnasium.make_vec(env_id, num_envs, vectorization, **arguments, **options)
     except (gymnasium.error.Error, ImportError) as error:
@@ -339,29 +329,6 @@ def make_gymnasium(
     except ValueError:
         env.close()
         raise
-
-
-def _wrapper(env_id: str, name: str) -> Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]:
-    """The class of a wrapper: of gymnasium's by its name, of one's own by ``module:Class``.
-
-    Raises:
-        ValueError: there is none, or it is no wrapper's.
-    """
-    place, _, last = name.rpartition(":")
-    if not place:
-        place, _, last = name.rpartition(".")
-        place = place or "gymnasium.wrappers"
-    look_here()
-    try:
-        found = getattr(importlib.import_module(place), last, None)
-    except ImportError as error:
-        raise ValueError(f"gym:{env_id}: wrapper '{name}' cannot be loaded: {error}; write module:Class") from error
-    # Asked before anything is called: the name may come from a file.
-    if not isinstance(found, type) or not issubclass(found, gymnasium.Wrapper):
-        close = nearest_names(last, dir(importlib.import_module(place)), count=1)
-        hint = f"did you mean {close[0]}?" if close else "write a name of gymnasium.wrappers, or module:Class"
-        raise ValueError(f"gym:{env_id}: '{name}' is no wrapper of gymnasium's; {hint}")
-    return found
 
 
 def _failed(task: str, what: str, error: Exception) -> str:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import gymnasium
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.envs import look_here, nearest_names
-from rlcore.envs.launch import GET_ISAACLAB, full_name, launcher_args
-from rlcore.envs.manager import SimulatorEnv, apply_overrides, as_names
+from rlcore.envs.launch import GET_ISAACLAB, ISAACLAB_SITE, SIM_MODULES, full_name, launcher_args
+from rlcore.envs.manager import SimulatorEnv, apply_overrides
+from rlcore.envs.presets import alternatives_of, load_env_cfg, load_external_tasks
 from rlcore.envs.rewind import Rewind, flatten
 from rlcore.types import Obs, Step
 
 FinalObs = Literal["auto", "extras", "hook", "off"]
-
-_SIM_MODULES = ("isaacsim", "omni", "carb", "pxr")
 
 
 class IsaacLabEnv(SimulatorEnv):
@@ -130,6 +133,19 @@ class IsaacLabEnv(SimulatorEnv):
         log = (extras.get("log") or extras.get("episode") or {}) if has_reset else {}
         return Step(obs, self.read_vector(reward, torch.float32), ended, cut, final_obs, self.read_log(log))
 
+    def render(self) -> NDArray[np.uint8]:
+        """Picture of the simulator's viewer, ``[H, W, 3]``; Isaac Lab 3 writes videos instead.
+
+        Raises:
+            ValueError: the env was not made with ``render_mode="rgb_array"``, or is Isaac Lab 3's.
+        """
+        if hasattr(self.core, "video_recorders"):
+            raise ValueError(
+                f"{self.task}: Isaac Lab 3 hands out no pictures; it writes videos while the env steps, see "
+                "video_recorders of the task's configuration"
+            )
+        return super().render()
+
     def close(self) -> None:
         """Close the env, and take the hook out of it."""
         if self.final_obs_source == "hook":
@@ -197,6 +213,9 @@ def make_isaaclab(
     render_mode: str | None = None,
     sim_device: str | None = None,
     presets: str | Sequence[str] = (),
+    physics: str | None = None,
+    renderer: str | None = None,
+    play_mode: bool = False,
     **overrides: Any,
 ) -> IsaacLabEnv:
     """Build a registered task from the configuration that it ships.
@@ -216,12 +235,16 @@ def make_isaaclab(
         groups: see there.
         render_mode: ``rgb_array`` to render; needs ``--enable_cameras``.
         sim_device: ``cfg.sim.device`` where it is not the learner's.
-        presets: of Isaac Lab 3, such as ``newton_mjwarp``, as names or as one text.
-        **overrides: fields of the configuration by dotted name, such as ``{"scene.env_spacing": 3.0}``.
+        presets: of Isaac Lab 3, such as ``newton_mjwarp``, as names or as one text; each wherever it fits.
+        physics: of Isaac Lab 3, the preset of the physics alone.
+        renderer: of Isaac Lab 3, the preset of the cameras' renderer alone.
+        play_mode: of Isaac Lab 3, whether to change the configuration as the task does it for watching a policy.
+        **overrides: fields of the configuration by dotted name, such as ``{"scene.env_spacing": 3.0}``; with Isaac Lab
+            3 also names of presets there, such as ``{"sim.physics": "newton_mjwarp"}``.
 
     Raises:
-        ValueError: Isaac Lab is missing or Isaac Sim does not run, an unknown task or field, or what ``IsaacLabEnv``
-            refuses.
+        ValueError: Isaac Lab is missing or Isaac Sim does not run where the task needs it, an unknown task, preset or
+            field, a missing asset, or what ``IsaacLabEnv`` refuses.
     """
     module, _, name = task.removeprefix("isaaclab:").rpartition(":")
     if module:
@@ -236,24 +259,28 @@ def make_isaaclab(
         raise ValueError(
             f"unknown Isaac Lab task '{name}': {hint}write module:{name} if a module of yours registers it"
         )
-    cfg = utils.load_cfg_from_registry(name, "env_cfg_entry_point")
-    presets = as_names(presets)
-    if hasattr(utils, "resolve_presets"):
-        cfg = utils.resolve_presets(cfg, set(presets))
-    elif presets:
-        raise ValueError(f"{name}: presets={presets}, but presets came with Isaac Lab 3; leave them out")
+    chosen = {"presets": presets, "physics": physics, "renderer": renderer}
+    texts = {path: value for path, value in overrides.items() if isinstance(value, str)}
+    alternatives = alternatives_of(name) if texts else {}
+    paths = {path: value for path, value in texts.items() if value in alternatives.get(path, ())}
+    cfg = load_env_cfg(name, chosen, paths)
+    if play_mode:
+        if not hasattr(cfg, "play_mode"):
+            raise ValueError(f"{name}: play_mode is True, and its configuration has none; leave it out")
+        cfg.play_mode()
     if hasattr(cfg, "possible_agents"):
         raise ValueError(_multi_agent(name))
     cfg.scene.num_envs = num_envs
     cfg.sim.device = str(sim_device or device)
     if seed is not None:
         cfg.seed = seed
-    apply_overrides(name, cfg, overrides)
+    apply_overrides(name, cfg, {path: value for path, value in overrides.items() if path not in paths})
     with contextlib.ExitStack() as stack:
         start = _launch_simulation(utils)
-        if start is not None:
-            stack.enter_context(start(cfg, dict(launcher_args)))
-        raw = gymnasium.make(name, cfg=cfg, render_mode=render_mode)
+        with _explained(name):
+            if start is not None:
+                stack.enter_context(_launched(start(cfg, dict(launcher_args))))
+            raw = gymnasium.make(name, cfg=cfg, render_mode=render_mode)
         stack.callback(raw.close)
         env = IsaacLabEnv(
             raw,
@@ -271,14 +298,16 @@ def make_isaaclab(
 
 def _import_tasks(task: str) -> Any:
     _import("isaaclab_tasks", f"{task}: {GET_ISAACLAB}")
-    return _import("isaaclab_tasks.utils", f"{task}: {GET_ISAACLAB}")
+    utils = _import("isaaclab_tasks.utils", f"{task}: {GET_ISAACLAB}")
+    load_external_tasks()
+    return utils
 
 
 def _import(module: str, missing: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in _SIM_MODULES:
+        if (error.name or "").partition(".")[0] in SIM_MODULES:
             raise ValueError(
                 f"{module} needs Isaac Sim running (no module '{error.name}'): "
                 "call rlcore.envs.launch.start_isaac_sim(sys.argv[1:]) before, or use `rlcore train`"
@@ -293,6 +322,38 @@ def _launch_simulation(utils: Any) -> Callable[..., Any] | None:
         app = importlib.import_module("isaaclab.app")
     start = getattr(app, "launch_simulation", None) or getattr(utils, "launch_simulation", None)
     return start if callable(start) else None
+
+
+@contextlib.contextmanager
+def _launched(launch: Any) -> Iterator[None]:
+    """Without the traceback that Isaac Lab 3 prints of whatever ends it, as long as no app ends the process with it."""
+    launch.__enter__()
+    try:
+        yield
+    except BaseException as error:
+        quiet = importlib.util.find_spec("isaacsim") is None
+        with contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext():
+            launch.__exit__(type(error), error, error.__traceback__)
+        raise
+    launch.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Say in one line what a task lacks that Isaac Lab 3 cannot make."""
+    try:
+        yield
+    except SystemExit as error:
+        if importlib.util.find_spec("isaacsim") is not None:
+            raise
+        found = (x for alternatives in alternatives_of(name).values() for x in alternatives if x.startswith("newton"))
+        names = ", ".join(f"presets={x}" for x in dict.fromkeys(found))
+        remedy = f"choose Newton, which does without ({names})" if names else f"see {ISAACLAB_SITE}"
+        raise ValueError(f"{name} needs Isaac Sim, which is not installed: {remedy}") from error
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{name}: {error}; where its assets cannot be fetched, set ISAACSIM_ASSET_ROOT to a folder that has them"
+        ) from error
 
 
 def _multi_agent(task: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -21,6 +22,7 @@ PYTHON_PREFIX = "python:"
 PREFIXES: dict[str, Simulator] = {
     "isaaclab:": "isaaclab",
     "Isaac-": "isaaclab",
+    "IsaacContrib-": "isaaclab",
     "mjlab:": "mjlab",
     "Mjlab-": "mjlab",
     "gym:": "gymnasium",
@@ -28,11 +30,19 @@ PREFIXES: dict[str, Simulator] = {
 }
 """How task names begin, and whose they are."""
 
+ISAACLAB_SITE = "https://isaac-sim.github.io/IsaacLab"
 GET_ISAACLAB = (
-    "Isaac Lab is not installed; it needs an NVIDIA GPU and Isaac Sim, see "
-    "https://isaac-sim.github.io/IsaacLab (pip install 'isaaclab[isaacsim,all]' --extra-index-url https://pypi.nvidia.com)"
+    "Isaac Lab is not installed; with Python 3.12, pip install isaaclab==3.0.0 is enough for tasks with Newton's "
+    f"physics; others need Isaac Sim and an NVIDIA GPU, see {ISAACLAB_SITE}"
 )
 GET_MJLAB = "mjlab is not installed; run: pip install mjlab"
+
+SIM_MODULES = ("isaacsim", "omni", "carb", "pxr")
+"""What Isaac Sim brings with it."""
+
+SELECTORS = ("presets", "physics", "renderer")
+"""Options of an env of Isaac Lab 3 that choose among alternatives in its settings, ``presets`` wherever a name fits,
+the others for one kind of setting; on a command line they are Isaac Lab's own words."""
 
 launcher_args: dict[str, Any] = {}
 """What ``start_isaac_sim`` was told; Isaac Lab 3 starts its simulator with it when a task is made."""
@@ -97,10 +107,11 @@ def start_isaac_sim(words: Sequence[str]) -> tuple[Any, list[str]]:
 
     Args:
         words: ``--headless``, ``--enable_cameras``, ``--device`` and all else that ``AppLauncher`` takes, Kit settings
-            ``--/path=value``, ``--video`` (which needs cameras), and words of others.
+            ``--/path=value``, ``--video`` (which needs cameras), names of presets, and words of others.
 
     Returns:
-        The app (None if nothing was started), and the words that are not the simulator's; ``--device`` stays.
+        The app (None if nothing was started), and the words that are not the simulator's; ``--device`` stays, and
+        ``presets=NAME`` and its kind are options of the env.
 
     Raises:
         ValueError: Isaac Lab or Isaac Sim is not installed.
@@ -110,16 +121,21 @@ def start_isaac_sim(words: Sequence[str]) -> tuple[Any, list[str]]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "isaaclab":
             raise ValueError(GET_ISAACLAB) from error
+        if (error.name or "").partition(".")[0] not in SIM_MODULES:
+            raise ValueError(f"Isaac Lab is installed, but not what it needs (no module '{error.name}')") from error
         raise ValueError(
-            f"Isaac Lab is installed, but Isaac Sim is not (no module '{error.name}'): {GET_ISAACLAB}"
+            f"Isaac Lab is installed, but Isaac Sim is not (no module '{error.name}'), see {ISAACLAB_SITE}"
         ) from error
     on_demand = hasattr(app_module, "launch_simulation") or importlib.util.find_spec("isaacsim") is None
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, conflict_handler="resolve")
     parser.add_argument("--video", action="store_true")
     if on_demand:
         parser.add_argument("--headless", action="store_true")
         parser.add_argument("--enable_cameras", action="store_true")
         parser.add_argument("--device")
+        if hasattr(app_module, "add_launcher_args"):
+            with _command_line([]):
+                app_module.add_launcher_args(parser)
     else:
         # It looks for clashes in the command line of the process, which is not what it starts with.
         with _command_line([]):
@@ -129,10 +145,17 @@ def start_isaac_sim(words: Sequence[str]) -> tuple[Any, list[str]]:
     device = _value_of("--device", words)
     if device is not None:
         rest += ["--device", device]  # the learner's too
+    for selector in SELECTORS:
+        named = [word for word in rest if re.match(rf"-*{selector}=", word)]
+        if named:
+            rest = [word for word in rest if word not in named]
+            rest.append(f"--env.{selector}={','.join(word.partition('=')[2] for word in named)}")
     if device == "auto":
         given.device = parser.get_default("device")
     given.enable_cameras = given.enable_cameras or given.video
     settings = {name: value for name, value in vars(given).items() if name != "video" and value is not None}
+    if on_demand:  # its defaults are for scripts that have no settings of their own
+        settings = {name: value for name, value in settings.items() if value != parser.get_default(name)}
     launcher_args.clear()
     launcher_args.update(settings)
     if on_demand:

@@ -166,6 +166,6 @@ def still_inputs(policy: Policy, terms: Sequence[Mapping[str, Any]]) -> str | No
 def _statistics(policy: Policy) -> tuple[Tensor, Tensor, float] | None:
     """Mean and deviation of each input ``[O]``, and what the normalizer adds to the latter; None without any."""
     normalizer = getattr(policy, "normalizer", None)
-    if not isinstance(normalizer, RunningNormalizer) or not bool(normalizer.count.any()):
+    if not isinstance(normalizer, RunningNormalizer) or not bool((normalizer.count > 0).any()):
         return None
     return normalizer.mean.detach().cpu(), normalizer.var.detach().sqrt().cpu(), normalizer.epsilon

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,9 +23,35 @@ from rlcore.types import Step
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
 
+CPU_SECONDS = 300
+
+
 def pytest_configure() -> None:
     # One thread: two workers share two cores, and sums come out the same on every machine.
     torch.set_num_threads(1)
+
+
+@contextmanager
+def cpu_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError once this process has spent that much CPU time, all threads together."""
+
+    def over(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"over {seconds:g} s of CPU time")
+
+    before = signal.signal(signal.SIGPROF, over)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    mark = item.get_closest_marker("cpu_seconds")
+    with cpu_limit(mark.args[0] if mark else CPU_SECONDS):
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

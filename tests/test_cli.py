@@ -236,21 +236,17 @@ def test_an_env_that_cannot_be_saved_is_told(tmp_path: Path, capsys: pytest.Capt
 
 
 def wait_for(path: Path, pattern: str, process: subprocess.Popen[str]) -> Path:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        found = sorted(path.glob(pattern))
-        if found:
-            return found[0]
+    while not (found := sorted(path.glob(pattern))):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    raise AssertionError(f"no {pattern} after 60 s")
+    return found[0]
 
 
 def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     process = start(*TINY, "--num-iterations", "100000", "--save-interval", "3", folder=tmp_path)
     run = wait_for(tmp_path, "runs/CartPole/ppo/*/checkpoints/000006.pt", process).parents[1]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert process.returncode == 130, err
     assert "finishing the iteration" in err
     assert f"rlcore train --resume {run.relative_to(tmp_path)}" in out
@@ -276,7 +272,7 @@ def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(tmp_path:
             pass
         time.sleep(wait)
         process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 143
     assert "stopped, in iteration 1; there is no checkpoint to go on from" in err
     assert not list(tmp_path.rglob("*.tmp"))
@@ -304,7 +300,7 @@ def test_env_is_closed_however_a_command_ends(
     monkeypatch.setattr(env, "close", lambda env: events.append("closed"))
     output = tmp_path / ("figures.json" if command == "eval" else "play.gif")
     words = f"{command} --run {run} --output {output} " + ("--num-envs 2" if command == "eval" else "--steps 3")
-    assert main(words.split()) == (2 if fails else 0)
+    assert (main(words.split()) != 0) == fails  # a failure of its own in each command
     assert events.count("closed") == 1 and events[-1] == "closed"
 
 
@@ -412,7 +408,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path: Path) -> None:
     process = start("tasks", folder=tmp_path)
     assert process.stdout is not None
     process.stdout.close()
-    assert process.wait(timeout=60) in (0, 1)  # 1 where rich notices first
+    assert process.wait() == 0
     assert process.stderr is not None
     assert process.stderr.read() == ""
 

@@ -22,7 +22,7 @@ from gymnasium import spaces
 from test_cli import ROOT, differences, rows_of, wait_for
 from torch import Tensor
 
-from rlcore import Step
+from rlcore import Step, spec_of
 from rlcore.checkpoint import load_checkpoint
 from rlcore.learn import Progress
 from rlcore.train import ending, training
@@ -285,6 +285,10 @@ def test_mistakes_are_told_from_failures() -> None:
 
     refused = of(lambda: Progress.restart(None, None, None))  # type: ignore[arg-type]
     assert not is_mistake(refused)  # an AttributeError, though of rlcore
+    assert not is_mistake(
+        of(lambda: RunFolder(Path(f"{os.sep}nowhere{chr(0)}")).take_over())
+    )  # a ValueError in it that nobody raised
+    assert is_mistake(of(lambda: spec_of(None)))  # type: ignore[arg-type]
     assert is_mistake(of(lambda: RunFolder.open(Path("nowhere"))))
     assert is_mistake(of(lambda: RunFolder(Path("/nowhere")).take_over()))
     assert not is_mistake(of(lambda: throw(ValueError("an env's"))))

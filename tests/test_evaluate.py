@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore.train.evaluate import Evaluation, evaluate, t_interval, t_quantile, wilson_interval
-from rlcore.types import Obs, Policy, Step
+from rlcore.types import Obs, Policy, State, Step
 
 
 class Lengths:
@@ -126,13 +126,21 @@ def test_rounds_start_anew_with_other_seeds() -> None:
 
 
 def test_nothing_of_an_evaluation_is_remembered_for_gradients() -> None:
-    enabled: list[bool] = []
+    class Learned(Still):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
+            action, state = super().forward(obs, state)
+            return action * self.gain, state
+
+    wanted: list[bool] = []
     env = Lengths(2)
     step = env.step
-    env.step = lambda action: enabled.append(torch.is_grad_enabled()) or step(action)  # type: ignore[method-assign, func-returns-value]
-    assert torch.is_grad_enabled()
-    evaluate(env, Still(), seed=1)
-    assert enabled and not any(enabled)
+    env.step = lambda action: wanted.append(action.requires_grad) or step(action)  # type: ignore[method-assign, func-returns-value]
+    evaluate(env, Learned(), seed=1)
+    assert wanted and not any(wanted)
 
 
 def test_an_exported_policy_is_given_arrays_and_told_of_episode_ends() -> None:

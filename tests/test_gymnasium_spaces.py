@@ -136,7 +136,7 @@ def test_wrappers_are_given_by_name(tmp_path: Path) -> None:
     words = ["--env.wrappers", "TimeAwareObservation", "wrappers_of_mine:Twice", "--env.max_episode_steps", "20"]
     assert main(["train", "--task", "gym:Pendulum-v1", *words, *small.split()]) == 0
     (run,) = tmp_path.glob("runs/*/*/*")
-    assert "- TimeAwareObservation\n  - wrappers_of_mine:Twice\n" in (run / "config.yaml").read_text()
+    assert "wrappers: TimeAwareObservation wrappers_of_mine:Twice\n" in (run / "config.yaml").read_text()
     assert main(["eval", "--run", str(run), "--num-envs", "2"]) == 0
     assert read_metadata(run / "export" / "policy.onnx")["observation_size"] == 4
 
@@ -146,7 +146,7 @@ def test_wrappers_are_given_by_name(tmp_path: Path) -> None:
     [
         ("TimeAwareObservations", "is no wrapper of gymnasium's; did you mean TimeAwareObservation"),
         ("no_such_module:Wrapper", "wrapper 'no_such_module:Wrapper' cannot be loaded"),
-        ("os:system", "'os:system' is no wrapper"),
+        ("os:system", "'os:system' is no wrapper of gymnasium's; write a name"),
         ("subprocess:Popen", "'subprocess:Popen' is no wrapper"),
         ("gymnasium.wrappers.RescaleAction", "failed"),
     ],

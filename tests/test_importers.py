@@ -957,7 +957,7 @@ def unpacked(requirement: str, tmp: Path) -> Path:
         return cache
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--python-version", "3.11", "--dest", str(tmp), requirement]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         pytest.skip(f"{requirement} cannot be downloaded: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
     (wheel,) = tmp.glob("*.whl")

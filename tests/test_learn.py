@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import cpu_limit, leaves
 from gymnasium import spaces
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlcore.env
-from rlcore import PPO, NetworkConfig, PPOConfig, Step
+import rlcore.learn
+from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig, Step
 from rlcore.env import StepCheck
 from rlcore.envs.null import Null
-from rlcore.learn import EpisodeStatistics, Report, resume, snapshot
+from rlcore.learn import EpisodeStatistics, Progress, Report, begin, resume, snapshot
 from rlcore.train.evaluate import evaluate
 from rlcore.types import Obs
 
@@ -108,17 +111,31 @@ def test_loop_counts_reports_and_stops() -> None:
     assert progress.seconds == reports[-1].metrics["time/total_s"] == pytest.approx(sum(spent))
 
 
-def test_collecting_and_learning_are_timed_apart() -> None:
+def test_collecting_and_learning_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(rlcore.learn.time, "perf_counter", lambda: now)  # this machine may be busy with other things
+
     class Slow(Null):
         def step(self, action: Tensor) -> Step:
-            time.sleep(0.02)
+            nonlocal now
+            now += 0.02
             return super().step(action)
 
     reports: list[Report] = []
-    PPO(Slow(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(3, on_report=reports.append)
+    agent = PPO(Slow(4, obs_size=3, action_size=2), CONFIG, seed=0)
+    update = agent.update
+
+    def slow_update() -> Any:
+        nonlocal now
+        now += 0.3
+        return update()
+
+    monkeypatch.setattr(agent, "update", slow_update)
+    agent.learn(3, on_report=reports.append)
     last = reports[-1].metrics
-    assert last["time/collect_s"] >= 5 * 0.02 > last["time/learn_s"]
-    assert last["time/steps_per_s"] == pytest.approx(20 / (last["time/collect_s"] + last["time/learn_s"]))
+    assert (last["time/collect_s"], last["time/learn_s"]) == (pytest.approx(5 * 0.02), pytest.approx(0.3))
+    assert last["time/steps_per_s"] == pytest.approx(20 / 0.4)
+    assert last["time/total_s"] == pytest.approx(3 * 0.4)
 
 
 def test_counters_of_an_env_are_put_back_before_the_reset_that_may_read_them() -> None:
@@ -324,3 +341,93 @@ def test_observation_spaces_that_are_none_are_named(wrong: Any) -> None:
 def test_progress_shows_no_tensors() -> None:
     progress = PPO(Null(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
     assert repr(progress).startswith("Progress(iteration=1, env_steps=20, seconds=") and "tensor" not in repr(progress)
+
+
+class Differentiable(Null):
+    """As a simulator whose state is computed from parameters that want a gradient, all of it in one graph."""
+
+    exact_state = False
+
+    def __init__(self) -> None:
+        super().__init__(4, obs_size=3, action_size=2, episode_length=7)
+        self.mass = torch.ones((), requires_grad=True)
+        self.state = torch.zeros(4, 3)
+        self.given: list[weakref.ref[Tensor]] = []
+
+    def reset(self, seed: int | None = None) -> Obs:
+        super().reset(seed)
+        self.state = torch.zeros(4, 3) * self.mass
+        return {"policy": self.state}
+
+    def step(self, action: Tensor) -> Step:
+        plain = super().step(action)
+        assert torch.is_grad_enabled()  # it may want to take a gradient itself
+        self.state = self.state.detach() * self.mass + 0.1
+        reward, final = self.state.sum(1), {"policy": self.state * 2}
+        self.given.append(weakref.ref(self.state))
+        log: dict[str, Tensor | float] = {"success": reward * 0 + 1, "energy": reward.sum()}
+        return plain._replace(obs={"policy": self.state}, reward=reward, final_obs=final, log=log)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_a_differentiable_env_is_not_held_on_to(algo: str) -> None:
+    env = Differentiable()
+    if algo == "ppo":
+        agent: Any = PPO(env, CONFIG, seed=0)
+    else:
+        agent = SAC(env, SACConfig(num_steps=5, learning_starts=20, num_updates=1, actor=SMALL, critic=SMALL), seed=0)
+    progress = agent.learn(4)
+    content = snapshot(env, agent, progress)
+    held = [*leaves(content), progress.episodes.totals, *progress.episodes.logs.values()]
+    assert not [value for value in held if isinstance(value, Tensor) and value.grad_fn is not None]
+    # The graphs, and with them what the env computed, are gone but for the last step's.
+    agent.learn(5, progress=progress)
+    assert sum(state() is not None for state in env.given) <= 2
+    assert evaluate(env, agent.policy, 0).episodes == 4
+
+
+def test_a_loop_goes_on_after_a_rollout_that_was_broken_off() -> None:
+    class Failing(Null):
+        fail = False
+
+        def step(self, action: Tensor) -> Step:
+            if self.fail:
+                raise RuntimeError("it diverged")
+            return super().step(action)
+
+    env = Failing(4, obs_size=3, action_size=2, episode_length=7)
+    agent = PPO(env, CONFIG, seed=0)
+    progress = begin(env, agent, 0)
+
+    def fail_soon(now: Progress) -> None:
+        env.fail = now.iteration == 2
+
+    with pytest.raises(RuntimeError, match="it diverged"):
+        agent.learn(5, progress=progress, on_iteration=fail_soon)
+    assert (progress.iteration, progress.env_steps, progress.broken_off) == (2, 40, "rollout")
+    count = agent.policy.normalizer.count
+    assert float(count) == 40  # the step that failed had been acted on
+    content = snapshot(env, agent, progress)
+    assert content["progress"]["obs"] is None and content["agent"]["iteration"] == 2
+    env.fail = False
+    agent.learn(5, progress=progress)
+    assert (progress.iteration, progress.env_steps, progress.broken_off, float(count)) == (5, 100, "", 100)
+
+
+def test_an_update_that_was_broken_off_is_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = Null(4, obs_size=3, action_size=2)
+    agent = PPO(env, CONFIG, seed=0)
+    progress = agent.learn(1)
+    monkeypatch.setattr(agent, "update", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        agent.learn(2, progress=progress)
+    with pytest.raises(RuntimeError, match="the update of iteration 2 was broken off"):
+        snapshot(env, agent, progress)
+
+
+def test_tests_are_limited_in_cpu_time_and_not_by_the_clock() -> None:
+    with cpu_limit(0.2):
+        time.sleep(0.4)  # as where others use the machine
+    with pytest.raises(TimeoutError, match=r"0\.2 s of CPU time"), cpu_limit(0.2):
+        while True:
+            pass

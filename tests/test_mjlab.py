@@ -492,7 +492,7 @@ def raw_env(registry: Any, **values: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.cpu_seconds(600)
 def test_real_cartpole_gives_the_observation_that_an_env_without_resets_sees(mjlab: Any) -> None:
     actions = torch.randn(60, N, 1, generator=torch.Generator().manual_seed(2))
     endless, by_hand = raw_env(mjlab, episode_length_s=100.0), raw_env(mjlab, episode_length_s=1.0)
@@ -542,7 +542,7 @@ def test_real_cartpole_gives_the_observation_that_an_env_without_resets_sees(mjl
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.cpu_seconds(900)
 def test_real_go1_resumes_at_its_levels_on_their_terrain(mjlab: Any) -> None:
     generator = "scene.terrain.terrain_generator"
     small = {f"{generator}.num_rows": 8, f"{generator}.num_cols": 4, "sim.nconmax": 200, "sim.njmax": 800}
@@ -571,7 +571,7 @@ def test_real_go1_resumes_at_its_levels_on_their_terrain(mjlab: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.cpu_seconds(600)
 def test_real_cartpole_trains_evaluates_and_resumes(mjlab: Any) -> None:
     from rlcore.learn import learn, resume, snapshot
     from rlcore.ppo import PPO, PPOConfig

@@ -17,7 +17,7 @@ SHELL = [line for block in re.findall(r"```bash\n(.*?)```", TEXT, flags=re.DOTAL
 
 def run(command: list[str], folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
 
 

@@ -431,7 +431,7 @@ def test_missing_isaac_lab_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "isaaclab", None)
-    assert "Isaac Lab is not installed; it needs an NVIDIA GPU and Isaac Sim" in error_of(command, capsys)
+    assert "Isaac Lab is not installed; with Python 3.12, pip install isaaclab==3.0.0" in error_of(command, capsys)
 
 
 def test_missing_module_of_a_users_module_is_named(isaac: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
@@ -625,8 +625,7 @@ def test_failure_is_shown_before_the_simulator_closes(
         raise RuntimeError("physics exploded")
 
     monkeypatch.setattr(FakeDirect, "step", broken)
-    with pytest.raises(RuntimeError, match="physics exploded"):
-        trained(tmp_path)
+    assert main(["train", "--task", TASK, "--runs-dir", str(tmp_path), "--device", "cpu"]) == 70
     assert "RuntimeError: physics exploded" in shown[-1]
 
 
@@ -702,7 +701,7 @@ def test_nothing_heavy_is_imported_before_the_simulator_runs(words: str, tmp_pat
     (tmp_path / "run" / "config.yaml").write_text("task: Isaac-Nothing-v0\n")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "rlcore", *words.split()]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["at launch: []", "closed"]
     # The reason is told although closing ends the process.
     assert done.stderr.startswith(f"rlcore {words.split()[0]}: error: ")
@@ -764,7 +763,7 @@ def test_registered_task_of_isaac_lab_trains_as_it_ships_and_resumes(wheel: Path
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "script.py", str(STANDINS), *words]
-    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     codes, events = json.loads(done.stdout.splitlines()[-1])
     assert codes == [0] * 4, done.stdout[-3000:] + done.stderr[-3000:]
@@ -786,7 +785,7 @@ def test_registered_task_of_isaac_lab_trains_as_it_ships_and_resumes(wheel: Path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.cpu_seconds(900)
 def test_registered_task_of_mjlab_trains_as_it_ships_evaluates_resumes_and_exports(tmp_path: Path) -> None:
     pytest.importorskip("mjlab", reason="mjlab is not installed")
     task = "Mjlab-Cartpole-Balance"

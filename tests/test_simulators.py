@@ -117,7 +117,7 @@ def test_what_cannot_run_or_be_drawn_ends_in_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.cpu_seconds(600)
 @pytest.mark.parametrize("library", ["rlcore", "rsl_rl", "env", "adapter"])
 def test_real_cartpole_is_measured(library: str, tmp_path: Path) -> None:
     pytest.importorskip("mjlab", reason="mjlab is not installed")

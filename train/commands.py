@@ -216,10 +216,10 @@ def config_command(words: Sequence[str]) -> Job:
     words = launched(with_library(words))
     from rlcore.train.show_config import ConfigArguments, show_config
 
-    given = read(words, ConfigArguments, "rlcore config")
+    given = read(words, ConfigArguments, "rlcore config", free="env")
     if given is None:
         return lambda: 0
-    show_config(given[0])
+    show_config(*given)
     return lambda: 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import opcode
 import os
 import signal
 import sys
@@ -158,11 +159,14 @@ def open_standard_streams() -> None:
 
 def fail(prog: str, text: str) -> None:
     """Say on standard error, if there is one, what went wrong."""
-    text = " ".join(text.split())
-    if len(text) > LONGEST_LINE:  # what was given is in it, and may be anything
-        text = f"{text[: LONGEST_LINE - 300]} ... {text[-295:]}"
     with suppress(OSError, ValueError):
-        print(f"{prog}: error: {text}", file=sys.stderr, flush=True)
+        print(f"{prog}: error: {one_line(text)}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """A text without line breaks, cut where it is long: what was given may be in it, and be anything."""
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 300]} ... {text[-295:]}"
 
 
 def show_traceback(error: BaseException) -> None:
@@ -211,7 +215,8 @@ def is_mistake(error: BaseException) -> bool:
         error = error.__cause__
     if not isinstance(error, (ValueError, OSError, ImportError)):
         return False
-    return _origin(error)[0].partition(".")[0] == "rlcore"
+    module, *_, raised = _origin(error)
+    return module.partition(".")[0] == "rlcore" and (raised or not isinstance(error, ValueError))
 
 
 def describe(error: BaseException) -> str:
@@ -223,9 +228,9 @@ def describe(error: BaseException) -> str:
     if is_mistake(error):
         return text
     if _of_an_env(error):
-        file, line, function = _origin(error.__cause__ or error)[1:]
+        _, file, line, function, _ = _origin(error.__cause__ or error)
     else:
-        text, (_, file, line, function) = f"{type(error).__name__}: {text}", _origin(error)
+        text, (_, file, line, function, _) = f"{type(error).__name__}: {text}", _origin(error)
     return f"{text} ({Path(file).name}:{line} in {function})" if file else text
 
 
@@ -234,14 +239,19 @@ def _of_an_env(error: BaseException) -> bool:
     return module is not None and isinstance(error, module.EnvFailed)
 
 
-def _origin(error: BaseException) -> tuple[str, str, int, str]:
-    """Module, file, line and function that raised an error; where the standard library did, who called that."""
-    found = ("", "", 0, "")
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        file = frame.f_code.co_filename
-        of_python = file.startswith("<frozen") or (file.startswith(_LIBRARY) and "site-packages" not in file)
-        if not of_python:
-            found = str(frame.f_globals.get("__name__", "")), file, line, frame.f_code.co_name
+def _origin(error: BaseException) -> tuple[str, str, int, str, bool]:
+    """Module, file, line and function that an error comes from, and whether a ``raise`` is there.
+
+    Where the standard library raised it, who called that: there, as where C does, is no ``raise``.
+    """
+    found, trace = ("", "", 0, "", False), error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        file = code.co_filename
+        if not file.startswith("<frozen") and not (file.startswith(_LIBRARY) and "site-packages" not in file):
+            raised = trace.tb_next is None and opcode.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+            found = str(trace.tb_frame.f_globals.get("__name__", "")), file, trace.tb_lineno, code.co_name, raised
+        trace = trace.tb_next
     return found
 
 
@@ -286,7 +296,7 @@ def end_of_run(
     traceback.clear_frames(error.__traceback__)  # what they hold may be the memory that was missing
     kept = "" if run is None or progress is None else _kept(run, progress, save)
     with suppress(OSError, ValueError):
-        print(f"rlcore train: {' '.join(what.split())}{kept}", file=sys.stderr, flush=True)
+        print(f"rlcore train: {one_line(what)}{kept}", file=sys.stderr, flush=True)
     return code
 
 

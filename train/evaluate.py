@@ -18,7 +18,7 @@ from torch import Tensor
 from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
-from rlcore.types import Obs, Policy, begins
+from rlcore.types import Obs, Policy, begins, detached_step
 
 ActionFunction = Callable[[dict[str, NDArray[np.float32]]], Any]
 """An exported policy: observation groups ``[N, O]`` to actions ``[N, A]`` (``[N]`` when discrete).
@@ -128,7 +128,6 @@ def undisturbed(device: torch.device) -> Iterator[None]:
         np.random.set_state(of_numpy)
 
 
-@torch.no_grad()
 def evaluate(
     env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1, stage: Stage | None = None
 ) -> Evaluation:
@@ -180,7 +179,7 @@ class Controller:
             action, self._state = self._policy(obs, self._state)
             assert isinstance(action, Tensor)
             return action
-        arrays = {group: values.cpu().numpy() for group, values in obs.items()}
+        arrays = {group: values.detach().cpu().numpy() for group, values in obs.items()}
         return torch.as_tensor(self._policy(arrays), device=self._device)
 
     def forget(self, done: Tensor) -> None:
@@ -206,6 +205,7 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
     for _ in range(limit + 1):
         step = env.step(controller.act(obs))
         check(step)
+        step = detached_step(step)
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running

@@ -6,21 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rlcore.train.translation import (
-    NO_CNN,
-    Status,
-    Translation,
-    activation,
-    empty,
-    flag,
-    names,
-    number,
-    one_of,
-    optional,
-    positive,
-    whole,
-    widths,
-)
+from rlcore.train.translation import NO_CNN, Status, Translation
+from rlcore.train.values import activation, empty, flag, names, number, one_of, optional, positive, whole, widths
 
 BOOKKEEPING = {
     "name": "run folders are named by task",
@@ -237,7 +224,7 @@ def _actions(t: Translation, params: str, c: str) -> None:
             key,
             limit,
             "changed",
-            f"rl_games then multiplies actions by {limit:g}, rlcore does not: scale them in the env",
+            f"rl_games then multiplies actions by {limit:g}; rlcore does with --env.clip_actions {limit:g}",
         )
     t.same(key)
 

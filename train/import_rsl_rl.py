@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-from rlcore.train.translation import (
-    NO_CNN,
-    Status,
-    Translation,
-    activation,
-    flag,
-    names,
-    number,
-    one_of,
-    optional,
-    pair,
-    positive,
-    whole,
-    widths,
-)
+from rlcore.train.translation import NO_CNN, Status, Translation
+from rlcore.train.values import activation, flag, names, number, one_of, optional, pair, positive, whole, widths
 
 BOOKKEEPING = {
     "class_name": "rlcore has one training loop",

@@ -14,6 +14,7 @@ from rlcore.config import ConfigError, from_dict, to_dict
 from rlcore.envs import look_here, nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, SIMULATORS, simulator_of
 from rlcore.envs.mjlab import quiet_warp
+from rlcore.envs.presets import load_env_cfg, load_external_tasks, resolve_agent_cfg
 from rlcore.train.config import CONFIG_CLASSES, TrainConfig
 from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
 
@@ -22,7 +23,11 @@ MJLAB_NUM_ENVS = 4096
 
 
 def registered_config(
-    task: str, num_envs: int | None = None, library: str | None = None, algo: str = "ppo"
+    task: str,
+    num_envs: int | None = None,
+    library: str | None = None,
+    algo: str = "ppo",
+    options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Conversion | None]:
     """Find what a task of Isaac Lab or mjlab is to be trained with; its simulator must have been launched.
 
@@ -36,6 +41,7 @@ def registered_config(
         num_envs: copies of it; None takes the number in the task's own configuration.
         library: whose configuration to take; None for the order above.
         algo: what is to be trained with, ``ppo``, ``sac``, ``ddpg`` or ``td3``.
+        options: of the env, as far as they choose presets of Isaac Lab 3, which settings of agents have, too.
 
     Returns:
         Settings over the defaults of ``TrainConfig``, and how they came about if they were converted; only options of
@@ -50,7 +56,8 @@ def registered_config(
     if simulator not in SIMULATORS:
         raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
     name = task.removeprefix(f"{simulator}:").rpartition(":")[2]
-    kwargs, own_envs = (_isaaclab if simulator == "isaaclab" else _mjlab)(task, name)
+    options = options or {}
+    kwargs, own_envs = _isaaclab(task, name, options) if simulator == "isaaclab" else _mjlab(task, name)
     if simulator == "mjlab" and own_envs == 1:
         own_envs = MJLAB_NUM_ENVS
         if num_envs is None and (algo == "ppo" or library is not None):
@@ -71,6 +78,8 @@ def registered_config(
     for entry in there if library is None else [library]:
         try:
             source = _agent_config(name, entry, kwargs)
+            if simulator == "isaaclab":
+                source = resolve_agent_cfg(source, options)
             if entry == "rlcore":
                 return _own(name, source, num_envs, own_envs, algo), None
             conversion = convert(source, entry, num_envs=num_envs or own_envs, task=task, algo=algo)  # type: ignore[arg-type]
@@ -161,15 +170,16 @@ def registered_names(simulator: str) -> list[str]:
     """
     if simulator == "isaaclab":
         _import("isaaclab_tasks.utils", GET_ISAACLAB)
+        load_external_tasks()
         return [name for name, spec in gymnasium.registry.items() if "env_cfg_entry_point" in spec.kwargs]
     return list(_mjlab_registry("").list_tasks())
 
 
-def _isaaclab(task: str, name: str) -> tuple[dict[str, Any], int]:
-    tasks = _import("isaaclab_tasks.utils", f"{task}: {GET_ISAACLAB}")
+def _isaaclab(task: str, name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+    _import("isaaclab_tasks.utils", f"{task}: {GET_ISAACLAB}")
     _import_own(task)
     _check_name("Isaac Lab", name, registered_names("isaaclab"))
-    cfg = tasks.load_cfg_from_registry(name, "env_cfg_entry_point")
+    cfg = load_env_cfg(name, options)
     return dict(gymnasium.registry[name].kwargs), int(cfg.scene.num_envs)
 
 

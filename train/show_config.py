@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -48,8 +49,8 @@ class ConfigArguments:
     """File to write the YAML to; None: print it."""
 
 
-def show_config(args: ConfigArguments) -> None:
-    """Print the configuration that the arguments ask for, or write it to a file.
+def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None) -> None:
+    """Print the configuration that the arguments ask for, or write it to a file, with the options of the env.
 
     Raises:
         ConfigError: neither task nor file, or what cannot be converted.
@@ -82,7 +83,7 @@ def show_config(args: ConfigArguments) -> None:
             raise ConfigError(f"--skrl-version is '{args.skrl_version}', and there is no --file; leave it out")
         if simulator_of(task) in SIMULATORS:
             if library is not None or preset is None:
-                settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo")
+                settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo", options)
                 preset = None  # td3 is the name of an algorithm there
             else:
                 settings = {"env": env_options(algo)}
@@ -91,11 +92,15 @@ def show_config(args: ConfigArguments) -> None:
         own = default_config(task, registered=settings, algo=algo, preset=preset)[0]
         if simulator_of(task) not in SIMULATORS:  # making theirs takes long
             agent: object = own.agent
-            with contextlib.closing(make_env(task, 1, **own.env)) as env:  # refuses what there is not
+            with contextlib.closing(
+                make_env(task, 1, **own.env, **(options or {}))
+            ) as env:  # refuses what is not there
                 if isinstance(agent, OffPolicyConfig):
                     action_bounds(spec_of(env), agent)
         settings = to_dict(own)
         settings |= {} if args.num_envs is None else {"num_envs": args.num_envs}
+    if options:
+        settings = {**settings, "env": {**settings.get("env", {}), **options}}
     config = read_config({**settings, "algo": settings.get("algo", algo), "task": task})
     data = to_dict(config)
     if args.task is None:

@@ -200,7 +200,8 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
     number = given.get(SCENE_NUM_ENVS) or given.get("num_envs")
     if number is not None and not number.isdigit():
         raise UsageError(f"--num_envs: '{number}' is not a whole number; write --num_envs 4096")
-    settings, conversion = registered_config(task, int(number) if number else None, given.get("library"), algo)
+    options = arguments.without_options(pairs)[1]
+    settings, conversion = registered_config(task, int(number) if number else None, given.get("library"), algo, options)
     if conversion is not None:
         named = "" if algo == "ppo" else f" --algo {algo}"
         tell(conversion, f"; `rlcore config --task {task}{named} --show` lists them")

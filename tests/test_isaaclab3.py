@@ -1,0 +1,102 @@
+"""Isaac Lab 3 for real, on Newton, where it is installed: ``make test-isaaclab``."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIVE = Path(__file__).parent / "isaaclab3_live.py"
+ROOT = Path(__file__).parent.parent
+
+if importlib.util.find_spec("isaaclab_newton") is None:
+    pytest.skip("Isaac Lab 3 is not installed", allow_module_level=True)
+
+RELEASE = version("isaaclab")
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("assets")
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "isaaclab_assets.py", folder], check=True)
+    return folder
+
+
+def run(assets: Path, *words: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: there is one simulation in each."""
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), "ISAACSIM_ASSET_ROOT": str(assets), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=timeout, cwd=assets)
+
+
+def checked(assets: Path, check: str, *words: str) -> Any:
+    done = run(assets, str(LIVE), check, *words)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("task", "case"),
+    [
+        ("Isaac-Cartpole", "plain"),
+        ("Isaac-Cartpole-Direct", "plain"),
+        ("Isaac-Ant", "plain"),
+        ("Isaac-Ant", "sensors"),
+        ("Isaac-Ant-Direct", "plain"),
+        ("Isaac-Humanoid", "plain"),
+        ("Isaac-Humanoid-Direct", "plain"),
+    ],
+)
+def test_observations_are_those_of_an_env_that_nobody_looked_at(assets: Path, task: str, case: str) -> None:
+    """Bit by bit, with sensors, noise, delay and history among them; and the last ones are those before the reset."""
+    twins = [run(assets, str(LIVE), "record", task, way, case, f"{task}-{case}-{way}.pt") for way in ("off", "hook")]
+    for done in twins:
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    result = checked(assets, "compare", *(f"{task}-{case}-{way}.pt" for way in ("off", "hook")))
+    assert result["resets"] >= 16 and result["different"] == [] and result["finals"] >= 16
+
+
+def test_configurations_of_all_tasks_are_read(assets: Path) -> None:
+    result = checked(assets, "configurations")
+    assert result["tasks"] >= 100 and not result["failed"]
+    # The rest has none that could be converted, and says so.
+    assert len(result["refused"]) < result["tasks"] / 2
+
+
+def test_presets_are_chosen_in_isaac_labs_words(assets: Path) -> None:
+    words = "config --task Isaac-Reach-Franka presets=hold physics=newton_mjwarp"
+    done = run(assets, "-m", "rlcore", *words.split())
+    assert done.returncode == 0, done.stderr
+    assert "num_iterations: 3000" in done.stdout and "presets: hold" in done.stdout and "physics: newton" in done.stdout
+    done = run(assets, "-m", "rlcore", "config", "--task", "Isaac-Reach-Franka", "presets=newton_mjwrap")
+    assert done.returncode == 2 and "did you mean newton_mjwarp?" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("isaacsim") is not None, reason="Isaac Sim is installed")
+def test_physics_that_needs_isaac_sim_names_one_that_does_not(assets: Path) -> None:
+    words = ["train", "--task", "Isaac-Cartpole", "--num-envs", "4", "physics=isaacsim_physx"]
+    done = run(assets, "-m", "rlcore", *words)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "Isaac-Cartpole needs Isaac Sim, which is not installed" in done.stderr.splitlines()[-1]
+    assert "presets=newton_mjwarp" in done.stderr.splitlines()[-1]
+
+
+def test_a_run_is_trained_resumed_evaluated_and_exported(assets: Path) -> None:
+    words = "train --task Isaac-Cartpole --num-envs 16 --num-iterations 2 --name live --device cpu"
+    done = run(assets, "-m", "rlcore", *words.split(), "presets=newton_mjwarp", "--env.episode_length_s", "0.5")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    (folder,) = (assets / "runs").glob("*/*/*live*")
+    assert (folder / "export" / "policy.onnx").is_file()
+    done = run(assets, "-m", "rlcore", "train", "--resume", str(folder), "--num-iterations", "3")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    words = f"eval --onnx {folder}/export/policy.onnx --num-envs 8 --device cpu"
+    done = run(assets, "-m", "rlcore", *words.split())
+    assert done.returncode == 0 and "return" in done.stdout, (done.stdout + done.stderr)[-3000:]
