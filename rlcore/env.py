@@ -42,6 +42,8 @@ class VecEnv(Protocol):
       and all its random numbers from ``generator``;
     - ``render() -> uint8 array [H, W, 3]``: a picture of env 0.
 
+    ``Step.valid`` marks rows in which an env began a new episode instead of taking its action, where it has such.
+
     ``Step.log`` may carry ``success`` ``[N]`` in 0..1, and ``num_goals`` ``[N]``, the number of goals of the
     episode that ``success`` is a fraction of. Both are read where the episode ended.
     """

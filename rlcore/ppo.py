@@ -224,9 +224,10 @@ class PPO:
             batch, about = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
             for _ in range(config.num_epochs):
-                order = torch.randperm(self.num_sequences, device=next_obs.device)
-                # Shuffled once an epoch, so that minibatches are views.
-                shuffled = {name: _select(value, order) for name, value in batch.items()}
+                shuffled = batch
+                if config.num_minibatches > 1:  # once an epoch, so that minibatches are views
+                    order = torch.randperm(self.num_sequences, device=next_obs.device)
+                    shuffled = {name: _select(value, order) for name, value in batch.items()}
                 parts = {name: value.chunk(config.num_minibatches, 1) for name, value in shuffled.items()}
                 for i in range(config.num_minibatches):
                     measured = self._minibatch({name: part[i] for name, part in parts.items()})

@@ -87,9 +87,10 @@ def gae_reference(
 ) -> tuple[Tensor, Tensor]:
     """Do as ``gae`` does in plain PyTorch, in the type of the rewards."""
     delta = rewards + gamma * following - values  # [T, N]
-    advantages = torch.empty_like(delta)
     tail = torch.zeros_like(delta[0])  # [N]
-    for t in range(delta.shape[0] - 1, -1, -1):
-        tail = delta[t] + torch.where(done[t], 0.0, gamma * gae_lambda * tail)
-        advantages[t] = tail
+    tails: list[Tensor] = []
+    for step, over in zip(reversed(delta.unbind()), reversed(done.unbind()), strict=True):
+        tail = torch.where(over, step, torch.add(step, tail, alpha=gamma * gae_lambda))
+        tails.append(tail)
+    advantages = torch.stack(tails[::-1])
     return advantages, advantages + values

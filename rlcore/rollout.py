@@ -24,13 +24,24 @@ class Rollout:
         self.num_envs = num_envs
         self.data: dict[str, Tensor] = {}
         self.row = torch.zeros(1, dtype=torch.int64, device=device)
+        self._rows: dict[str, tuple[Tensor, ...]] = {}  # of data, on a CPU
 
     def write(self, rows: Mapping[str, Tensor]) -> None:
         """Copy ``[N, ...]`` tensors into the present row; a name's first row settles its shape and type."""
         for name, value in rows.items():
             if name not in self.data:
-                self.data[name] = value.new_zeros((self.num_steps, *value.shape))
+                self._keep(name, value.new_zeros((self.num_steps, *value.shape)))
+        if self._rows:  # there the host may look: nothing runs ahead of it, and an index costs more than a small copy
+            present = int(self.row.numpy()[0])
+            torch._foreach_copy_([self._rows[name][present] for name in rows], list(rows.values()))
+            return
+        for name, value in rows.items():
             self.data[name].index_copy_(0, self.row, value.unsqueeze(0))
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        self.data[name] = value
+        if value.device.type == "cpu":
+            self._rows[name] = value.unbind()
 
     def advance(self) -> None:
         """Go on to the next row, and back to the first after the last."""
@@ -57,7 +68,7 @@ class Rollout:
             if name in self.data:
                 self.data[name].copy_(value)
             elif name != "row":
-                self.data[name] = value.to(self.row.device).clone()
+                self._keep(name, value.to(self.row.device).clone())
 
 
 def make_trace(num_envs: int, device: torch.device) -> Rollout:

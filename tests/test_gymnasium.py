@@ -282,6 +282,28 @@ def test_an_unstated_autoreset_mode_is_refused() -> None:
         GymnasiumEnv(vector)
 
 
+def test_sub_envs_are_stepped_without_the_copies_of_their_vector_env(monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(self: Any, actions: Any) -> Any:
+        raise AssertionError("copies observations, and gathers infos that nobody reads")
+
+    monkeypatch.setattr(SyncVectorEnv, "step", step)
+    for env in (make_env("gym:RlcoreCounter-v0", 2), GymnasiumEnv(sync())):
+        env.reset()
+        assert env.step(torch.tensor([0, 1])).obs["policy"][:, 0].tolist() == [1.0, 1.0]
+
+
+def test_an_observation_of_another_shape_is_refused_and_not_spread_over_its_space() -> None:
+    class Short(Counter):
+        def _observe(self) -> Any:
+            return np.zeros(1 if self.t > 1 else 2, dtype=np.float32)
+
+    env = GymnasiumEnv(SyncVectorEnv([lambda: Short(layout="float32")], autoreset_mode=AutoresetMode.SAME_STEP))
+    env.reset()
+    env.step(torch.tensor([0]))
+    with pytest.raises(ValueError, match=r"observation 'policy' has shape \(1,\), its space \(2,\)"):
+        env.step(torch.tensor([0]))
+
+
 def record_of(vector: VectorEnv[Any, Any, Any], steps: int, env: int) -> list[tuple[Any, ...]]:
     """What one env answers, observations before and after its resets included, but for steps that are none."""
     adapter, rows = GymnasiumEnv(vector), []
