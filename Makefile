@@ -6,8 +6,10 @@ WORKERS ?= 2
 TASK ?= Reach-UR5e-JointPos
 
 MJLAB := .venv-mjlab
+ISAACLAB := .venv-isaaclab
+PYTHON312 ?= python3.12
 
-.PHONY: install test test-mjlab train bench format clean
+.PHONY: install test test-mjlab test-isaaclab train bench format clean
 
 install: $(INSTALLED)
 
@@ -34,6 +36,15 @@ $(MJLAB)/.installed: setup.cfg
 test-mjlab: $(MJLAB)/.installed
 	$(MJLAB)/bin/python -m pytest tests/test_mjlab.py tests/test_registered.py tests/test_simulators.py
 
+# Isaac Lab 3 is for Python 3.12, and brings torch with CUDA: 8 GB. The first run compiles kernels for some minutes.
+$(ISAACLAB)/.installed: setup.cfg
+	$(PYTHON312) -m venv $(ISAACLAB)
+	$(ISAACLAB)/bin/python -m pip install --quiet isaaclab==3.0.0 -e . pytest pytest-timeout
+	touch $@
+
+test-isaaclab: $(ISAACLAB)/.installed
+	$(ISAACLAB)/bin/python -m pytest tests/test_isaaclab3.py --timeout 1200
+
 # Trains, evaluates, exports and checks the file; then the file alone is given over 1,000 commands.
 # More settings: make train ARGS="--seed 2"
 train: install
@@ -48,5 +59,5 @@ format: install
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(MJLAB) build dist htmlcov *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(MJLAB) $(ISAACLAB) build dist htmlcov *.egg-info .coverage .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -32,12 +32,16 @@ _MUJOCO_NEEDS = {"mujoco", "imageio", "glfw"}
 """Modules that gymnasium's MuJoCo tasks import."""
 
 _Arrays = dict[str, NDArray[Any]]  # observation groups, [N, ...] each
-_Answer = tuple[_Arrays, _Arrays, NDArray[Any], NDArray[Any], NDArray[Any]]
-"""Observations after and before resets, the same if there were none; rewards, terminated and truncated ``[N]``."""
+_Answer = tuple[Any, ...]
+"""Observations after and before resets, the same if there were none; rewards, terminated, truncated ``[N]``; and with
+NEXT_STEP autoreset which of them are of a step, ``[N]``."""
 
 
 class GymnasiumEnv:
-    """A gymnasium ``VectorEnv`` with SAME_STEP autoreset, as torch tensors on any device.
+    """A gymnasium ``VectorEnv`` as torch tensors on any device, whatever its autoreset mode.
+
+    A ``SyncVectorEnv`` and one with SAME_STEP or DISABLED autoreset begin the next episode in the step that ended one.
+    With NEXT_STEP the step after that does so, which is marked as none of the episode's (``Step.valid``).
 
     An observation becomes the group ``policy``, the keys of a ``Dict`` become groups; all are flat and float32: choices
     (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. ``Box`` and
@@ -59,7 +63,7 @@ class GymnasiumEnv:
         """Wrap a vector env, which is then owned: ``close()`` closes it.
 
         Args:
-            env: made with ``autoreset_mode=AutoresetMode.SAME_STEP``.
+            env: whose metadata tell its autoreset mode; with DISABLED, its ``reset`` takes ``reset_mask``.
             device: where observations and rewards go.
             seed: of the first ``reset()`` that is called without one.
             task: name for run folders and exported files; by default ``gym:<id>`` where the id is known.
@@ -67,14 +71,15 @@ class GymnasiumEnv:
                 ``NO_TIME_LIMIT`` where nothing does.
 
         Raises:
-            ValueError: not a vector env, another autoreset mode, or a space that rlcore cannot train on.
+            ValueError: not a vector env, no autoreset mode, or a space that rlcore cannot train on.
         """
         if not isinstance(env, VectorEnv):
             raise ValueError(
                 f"GymnasiumEnv takes a gymnasium VectorEnv, got {type(env).__name__}; "
                 "for a single env use make_env('gym:<id>', num_envs) or gymnasium.vector.SyncVectorEnv"
             )
-        _check_autoreset(env)
+        self._mode = _autoreset_mode(env)
+        self._ended = np.zeros(env.num_envs, np.bool_)  # by the step before, with NEXT_STEP
         sub_env = _first_sub_env(env)
         spec = sub_env.spec if sub_env is not None else env.spec
         name = spec.id if spec is not None else None
@@ -110,6 +115,7 @@ class GymnasiumEnv:
         """
         seed = self._seed if seed is None else seed
         self._seed = None
+        self._ended[:] = False
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
@@ -127,10 +133,10 @@ class GymnasiumEnv:
                 left out its last observation.
         """
         advance = self._step_each if self._sub_envs else self._step_together
-        groups, final, reward, terminated, truncated = advance(self._to_numpy(action))
-        obs, (rewards, ended, cut) = self._to_torch(groups, reward, terminated, truncated)
+        groups, final, *others = advance(self._to_numpy(action))  # others: [N] each
+        obs, (reward, ended, cut, *valid) = self._to_torch(groups, *others)
         final_obs = obs if final is groups else self._to_torch(final)[0]
-        return Step(obs, rewards, ended != 0, cut != 0, final_obs, {})
+        return Step(obs, reward, ended != 0, cut != 0, final_obs, {}, valid[0] != 0 if valid else None)
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
@@ -197,8 +203,21 @@ class GymnasiumEnv:
         except Exception as error:
             raise EnvFailed(_failed(self.task, "step()", error)) from error
         groups, done = self._groups(observation), np.logical_or(terminated, truncated)
-        final = self._final(groups, done, infos) if done.any() else groups
-        return groups, final, reward, terminated, truncated
+        if self._mode is AutoresetMode.NEXT_STEP:
+            # An episode's last observation is still there; the step after it begins the next one, whatever the action.
+            valid, self._ended = ~self._ended, done & ~self._ended
+            return groups, groups, np.where(valid, reward, 0.0), terminated & valid, truncated & valid, valid
+        if not done.any():
+            return groups, groups, reward, terminated, truncated
+        if self._mode is AutoresetMode.SAME_STEP:
+            return groups, self._final(groups, done, infos), reward, terminated, truncated
+        final = {group: np.array(values) for group, values in groups.items()}
+        reward, terminated, truncated = np.array(reward), np.array(terminated), np.array(truncated)
+        try:
+            observation, _ = self.env.reset(options={"reset_mask": done})
+        except Exception as error:
+            raise EnvFailed(_failed(self.task, "reset() with a reset_mask", error)) from error
+        return self._groups(observation), final, reward, terminated, truncated
 
     def _to_numpy(self, action: Tensor) -> NDArray[Any]:
         single = self.env.single_action_space
@@ -271,7 +290,7 @@ def make_gymnasium(
         device: where observations and rewards go.
         seed: of the first ``reset()`` that is called without one.
         vectorization: ``sync`` (one process), ``async`` (a process per env), or ``vector_entry_point`` for ids that
-            bring their own vector env with SAME_STEP autoreset.
+            bring their own vector env.
         wrappers: put around every sub-env, the first one innermost: functions, names of ``gymnasium.wrappers`` or
             ``module:Class``; not with ``vector_entry_point``.
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
@@ -340,16 +359,20 @@ def _options_of(env_id: str) -> list[str]:
     return list(dict.fromkeys([*own, *common]))
 
 
-def _check_autoreset(env: VectorEnv[Any, Any, Any]) -> None:
+def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    """When an env that ended an episode begins the next one.
+
+    Raises:
+        ValueError: the vector env does not say it.
+    """
     mode = env.metadata.get("autoreset_mode")
-    if mode in (AutoresetMode.SAME_STEP, AutoresetMode.SAME_STEP.value):
-        return
-    found = mode.name if isinstance(mode, AutoresetMode) else repr(mode)
-    raise ValueError(
-        f"{type(env.unwrapped).__name__}: autoreset mode is {found}; rlcore needs SAME_STEP, to see the last "
-        "observation of an episode: make it with autoreset_mode=gymnasium.vector.AutoresetMode.SAME_STEP "
-        "(in make_vec: vector_kwargs={'autoreset_mode': ...})"
-    )
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        raise ValueError(
+            f"{type(env.unwrapped).__name__}: autoreset mode is {mode!r}; set metadata['autoreset_mode'] to what it "
+            "does, gymnasium.vector.AutoresetMode.SAME_STEP, NEXT_STEP or DISABLED"
+        ) from None
 
 
 def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | None:

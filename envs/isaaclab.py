@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import gymnasium
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.envs import look_here, nearest_names
@@ -130,6 +132,19 @@ class IsaacLabEnv(SimulatorEnv):
                 final_obs = self.read_obs(extras["final_obs"])
         log = (extras.get("log") or extras.get("episode") or {}) if has_reset else {}
         return Step(obs, self.read_vector(reward, torch.float32), ended, cut, final_obs, self.read_log(log))
+
+    def render(self) -> NDArray[np.uint8]:
+        """Picture of the simulator's viewer, ``[H, W, 3]``; Isaac Lab 3 writes videos instead.
+
+        Raises:
+            ValueError: the env was not made with ``render_mode="rgb_array"``, or is Isaac Lab 3's.
+        """
+        if hasattr(self.core, "video_recorders"):
+            raise ValueError(
+                f"{self.task}: Isaac Lab 3 hands out no pictures; it writes videos while the env steps, see "
+                "video_recorders of the task's configuration"
+            )
+        return super().render()
 
     def close(self) -> None:
         """Close the env, and take the hook out of it."""

@@ -130,7 +130,11 @@ def _entities(core: Any) -> list[Any]:
 
 def _caches(part: Any) -> list[Any]:
     """What has been filled up to a time that it keeps as ``timestamp``."""
-    return [value for value in vars(part).values() if isinstance(getattr(value, "timestamp", None), float)]
+    return [
+        value
+        for value in vars(part).values()
+        if "timestamp" in getattr(value, "__dict__", ()) and isinstance(value.timestamp, float)
+    ]
 
 
 def _sensors(parts: Sequence[Any]) -> list[Any]:

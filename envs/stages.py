@@ -129,7 +129,7 @@ class Curricula:
         if self._first:
             now = {entry.path: entry.value for entry in self._remembered()}
             unlike = (x for x in now if x not in self._first or not _same(now[x], self._first[x]))
-            state["changed"] = {path: _copy(now[path]) for path in unlike}
+            state["changed"] = {path: _saved(now[path]) for path in unlike}
         if hasattr(core, "stage_dict"):
             state["task"] = core.stage_dict()
         return state
@@ -188,8 +188,7 @@ class Curricula:
                 if id(cfg) in seen or not _has_parts(cfg):
                     continue
                 seen.add(id(cfg))
-                functions = [getattr(cfg, "func", None)]  # a term that is an object has the state of episodes
-                seen.update(id(x) for x in functions if x is not None)
+                seen.add(id(getattr(cfg, "func", None)))  # a term that is an object has the state of episodes
                 yield from _values(_entries(cfg, seen, f"{kind}/{name}"))
         manager = getattr(self.core, "curriculum_manager", None)
         for name, cfg in _settings(manager):
@@ -218,11 +217,7 @@ def _settings(manager: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _values(entries: Iterator[_Entry]) -> Iterator[_Entry]:
-    return (x for x in entries if isinstance(x.value, Tensor) or (_is_plain(x.value) and not _is_name(x)))
-
-
-def _is_name(entry: _Entry) -> bool:
-    return isinstance(entry.key, str) and entry.key.startswith("__")
+    return (x for x in entries if isinstance(x.value, Tensor) or _is_plain(x.value))
 
 
 def _places(levels: Tensor, kinds: Tensor, wanted: Tensor) -> Tensor:
@@ -316,6 +311,15 @@ def _restore(entry: _Entry, copy: Any) -> None:
         value[:] = copy
     with contextlib.suppress(IndexError):  # a list that has become shorter
         entry.put(value)
+
+
+def _saved(value: Any) -> Any:
+    """A tensor or a plain value as a checkpoint takes it, which knows no enums and no numbers of NumPy."""
+    if isinstance(value, (list, tuple)):
+        return [_saved(item) for item in value] if isinstance(value, list) else tuple(map(_saved, value))
+    value = value.item() if isinstance(value, np.generic) else value
+    kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
+    return _copy(value) if kind is None else kind(value)
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore.env import VecEnv
-from rlcore.types import Obs, Step
+from rlcore.types import Obs, Step, begins
 
 
 class _Wrapper:
@@ -142,7 +142,7 @@ class Delayed(_Wrapper):
     def step(self, action: Tensor) -> Step:
         """Advance the inner env, and show what it showed ``delay`` steps ago; see ``VecEnv.step``."""
         step = self.env.step(action)
-        done = (step.terminated | step.truncated)[:, None]  # [N, 1]
+        done = begins(step)[:, None]  # [N, 1]
         obs, final_obs = {}, {}
         for group, queue in self._queue.items():
             now = step.obs[group]  # [N, O]

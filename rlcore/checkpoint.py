@@ -117,7 +117,7 @@ def load_checkpoint(
         if not isinstance(content[key], dict) and (key, content[key]) != ("env", None):
             raise CheckpointError(f"checkpoint '{path}': '{key}' is {shown(content[key])}; use one that a run wrote")
     for key, kind in (("iteration", int), ("env_steps", int), ("seconds", (int, float))):
-        value = content["progress"].get(key)
+        value = content["progress"].get(key, 0)  # one that is missing is told where it is needed
         if not isinstance(value, kind) or isinstance(value, bool) or not 0 <= value < 2**63:
             raise CheckpointError(f"checkpoint '{path}': progress.{key} is {shown(value)}; use one that a run wrote")
     there = torch.device(device)

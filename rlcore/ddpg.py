@@ -120,7 +120,7 @@ class DDPG(OffPolicy):
             action = self.policy.squash(self.policy.output(batch["actor_obs"]))
             with frozen(self.critics):
                 value = self.critics(batch["critic_obs"], action, count=1)
-            metrics |= self._improve_actor(actor_loss(value, "mean")[0])
+            metrics |= self._improve_actor(actor_loss(value, batch["weight"], "mean")[0])
             self._follow(self.target_critic_buffer, self.critic_optimizer)
             self._follow(self.target_policy_buffer, self.actor_optimizer)
         return metrics

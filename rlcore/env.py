@@ -207,6 +207,8 @@ def check_step(env: VecEnv, step: Step) -> None:
     _check(env, "the reward", step.reward, torch.float32, (env.num_envs,))
     _check(env, "terminated", step.terminated, torch.bool, (env.num_envs,))
     _check(env, "truncated", step.truncated, torch.bool, (env.num_envs,))
+    if step.valid is not None:
+        _check(env, "valid", step.valid, torch.bool, (env.num_envs,))
     _check_log(env, step.log)
 
 
@@ -247,6 +249,8 @@ class StepCheck:
             obs, final = step.obs, step.final_obs
             parts = [step.reward, step.terminated, step.truncated, *obs.values()]
             names = [*obs]
+            if step.valid is not None:
+                parts.append(step.valid)
             if final is not None and final is not obs:
                 parts += final.values()
                 names += final

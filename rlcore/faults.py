@@ -15,6 +15,7 @@ PREFIX = "fault/"
 
 _KEYS = ("number", "envs", "env", "column")
 _TEXTS = {
+    "step": "observation, action or reward is not finite, or too large to be used",
     "actor": "observation {name} is not finite, or too large to be used",
     "critic": "observation {name} is not finite, or too large to be used",
     "final": "last observation {name} is not finite, or too large to be used",
@@ -36,6 +37,8 @@ def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
         Of each source: in how many steps, in how many envs, in which of these most often, and a column there.
     """
     table = torch.stack(list(columns.values()))  # [S, T, N]
+    if _none(table >= 0):
+        return {}
     counts = (table >= 0).sum(1)  # [S, N]
     env = counts.argmax(1)  # [S]
     column = table.gather(2, env.view(-1, 1, 1).expand(-1, table.shape[1], 1)).amax((1, 2))
@@ -46,13 +49,46 @@ def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
 def far_numbers(outliers: Mapping[str, Tensor], num_envs: int) -> Metrics:
     """Do as ``broken_steps`` with ``RunningNormalizer.outliers`` ``[2, O]`` by source, which begin anew."""
     rows = []
+    if all(_none(table[0]) for table in outliers.values()):
+        return {}
     for table in outliers.values():
         column = table[0].argmax(0, keepdim=True)
         env = table[1].gather(0, column) % num_envs
         number = table[0].sum(0, keepdim=True)
         rows.append(torch.cat([number, number.clamp(max=1), env, column.to(env)]))
         table[0].zero_()
-    return _named(outliers, torch.stack(rows)) if rows else {}
+    return _named(outliers, torch.stack(rows))
+
+
+class Latest:
+    """Remembers the latest broken row of a vector step, for an algorithm that keeps no rollout.
+
+    Args:
+        device: of the rows.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.found = torch.zeros(len(_KEYS), device=device)
+
+    def note(self, columns: Tensor) -> None:
+        """Take in a step: which column of each env's numbers is broken, int32 ``[N]``; -1 where none is."""
+        column, env = columns.max(0)
+        if not _none(column >= 0):
+            new = torch.stack([self.found[0] + 1, torch.ones_like(self.found[0]), env, column])
+            self.found.copy_(torch.where(column >= 0, new, self.found))
+
+    def read(self, source: str) -> Metrics:
+        """Return what was found since the last read, as ``broken_steps`` does."""
+        if _none(self.found):
+            return {}
+        found = self.found.clone()
+        self.found.zero_()
+        return _named((source,), found)
+
+
+def _none(flags: Tensor) -> bool:
+    """Whether the host may look, and sees that nothing is set: on the CPU, where nothing runs ahead of it."""
+    return flags.device.type == "cpu" and not flags.numpy().any()
 
 
 def _named(sources: Iterable[str], table: Tensor) -> Metrics:

@@ -20,7 +20,7 @@ from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at, stage_of
 from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
-from rlcore.types import Agent, Metrics, Obs, State, detached, detached_step
+from rlcore.types import Agent, Metrics, Obs, State, begins, detached, detached_step
 
 _log = logging.getLogger(__name__)
 
@@ -325,7 +325,7 @@ def _collector(
             step = detached_step(step)
             agent.record(obs, action, extras, state, step)
             episodes.record(step)
-            obs, state = step.obs, cleared(next_state, step.terminated | step.truncated) if next_state else ()
+            obs, state = step.obs, cleared(next_state, begins(step)) if next_state else ()
         return obs, state
 
     possible = bool(getattr(env, "capturable", False))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlcore.launcher import available
+from rlcore.normalizer_kernels import normalize, update_statistics
+
 UNUSABLE = 1e10
 """A number of this magnitude cannot be used where nothing limits what a network reads."""
+
+REWARD_LIMIT = 1e4
+"""A reward is broken that is so many times the usual one; see ``broken_rewards``."""
 
 _WIDE = 20.0  # deviations from the mean to which a number is brought back
 _HUGE = 1e3  # deviations from the mean, and at least
 _FLOOR = 1e5  # this much, beyond which a number does not count,
 _MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
-_REWARD_LIMIT = 1e4  # times the usual magnitude
+_SQUARED = 1e15  # below this, squares and their sums do not overflow
 _HALF_LIFE = 5000  # vector steps
 
 
@@ -70,23 +77,40 @@ class RunningNormalizer(nn.Module):
     def update(self, x: Tensor) -> None:
         """Take a batch ``[B, size]`` into the statistics."""
         x, rows = x.to(self.mean.dtype), len(x)
+        if available(x.device):
+            parts = self.mean, self.var, self.count, self.huge, self.outliers
+            limits = _HUGE, _FLOOR, _WIDE
+            update_statistics(x, *parts, epsilon=self.epsilon, warmup=self.warmup, limits=limits, memory=_MEMORY)
+            return
         if self._ordinary(x):
             self.huge.mul_(_MEMORY / (_MEMORY + rows))
-            self._merge(x, torch.full_like(self.count, rows))
+            self.count += rows
+            share = (rows / self.count).float()
+            batch_var, batch_mean = torch.var_mean(x, dim=0, correction=0)  # [size] each
+            self.var.lerp_(self._total_var(batch_var, batch_mean, share), share)
+            self.mean.lerp_(batch_mean, share)
             return
-        far = (x - self.mean).abs()  # [B, size]
-        deviation = self.var.sqrt()
+        delta = x - self.mean  # [B, size]
+        far, deviation = delta.abs(), self.var.sqrt()
         limit = (_HUGE * deviation).clamp(min=_FLOOR)
         settled = self.count + rows > self.warmup * rows
+        near = torch.where(settled, _WIDE * (deviation + self.epsilon), torch.inf)
         known = far < torch.inf  # false for NaN, too
+        beyond = known & (far > torch.minimum(near, limit))
         self.huge.mul_(_MEMORY).add_((known & (far > limit)).sum(0)).div_(_MEMORY + rows)
-        limit = torch.where(self.huge > 0.5, torch.inf, limit)
-        wide = torch.where(settled, torch.minimum(_WIDE * (deviation + self.epsilon), limit), limit)
-        beyond = known & (far > wide)
-        counts = known & (far <= limit)
-        brought_back = self.mean + (x - self.mean).clamp(-wide, wide)
-        # What does not count stands at the mean, and is subtracted from the sums again.
-        self._merge(torch.where(beyond, brought_back, x).where(counts, self.mean), counts.sum(0).double())
+        counts = known & ((far <= limit) | (self.huge > 0.5))
+        number = counts.sum(0).double()  # [size]
+        some = number.clamp(min=1).float()
+        delta = delta.clamp(-near, near).where(counts, 0.0)
+        middle = delta.sum(0) / some
+        batch_var = (delta - middle).where(counts, 0.0).square().sum(0) / some
+        count = self.count + number
+        share = (number / count.clamp(min=1)).float()
+        var = self._total_var(batch_var, self.mean + middle, share)
+        share.masked_fill_(~(var < torch.inf), 0.0)  # squares may overflow
+        self.count.copy_(torch.where(var < torch.inf, count, self.count))
+        self.var.lerp_(torch.where(var < torch.inf, var, 0.0), share)
+        self.mean.lerp_(self.mean + middle, share)
         row = torch.arange(rows, device=x.device).unsqueeze(1)
         latest = torch.where(beyond, row, -1).amax(0)  # [size]
         self.outliers[0] += beyond.sum(0)
@@ -96,33 +120,25 @@ class RunningNormalizer(nn.Module):
         """Tell whether a batch has nothing to leave out or bring back, as far as the host may look."""
         if x.device.type != "cpu":  # there alone nothing runs ahead of the host
             return False
-        numbers, mean, var, count = (part.numpy() for part in (x, self.mean, self.var, self.count))
+        mean, var, count = (part.numpy() for part in (self.mean, self.var, self.count))
+        far = x.numpy() - mean
+        most = np.abs(far, out=far).max(0)  # [size], NaN where there is one
         deviation = np.sqrt(var)
-        limit = np.maximum(_HUGE * deviation, np.float32(_FLOOR))
-        settled = count + len(x) > self.warmup * len(x)
-        wide = np.where(settled, np.minimum(_WIDE * (deviation + np.float32(self.epsilon)), limit), limit)
-        return bool((np.abs(numbers - mean) <= wide).all())
+        near = most <= _WIDE * (deviation + np.float32(self.epsilon))
+        if not near.all():
+            settled = count + len(x) > self.warmup * len(x)
+            near |= ~settled & (most <= np.maximum(_HUGE * deviation, np.float32(_FLOOR)))
+        return bool(near.all() and most.max(initial=0) < _SQUARED)
 
-    def _merge(self, x: Tensor, number: Tensor) -> None:
-        """Add ``x`` ``[B, size]``, of which ``number`` ``[size]`` count and the others stand at the present mean.
+    def _total_var(self, batch_var: Tensor, batch_mean: Tensor, share: Tensor) -> Tensor:
+        """The variance that the present one is to move to by its ``share`` of all numbers, ``[size]`` each.
 
         The pairwise form of Welford's method: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
-        computing sample variances" (1979), equations 2.1.
+        computing sample variances" (1979), equations 2.1. On the first batch the share is 1, which replaces the
+        initial unit variance.
         """
-        batch_var, batch_mean = torch.var_mean(x, dim=0, correction=0)  # [size] each
-        idle = ((len(x) - number) / number.clamp(min=1)).float()  # 0 on clean data, which is left to the last bit
         delta = batch_mean - self.mean
-        batch_var = (batch_var - idle * delta * delta) * (1 + idle)
-        batch_mean = batch_mean + idle * delta
-        delta = batch_mean - self.mean
-        count = self.count + number
-        share = (number / count.clamp(min=1)).float()
-        var = torch.addcmul(batch_var, (1 - share) * delta, delta)
-        sound = var < torch.inf  # squares may overflow
-        # On the first batch share is 1, which replaces the initial unit variance.
-        self.mean.lerp_(torch.where(sound, batch_mean, self.mean), share)
-        self.var.lerp_(torch.where(sound, var.clamp(min=0), self.var), share)
-        self.count.copy_(torch.where(sound, count, self.count))
+        return torch.addcmul(batch_var, (1 - share) * delta, delta)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[..., size]``."""
@@ -131,6 +147,8 @@ class RunningNormalizer(nn.Module):
 
     def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalize ``[B, size]`` for a network that must not see what is not finite; see ``usable``."""
+        if available(x.device):
+            return normalize(x, self.mean, self.var, self.epsilon, self.clip, UNUSABLE)
         return usable((x - self.mean) / (self.var.sqrt() + self.epsilon), self.clip)
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -181,36 +199,29 @@ class ReturnScale(nn.Module):
         return torch.maximum(deviation, self.largest / self.limit).clamp(min=1e-8)
 
 
-class RewardCheck(nn.Module):
-    """Tells rewards that are not finite, or so large that they can only come of a fault, from others.
-
-    Those are beyond 10,000 times the usual magnitude, or beyond 10,000 where that is less than 1. What is usual is the
-    geometric mean of magnitudes, none taken for less than 1: a single one of 1e15 among 1,000 moves it by 3 %.
-    """
-
-    level: Tensor  # [], logarithm of the usual magnitude
-    steps: Tensor  # []
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("level", torch.zeros(()))
-        self.register_buffer("steps", torch.zeros(()))
-
-    @torch.no_grad()
-    def forward(self, reward: Tensor) -> Tensor:
-        """Take in rewards ``[N]`` of a vector step, and return them with NaN in the place of broken ones."""
-        self.steps.add_(1).clamp_(max=1000)  # so that a new scale is followed within some hundreds of steps
-        self.level.lerp_(_level(reward), 1 / self.steps)
-        return torch.where(reward.abs() <= _REWARD_LIMIT * self.level.exp(), reward, torch.nan)
-
-
 def broken_rewards(reward: Tensor) -> Tensor:
-    """Tell which rewards of a rollout ``[T, N]`` are broken, by the same rule as ``RewardCheck``."""
-    return ~(reward.abs() <= _REWARD_LIMIT * _level(reward).exp())
+    """Tell which rewards of a rollout ``[T, N]`` can only come of a fault: what is not finite, or far too large.
+
+    That is beyond 10,000 times the usual magnitude, or beyond 10,000 where that is less than 1. What is usual is the
+    geometric mean of magnitudes, none taken for less than 1: a single one of 1e15 among 1,000 moves it by 4 %.
+    """
+    return ~(reward.abs() <= REWARD_LIMIT * _magnitude(reward).exp())
 
 
-def _level(reward: Tensor) -> Tensor:
-    """Mean logarithm of the magnitudes of rewards, none taken for less than 1."""
+def reward_limit(level: Tensor, reward: Tensor) -> Tensor:
+    """Largest magnitude of a reward that is not broken, by the rule of ``broken_rewards``, step by step.
+
+    Args:
+        level: ``[2]``, logarithm of the usual magnitude and the number of vector steps that it is from, at most 1,000,
+            so that a new scale is followed within some hundreds of them; changed in place.
+        reward: ``[N]``, of the present step, which counts.
+    """
+    level[1].add_(1).clamp_(max=1000)
+    return REWARD_LIMIT * level[0].add_((_magnitude(reward) - level[0]) / level[1]).exp()
+
+
+def _magnitude(reward: Tensor) -> Tensor:
+    """Mean logarithm of rewards' magnitudes, none taken for less than 1."""
     return reward.abs().nan_to_num(1.0, 1.0).clamp(min=1.0).log().mean()
 
 
@@ -226,7 +237,14 @@ class NoNormalizer(nn.Module):
 
     def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``[B, size]`` as a network can read it; see ``usable``."""
+        if available(x.device):
+            return normalize(x, None, None, 0.0, None, UNUSABLE)
         return usable(x, None)
+
+
+@functools.cache
+def _nowhere(rows: int) -> Tensor:
+    return torch.full((rows,), -1, dtype=torch.int32)
 
 
 def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
@@ -241,10 +259,11 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
         The numbers, 0 where one cannot be used, and the first column of each row that has one, int32 ``[B]``, -1 where
         none has.
     """
-    good = x.abs() < (UNUSABLE if clip is None else torch.inf)  # false for NaN, too
     limited = x if clip is None else x.clamp(-clip, clip)
-    if x.device.type == "cpu" and good.numpy().all():  # there alone nothing runs ahead of the host
-        return limited, torch.full((len(x),), -1, dtype=torch.int32)
+    # There alone nothing runs ahead of the host, which may look at a sum of squares that says it all.
+    if x.device.type == "cpu" and np.vdot(numbers := x.numpy(), numbers) < UNUSABLE**2:
+        return limited, _nowhere(len(x))
+    good = x.abs() < (UNUSABLE if clip is None else torch.inf)  # false for NaN, too
     first = torch.where(good.all(1), -1, good.logical_not().int().argmax(1))
     return limited.where(good, 0.0), first.int()
 

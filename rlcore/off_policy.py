@@ -16,9 +16,10 @@ from rlcore.config import ConfigError, check
 from rlcore.distributional import categorical_loss
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
+from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate, unit_weights
-from rlcore.normalization import ReturnScale, make_normalizer
+from rlcore.normalization import ReturnScale, RunningNormalizer, make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_losses import value_loss
 from rlcore.q_networks import Critics, SquashedPolicy
@@ -97,6 +98,9 @@ class OffPolicy:
         self.began = torch.zeros_like(self.steps)  # of them, before this run
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
+        self.skips = False  # whether the env has steps that are none, see ``Step.valid``
+        self.fault_groups = fault_groups(policy.groups, self.critic_groups)
+        self.broken = Latest(device)
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
         self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
         self._act = Captured(self._choose, config.mode, device)
@@ -166,8 +170,10 @@ class OffPolicy:
         self.policy.normalizer.update(actor_obs)
         if self.critic_normalizer is not self.policy.normalizer:
             self.critic_normalizer.update(concatenate(obs, self.critic_groups))
+        normalized, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
+        self.broken.note(broken)
         with matmul_precision(self.config.precision):
-            action = self._explore(self.policy.normalizer(actor_obs))  # [N, A]
+            action = self._explore(normalized)  # [N, A]
         uniform = self.policy.center + self.policy.reach * (2 * torch.rand_like(action) - 1)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
@@ -195,17 +201,28 @@ class OffPolicy:
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
-        self._record(obs, action, step.reward, step.terminated, step.truncated, final_obs)
+        self.skips |= step.valid is not None
+        self._record(obs, action, step.reward, step.terminated, step.truncated, final_obs, step.valid)
 
     @torch.no_grad()
     def _store(
-        self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
+        self,
+        obs: Obs,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: Obs | None,
+        valid: Tensor | None,
     ) -> None:
         reward = reward * self.config.reward_scale
         self.replay.write(obs, action, reward, terminated, truncated, final_obs)
         done = terminated | truncated  # [N]
+        if valid is not None:
+            self.replay.cut(~valid)
+            done = done | ~valid
         if self.return_scale is not None:
-            self.return_scale.update(reward, done)
+            self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
         self.held.end(done)
         self._end_episodes(done)
         few = self.trace.num_envs
@@ -223,7 +240,7 @@ class OffPolicy:
         if self.num_iterations is None and self._schedules():
             raise ConfigError(f"{self._schedules()[0]} needs the length of the run; pass num_iterations")
         if self.stored < self.first_rows:
-            return {"replay/dropped": self.replay.broken(self.num_steps)}
+            return self._faults()
         done = (self.iteration - 1) * self.num_updates
         phase = done % self.config.policy_delay
         return self._updates[phase](phase)  # type: ignore[no-any-return]
@@ -256,10 +273,22 @@ class OffPolicy:
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
         lost = 1 - transitions.weight.mean()
-        means = _means(logs) | {"replay/dropped": self.replay.broken(config.num_steps), "replay/lost": lost}
+        means = _means(logs) | self._faults()
+        if not self.skips:  # where what is no step weighs nothing either, it is not told apart
+            means["replay/lost"] = lost
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
         return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}
+
+    def _faults(self) -> Metrics:
+        """Steps of this iteration that are left out of learning, and what tells where they come from."""
+        broken = self.replay.broken(self.num_steps)  # [num_steps, N]
+        normalizers = {"actor_far": self.policy.normalizer}
+        if self.critic_normalizer is not self.policy.normalizer:
+            normalizers["critic_far"] = self.critic_normalizer
+        far = {name: part.outliers for name, part in normalizers.items() if isinstance(part, RunningNormalizer)}
+        found = broken_steps({"step": broken.int() - 1}) | far_numbers(far, self.env.num_envs)
+        return {"replay/dropped": broken.sum()} | found | self.broken.read("actor")
 
     @torch.no_grad()
     def _batch(self, transitions: Transitions) -> Batch:

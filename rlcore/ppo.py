@@ -176,22 +176,26 @@ class PPO:
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
-        self._record(step.reward, step.terminated, step.truncated, final_obs)
+        self._record(step.reward, step.terminated, step.truncated, final_obs, step.valid)
         self.next_obs = concatenate(step.obs, self.critic.groups).detach()  # [N, O]
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
-    def _store(self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None) -> None:
+    def _store(
+        self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None, valid: Tensor | None
+    ) -> None:
         reward = reward * self.config.reward_scale
         if self.config.reward_clip is not None:
             # The difference is 0, or NaN where the reward is not finite, which no limit is to hide.
             reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip) + (reward - reward)
         row = {"reward": reward, "terminated": terminated, "truncated": truncated}
+        if valid is not None:  # what is no step ends there, so that nothing is carried on to the episode that begins
+            row |= {"terminated": terminated | ~valid, "valid": valid}
         if final_obs is not None:
             final = concatenate(final_obs, self.critic.groups)
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
         self.rollout.write(row)
-        self.trace.write({"done": (terminated | truncated)[: self.trace.num_envs]})
+        self.trace.write({"done": (row["terminated"] | truncated)[: self.trace.num_envs]})
         self.rollout.advance()
         self.trace.advance()
 
@@ -254,6 +258,8 @@ class PPO:
             sources["final"] = torch.where(timed_out, data["final_broken"], -1)
             following_lost = following_lost | (sources["final"] >= 0)
         lost = broken_obs | broken_reward | following_lost
+        if "valid" in data:
+            lost = lost | ~data["valid"]
         # A broken observation empties the memory of a recurrent network, as the end of an episode does.
         keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
         critic_obs = data.get("critic_obs", data["actor_obs"])
@@ -274,7 +280,7 @@ class PPO:
         weight = learned * (learned.numel() / learned.sum())
         errors = _filled(returns - values, learned).var()
         about = {"policy/explained_variance": 1 - errors / _filled(returns, learned).var().clamp(min=1e-8)}
-        about["rollout/dropped"] = learned.logical_not().sum()
+        about["rollout/dropped"] = (data.get("valid", torch.ones_like(learned)) & ~learned).sum()
         if self.value_normalizer is not None:
             self.value_normalizer.update(returns.where(learned, torch.nan).reshape(-1, 1))
             returns = self.value_normalizer(returns.unsqueeze(-1)).squeeze(-1)
@@ -455,7 +461,8 @@ class PPO:
         self.trace.load_state_dict(state["trace"])
 
 
-_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "final_obs", "actor_broken", "critic_broken", "final_broken"}
+_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "valid", "final_obs"}
+_ROLLOUT_ONLY |= {"actor_broken", "critic_broken", "final_broken"}
 
 
 def _select(value: Tensor, order: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ def _value_loss_kernel(
 
 
 def _climb_kernel(
-    values: array, log_prob: array, temperature: array, gradient: array, result: array, B: array,
+    values: array, log_prob: array, temperature: array, weight: array, gradient: array, result: array, B: array,
     C: constexpr, REDUCE: constexpr, SOFT: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """Make gradient [C + SOFT, B] by values and log_prob, and in result [2] the loss and the entropy."""
@@ -71,6 +71,7 @@ def _climb_kernel(
     for start in range(0, B, BLOCK):
         sample = start + tl.arange(0, BLOCK)
         valid = sample < B
+        share = tl.load(weight + sample, mask=valid, other=0.0)
         value = _least(values, sample, valid, B, C if REDUCE == "min" else 1)
         if REDUCE == "min":
             count = tl.zeros((BLOCK,), tl.float32)  # of those that are lowest, which share the gradient
@@ -78,20 +79,20 @@ def _climb_kernel(
                 count += tl.where(tl.load(values + c * B + sample, mask=valid, other=0.0) == value, 1.0, 0.0)
             for c in tl.static_range(C):
                 lowest = tl.load(values + c * B + sample, mask=valid, other=0.0) == value
-                tl.store(gradient + c * B + sample, tl.where(lowest, -1 / (count * B), 0.0), mask=valid)
+                tl.store(gradient + c * B + sample, tl.where(lowest, -share / (count * B), 0.0), mask=valid)
         else:
             for c in tl.static_range(1, C):
                 value += tl.load(values + c * B + sample, mask=valid, other=0.0)
             value = value / C
             for c in tl.static_range(C):
-                tl.store(gradient + c * B + sample, tl.zeros((BLOCK,), tl.float32) - 1 / (C * B * 1.0), mask=valid)
-        loss -= value
+                tl.store(gradient + c * B + sample, -share / (C * B * 1.0), mask=valid)
+        loss -= share * value
         if SOFT:
-            weight = tl.load(temperature)
-            likely = tl.load(log_prob + sample, mask=valid, other=0.0)
-            loss += weight * likely
+            price = tl.load(temperature)
+            likely = share * tl.load(log_prob + sample, mask=valid, other=0.0)
+            loss += price * likely
             density += likely
-            tl.store(gradient + C * B + sample, tl.zeros((BLOCK,), tl.float32) + weight / B, mask=valid)
+            tl.store(gradient + C * B + sample, share * price / B, mask=valid)
     tl.store(result, tl.sum(loss, 0) / B)
     tl.store(result + 1, -tl.sum(density, 0) / B)
 
@@ -123,14 +124,14 @@ class _ValueLoss(torch.autograd.Function):
 class _Climb(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, log_prob: Tensor | None, temperature: Tensor | None, reduce: Reduce
+        ctx: Any, values: Tensor, log_prob: Tensor | None, temperature: Tensor | None, weight: Tensor, reduce: Reduce
     ) -> tuple[Tensor, Tensor]:
         critics, rows = values.shape
         soft = log_prob is not None
         gradient, result = values.new_empty(critics + soft, rows), values.new_empty(2)
         kernel(_climb_kernel)[(1,)](
             values.contiguous(), values if log_prob is None else log_prob.contiguous(),
-            values if temperature is None else temperature, gradient, result, rows,
+            values if temperature is None else temperature, weight.contiguous(), gradient, result, rows,
             critics, reduce, soft, min(_BLOCK, power_of_two(rows)), num_warps=8,
         )  # fmt: skip
         ctx.save_for_backward(gradient)
@@ -144,7 +145,7 @@ class _Climb(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scaled: Tensor = ctx.saved_tensors[0] * gradients[0]
         log_prob = scaled[ctx.critics] if len(scaled) > ctx.critics else None
-        return scaled[: ctx.critics], log_prob, None, None
+        return scaled[: ctx.critics], log_prob, None, None, None
 
 
 def value_loss(
@@ -182,12 +183,17 @@ def value_loss_reference(
 
 
 def actor_loss(
-    values: Tensor, reduce: Reduce, log_prob: Tensor | None = None, temperature: Tensor | None = None
+    values: Tensor,
+    weight: Tensor,
+    reduce: Reduce,
+    log_prob: Tensor | None = None,
+    temperature: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What an actor descends: minus the value of its actions, and the price of being predictable.
 
     Args:
         values: ``[C, B]``, of its actions.
+        weight: ``[B]``, of each sample, in both results.
         reduce: ``min`` for the lowest critic, else their mean.
         log_prob: ``[B]``, of the actions; none for an actor without noise.
         temperature: scalar, its price.
@@ -196,18 +202,22 @@ def actor_loss(
         The loss, differentiable by values and log_prob, and the entropy, without gradient; scalars.
     """
     if not available(values.device):
-        return actor_loss_reference(values, reduce, log_prob, temperature)
-    return _Climb.apply(values, log_prob, temperature, reduce)  # type: ignore[no-any-return, no-untyped-call]
+        return actor_loss_reference(values, weight, reduce, log_prob, temperature)
+    return _Climb.apply(values, log_prob, temperature, weight, reduce)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def actor_loss_reference(
-    values: Tensor, reduce: Reduce, log_prob: Tensor | None, temperature: Tensor | None
+    values: Tensor,
+    weight: Tensor,
+    reduce: Reduce,
+    log_prob: Tensor | None = None,
+    temperature: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Do as ``actor_loss`` does in plain PyTorch."""
     value = reduced(values, "min" if reduce == "min" else "mean")
     if log_prob is None or temperature is None:
-        return -value.mean(), value.new_zeros(())
-    return (temperature * log_prob - value).mean(), -log_prob.detach().mean()
+        return -(weight * value).mean(), value.new_zeros(())
+    return (weight * (temperature * log_prob - value)).mean(), -(weight * log_prob.detach()).mean()
 
 
 def reduced(values: Tensor, reduce: Reduce) -> Tensor:

@@ -138,6 +138,7 @@ class Replay:
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # where the next step goes
         self.size = torch.zeros(1, dtype=torch.int64, device=device)  # rows written, at most C
         self.num_written = torch.zeros(1, dtype=torch.int64, device=device)  # final observations so far
+        self.level = torch.zeros(2, device=device)  # logarithm of what rewards usually are, and steps that it is from
 
     @torch.no_grad()
     def write(
@@ -145,28 +146,34 @@ class Replay:
     ) -> None:
         """Store one vector step: observations, actions ``[N, A]`` and what the env answered; see ``types.Step``.
 
-        A step that has a number which is not finite is broken: no window that reads it counts, nor one that would end
-        in its observation. Otherwise one such number would make the loss of every batch that draws it useless.
+        A step that has a number which is not finite is broken, or a reward beyond 10,000 times the usual one: no window
+        that reads it counts, nor one that would end in its observation. Otherwise one such number would make the loss
+        of every batch that draws it useless.
         """
         known = final_obs is not None
-        place, slot = write_outcomes(self.outcomes, self.num_finals, reward, terminated, truncated, known)
+        place, slot = write_outcomes(self.outcomes, self.level, self.num_finals, reward, terminated, truncated, known)
         for group, ring in self.obs.items():
             finals = None if final_obs is None else Finals(final_obs[group], slot, self.final_obs[group])
             write_rows(ring, obs[group], place, self.end, led_to=True, finals=finals)
         write_rows(self.action, action, place, self.end)
 
     @torch.no_grad()
-    def cut(self) -> None:
-        """Note that the next row does not follow the latest one, as when the env was reset in between."""
+    def cut(self, where: Tensor | None = None) -> None:
+        """Note that the next row does not follow the latest one, as when the env was reset in between.
+
+        Args:
+            where: bool ``[N]``, in which envs; None: in all.
+        """
         latest = (self.row - 1) % self.num_rows
         end = self.end.index_select(0, latest)  # [1, N]
-        self.end.index_copy_(0, latest, end.masked_fill(end == GOING, CUT))
+        going = end == GOING if where is None else (end == GOING) & where
+        self.end.index_copy_(0, latest, end.masked_fill(going, CUT))
 
     @torch.no_grad()
     def broken(self, rows: int) -> Tensor:
-        """Count the steps in the latest ``rows`` that have a number which is not finite, as a scalar."""
+        """Tell which steps of the latest ``rows`` are broken, the last first, ``[rows, N]``."""
         latest = (self.row - 1 - torch.arange(min(rows, self.num_rows), device=self.device)) % self.num_rows
-        return (self.end.index_select(0, latest) == BROKEN).sum()
+        return self.end.index_select(0, latest) == BROKEN
 
     @torch.no_grad()
     def sample(self, number: int, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs") -> Transitions:
@@ -215,7 +222,8 @@ class Replay:
         """
         self._wait()
         kept = {name: value if rows >= self.num_rows else _first(value, rows) for name, value in self._rings().items()}
-        return kept | self._finals() | {"row": self.row, "size": self.size, "num_written": self.num_written}
+        places = {"row": self.row, "size": self.size, "num_written": self.num_written}
+        return kept | self._finals() | places | {"level": self.level}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore ``state_dict``'s result, in place.
@@ -236,6 +244,8 @@ class Replay:
             value.copy_(state[name])
         for name in ("row", "size", "num_written"):
             getattr(self, name).copy_(state[name])
+        if "level" in state:  # since version 0.2
+            self.level.copy_(state["level"])
 
     def _wait(self) -> None:
         """Let kernels come to their end that the host knows nothing of when it touches its own memory."""

@@ -6,7 +6,8 @@ all of them. Written out, a vector step is some thirty launches and a window eig
 Rings of observations and actions may lie in host memory that a GPU can address (``rlcore.memory``): the kernels are the
 same, only that rows then come over the bus. Where kernels run is therefore asked of tensors that are never in a ring.
 
-What is not finite is stored as 0, which spoils no loss, and its step as ``BROKEN``: no window that reads it counts.
+What is not finite is stored as 0, which spoils no loss, and its step as ``BROKEN``: no window that reads it counts. So
+are rewards that are too large for anything but a fault, by the rule of ``normalization.broken_rewards``.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
+from rlcore.normalization import REWARD_LIMIT, reward_limit
 
 Timeout = Literal["final_obs", "value", "none"]
 
@@ -221,11 +223,20 @@ def read_ends_reference(ring: Tensor, side: Tensor, windows: Windows) -> tuple[T
 
 def _outcome_kernel(
     reward: array, terminated: array, truncated: array, rewards: array, ends: array, num_written: array, newest: array,
-    size: array, slot: array, place: array, C: array, FINALS: array,
+    size: array, level: array, slot: array, place: array, C: array, FINALS: array,
     N: constexpr, FINAL: constexpr, GOES_ON: constexpr, OVER: constexpr, UNKNOWN: constexpr, SPOILED: constexpr,
-    BLOCK: constexpr,
+    LIMIT: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """Store what came of a vector step and number its final observations in the order of envs; in one program."""
+    logs = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, N, BLOCK):
+        env = first + tl.arange(0, BLOCK)
+        size_of = tl.abs(tl.load(reward + env, mask=env < N, other=0.0))
+        logs += tl.where((size_of > 1) & (size_of < float("inf")), tl.log(tl.where(size_of > 1, size_of, 1.0)), 0.0)
+    steps = tl.minimum(tl.load(level + 1) + 1, 1000.0)
+    usual = tl.load(level)
+    usual += (tl.sum(logs, 0) / N - usual) / steps
+    limit = LIMIT * tl.exp(usual)
     row = tl.load(newest)
     written = tl.load(num_written)
     for first in range(0, N, BLOCK):
@@ -237,7 +248,7 @@ def _outcome_kernel(
         number = written + tl.cumsum(kept, 0) - 1
         code = tl.where(over, OVER, tl.where(cut, UNKNOWN, GOES_ON))
         earned = tl.load(reward + env, mask=valid, other=0.0)
-        sound = tl.abs(earned) < float("inf")  # false for NaN, too
+        sound = tl.abs(earned) <= limit  # false for NaN, too
         tl.store(ends + row * N + env, tl.where(sound, tl.where(kept > 0, number, code), SPOILED), mask=valid)
         tl.store(rewards + row * N + env, tl.where(sound, earned, 0.0), mask=valid)
         tl.store(slot + env, tl.where(kept > 0, number % FINALS, FINALS), mask=valid)
@@ -248,15 +259,19 @@ def _outcome_kernel(
     tl.store(newest, (row + 1) % C)
     tl.store(size, tl.minimum(count + 1, C))
     tl.store(num_written, written)
+    tl.store(level, usual)
+    tl.store(level + 1, steps)
 
 
 def write_outcomes(
-    outcomes: Outcomes, num_finals: int, reward: Tensor, terminated: Tensor, truncated: Tensor, final: bool
-) -> tuple[Tensor, Tensor]:
+    outcomes: Outcomes, level: Tensor, num_finals: int, reward: Tensor, terminated: Tensor, truncated: Tensor,
+    final: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Store what came of one vector step, and move the memory on by a row.
 
     Args:
         outcomes: of all steps in memory; changed in place.
+        level: ``[2]``, see ``normalization.reward_limit``; changed in place.
         num_finals: final observations that are kept.
         reward: ``[N]``.
         terminated: ``[N]``.
@@ -268,30 +283,32 @@ def write_outcomes(
         there is none.
     """
     if not available(reward.device):
-        return write_outcomes_reference(outcomes, num_finals, reward, terminated, truncated, final)
+        return write_outcomes_reference(outcomes, level, num_finals, reward, terminated, truncated, final)
     rows, envs = outcomes.reward.shape
     slot = torch.empty(envs, dtype=torch.int64, device=reward.device)
     place = torch.empty_like(outcomes.row)
     # Bytes, as Triton wants booleans.
     flags = (flag.contiguous().view(torch.uint8) for flag in (terminated, truncated))
     kernel(_outcome_kernel)[(1,)](
-        reward.contiguous(), *flags, *outcomes, slot, place, rows, num_finals,
-        envs, final, GOING, TERMINATED, HIDDEN, BROKEN, min(4096, power_of_two(envs, 128)), num_warps=8,
+        reward.contiguous(), *flags, *outcomes, level, slot, place, rows, num_finals,
+        envs, final, GOING, TERMINATED, HIDDEN, BROKEN, REWARD_LIMIT, min(4096, power_of_two(envs, 128)), num_warps=8,
     )  # fmt: skip
     return place, slot
 
 
 def write_outcomes_reference(
-    outcomes: Outcomes, num_finals: int, reward: Tensor, terminated: Tensor, truncated: Tensor, final: bool
-) -> tuple[Tensor, Tensor]:
+    outcomes: Outcomes, level: Tensor, num_finals: int, reward: Tensor, terminated: Tensor, truncated: Tensor,
+    final: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Do as ``write_outcomes`` does in plain PyTorch."""
     rows, place = len(outcomes.reward), outcomes.row.clone()
     cut = truncated & ~terminated  # [N]
     count = cut.cumsum(0)  # [N]
     number = outcomes.num_written + (count - 1) if final else torch.full_like(count, HIDDEN)
     end = torch.where(cut, number, torch.where(terminated, TERMINATED, GOING))
-    if (broken := _broken(reward)) is not None:
-        end, reward = end.masked_fill(broken, BROKEN), reward.nan_to_num(0.0, 0.0, 0.0)
+    broken = ~(reward.abs() <= reward_limit(level, reward))
+    if reward.device.type != "cpu" or broken.numpy().any():
+        end, reward = end.masked_fill(broken, BROKEN), reward.masked_fill(broken, 0.0)
     slot = torch.where(cut, number % num_finals, num_finals) if final else torch.full_like(count, num_finals)
     if final:
         outcomes.num_written.add_(count[-1])

@@ -162,7 +162,7 @@ class SAC(OffPolicy):
             action, log_prob = self._sample(batch["actor_obs"])
             with frozen(self.critics):
                 value = self.critics(batch["critic_obs"], action)
-            loss, entropy = actor_loss(value, self.config.q_reduce, log_prob, temperature)
+            loss, entropy = actor_loss(value, batch["weight"], self.config.q_reduce, log_prob, temperature)
             metrics |= self._improve_actor(loss)
             if self.config.learn_temperature:
                 # The derivative of log_temperature * (entropy - target_entropy).

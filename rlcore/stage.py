@@ -149,7 +149,9 @@ def _copied(value: Any, num_envs: int = 0, rows: Tensor | None = None) -> Any:
         return {key: _copied(item, num_envs, rows) for key, item in value.items()}
     if isinstance(value, list) and rows is not None and len(value) == num_envs and isinstance(value[0], Mapping):
         return [_copied(value[i]) for i in rows.tolist()]
-    return type(value)(_copied(item, num_envs, rows) for item in value) if type(value) in (list, tuple) else value
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item, num_envs, rows) for item in value)
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -33,15 +33,17 @@ class EpisodeStatistics:
     @torch.no_grad()
     def record(self, step: Step) -> None:
         """Take in one vector step; what a differentiable env's rewards were computed from is not held on to."""
-        self._count(step.reward, step.terminated, step.truncated)
+        self._count(step.reward, step.terminated, step.truncated, step.valid)
         if step.log:
             self._record_log(step)
 
-    def _count_step(self, reward: Tensor, terminated: Tensor, truncated: Tensor) -> None:
+    def _count_step(self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None) -> None:
         done = terminated | truncated  # [N]
         ended = done.float()
         self.returns += reward
-        self.lengths += 1
+        self.lengths += 1 if valid is None else valid
+        if valid is not None:
+            reward = reward.where(valid, torch.nan)  # no step, so no part of the mean
         rows = torch.stack([reward, self.returns.where(done, 0.0), self.lengths * ended, ended])  # [4, N]
         finite = rows.abs() < torch.inf  # false for NaN, too
         # What is not finite concerns its own episode alone.

@@ -31,6 +31,15 @@ class Step(NamedTuple):
     truncated: Tensor  # [N] bool: cut by a time limit; the future goes on unseen
     final_obs: Obs | None  # before the reset; rows mean something where the episode ended; None: never known
     log: dict[str, Tensor | float]  # scalars, or [N] per-episode values valid where the episode ended
+    valid: Tensor | None = None
+    """``[N]`` bool, false where the env began a new episode instead of taking the action, with reward 0 and no end, as
+    gymnasium's NEXT_STEP autoreset has it: nothing is learned from such a row. None: every step took its action."""
+
+
+def begins(step: Step) -> Tensor:
+    """Where the next step is not of the same episode, bool ``[N]``."""
+    done = step.terminated | step.truncated
+    return done if step.valid is None else done | ~step.valid
 
 
 def detached(obs: Obs) -> Obs:

@@ -12,9 +12,12 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from rlcore.env import VecEnv, spec_of
+from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig
+from rlcore.env import VecEnv, check_step, spec_of
 from rlcore.envs import make_env
 from rlcore.envs.gymnasium import NO_TIME_LIMIT, GymnasiumEnv
+from rlcore.envs.wrappers import Delayed
+from rlcore.learn import Report
 
 
 class Counter(gymnasium.Env[Any, Any]):
@@ -260,8 +263,6 @@ def test_bounds_beyond_float32_become_infinite() -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: sync(mode=AutoresetMode.NEXT_STEP), "autoreset mode is NEXT_STEP.*SAME_STEP"),
-        (lambda: sync(mode=AutoresetMode.DISABLED), "autoreset mode is DISABLED.*SAME_STEP"),
         (lambda: Counter(), "takes a gymnasium VectorEnv, got Counter"),
         (lambda: sync(layout="text"), "observation 'policy' is Text.*rlcore takes a Box, Discrete"),
         (lambda: sync(layout="many"), "observation 'policy' is Discrete.*1,000,000 numbers.*at most 100,000"),
@@ -277,8 +278,91 @@ def test_a_vector_env_that_cannot_work_is_refused_with_the_remedy(build: Callabl
 def test_an_unstated_autoreset_mode_is_refused() -> None:
     vector = sync()
     del vector.metadata["autoreset_mode"]
-    with pytest.raises(ValueError, match="autoreset mode is None"):
+    with pytest.raises(ValueError, match=r"autoreset mode is None.*SAME_STEP, NEXT_STEP or DISABLED"):
         GymnasiumEnv(vector)
+
+
+def record_of(vector: VectorEnv[Any, Any, Any], steps: int, env: int) -> list[tuple[Any, ...]]:
+    """What one env answers, observations before and after its resets included, but for steps that are none."""
+    adapter, rows = GymnasiumEnv(vector), []
+    start = adapter.reset()["policy"][env].tolist()
+    for _ in range(steps):
+        step = adapter.step(torch.zeros(adapter.num_envs, dtype=torch.int64))
+        check_step(adapter, step)
+        assert step.final_obs is not None
+        last, after = step.final_obs["policy"][env].tolist(), step.obs["policy"][env].tolist()
+        done = bool(step.terminated[env] | step.truncated[env])
+        if step.valid is not None and not step.valid[env]:
+            assert not done
+            assert step.reward[env] == 0
+            start = after
+            continue
+        rows.append((start, float(step.reward[env]), bool(step.terminated[env]), bool(step.truncated[env]), last))
+        start = after
+    return rows
+
+
+@pytest.mark.parametrize("terminates", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
+def test_every_autoreset_mode_gives_the_same_episodes(mode: AutoresetMode, wrapped: bool, terminates: bool) -> None:
+    def made(mode: AutoresetMode) -> VectorEnv[Any, Any, Any]:
+        lengths = (3, 5)  # so that one env goes on while the other is reset
+        makers = [lambda n=n: Counter(length=n, terminates=terminates) for n in lengths]  # type: ignore[misc]
+        vector = SyncVectorEnv(makers, autoreset_mode=mode)
+        return gymnasium.vector.VectorWrapper(vector) if wrapped else vector  # wrapped, it steps its envs by itself
+
+    for env in range(2):
+        expected = record_of(made(AutoresetMode.SAME_STEP), 20, env)
+        found = record_of(made(mode), 20, env)
+        skipped = len(expected) - len(found)
+        assert skipped == ((20 // (4 if env == 0 else 6)) if wrapped and mode is AutoresetMode.NEXT_STEP else 0)
+        assert found == expected[: len(found)]
+
+
+def test_a_vector_entry_point_is_taken_and_its_reset_rows_are_left_out_of_ppo() -> None:
+    env = make_env("gym:CartPole-v1", 4, seed=0, vectorization="vector_entry_point")
+    agent = PPO(env, PPOConfig(num_steps=64, num_minibatches=1, num_epochs=1, normalize_value=False), seed=0)
+    reports: list[Report] = []
+    agent.learn(1, on_report=reports.append)
+    data = agent.rollout.data
+    skipped, done = ~data["valid"], data["terminated"] | data["truncated"]
+    assert skipped.any()
+    assert torch.equal(skipped[1:], (done & ~skipped)[:-1])  # each follows an end, and none else does
+    batch, about = agent._targets(agent.next_obs)
+    assert torch.equal(batch["weight"].view(64, 4) == 0, skipped)
+    assert about["rollout/dropped"] == 0  # it counts what is broken
+    ends, taken = int((done & ~skipped).sum()), int((~skipped).sum())
+    assert reports[0].metrics["rollout/episodes"] == ends
+    assert reports[0].metrics["rollout/reward"] == pytest.approx(1.0)  # of steps alone; a reset has none
+    assert reports[0].metrics["rollout/episode_length"] == reports[0].metrics["rollout/episode_return"]
+    assert taken + int(skipped.sum()) == 64 * 4
+
+
+def test_a_late_observation_of_an_episode_is_none_of_the_one_before_with_reset_rows() -> None:
+    vector = SyncVectorEnv([lambda: Counter(length=3)], autoreset_mode=AutoresetMode.NEXT_STEP)
+    env = Delayed(GymnasiumEnv(gymnasium.vector.VectorWrapper(vector)), delay=2)
+    env.reset()
+    seen = [env.step(torch.tensor([0])).obs["policy"][0].tolist() for _ in range(8)]
+    # t and episode; the fourth step begins the second episode, whose first observation is shown until others arrive
+    assert seen[3:7] == [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [3.0, 1.0]]
+
+
+def test_reset_rows_weigh_nothing_in_a_replay_memory() -> None:
+    makers = [lambda: gymnasium.make("Pendulum-v1", max_episode_steps=5) for _ in range(2)]
+    vector = gymnasium.vector.VectorWrapper(SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP))
+    env = GymnasiumEnv(vector, seed=0, max_episode_length=5)
+    network = NetworkConfig(hidden_dims=(8,))
+    settings = SACConfig(actor=network, critic=network, learning_starts=24, buffer_size=200, batch_size=8)
+    agent, reports = SAC(env, settings, seed=0), list[Report]()
+    agent.learn(20, on_report=reports.append)
+    rows = torch.arange(18)
+    for n_step in (1, 3):
+        windows = agent.replay.window(rows, torch.zeros_like(rows), 0.99, n_step)
+        assert torch.equal(windows.weight == 0, rows % 6 == 5)  # after five steps comes one that is none
+    assert "replay/lost" not in reports[-1].metrics
+    assert "loss/value" in reports[-1].metrics
+    assert reports[-1].metrics.get("replay/dropped", 0.0) == 0
 
 
 def test_a_vector_env_that_drops_final_obs_is_refused_at_the_first_end() -> None:
@@ -369,7 +453,6 @@ def test_render_without_a_render_mode_says_how() -> None:
         ("gym:CartPole-v1", {"vector_kwargs": {}}, "unknown option 'vector_kwargs'"),
         ("gym:CartPole-v1", {"vectorization_mode": "sync"}, "'vectorization_mode': did you mean vectorization"),
         ("gym:CartPole-v1", {"vectorization": "threads"}, "vectorization is 'threads'; use 'sync'"),
-        ("gym:CartPole-v1", {"vectorization": "vector_entry_point"}, "NEXT_STEP"),
     ],
 )
 def test_a_gymnasium_id_that_cannot_be_made_gives_one_line(task: str, options: dict[str, Any], message: str) -> None:

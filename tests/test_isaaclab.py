@@ -171,6 +171,13 @@ def test_own_final_observations_of_the_env_come_after_the_hook() -> None:
     assert second.final_obs["policy"].tolist() == [[2.5, 1.5]] * 4
 
 
+def test_pictures_of_isaac_lab_3_are_refused_in_words() -> None:
+    env = made()
+    env.core.video_recorders = []
+    with pytest.raises(ValueError, match="it writes videos while the env steps"):
+        env.render()
+
+
 def test_env_that_resets_by_a_mask_is_not_hooked() -> None:
     class ByMask(FakeDirect):
         def _reset_envs_from_buffer(self) -> None:

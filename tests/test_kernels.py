@@ -177,7 +177,7 @@ def test_mlp_reaches_rows_beyond_two_to_the_31_numbers() -> None:
 
 
 def loss_inputs(rows: int, actions: int, std: str) -> list[Tensor]:
-    """Mean, std, value and the seven fixed inputs, such that clipping happens and does not, for both signs."""
+    """Mean, std, value and the eight fixed inputs, such that clipping happens and does not, for both signs."""
     mean, value = torch.randn(rows, actions), torch.randn(rows)
     deviation = torch.randn(rows, actions).mul(0.3).exp() if std == "dense" else torch.rand(actions) + 0.5
     old_mean = mean + 0.1 * torch.randn(rows, actions)
@@ -185,7 +185,8 @@ def loss_inputs(rows: int, actions: int, std: str) -> list[Tensor]:
     action = old_mean + old_std * torch.randn(rows, actions)
     log_prob = Gaussian(old_mean, old_std.expand_as(mean)).log_prob(action) + 0.1 * torch.randn(rows)
     old_value = value + 0.3 * torch.randn(rows)
-    return [mean, deviation, value, action, log_prob, old_mean, old_std, old_value, *torch.randn(2, rows)]
+    weight = (torch.rand(rows) < 0.8) / 0.8
+    return [mean, deviation, value, action, log_prob, old_mean, old_std, old_value, *torch.randn(2, rows), weight]
 
 
 def run_loss(inputs: list[Tensor], expand: bool, clip_value_loss: bool, scale: float = 1.5) -> list[Tensor]:
@@ -216,9 +217,13 @@ def test_twin_of_the_loss_is_the_loss_of_ppo(change: dict[str, Any]) -> None:
     sample = {"actor_obs": obs, "critic_obs": obs, "action": action, "log_prob": old.log_prob(action)}
     sample |= {"old_mean": old.mean, "old_std": old.std, "value": value + 0.3 * torch.randn_like(value)}
     sample |= {"advantage": torch.randn_like(value), "returns": torch.randn_like(value)}
+    sample["weight"] = (torch.rand_like(value) < 0.8) / 0.8
     expected, named = agent._evaluate(sample)
     policy, _ = agent.policy.distribution(obs)
-    fixed = [sample[name] for name in ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns")]
+    fixed = [
+        sample[name]
+        for name in ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns", "weight")
+    ]
     mean, std, value, *fixed = (t.squeeze(0) for t in (*policy, agent.critic(obs)[0], *fixed))
     loss, metrics = update_kernels.gaussian_ppo_loss(
         mean, std, value, *fixed, clip_range=config.clip_range, value_coef=0.7,
@@ -248,7 +253,7 @@ def test_loss_and_its_gradients_are_right(rows: int, actions: int, std: str, cli
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("place", range(10))
+@pytest.mark.parametrize("place", range(11))
 def test_loss_is_not_finite_where_an_input_is_not(place: int) -> None:
     inputs = [t.to(CUDA) for t in loss_inputs(100, 3, "vector")]
     inputs[place].view(-1)[0] = torch.nan

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from conftest import Place
 from torch import Tensor
 
 from rlcore import normalization
-from rlcore.normalization import NoNormalizer, ReturnScale, RewardCheck, RunningNormalizer, broken_rewards
+from rlcore.normalization import NoNormalizer, ReturnScale, RunningNormalizer, broken_rewards, reward_limit, usable
 
 
 def test_moments_equal_those_of_all_data_at_once() -> None:
@@ -149,11 +150,12 @@ def test_broken_rewards_are_told_from_large_ones() -> None:
     rewards[3, 4], rewards[9, 9] = 5000.0, -1e6  # a rare success, and a fault
     assert broken_rewards(rewards).nonzero().tolist() == [[9, 9]]
 
-    check = RewardCheck()
-    kept = [check(row) for row in rewards]
-    assert torch.stack(kept).isnan().nonzero().tolist() == [[9, 9]]
-    follows = [bool(check(torch.full((64,), 1e9)).isfinite().all()) for _ in range(1000)]
-    assert not follows[0] and follows[-1]  # a scale that is new and stays
+    level = torch.zeros(2)
+    broken = torch.stack([row.abs() > reward_limit(level, row) for row in rewards])
+    assert broken.nonzero().tolist() == [[9, 9]]
+    new = torch.full((64,), 1e9)
+    follows = [float(reward_limit(level, new)) > 1e9 for _ in range(1000)]
+    assert not follows[0] and follows[-1]  # a scale that stays
 
 
 def test_a_divisor_of_rewards_comes_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,3 +196,32 @@ def test_constant_feature_gives_zero_and_outliers_are_clipped() -> None:
     normalizer.update(torch.tensor([[3.0, 0.0], [3.0, 2.0]]))
     y = normalizer(torch.tensor([[3.0, 1e9]]))
     torch.testing.assert_close(y, torch.tensor([[0.0, 10.0]]))
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (5, 3), (64, 33), (200, 40), (8200, 1)])
+@pytest.mark.parametrize("clip", [None, 5.0])
+def test_kernels_equal_their_twin(
+    rows: int, size: int, clip: float | None, kernel_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = kernel_place.device
+    twin, normalizer = (RunningNormalizer(size, clip=clip, warmup=4) for _ in range(2))
+    normalizer.to(device)
+    offset, scale = torch.randn(size) * 50, torch.rand(size) * 3
+    for step in range(12 if rows < 1000 else 2):  # the interpreter is slow
+        x = torch.randn(rows, size) * scale + offset
+        wild = torch.rand(rows, size) < 0.03
+        x = torch.where(wild, torch.tensor([torch.nan, torch.inf, -1e15, 3e38, 500.0, -1e6])[step % 6], x)
+        if step > 7:
+            x[:, 0] = 1e7 * torch.randn(rows)  # for good
+        monkeypatch.setattr(normalization, "available", lambda device: False)
+        twin.update(x)
+        expected = twin.usable(x)
+        monkeypatch.setattr(normalization, "available", lambda device: True)
+        normalizer.update(x.to(device))
+        for name, value in twin.named_buffers():
+            torch.testing.assert_close(getattr(normalizer, name).cpu(), value, rtol=1e-4, atol=1e-5, msg=name)
+        y, broken = normalizer.usable(x.to(device))
+        torch.testing.assert_close(y.cpu(), expected[0], rtol=1e-3, atol=1e-3)
+        assert torch.equal(broken.cpu(), expected[1])
+        raw = NoNormalizer().usable(x.to(device))
+        assert torch.equal(raw[0].cpu(), usable(x, None)[0]) and torch.equal(raw[1].cpu(), usable(x, None)[1])

@@ -43,13 +43,16 @@ def test_value_loss_is_a_loop_over_samples(reduce: Reduce, with_bonus: bool) -> 
 
 @pytest.mark.parametrize("reduce", REDUCES)
 def test_actor_loss_is_a_loop_over_samples(reduce: Reduce) -> None:
-    values, log_prob = torch.randn(2, 9).double(), torch.randn(9).double()
-    loss, entropy = actor_loss(values, reduce, log_prob, torch.tensor(0.3).double())
-    plain, nothing = actor_loss(values, reduce)
+    values, log_prob, weight = torch.randn(2, 9).double(), torch.randn(9).double(), torch.rand(9).double()
+    weight[4] = 0
+    loss, entropy = actor_loss(values, weight, reduce, log_prob, torch.tensor(0.3).double())
+    plain, nothing = actor_loss(values, weight, reduce)
     climbed = [chosen(values[:, i].tolist(), "min" if reduce == "min" else "mean", 0) for i in range(9)]
-    assert float(loss) == pytest.approx(sum(0.3 * float(log_prob[i]) - climbed[i] for i in range(9)) / 9)
-    assert float(plain) == pytest.approx(-sum(climbed) / 9)
-    assert float(entropy) == pytest.approx(-float(log_prob.mean()))
+    assert float(loss) == pytest.approx(
+        sum(float(weight[i]) * (0.3 * float(log_prob[i]) - climbed[i]) for i in range(9)) / 9
+    )
+    assert float(plain) == pytest.approx(-sum(float(w) * value for w, value in zip(weight, climbed, strict=True)) / 9)
+    assert float(entropy) == pytest.approx(-float((weight * log_prob).mean()))
     assert nothing == 0
 
 
@@ -90,14 +93,15 @@ def test_value_loss_kernel_is_right(reduce: Reduce, critics: int, rows: int, wit
 @pytest.mark.parametrize("soft", [True, False])
 def test_actor_loss_kernel_is_right(reduce: Reduce, critics: int, rows: int, soft: bool) -> None:
     values, log_prob, temperature = torch.randn(critics, rows), torch.randn(rows), torch.tensor(0.3)
+    weight = samples(critics, rows)[4]
     values[:, 1] = 0.5  # equal ones share the gradient
 
     def run(fn: Any, kind: torch.dtype, device: torch.device) -> list[Tensor]:
         leaves = [t.to(device, kind) for t in ([values, log_prob] if soft else [values])]
-        price = temperature.to(device, kind)
+        price, share = temperature.to(device, kind), weight.to(device, kind)
         if soft:
-            return gradients(lambda v, p: fn(v, reduce, p, price), leaves)
-        return gradients(lambda v: fn(v, reduce, None, None), leaves)
+            return gradients(lambda v, p: fn(v, share, reduce, p, price), leaves)
+        return gradients(lambda v: fn(v, share, reduce, None, None), leaves)
 
     got, again = (run(actor_loss, torch.float32, CUDA) for _ in range(2))
     expected = run(actor_loss_reference, torch.float64, torch.device("cpu"))
@@ -114,4 +118,4 @@ def test_loss_is_not_finite_where_an_input_is_not(place: int, reduce: Reduce) ->
     given[place].view(-1)[-40] = torch.nan  # of the last critic, where there are two
     assert not torch.isfinite(value_loss(*given, reduce)[0])
     if place == 0:
-        assert not torch.isfinite(actor_loss(given[0], reduce)[0])
+        assert not torch.isfinite(actor_loss(given[0], torch.ones_like(given[4]), reduce)[0])

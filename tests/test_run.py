@@ -226,7 +226,7 @@ def test_an_interval_averages_episodes_by_their_number_and_iterations_alike() ->
         ({"loss/policy": 0.1}, "rewards of the env are not a number"),
         ({"rollout/reward": 1.0, "policy/skipped_minibatches": 20.0}, "the update was skipped whole"),
         ({"rollout/reward": 1.0, "loss/policy": 0.1, "policy/skipped_minibatches": 3.0}, ""),
-        ({"rollout/reward": 1.0, "replay/dropped": 2.0}, "steps that have such are left out (replay/dropped)"),
+        ({"rollout/reward": 1.0, "replay/dropped": 0.0, "rollout/dropped": 0.0}, ""),
         ({"rollout/reward": 1.0, "replay/dropped": 0.0}, ""),
     ],
 )
@@ -238,6 +238,20 @@ def test_figures_that_are_not_finite_are_told_once(metrics: dict[str, float], pa
     told = [line for line in screen.getvalue().splitlines() if line.startswith("warning")]
     assert len(told) == (1 if part else 0)
     assert all(part in line and "iteration 1:" in line for line in told)
+
+
+def test_what_is_left_out_is_told_at_growing_intervals_and_its_env_named(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=99, log_interval=1, console=Console(file=screen, width=400)) as logger:
+        for iteration in range(1, 40):
+            bad = iteration % 3 == 0
+            metrics = {"rollout/reward": 1.0, "loss/policy": 0.1, "rollout/dropped": 1500.0 * bad}
+            culprits = ("the reward is not finite: env 5, once",) if bad else ()
+            logger.report(Report(iteration, iteration, metrics, culprits), {})
+    told = [line for line in screen.getvalue().splitlines() if line.startswith("warning")]
+    assert [line.split("iteration ")[1].split(":")[0] for line in told] == ["3", "6", "12", "24"]
+    assert "1,500 samples are left out of learning (rollout/dropped); the reward is not finite: env 5, once" in told[0]
+    assert "so it was in 8 iterations by now" in told[3]
 
 
 def test_a_loss_that_is_no_number_any_more_is_said_once(tmp_path: Path) -> None:
@@ -258,7 +272,45 @@ def test_time_left_is_judged_by_the_latest_interval(tmp_path: Path, monkeypatch:
         for iteration in range(1, 21):
             now += 0.1 if iteration <= 10 else 10.0
             logger.report(Report(iteration, iteration, {"rollout/reward": 1.0}), {})
-    assert [line.split("ETA ")[1].split(" s")[0] for line in screen.getvalue().splitlines()] == ["9", "800"]
+    assert [line.split("ETA ")[1].split(" s")[0] for line in screen.getvalue().splitlines()] == ["10", "9", "800"]
+
+
+def test_the_first_iteration_tells_figures_and_the_time_left_however_long_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now)
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=50, log_interval=10, console=Console(file=screen), resumed=(40, 400)) as logger:
+        now = 600.0
+        logger.report(Report(41, 410, {"rollout/reward": 1.5}), {"eval/return": 3.0})
+        (line,) = screen.getvalue().splitlines()
+        assert "ETA 5400 s" in line
+        assert "reward 1.5" in line
+        assert "evaluated return 3" in line
+        for iteration in range(42, 51):
+            logger.report(Report(iteration, 10 * iteration, {"rollout/reward": 2.5}), {})
+    assert len(screen.getvalue().splitlines()) == 2
+    (row,) = list(csv.DictReader((tmp_path / "metrics.csv").open()))  # the files have averages of whole intervals
+    assert (row["iteration"], float(row["rollout/reward"])) == ("50", pytest.approx(2.4))
+
+
+def test_the_live_display_tells_the_time_left_after_one_long_iteration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    with RunLogger(tmp_path, total=10, log_interval=10, console=console) as logger:
+        monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now)
+        logger._display._marks[-1] = (0, 0.0)
+        now = 600.0
+        logger.report(Report(1, 10, {"rollout/reward": 1.5}), {})
+        monkeypatch.undo()
+        with console.capture() as picture:
+            console.print(logger._display._picture())
+    assert "ETA 1:30:00" in picture.get()
+    assert "1.5" in picture.get()
 
 
 @pytest.mark.parametrize("name", ["arm.GIF", "arm.gif"])

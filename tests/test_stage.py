@@ -219,8 +219,11 @@ def test_a_reset_at_a_stage_promotes_nobody_and_places_robots_where_they_belong(
     assert env.core.distance().eq(0).all()
     assert "reset" in vars(env.core.scene) and env.core.scene.reset(0) is None  # as it was
     env.core.ranges.speed = (-2.0, 3.0)
-    other = Env(8)
-    reset_at(other, stage_of(env))
+    other, kept = Env(8), io.BytesIO()
+    env.core.ranges.speed = (np.float64(-2.0), 3.0)
+    torch.save(stage_of(env), kept)
+    kept.seek(0)
+    reset_at(other, torch.load(kept, weights_only=True))
     assert other.core.ranges.speed == (-2.0, 3.0) and torch.equal(other.core.levels, levels)
     assert "speed" in stage_text(stage_of(env)) and "terrain_levels 4.5 (3 to 6)" in stage_text(stage_of(env))
 

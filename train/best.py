@@ -96,3 +96,15 @@ class Best:
         if self._resumed_from is not None:
             text += f"; that of before the run was continued, of iteration {self._resumed_from}, was measured anew"
         return text
+
+
+def told_of_stages(first: Stage | None, which: str) -> list[str]:
+    """What a run says of its evaluations when it begins: nothing where the env has no stage."""
+    if first is None:
+        return []
+    if which == "start":
+        return ["curricula    stand in evaluations where the env begins (--eval-stage trained: where training stands)"]
+    return [
+        "curricula    stand in evaluations where training stands (--eval-stage start: where the env begins);",
+        "             where they have moved, the best policy so far is evaluated anew beside the present one",
+    ]

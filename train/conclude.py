@@ -82,17 +82,18 @@ def export_checkpoint(
     """
     policy, spec, content = restore_policy(checkpoint)
     with fitting(checkpoint):
-        _, finite, left_out = finite_part(content["recording"], policy.observation_sizes)
-    task, own = content["config"]["task"], None
+        task, options = content["config"]["task"], content["config"].get("env", {})
+        facts = {
+            "algorithm": content["config"].get("algo", "ppo"),
+            "iteration": content["progress"]["iteration"],
+            "env_steps": content["progress"]["env_steps"],
+            "config_hash": config_hash(content["config"]),
+            "env_options": options,
+        }
+    own: VecEnv | None = None
+    _, finite, left_out = finite_part(content["recording"], policy.observation_sizes)
     if env is None and too_few(finite.size, left_out) and simulator_of(task) not in SIMULATORS:
-        env = own = make_env(task, 8, seed=0, **evaluation_options(content["config"]["env"]))
-    facts = {
-        "algorithm": content["config"]["algo"],
-        "iteration": content["progress"]["iteration"],
-        "env_steps": content["progress"]["env_steps"],
-        "config_hash": config_hash(content["config"]),
-        "env_options": content["config"]["env"],
-    }
+        env = own = make_env(task, 8, seed=0, **evaluation_options(options))
     if bare_name(spec.task) == bare_name(task):
         spec = dataclasses.replace(spec, task=task)  # with the module that registers it
     recording = content["recording"]

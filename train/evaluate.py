@@ -18,7 +18,7 @@ from torch import Tensor
 from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
-from rlcore.types import Obs, Policy, detached_step
+from rlcore.types import Obs, Policy, begins, detached_step
 
 ActionFunction = Callable[[dict[str, NDArray[np.float32]]], Any]
 """An exported policy: observation groups ``[N, O]`` to actions ``[N, A]`` (``[N]`` when discrete).
@@ -217,7 +217,7 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
             successes += torch.where(ended, _per_env(step.log["success"], n, device) * number, 0.0)
             goals += torch.where(ended, number, 0.0)
         running = running & ~done
-        controller.forget(done)
+        controller.forget(begins(step))
         obs = step.obs
         if not running.any():
             break

@@ -7,20 +7,9 @@ import math
 from textwrap import shorten
 from typing import Any
 
-from rlcore.config import ConfigError
-from rlcore.train.translation import (
-    Translation,
-    activation,
-    empty,
-    flag,
-    number,
-    one_of,
-    optional,
-    positive,
-    shown,
-    whole,
-    widths,
-)
+from rlcore.config import ConfigError, shown
+from rlcore.train.translation import Translation
+from rlcore.train.values import activation, empty, flag, number, one_of, optional, positive, whole, widths
 
 BOOKKEEPING = {
     "device": "rlcore chooses; --device",

@@ -5,17 +5,8 @@ from __future__ import annotations
 import math
 
 from rlcore.train.import_skrl_models import STACK, layers_of, observed, output_of
-from rlcore.train.translation import (
-    Status,
-    Translation,
-    empty,
-    flag,
-    number,
-    one_of,
-    pair,
-    positive,
-    whole,
-)
+from rlcore.train.translation import Status, Translation
+from rlcore.train.values import empty, flag, number, one_of, pair, positive, whole
 
 BOOKKEEPING = {
     "memory": "rlcore's rollout holds exactly num_steps",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from rlcore.config import ConfigError
-from rlcore.train.translation import NO_CNN, UNKNOWN, Translation, activation, empty, shown, whole, widths
+from rlcore.config import ConfigError, shown
+from rlcore.train.translation import NO_CNN, UNKNOWN, Translation
+from rlcore.train.values import activation, empty, whole, widths
 
 OPERATIONS = ("permute", "concatenate", "one_hot_encoding")
 STACK = ("input_shape", "hiddens", "hidden_activation")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, shown
 from rlcore.train.import_skrl import BOOKKEEPING, no_options, normalized, rewards_and_precision
 from rlcore.train.import_skrl_models import layers_of, observed, output_of
-from rlcore.train.translation import Translation, empty, flag, number, one_of, optional, positive, shown, whole
+from rlcore.train.translation import Translation
+from rlcore.train.values import empty, flag, number, one_of, optional, positive, whole
 
 TARGETS = {"sac": ("1", "2"), "td3": ("1", "2"), "ddpg": ("",)}
 PER_STEP = "skrl counts gradient steps by vector steps, rlcore by steps of single envs"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import csv
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -22,6 +24,9 @@ from rlcore.learn import Faults, Report
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+ETA_ITERATIONS = 10
+"""The latest iterations, by which the time that is left is told."""
 
 SHOWN = {
     "rollout/reward": "reward per step",
@@ -154,6 +159,7 @@ class RunLogger:
         self._log_interval = log_interval
         self._average = Average()
         self._pending: Report | None = None
+        self._first = True
         self._faults = Faults()
         self._display = Display(console, total, done=0 if resumed is None else resumed[0])
 
@@ -188,6 +194,9 @@ class RunLogger:
         self._display.advance(report)
         if report.iteration % self._log_interval == 0 or report.iteration == self._total:
             self._flush()
+        elif self._first:  # in the files it is a part of its interval
+            self._display.show(report, {**report.metrics, **extra})
+        self._first = False
 
     def _flush(self) -> None:
         if self._pending is None:
@@ -206,23 +215,21 @@ class Display:
     def __init__(self, console: Console, total: int, done: int) -> None:
         self._console = console
         self._total = total
-        self._shown_iteration = done
-        self._shown_time = time.perf_counter()
+        self._marks = deque([(done, time.perf_counter())], maxlen=ETA_ITERATIONS + 1)
         self._latest: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("iteration {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
-            TextColumn("{task.fields[steps]:,} steps  {task.fields[rate]:,.0f} steps/s  ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[steps]:,} steps  {task.fields[rate]:,.0f} steps/s  ETA {task.fields[eta]}"),
             console=console,
         )
-        self._task: TaskID = self._progress.add_task("", total=total, completed=done, steps=0, rate=0.0)
+        self._task: TaskID = self._progress.add_task("", total=total, completed=done, steps=0, rate=0.0, eta="-:--:--")
         self._live: Live | None = None
         self._hint = ""
 
     def start(self) -> None:
         """Begin to draw, if this is a terminal."""
-        self._shown_time = time.perf_counter()
+        self._marks[-1] = self._marks[-1][0], time.perf_counter()
         if self._console.is_terminal:
             # Drawn anew by a thread of its own: a hint appears however long an iteration takes.
             self._live = Live(get_renderable=self._picture, console=self._console, refresh_per_second=4)
@@ -245,8 +252,14 @@ class Display:
 
     def advance(self, report: Report) -> None:
         """Move the bar."""
-        rate = report.metrics.get("time/steps_per_s", 0.0)
-        self._progress.update(self._task, completed=report.iteration, steps=report.env_steps, rate=rate)
+        self._marks.append((report.iteration, time.perf_counter()))
+        rate, eta = report.metrics.get("time/steps_per_s", 0.0), str(timedelta(seconds=round(self._left())))
+        self._progress.update(self._task, completed=report.iteration, steps=report.env_steps, rate=rate, eta=eta)
+
+    def _left(self) -> float:
+        """Seconds to the end, by the latest iterations: before SAC learns they are a hundred times shorter."""
+        (first, begun), (last, now) = self._marks[0], self._marks[-1]
+        return (now - begun) / max(last - first, 1) * (self._total - last)
 
     def show(self, report: Report, metrics: Mapping[str, float]) -> None:
         """Show the averages of an interval; a metric that is missing keeps its last value."""
@@ -254,16 +267,12 @@ class Display:
         if self._live is not None:
             self._live.refresh()
             return
-        # By the latest interval: before SAC begins to learn, iterations are a hundred times shorter.
-        now, done = time.perf_counter(), report.iteration - self._shown_iteration
-        left = (now - self._shown_time) / max(done, 1) * (self._total - report.iteration)
-        self._shown_iteration, self._shown_time = report.iteration, now
         width = len(str(self._total))
         figures = "  ".join(f"{name} {_figure(metrics[key])}" for key, name in SHORT.items() if key in metrics)
         # A plain write: rich would wrap at the 80 columns that it assumes where there is no terminal.
         print(
             f"[{report.iteration:>{width}}/{self._total}] {report.env_steps:,} steps  "
-            f"{metrics.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {left:.0f} s  {figures}",
+            f"{metrics.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {self._left():.0f} s  {figures}",
             file=self._console.file,
             flush=True,
         )

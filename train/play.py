@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,14 +17,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
 from rlcore.stage import Stage, reset_at
 from rlcore.train.evaluate import ActionFunction, Controller
-from rlcore.types import Policy
+from rlcore.types import Policy, begins
 
 Frame = NDArray[np.uint8]
 
 FPS = 15.0
 """Frames a second at most; a simulation that is faster shows every n-th step."""
+
+
+BACKENDS = ("egl", "osmesa")
+"""What MuJoCo draws with where there is no display, best first."""
+
+_PROBE = "import mujoco; mujoco.GLContext(64, 64).make_current()"
+
+
+def find_renderer(task: str) -> None:
+    """Choose what MuJoCo draws with, unless there is a display or ``MUJOCO_GL`` says it.
+
+    Each is tried in a process of its own: the first import of MuJoCo settles it for a whole process.
+
+    Args:
+        task: nothing is done for those that do not use MuJoCo, as far as names tell.
+
+    Raises:
+        ValueError: the task needs MuJoCo, and nothing can draw.
+    """
+    needs = _uses_mujoco(task)
+    settled = any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"))
+    if needs is False or settled or sys.platform != "linux" or importlib.util.find_spec("mujoco") is None:
+        return
+    for backend in BACKENDS:
+        command, own = [sys.executable, "-c", _PROBE], os.environ | {"MUJOCO_GL": backend}
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if subprocess.run(command, env=own, capture_output=True, timeout=60, check=False).returncode == 0:
+                os.environ["MUJOCO_GL"] = backend
+                return
+    if needs:
+        raise ValueError(
+            f"{task}: there is no display, and MuJoCo can draw with neither EGL nor OSMesa; install one of them "
+            "(libegl1 and a driver, or libosmesa6) and set MUJOCO_GL=egl or MUJOCO_GL=osmesa"
+        )
+
+
+def _uses_mujoco(task: str) -> bool | None:
+    """Whether a task runs on MuJoCo; None where its name does not tell, as of an env of one's own."""
+    simulator = simulator_of(task)
+    if simulator != "gymnasium":
+        return True if simulator == "mjlab" else (None if task.startswith(PYTHON_PREFIX) else False)
+    from gymnasium.envs.registration import registry
+
+    spec = registry.get(task.removeprefix("gym:").rpartition(":")[2])
+    place = spec.entry_point if spec is not None and isinstance(spec.entry_point, str) else ""
+    if place.startswith("gymnasium.envs."):
+        return place.startswith("gymnasium.envs.mujoco")
+    return None
 
 
 def check_output(path: Path) -> None:
@@ -67,11 +120,24 @@ def frames(
     every = stride(control_dt)
     for i in range(steps):
         if i % every == 0:
-            yield env.render()
+            yield _drawn(env)
         step = env.step(controller.act(obs))
         check(step)
-        controller.forget(step.terminated | step.truncated)
+        controller.forget(begins(step))
         obs = step.obs
+
+
+def _drawn(env: Any) -> Frame:
+    try:
+        picture: Frame = env.render()
+    except ValueError:
+        raise
+    except Exception as error:  # of a graphics library, in words of its own
+        name = getattr(env, "task", type(env).__name__)
+        hint = "; set MUJOCO_GL=egl or MUJOCO_GL=osmesa" if "mujoco" in sys.modules else ""
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{name}: it cannot be drawn: {type(error).__name__}: {reason}{hint}") from error
+    return picture
 
 
 def stride(control_dt: float) -> int:

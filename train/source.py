@@ -20,6 +20,7 @@ from rlcore.stage import Stage, can_take, stage_of, stage_text
 from rlcore.train.conclude import refuse_broken, restore_policy
 from rlcore.train.config import DEVICES, is_device
 from rlcore.train.evaluate import evaluation_options
+from rlcore.train.play import find_renderer
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.tasks import MAKERS
 from rlcore.train.training import resolve_device
@@ -103,6 +104,8 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
     options = evaluation_options(trained_with | options)
     if render and simulator_of(task) != "builtin":
         options = {"render_mode": "rgb_array"} | options
+    if render:
+        find_renderer(task)
     env = make_env(task, num_envs, device, seed=args.seed, **options)
     want_final_obs(env, ())  # nobody reads them
     try:

@@ -20,7 +20,7 @@ from rlcore.learn import Progress, Report, begin, learn, resume, snapshot
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import AGENTS
-from rlcore.train.best import Best
+from rlcore.train.best import Best, told_of_stages
 from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, settings_as_typed
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
@@ -270,10 +270,8 @@ class Training:
             )
         if self.shares_env:
             say(self.console, "note         evaluations use the training env, and then put it back as it was")
-        if self.first_stage is not None:
-            where = "where training stands" if config.eval_stage == "trained" else "where the env begins"
-            other = "start" if config.eval_stage == "trained" else "trained"
-            say(self.console, f"curricula    stand in evaluations {where} (--eval-stage {other} for the other)")
+        for line in told_of_stages(self.first_stage, config.eval_stage):
+            say(self.console, line)
         if self.progress is not None:
             say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
             if left == 0:
