@@ -100,6 +100,7 @@ def start(words: list[str], stdout: int, stderr: int) -> int:
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
         os.closerange(3, 256)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and training leaves it so
         torch.set_num_threads(1)
         code = main(words)
         sys.stdout.flush()

@@ -51,12 +51,13 @@ def detached(obs: Obs) -> Obs:
 
 def detached_step(step: Step) -> Step:
     """A step of which no tensor holds on to a graph; see ``detached``."""
-    final_obs = step.final_obs if step.final_obs is None else detached(step.final_obs)
-    log = step.log
-    if any(isinstance(value, Tensor) and value.requires_grad for value in log.values()):
-        log = {name: value.detach() if isinstance(value, Tensor) else value for name, value in log.items()}
-    reward = step.reward.detach() if step.reward.requires_grad else step.reward
-    return step._replace(obs=detached(step.obs), reward=reward, final_obs=final_obs, log=log)
+    final = step.final_obs or {}
+    parts = (step.reward, *step.obs.values(), *final.values(), *step.log.values())
+    if not any(isinstance(part, Tensor) and part.requires_grad for part in parts):
+        return step
+    log = {name: value.detach() if isinstance(value, Tensor) else value for name, value in step.log.items()}
+    final_obs = None if step.final_obs is None else detached(final)
+    return step._replace(obs=detached(step.obs), reward=step.reward.detach(), final_obs=final_obs, log=log)
 
 
 class Policy(nn.Module):

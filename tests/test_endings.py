@@ -285,9 +285,8 @@ def test_mistakes_are_told_from_failures() -> None:
 
     refused = of(lambda: Progress.restart(None, None, None))  # type: ignore[arg-type]
     assert not is_mistake(refused)  # an AttributeError, though of rlcore
-    assert not is_mistake(
-        of(lambda: RunFolder(Path(f"{os.sep}nowhere{chr(0)}")).take_over())
-    )  # a ValueError in it that nobody raised
+    # A ValueError of what rlcore calls, which nobody raised there.
+    assert not is_mistake(of(lambda: RunFolder(Path("\0")).take_over()))
     assert is_mistake(of(lambda: spec_of(None)))  # type: ignore[arg-type]
     assert is_mistake(of(lambda: RunFolder.open(Path("nowhere"))))
     assert is_mistake(of(lambda: RunFolder(Path("/nowhere")).take_over()))
@@ -339,6 +338,38 @@ def test_stopping_at_once_loses_the_iteration_alone(
     assert main(words(tmp_path)) == 143
     assert "stopped, in iteration 4; to go on from iteration 3, with new episodes" in capsys.readouterr().err
     assert not (only_run(tmp_path) / "crash.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("signals", "stops"),
+    [
+        ([(0.0, "SIGINT"), (0.9, "SIGINT"), (0.95, "SIGTERM")], False),
+        ([(0.0, "SIGINT"), (0.9, "SIGINT"), (1.1, "SIGINT")], True),
+        ([(0.0, "SIGTERM"), (1.1, "SIGINT")], True),
+        ([(0.0, "SIGHUP"), (5.0, "SIGHUP")], False),  # from a shell and from its terminal
+        ([(0.0, "SIGINT"), (5.0, "SIGHUP")], False),
+        ([(0.0, "SIGHUP"), (5.0, "SIGTERM")], True),
+    ],
+)
+def test_a_signal_counts_twice_only_when_the_hint_can_have_been_read(
+    signals: list[tuple[float, str]], stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, shown = 100.0, []
+    monkeypatch.setattr(ending.time, "monotonic", lambda: now)
+    interrupt = ending.Interrupt()
+    interrupt.show = lambda text: shown.append(text) or True  # type: ignore[func-returns-value]
+    stopped = False
+    with interrupt.handling():
+        for after, name in signals:
+            now = 100.0 + after
+            try:
+                os.kill(os.getpid(), signal.Signals[name])
+                time.sleep(0)
+            except ending.Stopped as stop:
+                stopped = True
+                assert stop.code == 128 + signal.Signals[name]
+    assert stopped == stops and interrupt.signal == signal.Signals[signals[0][1]]
+    assert shown == [ending.HINT] * (len(signals) - stops)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), EOFError("a worker of the env is gone")])

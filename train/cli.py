@@ -83,7 +83,7 @@ def _run(words: list[str]) -> int:
         if signals:
             return 130
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputClosed):
         mute()  # the reader, such as head, has seen enough
         return 0
     except KeyboardInterrupt:

@@ -60,7 +60,7 @@ def eval_command(words: Sequence[str]) -> Job:
     from torch import nn
 
     from rlcore.train.conclude import DROPPED, evaluation_record, say, update_evaluation, write_json
-    from rlcore.train.ending import Output
+    from rlcore.train.ending import standard_output
     from rlcore.train.evaluate import evaluate
     from rlcore.train.run import RunFolder
     from rlcore.train.source import policy_and_env
@@ -72,7 +72,7 @@ def eval_command(words: Sequence[str]) -> Job:
     rounds = -(-(args.episodes or args.num_envs) // args.num_envs)
 
     def job() -> int:
-        console = Console(file=Output())  # type: ignore[arg-type]
+        console = Console(file=standard_output())
         result = evaluate(source.env, source.policy, args.seed, rounds=rounds, stage=source.stage)
         output = args.output or source.folder / "eval.json"
         record = evaluation_record(

@@ -230,6 +230,14 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         file.write(json.dumps(plain(record), indent=2, allow_nan=False) + "\n")
 
 
+def close_env(env: VecEnv, console: Console) -> None:
+    """Close an env; that it cannot be closed is said, and takes nothing from what was trained."""
+    try:
+        env.close()
+    except Exception as error:
+        say(console, f"note         closing the env failed: {type(error).__name__}: {error}")
+
+
 def say(console: Console, text: str) -> None:
     """Print a line as it is: no markup, no wrapping at the 80 columns that rich assumes without a terminal."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

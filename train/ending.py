@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rlcore.learn import Progress
@@ -135,6 +135,11 @@ class Output:
         if self._gone and not self._told and threading.current_thread() is threading.main_thread():
             self._told = True
             raise OutputClosed(errno.EPIPE, "nobody reads the output any more")
+
+
+def standard_output() -> TextIO:
+    """An ``Output``, as what Python calls a file."""
+    return cast(TextIO, Output())
 
 
 def mute() -> None:

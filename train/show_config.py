@@ -20,6 +20,7 @@ from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_networks import action_bounds
 from rlcore.train.config import algorithm, default_config, read_config
+from rlcore.train.ending import standard_output
 from rlcore.train.importers import Conversion, convert_file, show, tell
 from rlcore.train.registered import env_options, registered_config
 
@@ -111,7 +112,7 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
         if conversion.warning:  # a run says it itself
             print(f"warning      {conversion.warning}", file=sys.stderr)
     if conversion is not None and args.show:
-        show(conversion, Console())
+        show(conversion, Console(file=standard_output()))
     elif args.show:
         print(f"{task} is trained with rlcore's own settings; nothing was converted", file=sys.stderr)
     text = yaml.safe_dump(data, sort_keys=False)

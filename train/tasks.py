@@ -15,6 +15,7 @@ from rich.table import Table
 from rlcore.env import spec_of
 from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, nearest_names, own_env
 from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, simulator_of
+from rlcore.train.ending import standard_output
 from rlcore.train.evaluate import ENDLESS
 from rlcore.train.registered import registered_names
 
@@ -106,9 +107,9 @@ def print_tasks(part: str) -> None:
             table.add_row(name, *_describe(name))
         except ValueError as error:
             missing.append(str(error))
-    console = Console()
+    console = Console(file=standard_output())
     if not console.is_terminal:
-        console = Console(width=120)  # rich assumes 80 columns in a pipe, and would cut names
+        console = Console(file=standard_output(), width=120)  # rich assumes 80 columns in a pipe, and would cut names
     if table.rows:
         console.print(table)
     for reason in missing:

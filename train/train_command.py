@@ -211,9 +211,9 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
 def _training(base: Any, config: Any, resumed: Path | None) -> Job:
     from rich.console import Console
 
-    from rlcore.train.ending import Output
+    from rlcore.train.ending import standard_output
     from rlcore.train.training import Training, refuse_changes
 
     if resumed is not None:
         refuse_changes(base, config)
-    return Training(config, Console(file=Output()), resumed_from=resumed).start  # type: ignore[arg-type]
+    return Training(config, Console(file=standard_output()), resumed_from=resumed).start

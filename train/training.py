@@ -13,7 +13,7 @@ from rich.console import Console
 
 from rlcore.checkpoint import OF_A_RUN, fitting, load_checkpoint, refuse_broken_state, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
-from rlcore.env import VecEnv, check_obs, spec_of, want_final_obs
+from rlcore.env import check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, begin, learn, resume, snapshot
@@ -21,7 +21,7 @@ from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import AGENTS
 from rlcore.train.best import Best, told_of_stages
-from rlcore.train.conclude import conclude, say
+from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, resolve_device, settings_as_typed
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
@@ -183,7 +183,7 @@ class Training:
             say(self.console, f"  rlcore train --resume {self.run.path}")
             return 128 + interrupt.signal
         if not self.shares_env:
-            self._close(self.env)
+            close_env(self.env, self.console)
         interrupt.at_once = True
         try:
             with interrupt.handling(), whole_episodes(self.eval_env):
@@ -193,14 +193,8 @@ class Training:
             say(self.console, "stopped before evaluation and export were done; to do them:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             code = int(str(stop.code))
-        self._close(self.eval_env)
+        close_env(self.eval_env, self.console)
         return code
-
-    def _close(self, env: VecEnv) -> None:
-        try:
-            env.close()
-        except Exception as error:  # what was trained is worth more
-            say(self.console, f"note         closing the env failed: {type(error).__name__}: {error}")
 
     def _rescue(self) -> None:
         """Save the last finished iteration, after something went wrong."""
@@ -282,7 +276,7 @@ class Training:
                     "alone follow; more --num-iterations train on",
                 )
             if not self.exact:
-                say(self.console, "             episodes in flight start anew: the env cannot be put back there")
+                say(self.console, "             episodes in flight start anew: they cannot be put back as they were")
             rate = getattr(config.agent, "lr_schedule", "constant") in ("linear", "cosine")
             target = getattr(config.agent, "target_std_end", None) is not None
             falls = "learning rate" if rate else "target deviation"
