@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ _WIDE = 20.0  # deviations from the mean to which a number is brought back
 _HUGE = 1e3  # deviations from the mean, and at least
 _FLOOR = 1e5  # this much, beyond which a number does not count,
 _MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
+_SQUARED = 1e15  # below this, squares and their sums do not overflow
 _HALF_LIFE = 5000  # vector steps
 
 
@@ -82,7 +84,11 @@ class RunningNormalizer(nn.Module):
             return
         if self._ordinary(x):
             self.huge.mul_(_MEMORY / (_MEMORY + rows))
-            self._merge(*torch.var_mean(x, dim=0, correction=0), torch.full_like(self.count, rows))
+            self.count += rows
+            share = (rows / self.count).float()
+            batch_var, batch_mean = torch.var_mean(x, dim=0, correction=0)  # [size] each
+            self.var.lerp_(self._total_var(batch_var, batch_mean, share), share)
+            self.mean.lerp_(batch_mean, share)
             return
         delta = x - self.mean  # [B, size]
         far, deviation = delta.abs(), self.var.sqrt()
@@ -98,7 +104,13 @@ class RunningNormalizer(nn.Module):
         delta = delta.clamp(-near, near).where(counts, 0.0)
         middle = delta.sum(0) / some
         batch_var = (delta - middle).where(counts, 0.0).square().sum(0) / some
-        self._merge(batch_var, self.mean + middle, number)
+        count = self.count + number
+        share = (number / count.clamp(min=1)).float()
+        var = self._total_var(batch_var, self.mean + middle, share)
+        share.masked_fill_(~(var < torch.inf), 0.0)  # squares may overflow
+        self.count.copy_(torch.where(var < torch.inf, count, self.count))
+        self.var.lerp_(torch.where(var < torch.inf, var, 0.0), share)
+        self.mean.lerp_(self.mean + middle, share)
         row = torch.arange(rows, device=x.device).unsqueeze(1)
         latest = torch.where(beyond, row, -1).amax(0)  # [size]
         self.outliers[0] += beyond.sum(0)
@@ -108,28 +120,25 @@ class RunningNormalizer(nn.Module):
         """Tell whether a batch has nothing to leave out or bring back, as far as the host may look."""
         if x.device.type != "cpu":  # there alone nothing runs ahead of the host
             return False
-        numbers, mean, var, count = (part.numpy() for part in (x, self.mean, self.var, self.count))
+        mean, var, count = (part.numpy() for part in (self.mean, self.var, self.count))
+        far = x.numpy() - mean
+        most = np.abs(far, out=far).max(0)  # [size], NaN where there is one
         deviation = np.sqrt(var)
-        limit = np.maximum(_HUGE * deviation, np.float32(_FLOOR))
-        settled = count + len(x) > self.warmup * len(x)
-        wide = np.where(settled, np.minimum(_WIDE * (deviation + np.float32(self.epsilon)), limit), limit)
-        return bool((np.abs(numbers - mean) <= wide).all())
+        near = most <= _WIDE * (deviation + np.float32(self.epsilon))
+        if not near.all():
+            settled = count + len(x) > self.warmup * len(x)
+            near |= ~settled & (most <= np.maximum(_HUGE * deviation, np.float32(_FLOOR)))
+        return bool(near.all() and most.max(initial=0) < _SQUARED)
 
-    def _merge(self, batch_var: Tensor, batch_mean: Tensor, number: Tensor) -> None:
-        """Add a batch of which ``number`` ``[size]`` count, by their moments ``[size]``.
+    def _total_var(self, batch_var: Tensor, batch_mean: Tensor, share: Tensor) -> Tensor:
+        """The variance that the present one is to move to by its ``share`` of all numbers, ``[size]`` each.
 
         The pairwise form of Welford's method: Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for
-        computing sample variances" (1979), equations 2.1.
+        computing sample variances" (1979), equations 2.1. On the first batch the share is 1, which replaces the
+        initial unit variance.
         """
-        count = self.count + number
-        share = (number / count.clamp(min=1)).float()
         delta = batch_mean - self.mean
-        var = torch.addcmul(batch_var, (1 - share) * delta, delta)
-        sound = var < torch.inf  # squares may overflow
-        # On the first batch share is 1, which replaces the initial unit variance.
-        self.mean.lerp_(torch.where(sound, batch_mean, self.mean), share)
-        self.var.lerp_(torch.where(sound, var, self.var), share)
-        self.count.copy_(torch.where(sound, count, self.count))
+        return torch.addcmul(batch_var, (1 - share) * delta, delta)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``[..., size]``."""
@@ -233,6 +242,11 @@ class NoNormalizer(nn.Module):
         return usable(x, None)
 
 
+@functools.cache
+def _nowhere(rows: int) -> Tensor:
+    return torch.full((rows,), -1, dtype=torch.int32)
+
+
 def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
     """Limit numbers that a network is to read, and find those that it must not.
 
@@ -245,10 +259,11 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
         The numbers, 0 where one cannot be used, and the first column of each row that has one, int32 ``[B]``, -1 where
         none has.
     """
-    good = x.abs() < (UNUSABLE if clip is None else torch.inf)  # false for NaN, too
     limited = x if clip is None else x.clamp(-clip, clip)
-    if x.device.type == "cpu" and good.numpy().all():  # there alone nothing runs ahead of the host
-        return limited, torch.full((len(x),), -1, dtype=torch.int32)
+    # There alone nothing runs ahead of the host, which may look at a sum of squares that says it all.
+    if x.device.type == "cpu" and np.vdot(numbers := x.numpy(), numbers) < UNUSABLE**2:
+        return limited, _nowhere(len(x))
+    good = x.abs() < (UNUSABLE if clip is None else torch.inf)  # false for NaN, too
     first = torch.where(good.all(1), -1, good.logical_not().int().argmax(1))
     return limited.where(good, 0.0), first.int()
 

@@ -300,7 +300,7 @@ def test_env_is_closed_however_a_command_ends(
     monkeypatch.setattr(env, "close", lambda env: events.append("closed"))
     output = tmp_path / ("figures.json" if command == "eval" else "play.gif")
     words = f"{command} --run {run} --output {output} " + ("--num-envs 2" if command == "eval" else "--steps 3")
-    assert main(words.split()) == (70 if fails else 0)
+    assert (main(words.split()) != 0) == fails  # a failure of its own in each command
     assert events.count("closed") == 1 and events[-1] == "closed"
 
 

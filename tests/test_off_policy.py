@@ -86,19 +86,22 @@ class Faulty(Null):
         self.what, self.left = what, when
 
     def step(self, action: Tensor) -> Step:
-        step = super().step(action.nan_to_num())
+        assert action.isfinite().all()
+        step = super().step(action)
         self.left -= 1
         if self.left == 0:
             assert step.final_obs is not None
             reward, obs, last = step.reward.clone(), step.obs["policy"].clone(), step.final_obs["policy"].clone()
-            {"reward": reward.unsqueeze(1), "observation": obs, "final observation": last}[self.what][2, 0] = torch.nan
+            kinds = {"reward": reward.unsqueeze(1), "observation": obs, "final observation": last}
+            kinds[self.what.removeprefix("huge ")][2, 0] = -1e6 if "huge" in self.what else torch.nan
             step = step._replace(reward=reward, obs={"policy": obs}, final_obs={"policy": last})
         return step
 
 
 @pytest.mark.parametrize("changes", [{"n_step": 3}, {"preset": "gpu", "precision": "fp32", "num_updates": 4}])
 @pytest.mark.parametrize(
-    ("what", "when"), [("observation", 20), ("reward", 5), ("reward", 20), ("final observation", 21)]
+    ("what", "when"),
+    [("observation", 20), ("reward", 5), ("reward", 20), ("huge reward", 20), ("final observation", 21)],
 )
 @pytest.mark.parametrize("kind", [SAC, DDPG])
 def test_an_env_that_breaks_for_one_step_spoils_no_update(
@@ -111,6 +114,31 @@ def test_an_env_that_breaks_for_one_step_spoils_no_update(
     dropped = {report.iteration: report.metrics["replay/dropped"] for report in reports}
     # An observation that is not finite belongs to the step that is taken from it.
     assert {at: number for at, number in dropped.items() if number} == {when + (what == "observation"): 1.0}
+    told = {report.iteration: report.culprits for report in reports if report.culprits}
+    assert list(told) == [when + (what == "observation")]
+    text = "observation, action or reward is not finite, or too large to be used: env 2, once"
+    named = "observation 'policy'[0] is not finite, or too large to be used: env 2, once"
+    assert set(next(iter(told.values()))) == ({text, named} if what == "observation" else {text})
+    if learner.return_scale is not None:
+        assert float(learner.return_scale()) < 30  # 200,000 where a return of -1e6 counts
+
+
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_actor_and_critics_learn_nothing_from_samples_without_weight(kind: Any) -> None:
+    parameters = []
+    for garbage in (0.0, 5.0):
+        learner = agent(kind, num_updates=1)
+        learner.learn(3)
+        torch.manual_seed(3)
+        batch = learner._batch(learner.replay.sample(16, 0.99))
+        batch["weight"][:4] = 0
+        for name, value in batch.items():
+            if name != "weight":
+                value[:4] += garbage
+        learner._gradient_step(batch, with_actor=True)
+        parameters.append(torch.cat([p.detach().flatten() for p in learner.policy.parameters()]))
+        parameters.append(torch.cat([p.detach().flatten() for p in learner.critics.parameters()]))
+    torch.testing.assert_close(parameters[:2], parameters[2:])
 
 
 @pytest.mark.parametrize(

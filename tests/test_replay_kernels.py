@@ -162,7 +162,8 @@ def test_steps_are_written_as_by_the_twin(
             last = len(value) - name.startswith("final_obs")  # the row after the last slot means nothing
             # Triton's interpreter cuts bits off where a GPU rounds.
             cut = value.dtype == torch.bfloat16 and kernel_place.device.type == "cpu"
-            torch.testing.assert_close(found[name].cpu()[:last], value[:last], rtol=2**-7 if cut else 0, atol=0)
+            rtol = 1e-5 if name == "level" else 2**-7 if cut else 0  # a mean, whose sum has another order
+            torch.testing.assert_close(found[name].cpu()[:last], value[:last], rtol=rtol, atol=0)
     assert int(expected.num_written) > 2 * num_envs or not known or num_envs > 100  # slots came round
 
 
@@ -177,7 +178,8 @@ def test_what_is_written_need_not_be_contiguous(kernel_place: Place) -> None:
         )
     for name, value in expected.state_dict(4).items():
         last = len(value) - name.startswith("final_obs")
-        assert torch.equal(written.state_dict(4)[name].cpu()[:last], value[:last]), name
+        rtol = 1e-5 if name == "level" else 0
+        torch.testing.assert_close(written.state_dict(4)[name].cpu()[:last], value[:last], rtol=rtol, atol=0)
 
 
 @pytest.mark.gpu

@@ -226,7 +226,7 @@ def test_an_interval_averages_episodes_by_their_number_and_iterations_alike() ->
         ({"loss/policy": 0.1}, "rewards of the env are not a number"),
         ({"rollout/reward": 1.0, "policy/skipped_minibatches": 20.0}, "the update was skipped whole"),
         ({"rollout/reward": 1.0, "loss/policy": 0.1, "policy/skipped_minibatches": 3.0}, ""),
-        ({"rollout/reward": 1.0, "replay/dropped": 2.0}, "steps that have such are left out (replay/dropped)"),
+        ({"rollout/reward": 1.0, "replay/dropped": 0.0, "rollout/dropped": 0.0}, ""),
         ({"rollout/reward": 1.0, "replay/dropped": 0.0}, ""),
     ],
 )
@@ -238,6 +238,20 @@ def test_figures_that_are_not_finite_are_told_once(metrics: dict[str, float], pa
     told = [line for line in screen.getvalue().splitlines() if line.startswith("warning")]
     assert len(told) == (1 if part else 0)
     assert all(part in line and "iteration 1:" in line for line in told)
+
+
+def test_what_is_left_out_is_told_at_growing_intervals_and_its_env_named(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=99, log_interval=1, console=Console(file=screen, width=400)) as logger:
+        for iteration in range(1, 40):
+            bad = iteration % 3 == 0
+            metrics = {"rollout/reward": 1.0, "loss/policy": 0.1, "rollout/dropped": 1500.0 * bad}
+            culprits = ("the reward is not finite: env 5, once",) if bad else ()
+            logger.report(Report(iteration, iteration, metrics, culprits), {})
+    told = [line for line in screen.getvalue().splitlines() if line.startswith("warning")]
+    assert [line.split("iteration ")[1].split(":")[0] for line in told] == ["3", "6", "12", "24"]
+    assert "1,500 samples are left out of learning (rollout/dropped); the reward is not finite: env 5, once" in told[0]
+    assert "so it was in 8 iterations by now" in told[3]
 
 
 def test_a_loss_that_is_no_number_any_more_is_said_once(tmp_path: Path) -> None:

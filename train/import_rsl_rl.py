@@ -21,7 +21,7 @@ BOOKKEEPING = {
     "policy_class_name": "stated by the policy's own class_name",
     "algorithm_class_name": "stated by the algorithm's own class_name",
     "init_at_random_ep_len": "decided by the env's adapter",
-    "check_for_nan": "rlcore always checks, and skips updates that are not finite",
+    "check_for_nan": "rlcore always checks, and leaves out samples that are not finite",
     "torch_compile_mode": "agent.mode decides; by default updates run as recorded graphs",
     "multi_gpu": "decided by how the run is launched",
 }

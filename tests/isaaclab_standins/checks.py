@@ -377,6 +377,8 @@ def check_an_evaluation_on_the_same_env_leaves_no_trace() -> None:
                         if scene == "unknown":
                             env.core.scene.get_state = None
                         before = stage_of(env)
+                        terminations = getattr(env.core, "termination_manager", None)
+                        dones = None if terminations is None else terminations._last_episode_dones.clone()
                         with undisturbed(torch.device("cpu")), lent(env, begun.append):
                             reset_at(env, before, 7)
                             for _ in range(40):
@@ -385,6 +387,7 @@ def check_an_evaluation_on_the_same_env_leaves_no_trace() -> None:
                         assert env.core.common_step_counter == 45
                         if "Direct" not in task:
                             assert env.core.reward_manager.get_term_cfg("alive").weight == 1.0
+                            assert torch.equal(terminations._last_episode_dones, dones)
                     steps.append(env.step(action))
                 trace.append(steps)
             assert other.core.common_step_counter == lending.core.common_step_counter == 90
