@@ -19,6 +19,13 @@ ROBOTS = {
 }
 """Files of Newton's examples, and the paths that Isaac Lab's tasks have for the same robots."""
 
+JOINTS = {"abdomen_x": "pelvis"} | {
+    f"{side}_{theirs}": f"{side}_{ours}"
+    for side in ("left", "right")
+    for theirs, ours in (("knee", "shin"), ("elbow", "lower_arm"))
+}
+"""Joints of Newton's humanoid, and what Isaac Lab's tasks call them."""
+
 GROUND = "IsaacLab/Environments/Grid/default_ground_plane_checker_v1/default_ground_plane.usda"
 PLANE = """\
 #usda 1.0
@@ -72,7 +79,10 @@ def write(root: Path) -> None:
         target = root / "Isaac" / place
         target.parent.mkdir(parents=True, exist_ok=True)
         # The name of its first prim is written in two ways, of which one is not there.
-        target.write_text((examples / name).read_text().replace('defaultPrim = "cartPole"', 'defaultPrim = "cartpole"'))
+        text = (examples / name).read_text().replace('defaultPrim = "cartPole"', 'defaultPrim = "cartpole"')
+        for theirs, ours in JOINTS.items():
+            text = text.replace(f'PhysicsRevoluteJoint "{theirs}"', f'PhysicsRevoluteJoint "{ours}"')
+        target.write_text(text)
     ground = root / "Isaac" / GROUND
     ground.parent.mkdir(parents=True, exist_ok=True)
     ground.write_text(PLANE)

@@ -18,7 +18,6 @@ from rlcore.envs.manager import as_tensor
 
 _TERM_STATE = ("_group_obs_term_history_buffer", "_group_obs_term_delay_buffer", "_group_obs_class_instances")
 
-
 _CONTAINERS = (list, dict, set, deque)
 
 
@@ -63,11 +62,14 @@ class Rewind:
     def __init__(self, core: Any, device: torch.device) -> None:
         self.core = core
         self.device = device
+        # Arrays of the last time as tensors, which take longer to make than to copy.
+        self._known: dict[int, tuple[Any, Tensor | None]] = {}
         self._views: dict[int, tuple[Any, Tensor | None]] = {}
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         """While the context is open, observations may be computed."""
+        self._known, self._views = self._views, {}
         parts = _entities(self.core)
         times = [(cache, cache.timestamp) for part in parts for cache in _caches(part)]
         saved = [self._save(x) for x in [*_observers(self.core), *_sensors(parts)]]
@@ -91,7 +93,9 @@ class Rewind:
         arrays: dict[Any, tuple[Tensor, int | None, Tensor]] = {}
         for value in attributes.values():
             memory = self._view(value)
-            if memory is None or memory.numel() == 0 or 0 in memory.stride():  # expanded: another has the memory
+            if memory is None or memory.layout is not torch.strided or memory.numel() == 0:
+                continue
+            if 0 in memory.stride():  # expanded: another has the memory
                 continue
             if memory.is_inference() and not torch.is_inference_mode_enabled():
                 continue  # it cannot be written
@@ -108,9 +112,11 @@ class Rewind:
         if type(value).__name__ not in ("array", "ProxyArray"):  # of warp, and of Isaac Lab 3 around one
             return None
         if id(value) not in self._views:
-            view = None
-            with contextlib.suppress(TypeError, ValueError, RuntimeError):  # arrays of structs, on other devices
-                view = as_tensor(value)
+            known, view = self._known.get(id(value), (None, None))
+            if known is not value:
+                view = None
+                with contextlib.suppress(TypeError, ValueError, RuntimeError):  # arrays of structs
+                    view = as_tensor(value)
             self._views[id(value)] = (value, view)
         return self._views[id(value)][1]
 

@@ -24,6 +24,7 @@ from rlcore.env import VecEnv, spec_of
 from rlcore.envs import launch, make_env
 from rlcore.envs.isaaclab import IsaacLabEnv
 from rlcore.envs.manager import apply_overrides, as_tensor
+from rlcore.envs.rewind import Rewind
 
 STANDINS = Path(__file__).parent / "isaaclab_standins"
 RELEASE = "2.3.2.post1"
@@ -159,6 +160,25 @@ def test_looking_before_a_reset_leaves_no_trace() -> None:
     assert hooked.core.looks_listed == plain.core.looks_listed
     assert torch.equal(hooked.core.looks_in_place, plain.core.looks_in_place)
     assert torch.equal(hooked.core.looks_anew, plain.core.looks_anew)
+
+
+def test_arrays_that_leave_no_version_and_odd_layouts_are_put_back_too() -> None:
+    class ProxyArray:
+        """As of Isaac Lab 3, around memory that kernels of warp write."""
+
+        def __init__(self, memory: Tensor) -> None:
+            self.torch = memory
+
+    core = SimpleNamespace(
+        array=ProxyArray(torch.zeros(2)), expanded=torch.zeros(1).expand(4), sparse=torch.eye(3).to_sparse(), scene=None
+    )
+    rewind = Rewind(core, torch.device("cpu"))
+    for _ in range(3):
+        with rewind():
+            core.array.torch.data.add_(1)  # the version stays
+            core.array = ProxyArray(torch.ones(1))
+        assert core.array.torch.tolist() == [0, 0]
+    assert len(rewind._views) == 1  # of arrays that are gone nothing is kept
 
 
 def test_own_final_observations_of_the_env_come_after_the_hook() -> None:
