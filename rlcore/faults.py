@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcore.launcher import nothing
 from rlcore.types import Metrics
 
 PREFIX = "fault/"
@@ -37,7 +38,7 @@ def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
         Of each source: in how many steps, in how many envs, in which of these most often, and a column there.
     """
     table = torch.stack(list(columns.values()))  # [S, T, N]
-    if _none(table >= 0):
+    if nothing(table >= 0):
         return {}
     counts = (table >= 0).sum(1)  # [S, N]
     env = counts.argmax(1)  # [S]
@@ -49,7 +50,7 @@ def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
 def far_numbers(outliers: Mapping[str, Tensor], num_envs: int) -> Metrics:
     """Do as ``broken_steps`` with ``RunningNormalizer.outliers`` ``[2, O]`` by source, which begin anew."""
     rows = []
-    if all(_none(table[0]) for table in outliers.values()):
+    if all(nothing(table[0]) for table in outliers.values()):
         return {}
     for table in outliers.values():
         column = table[0].argmax(0, keepdim=True)
@@ -72,23 +73,18 @@ class Latest:
 
     def note(self, columns: Tensor) -> None:
         """Take in a step: which column of each env's numbers is broken, int32 ``[N]``; -1 where none is."""
-        column, env = columns.max(0)
-        if not _none(column >= 0):
+        if not nothing(columns >= 0):
+            column, env = columns.max(0)
             new = torch.stack([self.found[0] + 1, torch.ones_like(self.found[0]), env, column])
             self.found.copy_(torch.where(column >= 0, new, self.found))
 
     def read(self, source: str) -> Metrics:
         """Return what was found since the last read, as ``broken_steps`` does."""
-        if _none(self.found):
+        if nothing(self.found):
             return {}
         found = self.found.clone()
         self.found.zero_()
         return _named((source,), found)
-
-
-def _none(flags: Tensor) -> bool:
-    """Whether the host may look, and sees that nothing is set: on the CPU, where nothing runs ahead of it."""
-    return flags.device.type == "cpu" and not flags.numpy().any()
 
 
 def _named(sources: Iterable[str], table: Tensor) -> Metrics:

@@ -154,8 +154,11 @@ class PPO:
         if self.critic.groups != self.policy.groups:
             row["critic_obs"], row["critic_broken"] = self.critic.normalizer.usable(critic_obs)
         with matmul_precision(self.config.precision):
-            sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
-        distribution = type(sequence)(*(part.squeeze(0) if part.dim() > 1 else part for part in sequence))
+            if self.recurrent:
+                sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
+                distribution = type(sequence)(*(part.squeeze(0) if part.dim() > 1 else part for part in sequence))
+            else:  # which does not care how many dimensions there are
+                distribution, state = self.policy.distribution(row["actor_obs"], state)
         action = distribution.sample()
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
@@ -329,18 +332,20 @@ class PPO:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss, metrics = self._loss(self, sample)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            allowed = torch.isfinite(loss) & ~self.stopped
+            allowed = (loss.abs() < torch.inf) & ~self.stopped  # which NaN fails; isfinite takes four operators
             if config.lr_schedule == "adaptive":
                 self._adapt_learning_rate(metrics["policy/kl"], allowed)
             if config.target_kl is not None:
                 self.stopped = self.stopped | (metrics["policy/kl"] > config.target_kl)
                 allowed = allowed & ~self.stopped
             results = [optimizer.step(allowed) for optimizer in self.optimizers]
-            norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
-            metrics["policy/gradient_norm"] = norms.norm()
-            metrics["applied"] = taken.amin()
+            norm, taken = results[0]
+            if len(results) > 1:
+                norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
+                norm, taken = norms.norm(), taken.amin()
+            metrics["policy/gradient_norm"], metrics["applied"] = norm, taken
         return metrics
 
     def _evaluate(self, sample: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
@@ -366,14 +371,18 @@ class PPO:
         if config.normalize_advantage == "minibatch":
             advantage = _standardize(advantage, weight > 0)
         ratio = (distribution.log_prob(sample["action"]) - sample["log_prob"]).exp()
-        clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
-        policy_loss = -(weight * torch.min(ratio * advantage, clipped * advantage)).mean()  # PPO eq. 7
+        clipped = ratio.detach().clamp(1 - config.clip_range, 1 + config.clip_range)
+        # PPO eq. 7. Where the two are the same, inside of the range, the gradient is that of the first; min would add
+        # up two halves of it, in three times as many operators.
+        gain, bounded = ratio * advantage, clipped * advantage
+        policy_loss = -(weight * torch.where(gain > bounded, bounded, gain)).mean()
         error = (value - sample["returns"]).square()
         if config.clip_value_loss:
             near = sample["value"] + (value - sample["value"]).clamp(-config.clip_range, config.clip_range)
             error = torch.max(error, (near - sample["returns"]).square())
         value_loss = (weight * error).mean()
-        entropy = distribution.entropy()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_coef != 0):
+            entropy = distribution.entropy()
         entropy = (weight * entropy).mean() if entropy.dim() > 0 else entropy  # the same for all
         loss = policy_loss + config.value_coef * value_loss - self.entropy_coef * entropy
         metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rlcore.launcher import arrays
+
 
 class Rollout:
     """Named tensors ``[T, N, ...]``.
@@ -45,7 +47,9 @@ class Rollout:
 
     def advance(self) -> None:
         """Go on to the next row, and back to the first after the last."""
-        self.row.add_(1).remainder_(self.num_steps)
+        _, row = arrays(self.row)
+        row += 1
+        row %= self.num_steps
 
     def rewind(self) -> None:
         """Go back to the first row."""
