@@ -13,7 +13,7 @@ from rlcore.types import Metrics
 PREFIX = "fault/"
 """What begins the names of metrics that are not reported as such, but in words, as ``Report.culprits``."""
 
-_KEYS = ("number", "envs", "env", "column")
+_KEYS = ("number", "envs", "env", "column")  # 0 envs: their number is not known, and the env is the latest
 _TEXTS = {
     "step": "observation, action or reward is not finite, or too large to be used",
     "actor": "observation {name} is not finite, or too large to be used",
@@ -82,9 +82,12 @@ def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
 
 @torch.no_grad()
 def far_numbers(normalizers: Mapping[str, Any], num_envs: int) -> Metrics:
-    """Do as ``broken_steps`` with the ``outliers`` ``[2, O]`` of normalizers by source, which begin anew.
+    """Find the column that has most ``outliers`` ``[2, O]`` of normalizers by source, which begin anew.
 
     One that stands for two sources counts for the first, and what has no outliers for none.
+
+    Returns:
+        Of each source: that column, its number of outliers, and the env of the latest; see ``broken_steps``.
     """
     outliers: dict[str, Tensor] = {}
     for source, part in normalizers.items():
@@ -96,8 +99,8 @@ def far_numbers(normalizers: Mapping[str, Any], num_envs: int) -> Metrics:
     for table in outliers.values():
         column = table[0].argmax(0, keepdim=True)
         env = table[1].gather(0, column) % num_envs
-        number = table[0].sum(0, keepdim=True)
-        rows.append(torch.cat([number, number.clamp(max=1), env, column.to(env)]))
+        number = table[0].gather(0, column)
+        rows.append(torch.cat([number, torch.zeros_like(number), env, column.to(env)]))
         table[0].zero_()
     return _named(outliers, torch.stack(rows))
 
@@ -116,11 +119,11 @@ class Latest:
         """Take in a step: which column of each env's numbers is broken, int32 ``[N]``; -1 where none is."""
         column, env = columns.max(0)
         if not _none(column >= 0):
-            new = torch.stack([self.found[0] + 1, torch.ones_like(self.found[0]), env, column])
+            new = torch.stack([self.found[0] + 1, torch.zeros_like(self.found[0]), env, column])
             self.found.copy_(torch.where(column >= 0, new, self.found))
 
     def read(self, source: str) -> Metrics:
-        """Return what was found since the last read, as ``broken_steps`` does."""
+        """Return in how many steps something was found since the last read, and the latest; see ``broken_steps``."""
         if _none(self.found):
             return {}
         found = self.found.clone()
@@ -157,9 +160,14 @@ def culprits(values: Mapping[str, float], groups: Mapping[str, Sequence[str]], e
         number, envs, index, column = (int(value) for value in found)
         if number:
             name = column_name(groups[source], column, env) if source in groups else ""
-            where = f"env {index}" if envs == 1 else f"{envs} envs, most often env {index}"
             times = "once" if number == 1 else f"{number:,} times"
-            told.append(f"{text.format(name=name)}: {where}, {times}")
+            if envs > 1:
+                where = f"{times} in {envs} envs, most often env {index}"
+            elif envs == 1 or number == 1:
+                where = f"env {index}, {times}"
+            else:
+                where = f"{times}, last env {index}"
+            told.append(f"{text.format(name=name)}: {where}")
     return tuple(dict.fromkeys(told))  # actor and critic may read the same group
 
 

@@ -353,7 +353,8 @@ class OffPolicy:
     def moved(self) -> list[Tensor]:
         """Statistics, counters, and the memory's place; its rows are written over before anything is drawn."""
         parts = nn.ModuleList(p for p in (self.policy.normalizer, self.critic_normalizer, self.return_scale) if p)
-        return [*parts.buffers(), self.steps, self.replay.row, self.replay.size]  # not num_written: finals are lost
+        replay = self.replay
+        return [*parts.buffers(), self.steps, replay.row, replay.size, replay.level]  # not num_written: finals are lost
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
