@@ -167,7 +167,8 @@ def test_the_actor_climbs_what_q_reduce_says_and_leaves_the_critics_alone(reduce
     agent._sample(batch["next_actor_obs"])  # drawn first, for the critics
     action, log_prob = agent._sample(batch["actor_obs"])
     values = agent.critics(batch["critic_obs"], action)
-    loss = (0.2 * log_prob - (values.amin(0) if reduce == "min" else values.mean(0))).mean()
+    value = values.amin(0) if reduce == "min" else values.mean(0)
+    loss = (batch["weight"] * (0.2 * log_prob - value)).mean()
     expected = torch.autograd.grad(loss, list(agent.policy.parameters()))
     before = [p.detach().clone() for p in agent.critics.parameters()]
     torch.manual_seed(3)
