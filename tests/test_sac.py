@@ -174,7 +174,9 @@ def test_the_actor_climbs_what_q_reduce_says_and_leaves_the_critics_alone(reduce
     torch.manual_seed(3)
     metrics = agent._gradient_step(batch, with_actor=True)
     assert float(metrics["loss/policy"]) == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert float(metrics["policy/entropy"]) == pytest.approx(-float(log_prob.detach().mean()), rel=1e-5)
+    assert float(metrics["policy/entropy"]) == pytest.approx(
+        -float((batch["weight"] * log_prob.detach()).mean()), rel=1e-5
+    )
     for parameter, gradient in zip(agent.policy.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, agent.critics.parameters(), strict=True))
