@@ -15,7 +15,7 @@ from rlcore.env import VecEnv
 from rlcore.export.metadata import ExportError
 from rlcore.normalization import RunningNormalizer
 from rlcore.recurrent import cleared
-from rlcore.types import Obs, Policy
+from rlcore.types import Obs, Policy, begins
 
 ENOUGH = 64
 """Finite observations that a recording must have, where it has others, too."""
@@ -104,7 +104,7 @@ def record(env: VecEnv, policy: Policy, seed: int | None = None, steps: int = NE
         for group in policy.observation_sizes:
             rows[group].append(obs[group][few].clone())
         step = env.step(action)
-        done = step.terminated | step.truncated  # [N]
+        done = begins(step)  # [N]
         rows["done"].append(done[few].clone())
         obs, state = step.obs, cleared(state, done)
     return {name: torch.stack(values) for name, values in rows.items()}

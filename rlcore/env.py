@@ -42,7 +42,8 @@ class VecEnv(Protocol):
       and all its random numbers from ``generator``;
     - ``render() -> uint8 array [H, W, 3]``: a picture of env 0.
 
-    ``Step.valid`` marks rows in which an env began a new episode instead of taking its action, where it has such.
+    ``Step.valid`` marks rows in which an env began a new episode instead of taking its action; an env that has such
+    gives it in every step.
 
     ``Step.log`` may carry ``success`` ``[N]`` in 0..1, and ``num_goals`` ``[N]``, the number of goals of the
     episode that ``success`` is a fraction of. Both are read where the episode ended.
@@ -231,7 +232,7 @@ def _check_log(env: VecEnv, log: Any) -> None:
 class StepCheck:
     """``check_step`` for every step of an env, at the price of comparing types and shapes with those known to be right.
 
-    About three microseconds a step; nothing on a device is read or waited for.
+    A few microseconds a step; nothing on a device is read or waited for.
 
     Args:
         env: where the steps come from.
@@ -240,12 +241,13 @@ class StepCheck:
     def __init__(self, env: VecEnv) -> None:
         self.env = env
         self._right: Any = None
+        self._skips = False
 
     def __call__(self, step: Step) -> None:
         """Refuse a wrong step.
 
         Raises:
-            ValueError: as ``check_step``.
+            ValueError: as ``check_step``; or ``Step.valid`` is there in some steps alone.
         """
         try:
             obs, final = step.obs, step.final_obs
@@ -261,7 +263,13 @@ class StepCheck:
             found = None  # no step, no groups or no tensors, which check_step explains
         if found is None or found != self._right:
             check_step(self.env, step)
-            self._right = found
+            skips = step.valid is not None
+            if self._right is not None and skips != self._skips:
+                raise ValueError(
+                    f"{_name(self.env)}: step() gave 'valid' in some steps and not in others; return it in every step, "
+                    "all true where no env began anew"
+                )
+            self._right, self._skips = found, skips
         elif step.log or not isinstance(step.log, dict):
             _check_log(self.env, step.log)
 

@@ -14,17 +14,52 @@ from rlcore.types import Metrics
 PREFIX = "fault/"
 """What begins the names of metrics that are not reported as such, but in words, as ``Report.culprits``."""
 
-_KEYS = ("number", "envs", "env", "column")
+_KEYS = ("number", "envs", "env", "column")  # 0 envs: their number is not known, and the env is the latest
 _TEXTS = {
     "step": "observation, action or reward is not finite, or too large to be used",
     "actor": "observation {name} is not finite, or too large to be used",
     "critic": "observation {name} is not finite, or too large to be used",
     "final": "last observation {name} is not finite, or too large to be used",
     "reward": "the reward is not finite, or beyond 10,000 times the usual one",
-    "actor_far": "observation {name} is far from what it was, and limited in its normalizer",
-    "critic_far": "observation {name} is far from what it was, and limited in its normalizer",
-    "return_far": "the return is far from what it was, and limited in its normalizer",
+    "actor_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
+    "critic_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
+    "return_far": "the return is over 1,000 deviations from what it was, and limited in its normalizer",
 }
+
+
+def broken_observations(data: Mapping[str, Tensor]) -> Tensor:
+    """Where what actor or critic read cannot be used, bool ``[..., N]``.
+
+    Args:
+        data: of a rollout, or of one step: ``actor_broken``, and ``critic_broken`` where that reads other groups, the
+            first column that is broken; -1 where none is.
+    """
+    broken = data["actor_broken"] >= 0
+    return broken if "critic_broken" not in data else broken | (data["critic_broken"] >= 0)
+
+
+def lost_steps(
+    broken_obs: Tensor,
+    broken_reward: Tensor,
+    next_broken: Tensor,
+    final_broken: Tensor | None,
+    done: Tensor,
+    valid: Tensor | None,
+) -> Tensor:
+    """Steps of a rollout whose one-step error needs a number that cannot be used, bool ``[T, N]``.
+
+    Args:
+        broken_obs: bool ``[T, N]``.
+        broken_reward: bool ``[T, N]``.
+        next_broken: bool ``[N]``, of the observation after the rollout.
+        final_broken: a broken column of what a time-out is worth the value of, ``[T, N]``, or -1; none: it is not read.
+        done: bool ``[T, N]``, where an episode ends, and the next observation is not of it.
+        valid: bool ``[T, N]``, false for what is no step; none: all are.
+    """
+    lost = broken_obs | broken_reward | (torch.cat([broken_obs[1:], next_broken.unsqueeze(0)]) & ~done)
+    if final_broken is not None:
+        lost = lost | (final_broken >= 0)
+    return lost if valid is None else lost | ~valid
 
 
 @torch.no_grad()
@@ -47,16 +82,26 @@ def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
 
 
 @torch.no_grad()
-def far_numbers(outliers: Mapping[str, Tensor], num_envs: int) -> Metrics:
-    """Do as ``broken_steps`` with ``RunningNormalizer.outliers`` ``[2, O]`` by source, which begin anew."""
+def far_numbers(normalizers: Mapping[str, Any], num_envs: int) -> Metrics:
+    """Find the column that has most ``outliers`` ``[2, O]`` of normalizers by source, which begin anew.
+
+    One that stands for two sources counts for the first, and what has no outliers for none.
+
+    Returns:
+        Of each source: that column, its number of outliers, and the env of the latest; see ``broken_steps``.
+    """
+    outliers: dict[str, Tensor] = {}
+    for source, part in normalizers.items():
+        if hasattr(part, "outliers") and not any(part.outliers is known for known in outliers.values()):
+            outliers[source] = part.outliers
     rows = []
     if all(nothing(table[0]) for table in outliers.values()):
         return {}
     for table in outliers.values():
         column = table[0].argmax(0, keepdim=True)
         env = table[1].gather(0, column) % num_envs
-        number = table[0].sum(0, keepdim=True)
-        rows.append(torch.cat([number, number.clamp(max=1), env, column.to(env)]))
+        number = table[0].gather(0, column)
+        rows.append(torch.cat([number, torch.zeros_like(number), env, column.to(env)]))
         table[0].zero_()
     return _named(outliers, torch.stack(rows))
 
@@ -75,11 +120,11 @@ class Latest:
         """Take in a step: which column of each env's numbers is broken, int32 ``[N]``; -1 where none is."""
         if not nothing(columns >= 0):
             column, env = columns.max(0)
-            new = torch.stack([self.found[0] + 1, torch.ones_like(self.found[0]), env, column])
+            new = torch.stack([self.found[0] + 1, torch.zeros_like(self.found[0]), env, column])
             self.found.copy_(torch.where(column >= 0, new, self.found))
 
     def read(self, source: str) -> Metrics:
-        """Return what was found since the last read, as ``broken_steps`` does."""
+        """Return in how many steps something was found since the last read, and the latest; see ``broken_steps``."""
         if nothing(self.found):
             return {}
         found = self.found.clone()
@@ -111,9 +156,14 @@ def culprits(values: Mapping[str, float], groups: Mapping[str, Sequence[str]], e
         number, envs, index, column = (int(value) for value in found)
         if number:
             name = column_name(groups[source], column, env) if source in groups else ""
-            where = f"env {index}" if envs == 1 else f"{envs} envs, most often env {index}"
             times = "once" if number == 1 else f"{number:,} times"
-            told.append(f"{text.format(name=name)}: {where}, {times}")
+            if envs > 1:
+                where = f"{times} in {envs} envs, most often env {index}"
+            elif envs == 1 or number == 1:
+                where = f"env {index}, {times}"
+            else:
+                where = f"{times}, last env {index}"
+            told.append(f"{text.format(name=name)}: {where}")
     return tuple(dict.fromkeys(told))  # actor and critic may read the same group
 
 

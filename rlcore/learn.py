@@ -24,6 +24,8 @@ from rlcore.types import Agent, Metrics, Obs, State, begins, detached, detached_
 
 _log = logging.getLogger(__name__)
 
+_DROPPED = ("rollout/dropped", "replay/dropped")  # metrics that count steps with broken numbers
+
 
 @dataclass
 class Progress:
@@ -268,16 +270,19 @@ class Faults:
     """What reports show to be broken, each thing once; what is left out or limited at growing intervals."""
 
     def __init__(self) -> None:
-        self._learning = False
+        self._learning = self._stored_broken = False
         self._known: set[str] = set()
         self._affected = 0  # iterations in which numbers could not be learned from, or were limited
 
     def new(self, report: Report) -> list[str]:
         """Tell what is wrong for the first time; metrics that are not a number are not in a report."""
         metrics, found = report.metrics, []
-        if "rollout/reward" not in metrics:
+        dropped = [metrics[name] for name in _DROPPED if name in metrics]
+        # Without dropped steps there is no reward where every env began anew in place of a step.
+        if "rollout/reward" not in metrics and (any(dropped) or not dropped):
             found.append("rewards of the env are not a number (NaN)")
-        if not metrics.get("replay/dropped") and metrics.get("replay/lost", 0.0) > 0.01:
+        self._stored_broken |= any(dropped)  # and drawn from the replay memory for long
+        if not self._stored_broken and metrics.get("replay/lost", 0.0) > 0.01:
             found.append(
                 "more than 1 % of the samples count for nothing: last observations of truncated episodes have been "
                 "overwritten (replay/lost); raise agent.final_capacity, or correct the env's max_episode_length"
@@ -293,7 +298,7 @@ class Faults:
 
     def _left_out(self, report: Report) -> list[str]:
         """Name what was left out or limited, the 1st, 2nd, 4th, 8th... time."""
-        dropped = [name for name in ("rollout/dropped", "replay/dropped") if report.metrics.get(name)]
+        dropped = [name for name in _DROPPED if report.metrics.get(name)]
         if not dropped and not report.culprits:
             return []
         self._affected += 1

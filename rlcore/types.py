@@ -33,7 +33,8 @@ class Step(NamedTuple):
     log: dict[str, Tensor | float]  # scalars, or [N] per-episode values valid where the episode ended
     valid: Tensor | None = None
     """``[N]`` bool, false where the env began a new episode instead of taking the action, with reward 0 and no end, as
-    gymnasium's NEXT_STEP autoreset has it: nothing is learned from such a row. None: every step took its action."""
+    gymnasium's NEXT_STEP autoreset has it: nothing is learned from such a row. None, which is to be so in all steps of
+    an env: every one took its action."""
 
 
 def begins(step: Step) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import rlcore.learn
 from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig, Step
 from rlcore.env import StepCheck
 from rlcore.envs.null import Null
-from rlcore.learn import EpisodeStatistics, Progress, Report, begin, resume, snapshot
+from rlcore.faults import Latest, broken_steps, culprits, far_numbers
+from rlcore.learn import EpisodeStatistics, Faults, Progress, Report, begin, resume, snapshot
 from rlcore.train.evaluate import evaluate
 from rlcore.types import Obs
 
@@ -315,6 +317,51 @@ def test_a_step_that_is_like_the_one_before_is_not_checked_in_full(monkeypatch: 
         check(other)
         check(step)
     assert len(calls) == 5
+
+
+def test_marks_of_steps_that_are_none_come_in_every_step_or_never() -> None:
+    class Sometimes(Null):
+        count = 0
+
+        def step(self, action: Tensor) -> Step:
+            self.count += 1
+            valid = None if self.count % 3 else torch.arange(4) > 0
+            return super().step(action)._replace(valid=valid)
+
+    with pytest.raises(ValueError, match="Null: step\\(\\) gave 'valid' in some steps and not in others; return it"):
+        PPO(Sometimes(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+
+
+def test_an_iteration_of_resets_alone_has_no_reward_and_no_fault() -> None:
+    def report(**metrics: float) -> Report:
+        return Report(1, 4, {"loss/value": 1.0, **metrics})
+
+    assert Faults().new(report(**{"replay/dropped": 0.0})) == []
+    for broken in ({"replay/dropped": 4.0}, {}):  # and of an agent that does not count them
+        assert any("rewards of the env are not a number" in text for text in Faults().new(report(**broken)))
+
+
+def test_culprits_are_told_as_often_as_they_were_found() -> None:
+    env = Null(4, obs_size=3, action_size=2)
+    groups = {"actor": ["policy"], "actor_far": ["policy"]}
+
+    def told(found: Mapping[str, Tensor]) -> tuple[str, ...]:
+        return culprits({name: float(value) for name, value in found.items()}, groups, env)
+
+    columns = torch.full((5, 4), -1, dtype=torch.int32)  # [T, N]
+    columns[:2, 1], columns[3, 2] = 2, 0
+    said = "observation 'policy'[2] is not finite, or too large to be used: 3 times in 2 envs, most often env 1"
+    assert told(broken_steps({"actor": columns})) == (said,)
+    columns[3, 2] = -1
+    one = said.replace("3 times in 2 envs, most often env 1", "env 1, 2 times")
+    assert told(broken_steps({"actor": columns})) == (one,)
+    latest = Latest(torch.device("cpu"))
+    for env_of in (1, 3):
+        latest.note(torch.where(torch.arange(4) == env_of, 2, -1).int())
+    assert told(latest.read("actor")) == (one.replace("env 1, 2 times", "2 times, last env 3"),)
+    outliers = torch.tensor([[1.0, 4.0, 2.0], [0.0, 6.0, 3.0]])  # the last with column 1 in row 6, of env 2
+    text = "observation 'policy'[1] is far from what it was, and limited in its normalizer: 4 times, last env 2"
+    assert told(far_numbers({"actor_far": outliers}, 4)) == (text,)
 
 
 def test_a_log_may_hold_numbers_scalars_and_one_value_for_each_env() -> None:

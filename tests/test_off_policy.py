@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, SACConfig
-from rlcore.adam import FlatAdam
+from rlcore.adam import FlatAdam, descend
 from rlcore.config import load_yaml
 from rlcore.distributional import categorical_loss_reference, expected_value_reference
 from rlcore.envs import make_env
@@ -23,7 +23,6 @@ from rlcore.exploration import Deviation, HeldNoise
 from rlcore.learn import Report, learn, resume, snapshot
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
-from rlcore.off_policy import descend
 from rlcore.q_networks import frozen
 from rlcore.train.cli import main
 from rlcore.train.config import CONFIGS, default_config
@@ -76,6 +75,35 @@ def test_a_restart_carries_nothing_over_into_the_new_episodes() -> None:
     held.held.left.fill_(9)
     progress.restart(held.env, held)
     assert not held.held.left.any()
+
+
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_a_rollout_that_was_broken_off_leaves_nothing_behind(kind: Any) -> None:
+    class Failing(Null):
+        count = 0
+
+        def step(self, action: Tensor) -> Step:
+            self.count += 1
+            if self.count == 12:  # the second step of the sixth rollout
+                raise RuntimeError("it diverged")
+            return super().step(action)._replace(reward=torch.full((4,), 10.0 * self.count))
+
+    def state(learner: Any) -> dict[str, Tensor]:
+        """What an episode does not begin with anew, and no rollout writes over."""
+        whole = learner.state_dict()
+        kept = {name: whole["replay"][name] for name in ("row", "size", "level")}
+        kept |= whole["policy"] | whole["return_scale"] | {"steps": whole["steps"]}
+        return {name: value.clone() for name, value in kept.items()}
+
+    learner = agent(kind, env=Failing(4, obs_size=3, action_size=2), num_steps=2, normalize_reward=True)
+    progress = learner.learn(5)
+    learner.initial_state()
+    before = state(learner)
+    with pytest.raises(RuntimeError, match="it diverged"):
+        learner.learn(6, progress=progress)
+    learner.initial_state()
+    after = state(learner)
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
 class Faulty(Null):
@@ -169,6 +197,27 @@ def test_samples_whose_last_observation_is_lost_are_counted_and_told_of(
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == lost
     assert not lost or "more than 1 % of the samples count for nothing" in warnings[0]
+
+
+def test_samples_that_are_left_out_are_not_said_to_have_lost_their_last_observation(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Sometimes(Null):
+        count = 0
+
+        def step(self, action: Tensor) -> Step:
+            self.count += 1
+            reward = torch.full((4,), torch.nan if self.count < 40 and self.count % 5 == 0 else 1.0)
+            return super().step(action)._replace(reward=reward)
+
+    learner, lost = agent(env=Sometimes(4, obs_size=3, action_size=2), num_updates=1), list[float]()
+    learner.learn(60, on_report=lambda report: lost.append(report.metrics.get("replay/lost", 0.0)))
+    assert max(lost[41:]) > 0.01  # they are drawn long after
+    learner = agent(env=Sometimes(4, obs_size=3, action_size=2), num_updates=1)
+    learner.learn(60)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert any("left out of learning" in text for text in said)
+    assert not [text for text in said if "overwritten" in text]
 
 
 # --- Exploration -----------------------------------------------------------------------------------------------------
