@@ -20,6 +20,7 @@ from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
+from rlcore.launcher import nothing
 from rlcore.learn import Progress, learn
 from rlcore.losses import ppo_loss
 from rlcore.networks import concatenate
@@ -171,18 +172,21 @@ class PPO:
     def _store(
         self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None, valid: Tensor | None
     ) -> None:
-        reward = reward * self.config.reward_scale
+        if self.config.reward_scale != 1:
+            reward = reward * self.config.reward_scale
         if self.config.reward_clip is not None:
             # The difference is 0, or NaN where the reward is not finite, which no limit is to hide.
             reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip) + (reward - reward)
         row = {"reward": reward, "terminated": terminated, "truncated": truncated}
         if valid is not None:  # what is no step ends there, so that nothing is carried on to the episode that begins
             row |= {"terminated": terminated | ~valid, "valid": valid}
-        if final_obs is not None:
+        done = row["terminated"] | truncated  # [N]
+        # What was there before may stay where nothing ended, since nobody reads it.
+        if final_obs is not None and not ("final_obs" in self.rollout.data and nothing(done)):
             final = concatenate(final_obs, self.critic.groups)
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
         self.rollout.write(row)
-        self.trace.write({"done": (row["terminated"] | truncated)[: self.trace.num_envs]})
+        self.trace.write({"done": done[: self.trace.num_envs]})
         self.rollout.advance()
         self.trace.advance()
 
