@@ -206,7 +206,8 @@ def broken_rewards(reward: Tensor) -> Tensor:
     That is beyond 10,000 times the usual magnitude, or beyond 10,000 where that is less than 1. What is usual is the
     geometric mean of magnitudes, none taken for less than 1: a single one of 1e15 among 1,000 moves it by 4 %.
     """
-    return ~(reward.abs() <= REWARD_LIMIT * _magnitude(torch, reward).exp())
+    limit: Tensor = REWARD_LIMIT * _magnitude(torch, reward).exp()
+    return ~(reward.abs() <= limit)
 
 
 def reward_limit(level: Tensor, reward: Tensor) -> Tensor:

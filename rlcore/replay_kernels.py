@@ -326,10 +326,12 @@ def write_outcomes_reference(
 
 def _put(ring: Any, place: Tensor, value: Any) -> None:
     """Write a row ``[N, ...]`` into a ring ``[C, N, ...]``, both as ``launcher.arrays`` has them or both tensors."""
-    if place.is_cpu:
-        ring[int(place.numpy()[0])] = value
-    else:
+    if not place.is_cpu:
         ring.index_copy_(0, place, value.to(ring.dtype).unsqueeze(0))
+    elif isinstance(ring, Tensor):
+        ring[int(place.numpy()[0])].copy_(value)
+    else:
+        ring[place.numpy()[0]] = value
 
 
 def _row_kernel(

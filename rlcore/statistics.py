@@ -88,13 +88,13 @@ class EpisodeStatistics:
 
     def read(self) -> Metrics:
         """Return means as device scalars, NaN where nothing ended, and start anew."""
-        reward, returns, lengths, episodes, rewards, sound, steps, _ = self.totals.clone().unbind()
-        means = {
-            "rollout/reward": reward / rewards,
-            "rollout/episode_return": returns / (episodes - (steps - sound)),
-            "rollout/episode_length": lengths / episodes,
-            "rollout/episodes": episodes,
-        }
+        xp, sums = arrays(self.totals)
+        episodes, rewards, sound, steps = (sums[i : i + 1] for i in range(3, 7))
+        with np.errstate(all="ignore"):
+            found = sums[:3] / xp.concatenate([rewards, episodes - (steps - sound), episodes])
+        values = torch.as_tensor(xp.concatenate([found, episodes])).unbind()
+        keys = ["rollout/reward", "rollout/episode_return", "rollout/episode_length", "rollout/episodes"]
+        means = dict(zip(keys, values, strict=True))
         self.totals.zero_()
         if self.logs:
             totals: dict[str, Tensor] = {}  # [2] each
