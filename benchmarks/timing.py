@@ -372,7 +372,7 @@ def spread(times: list[float]) -> dict[str, float]:
 
 def apart(function: Callable[..., T], *args: Any) -> T:
     """Call a function in a new process."""
-    with _process() as pool:
+    with ProcessPoolExecutor(1, mp_context=_SPAWN) as pool:
         return pool.submit(function, *args).result()
 
 
@@ -386,7 +386,7 @@ class Processes(contextlib.ExitStack):
     def call(self, name: str, function: Callable[..., T], *args: Any) -> T:
         """Call a function in a library's process; after a crash the next call gets a new one."""
         if name not in self.pools:
-            self.pools[name] = self.enter_context(_process())
+            self.pools[name] = self.enter_context(ProcessPoolExecutor(1, mp_context=_SPAWN))
         try:
             return self.pools[name].submit(function, *args).result()
         except BrokenProcessPool:
@@ -394,8 +394,6 @@ class Processes(contextlib.ExitStack):
             raise
 
 
-def _process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-
+_SPAWN = multiprocessing.get_context("spawn")
 
 _used = False  # whether this process has measured something already

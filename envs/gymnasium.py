@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,8 +19,8 @@ from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import look_here, unknown_option
+from rlcore.envs.gym_spaces import flat_action_space, flatten, flatten_batch, group_spaces, parts_of, terms_of
 from rlcore.envs.gym_wrappers import CopyObservation, wrapper_of
-from rlcore.envs.one_hot import flat_box, flatten, flatten_batch, refusal, terms_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
@@ -90,8 +89,8 @@ class GymnasiumEnv:
         # make_vec leaves a changed time limit in the arguments of the spec.
         limit = spec.kwargs.get("max_episode_steps", spec.max_episode_steps) if spec is not None else None
         self.max_episode_length = int(max_episode_length or limit or NO_TIME_LIMIT)
-        self.observation_spaces: Mapping[str, spaces.Box] = _group_spaces(self.task, env.single_observation_space)
-        self.action_space: spaces.Space[Any] = _flat_action_space(self.task, env.single_action_space)
+        self.observation_spaces: Mapping[str, spaces.Box] = group_spaces(self.task, env.single_observation_space)
+        self.action_space: spaces.Space[Any] = flat_action_space(self.task, env.single_action_space)
         self.deployment: dict[str, Any] = {}
         control_dt = getattr(sub_env.unwrapped, "dt", None) if sub_env is not None else None
         if isinstance(control_dt, float):
@@ -100,7 +99,7 @@ class GymnasiumEnv:
         # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
         self._sub_envs = list(env.envs) if type(env) is SyncVectorEnv else []
         self._named = isinstance(env.single_observation_space, spaces.Dict)
-        parts = _parts(env.single_observation_space)
+        parts = parts_of(env.single_observation_space)
         self._laid_out = {group: part for group, part in parts.items() if not isinstance(part, spaces.Box)}
         flat = {group: self.observation_spaces[group].shape for group in self._laid_out}
         self._shapes = {group: part.shape or () for group, part in parts.items()} | flat
@@ -379,43 +378,6 @@ def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | N
     """Sub-env 0 of a SyncVectorEnv; None where sub-envs live in other processes or do not exist."""
     sub_envs = getattr(env.unwrapped, "envs", None)
     return sub_envs[0] if sub_envs else None
-
-
-def _parts(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
-    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
-
-
-def _group_spaces(task: str, space: spaces.Space[Any]) -> dict[str, spaces.Box]:
-    groups: dict[str, spaces.Box] = {}
-    for group, part in _parts(space).items():
-        if not isinstance(part, spaces.Box):
-            reason = refusal(part)
-            if reason is not None:
-                raise ValueError(f"{task}: observation '{group}' {reason}; wrap the env (--env.wrappers module:Class)")
-            groups[group] = _flat_box(flat_box(part))
-            continue
-        if len(part.shape) != 1:
-            size = int(np.prod(part.shape))
-            warnings.warn(
-                f"{task}: observation '{group}' of shape {part.shape} is flattened to {size} numbers", stacklevel=3
-            )
-        groups[group] = _flat_box(part)
-    return groups
-
-
-def _flat_action_space(task: str, space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
-    if isinstance(space, spaces.Discrete):
-        return spaces.Discrete(int(space.n))
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        return _flat_box(space)
-    raise ValueError(f"{task}: action space {space} is not supported; rlcore takes a float Box or Discrete")
-
-
-def _flat_box(box: spaces.Box) -> spaces.Box:
-    """The same bounds, flat and float32; bounds beyond float32 become infinite."""
-    with np.errstate(over="ignore"):
-        low, high = (np.asarray(bound, dtype=np.float32).reshape(-1) for bound in (box.low, box.high))
-    return spaces.Box(low, high, dtype=np.float32)
 
 
 def _is_object_array(value: Any) -> bool:

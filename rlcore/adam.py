@@ -123,3 +123,13 @@ class FlatAdam:
         """Restore ``state_dict``'s result, in place."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
+
+
+def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:
+    """Take a step down the loss, unless it is not finite; the gradient's norm."""
+    optimizer.zero_grad()
+    parameters = optimizer.parameters
+    # Only for this optimizer's parameters: what else the loss went through is to stay as it is.
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, optimizer.one), strict=True):
+        parameter.grad = gradient
+    return optimizer.step(loss.detach())[0]

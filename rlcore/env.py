@@ -232,7 +232,7 @@ def _check_log(env: VecEnv, log: Any) -> None:
 class StepCheck:
     """``check_step`` for every step of an env, at the price of comparing types and shapes with those known to be right.
 
-    About three microseconds a step; nothing on a device is read or waited for.
+    A few microseconds a step; nothing on a device is read or waited for.
 
     Args:
         env: where the steps come from.

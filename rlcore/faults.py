@@ -20,10 +20,45 @@ _TEXTS = {
     "critic": "observation {name} is not finite, or too large to be used",
     "final": "last observation {name} is not finite, or too large to be used",
     "reward": "the reward is not finite, or beyond 10,000 times the usual one",
-    "actor_far": "observation {name} is far from what it was, and limited in its normalizer",
-    "critic_far": "observation {name} is far from what it was, and limited in its normalizer",
-    "return_far": "the return is far from what it was, and limited in its normalizer",
+    "actor_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
+    "critic_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
+    "return_far": "the return is over 1,000 deviations from what it was, and limited in its normalizer",
 }
+
+
+def broken_observations(data: Mapping[str, Tensor]) -> Tensor:
+    """Where what actor or critic read cannot be used, bool ``[..., N]``.
+
+    Args:
+        data: of a rollout, or of one step: ``actor_broken``, and ``critic_broken`` where that reads other groups, the
+            first column that is broken; -1 where none is.
+    """
+    broken = data["actor_broken"] >= 0
+    return broken if "critic_broken" not in data else broken | (data["critic_broken"] >= 0)
+
+
+def lost_steps(
+    broken_obs: Tensor,
+    broken_reward: Tensor,
+    next_broken: Tensor,
+    final_broken: Tensor | None,
+    done: Tensor,
+    valid: Tensor | None,
+) -> Tensor:
+    """Steps of a rollout whose one-step error needs a number that cannot be used, bool ``[T, N]``.
+
+    Args:
+        broken_obs: bool ``[T, N]``.
+        broken_reward: bool ``[T, N]``.
+        next_broken: bool ``[N]``, of the observation after the rollout.
+        final_broken: a broken column of what a time-out is worth the value of, ``[T, N]``, or -1; none: it is not read.
+        done: bool ``[T, N]``, where an episode ends, and the next observation is not of it.
+        valid: bool ``[T, N]``, false for what is no step; none: all are.
+    """
+    lost = broken_obs | broken_reward | (torch.cat([broken_obs[1:], next_broken.unsqueeze(0)]) & ~done)
+    if final_broken is not None:
+        lost = lost | (final_broken >= 0)
+    return lost if valid is None else lost | ~valid
 
 
 @torch.no_grad()
@@ -46,12 +81,18 @@ def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
 
 
 @torch.no_grad()
-def far_numbers(outliers: Mapping[str, Tensor], num_envs: int) -> Metrics:
-    """Find the column that has most ``RunningNormalizer.outliers`` ``[2, O]`` by source, which begin anew.
+def far_numbers(normalizers: Mapping[str, Any], num_envs: int) -> Metrics:
+    """Find the column that has most ``outliers`` ``[2, O]`` of normalizers by source, which begin anew.
+
+    One that stands for two sources counts for the first, and what has no outliers for none.
 
     Returns:
         Of each source: that column, its number of outliers, and the env of the latest; see ``broken_steps``.
     """
+    outliers: dict[str, Tensor] = {}
+    for source, part in normalizers.items():
+        if hasattr(part, "outliers") and not any(part.outliers is known for known in outliers.values()):
+            outliers[source] = part.outliers
     rows = []
     if all(_none(table[0]) for table in outliers.values()):
         return {}

@@ -19,6 +19,7 @@ REWARD_LIMIT = 1e4
 """A reward is broken that is so many times the usual one; see ``broken_rewards``."""
 
 _WIDE = 20.0  # deviations from the mean to which a number is brought back
+_TOLD = 50.0  # times as far, where a number is told of: contacts and other rare events are not faults
 _HUGE = 1e3  # deviations from the mean, and at least
 _FLOOR = 1e5  # this much, beyond which a number does not count,
 _MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
@@ -50,7 +51,7 @@ class RunningNormalizer(nn.Module):
     var: Tensor  # [size]
     count: Tensor  # [size], numbers that count
     huge: Tensor  # [size], share of the latest numbers that are too far away to count
-    outliers: Tensor  # [2, size], numbers brought back or left out since last read; the latest row with such a number
+    outliers: Tensor  # [2, size], numbers over 1,000 deviations away since last read; the latest row with such a number
 
     def __init__(self, size: int, epsilon: float = 1e-2, clip: float | None = None, warmup: int = 100) -> None:
         super().__init__()
@@ -79,7 +80,7 @@ class RunningNormalizer(nn.Module):
         x, rows = x.to(self.mean.dtype), len(x)
         if available(x.device):
             parts = self.mean, self.var, self.count, self.huge, self.outliers
-            limits = _HUGE, _FLOOR, _WIDE
+            limits = _HUGE, _FLOOR, _WIDE, _TOLD
             update_statistics(x, *parts, epsilon=self.epsilon, warmup=self.warmup, limits=limits, memory=_MEMORY)
             return
         if self._ordinary(x):
@@ -96,7 +97,7 @@ class RunningNormalizer(nn.Module):
         settled = self.count + rows > self.warmup * rows
         near = torch.where(settled, _WIDE * (deviation + self.epsilon), torch.inf)
         known = far < torch.inf  # false for NaN, too
-        beyond = known & (far > torch.minimum(near, limit))
+        beyond = known & (far > torch.minimum(_TOLD * near, limit))
         self.huge.mul_(_MEMORY).add_((known & (far > limit)).sum(0)).div_(_MEMORY + rows)
         counts = known & ((far <= limit) | (self.huge > 0.5))
         number = counts.sum(0).double()  # [size]

@@ -17,8 +17,8 @@ _PARTS = 9  # what a program tells of each column; see _moments_kernel
 
 def _moments_kernel(
     x: array, mean: array, var: array, count: array, partial: array, N: array,
-    D: constexpr, PARTS: constexpr, HUGE: constexpr, FLOOR: constexpr, WIDE: constexpr, EPSILON: constexpr,
-    WARMUP: constexpr, ROWS: constexpr, COLS: constexpr,
+    D: constexpr, PARTS: constexpr, HUGE: constexpr, FLOOR: constexpr, WIDE: constexpr, TOLD: constexpr,
+    EPSILON: constexpr, WARMUP: constexpr, ROWS: constexpr, COLS: constexpr,
 ) -> None:  # fmt: skip
     """Sum up ROWS rows and COLS columns in partial [programs, PARTS, D].
 
@@ -38,7 +38,7 @@ def _moments_kernel(
     far = tl.abs(delta)
     known = inside & (far < float("inf"))  # false for NaN, too
     counts = known & (far <= limit[None, :])
-    beyond = known & (far > tl.minimum(near, limit)[None, :])
+    beyond = known & (far > tl.minimum(TOLD * near, limit)[None, :])
     back = tl.where(delta < 0, -near[None, :], near[None, :])
     limited = tl.where(far > near[None, :], back, delta)
     out = partial + tl.program_id(0) * PARTS * D + col
@@ -108,7 +108,7 @@ def _merge_kernel(
 
 def update_statistics(
     x: Tensor, mean: Tensor, var: Tensor, count: Tensor, huge: Tensor, outliers: Tensor, *,
-    epsilon: float, warmup: int, limits: tuple[float, float, float], memory: float,
+    epsilon: float, warmup: int, limits: tuple[float, float, float, float], memory: float,
 ) -> None:  # fmt: skip
     """Take a batch into a normalizer's statistics, in place.
 
@@ -121,8 +121,8 @@ def update_statistics(
         outliers: ``[2, D]``.
         epsilon: added to the deviation.
         warmup: batches during which nothing is brought back.
-        limits: deviations from where on a number does not count, how far away it is at least, and deviations to which
-            others are brought back.
+        limits: deviations from where on a number does not count, how far away it is at least, deviations to which
+            others are brought back, and how many times that far one is to be told of.
         memory: numbers that ``huge`` remembers.
     """
     rows, size = x.shape

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.adam import FlatAdam, flat
+from rlcore.adam import FlatAdam, descend, flat
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.distributional import categorical_loss
@@ -19,12 +19,13 @@ from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate, unit_weights
-from rlcore.normalization import ReturnScale, RunningNormalizer, make_normalizer
+from rlcore.normalization import ReturnScale, make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.q_losses import value_loss
 from rlcore.q_networks import Critics, SquashedPolicy
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import make_trace
+from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step
 from rlcore.update_kernels import NO_LIMIT
 
@@ -273,7 +274,7 @@ class OffPolicy:
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
         lost = 1 - transitions.weight.mean()
-        means = _means(logs) | self._faults()
+        means = means_of(logs) | self._faults()
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
             means["replay/lost"] = lost
         if config.lr_schedule != "constant":
@@ -283,11 +284,8 @@ class OffPolicy:
     def _faults(self) -> Metrics:
         """Steps of this iteration that are left out of learning, and what tells where they come from."""
         broken = self.replay.broken(self.num_steps)  # [num_steps, N]
-        normalizers = {"actor_far": self.policy.normalizer}
-        if self.critic_normalizer is not self.policy.normalizer:
-            normalizers["critic_far"] = self.critic_normalizer
-        far = {name: part.outliers for name, part in normalizers.items() if isinstance(part, RunningNormalizer)}
-        found = broken_steps({"step": broken.int() - 1}) | far_numbers(far, self.env.num_envs)
+        limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic_normalizer}
+        found = broken_steps({"step": broken.int() - 1}) | far_numbers(limited, self.env.num_envs)
         return {"replay/dropped": broken.sum()} | found | self.broken.read("actor")
 
     @torch.no_grad()
@@ -401,27 +399,3 @@ class OffPolicy:
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
             self.notes = (*self.notes[:-1], self._steps_note(wait))
         self.trace.load_state_dict(state["trace"])
-
-
-def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:
-    """Take a step down the loss, unless it is not finite; the gradient's norm."""
-    optimizer.zero_grad()
-    parameters = optimizer.parameters
-    # Only for this optimizer's parameters: what else the loss went through is to stay as it is.
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters, optimizer.one), strict=True):
-        parameter.grad = gradient
-    return optimizer.step(loss.detach())[0]
-
-
-def _means(logs: list[Metrics]) -> Metrics:
-    """Mean of each metric over the gradient steps that have it; those of the same steps at once."""
-    if len(logs) == 1:
-        return logs[0]
-    together: dict[tuple[bool, ...], list[str]] = {}
-    for name in dict.fromkeys(name for log in logs for name in log):
-        together.setdefault(tuple(name in log for log in logs), []).append(name)
-    means: Metrics = {}
-    for has, names in together.items():
-        values = torch.stack([log[name] for log, there in zip(logs, has, strict=True) if there for name in names])
-        means |= zip(names, values.view(-1, len(names)).mean(0).unbind(), strict=True)
-    return means

@@ -8,30 +8,28 @@ here with tensors.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlcore import launcher
 from rlcore.actor_critic import Critic, build_policy
 from rlcore.adam import FlatAdam
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
-from rlcore.faults import broken_steps, far_numbers, fault_groups
+from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
 from rlcore.learn import Progress, learn
+from rlcore.losses import ppo_loss
 from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer, broken_rewards
 from rlcore.ppo_config import PPOConfig as PPOConfig
-from rlcore.ppo_config import small_minibatches
-from rlcore.recurrent import cleared
-from rlcore.returns import gae, next_values, room_for_timeouts
-from rlcore.rollout import Rollout, make_trace
+from rlcore.ppo_config import rate_by_kl, small_minibatches
+from rlcore.recurrent import cleared, forgetful
+from rlcore.returns import filled, gae, next_values, room_for_timeouts, standardized
+from rlcore.rollout import Rollout, make_trace, reordered
 from rlcore.types import Metrics, Mode, Obs, State, Step
-from rlcore.update_kernels import METRICS, gather, gaussian_ppo_loss
 
 _log = logging.getLogger(__name__)
 
@@ -99,14 +97,6 @@ class PPO:
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
-        # Whether one kernel computes the loss: it has the common one alone, and torch.compile fuses any.
-        self.fused_loss = (
-            launcher.available(device)
-            and not spec.discrete
-            and config.bounds_loss_coef == 0
-            and config.normalize_advantage != "minibatch"
-            and "compile" not in config.mode
-        )
         self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
@@ -162,14 +152,8 @@ class PPO:
         self.rollout.write(row)
         self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
         if self.recurrent:
-            state = cleared(state, self._broken_obs(row))
+            state = cleared(state, broken_observations(row))
         return self.policy.limit(action), state
-
-    @staticmethod
-    def _broken_obs(data: Mapping[str, Tensor]) -> Tensor:
-        """Where what actor or critic read cannot be used, ``[..., N]``."""
-        broken = data["actor_broken"] >= 0
-        return broken if "critic_broken" not in data else broken | (data["critic_broken"] >= 0)
 
     def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
@@ -227,7 +211,7 @@ class PPO:
                 shuffled = batch
                 if config.num_minibatches > 1:  # once an epoch, so that minibatches are views
                     order = torch.randperm(self.num_sequences, device=next_obs.device)
-                    shuffled = {name: _select(value, order) for name, value in batch.items()}
+                    shuffled = {name: reordered(value, order) for name, value in batch.items()}
                 parts = {name: value.chunk(config.num_minibatches, 1) for name, value in shuffled.items()}
                 for i in range(config.num_minibatches):
                     measured = self._minibatch({name: part[i] for name, part in parts.items()})
@@ -252,18 +236,11 @@ class PPO:
         config, data = self.config, self.rollout.data
         done = data["terminated"] | data["truncated"]  # [T, N]
         timed_out = data["truncated"] & ~data["terminated"]
-        broken_obs, broken_reward = self._broken_obs(data), broken_rewards(data["reward"])
         next_obs, next_broken = self.critic.normalizer.usable(next_obs)
-        following_lost = torch.cat([broken_obs[1:], (next_broken >= 0).unsqueeze(0)]) & ~done
-        sources = {name.removesuffix("_broken"): data[name] for name in data if name.endswith("_broken")}
-        sources["reward"] = broken_reward.int() - 1
         final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
-        if final_obs is not None:
-            sources["final"] = torch.where(timed_out, data["final_broken"], -1)
-            following_lost = following_lost | (sources["final"] >= 0)
-        lost = broken_obs | broken_reward | following_lost
-        if "valid" in data:
-            lost = lost | ~data["valid"]
+        broken_obs, broken_reward = broken_observations(data), broken_rewards(data["reward"])
+        final_broken = None if final_obs is None else torch.where(timed_out, data["final_broken"], -1)
+        lost = lost_steps(broken_obs, broken_reward, next_broken >= 0, final_broken, done, data.get("valid"))
         # A broken observation empties the memory of a recurrent network, as the end of an episode does.
         keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
         critic_obs = data.get("critic_obs", data["actor_obs"])
@@ -279,18 +256,22 @@ class PPO:
         cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         reward = data["reward"].masked_fill(broken_reward, 0.0)
         advantages, returns = gae(reward, values, following, cut, config.gamma, config.gae_lambda)
-        learned = ~(lost | self._forgetful(broken_obs, done)) if self.recurrent else ~lost
+        learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
         weight = learned * (learned.numel() / learned.sum())
-        errors = _filled(returns - values, learned).var()
-        about = {"policy/explained_variance": 1 - errors / _filled(returns, learned).var().clamp(min=1e-8)}
+        errors = filled(returns - values, learned).var()
+        about = {"policy/explained_variance": 1 - errors / filled(returns, learned).var().clamp(min=1e-8)}
         about["rollout/dropped"] = (data.get("valid", torch.ones_like(learned)) & ~learned).sum()
         if self.value_normalizer is not None:
             self.value_normalizer.update(returns.where(learned, torch.nan).reshape(-1, 1))
             returns = self.value_normalizer(returns.unsqueeze(-1)).squeeze(-1)
-        about |= broken_steps(sources) | far_numbers(self._outliers(), self.env.num_envs)
+        sources = {name.removesuffix("_broken"): data[name] for name in data if name.endswith("_broken")}
+        sources["reward"] = broken_reward.int() - 1
+        about |= broken_steps(sources if final_broken is None else sources | {"final": final_broken})
+        limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic.normalizer}
+        about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if config.normalize_advantage == "batch":
-            advantages = _standardize(advantages, learned)
+            advantages = standardized(advantages, learned)
         kept = {name: value for name, value in data.items() if name not in _ROLLOUT_ONLY}
         # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
         kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
@@ -304,20 +285,6 @@ class PPO:
             batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
         batch["log_prob"] = self._old_distribution(batch).log_prob(batch["action"])
         return batch, about
-
-    def _forgetful(self, broken: Tensor, done: Tensor) -> Tensor:
-        """Where a broken observation has emptied the memory, until the episode or the sequence ends, ``[T, N]``."""
-        time = torch.arange(len(done), device=done.device).unsqueeze(1)  # [T, 1]
-        begins = torch.cat([torch.ones_like(done[:1]), done[:-1]]) | (time % self.length == 0)
-        latest_break, latest_begin = (torch.where(x, time, -1).cummax(0).values for x in (broken, begins))
-        return latest_break >= latest_begin
-
-    def _outliers(self) -> dict[str, Tensor]:
-        """What normalizers have found to be far from what it was; see ``faults.far_numbers``."""
-        found: dict[str, Any] = {"actor_far": self.policy.normalizer, "return_far": self.value_normalizer}
-        if self.critic.normalizer is not self.policy.normalizer:
-            found["critic_far"] = self.critic.normalizer
-        return {name: part.outliers for name, part in found.items() if isinstance(part, RunningNormalizer)}
 
     def _sequences(self, value: Tensor) -> Tensor:
         """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]``."""
@@ -333,7 +300,9 @@ class PPO:
         with torch.no_grad():
             allowed = torch.isfinite(loss) & ~self.stopped
             if config.lr_schedule == "adaptive":
-                self._adapt_learning_rate(metrics["policy/kl"], allowed)
+                # Only where a step is allowed: while steps are skipped the KL stands still.
+                rate = rate_by_kl(self.learning_rate, metrics["policy/kl"], config)
+                self.learning_rate.copy_(torch.where(allowed, rate, self.learning_rate))
             if config.target_kl is not None:
                 self.stopped = self.stopped | (metrics["policy/kl"] > config.target_kl)
                 allowed = allowed & ~self.stopped
@@ -358,34 +327,18 @@ class PPO:
             distribution = type(distribution)(*parts)
             value = value[config.burn_in :]
             sample = {name: part[config.burn_in :] for name, part in sample.items() if "_state" not in name}
-        if self.fused_loss:
-            return self._evaluate_fused(distribution, value, sample)
-
-        old = self._old_distribution(sample)
-        advantage, weight = sample["advantage"], sample["weight"]
-        if config.normalize_advantage == "minibatch":
-            advantage = _standardize(advantage, weight > 0)
-        ratio = (distribution.log_prob(sample["action"]) - sample["log_prob"]).exp()
-        clipped = ratio.clamp(1 - config.clip_range, 1 + config.clip_range)
-        policy_loss = -(weight * torch.min(ratio * advantage, clipped * advantage)).mean()  # PPO eq. 7
-        error = (value - sample["returns"]).square()
-        if config.clip_value_loss:
-            near = sample["value"] + (value - sample["value"]).clamp(-config.clip_range, config.clip_range)
-            error = torch.max(error, (near - sample["returns"]).square())
-        value_loss = (weight * error).mean()
-        entropy = distribution.entropy()
-        entropy = (weight * entropy).mean() if entropy.dim() > 0 else entropy  # the same for all
-        loss = policy_loss + config.value_coef * value_loss - self.entropy_coef * entropy
-        metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}
-        if config.bounds_loss_coef > 0 and "old_mean" in sample:
-            beyond = (distribution.mode.abs() - config.bounds_loss_limit).clamp(min=0)
-            metrics["loss/bounds"] = (weight * beyond.square().sum(-1)).mean()
-            loss = loss + config.bounds_loss_coef * metrics["loss/bounds"]
-        with torch.no_grad():
-            metrics["policy/kl"] = (weight * old.kl(distribution)).mean()  # type: ignore[arg-type]
-            metrics["policy/clip_fraction"] = (weight * ((ratio - 1).abs() > config.clip_range)).mean()
-        if "old_std" in sample:
-            metrics["policy/std"] = sample["old_std"].mean()
+        loss, metrics = ppo_loss(
+            distribution,
+            self._old_distribution(sample),
+            value,
+            sample,
+            clip_range=config.clip_range,
+            value_coef=config.value_coef,
+            entropy_coef=self.entropy_coef,
+            clip_value_loss=config.clip_value_loss,
+            standardize_advantage=config.normalize_advantage == "minibatch",
+            bounds=(config.bounds_loss_coef, config.bounds_loss_limit),
+        )
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def _old_distribution(self, sample: dict[str, Tensor]) -> Distribution:
@@ -393,39 +346,9 @@ class PPO:
         kind = Gaussian if "old_mean" in sample else Categorical
         return kind(*(sample[f"old_{name}"] for name in kind._fields))
 
-    def _evaluate_fused(
-        self, distribution: Distribution, value: Tensor, sample: dict[str, Tensor]
-    ) -> tuple[Tensor, Metrics]:
-        """What ``_evaluate`` computes from here on, in one kernel, for the common settings."""
-        config = self.config
-        names = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns", "weight")
-        loss, metrics = gaussian_ppo_loss(
-            *(part.flatten(0, 1) if part.dim() > 1 else part for part in distribution),
-            *(part.flatten(0, 1) for part in (value, *(sample[name] for name in names))),
-            clip_range=config.clip_range,
-            value_coef=config.value_coef,
-            entropy_coef=self.entropy_coef,
-            clip_value_loss=config.clip_value_loss,
-        )
-        return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
-
-    def _adapt_learning_rate(self, kl: Tensor, allowed: Tensor) -> None:
-        """Slow down when the policy moved too far and speed up when too little, before this minibatch's step.
-
-        Only where a step is allowed: while steps are skipped the KL stands still, and would drive the rate to a bound.
-        """
-        config, rate = self.config, self.learning_rate
-        slower = (rate / config.kl_factor).clamp(min=config.lr_min)
-        faster = (rate * config.kl_factor).clamp(max=config.lr_max)
-        too_far = kl > config.kl_band[1] * config.desired_kl
-        too_near = (kl < config.kl_band[0] * config.desired_kl) & (kl > 0)
-        adapted = torch.where(too_far, slower, torch.where(too_near, faster, rate))
-        rate.copy_(torch.where(allowed, adapted, rate))
-
     def _denormalize(self, values: Tensor) -> Tensor:
-        if self.value_normalizer is None:
-            return values
-        return self.value_normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
+        normalizer = self.value_normalizer
+        return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
 
     def moved(self) -> list[Tensor]:
         """The statistics of observations; see ``types.Agent``."""
@@ -465,25 +388,6 @@ class PPO:
         self.trace.load_state_dict(state["trace"])
 
 
-_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "valid", "final_obs"}
-_ROLLOUT_ONLY |= {"actor_broken", "critic_broken", "final_broken"}
-
-
-def _select(value: Tensor, order: Tensor) -> Tensor:
-    """Reorder sequences ``[L, S, ...]``."""
-    if len(value) == 1:
-        return gather({"": value[0]}, order)[""].unsqueeze(0)
-    return value.index_select(1, order)
-
-
-def _standardize(x: Tensor, learned: Tensor) -> Tensor:
-    """Bring what is ``learned`` from to zero mean and unit deviation."""
-    number = learned.sum()
-    mean = x.where(learned, 0.0).sum() / number
-    deviation = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
-    return (x - mean) / (deviation + 1e-8)
-
-
-def _filled(x: Tensor, learned: Tensor) -> Tensor:
-    """Put the mean of what is ``learned`` from in the place of what is not, which then adds nothing to the variance."""
-    return x.where(learned, x.where(learned, 0.0).sum() / learned.sum())
+_ROLLOUT_ONLY = set(
+    ["reward", "terminated", "truncated", "valid", "final_obs", "actor_broken", "critic_broken", "final_broken"]
+)

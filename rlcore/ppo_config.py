@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from rlcore.actor_critic import ActorCriticConfig
 from rlcore.config import check, check_positive
 from rlcore.types import Mode
@@ -122,3 +125,18 @@ def small_minibatches(config: PPOConfig, num_envs: int) -> str:
         f"num_minibatches is {config.num_minibatches}, which cuts {num_envs} envs x {config.num_steps} steps into "
         f"minibatches of {size} sample{'s' * (size != 1)}; under {SMALL_MINIBATCH} gradients are mostly noise: {remedy}"
     )
+
+
+def rate_by_kl(rate: Tensor, kl: Tensor, config: PPOConfig) -> Tensor:
+    """The adaptive learning rate: lower where the policy moved too far, higher where too little.
+
+    Args:
+        rate: the present one, a scalar.
+        kl: how far the policy moved from the one that collected the rollout, a scalar.
+        config: settings; ``kl_band`` times ``desired_kl`` is neither.
+    """
+    slower = (rate / config.kl_factor).clamp(min=config.lr_min)
+    faster = (rate * config.kl_factor).clamp(max=config.lr_max)
+    too_far = kl > config.kl_band[1] * config.desired_kl
+    too_near = (kl < config.kl_band[0] * config.desired_kl) & (kl > 0)
+    return torch.where(too_far, slower, torch.where(too_near, faster, rate))

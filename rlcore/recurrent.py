@@ -125,3 +125,17 @@ def _plain(
             state = ((1 - z) * n + z * h,)
         outputs.append(state[0])
     return torch.stack(outputs), state
+
+
+def forgetful(broken: Tensor, done: Tensor, length: int) -> Tensor:
+    """Where something broken has emptied a memory, until the episode or the sequence ends, bool ``[T, N]``.
+
+    Args:
+        broken: bool ``[T, N]``, where it is emptied.
+        done: bool ``[T, N]``, where an episode ends.
+        length: steps of a sequence.
+    """
+    time = torch.arange(len(done), device=done.device).unsqueeze(1)  # [T, 1]
+    begins = torch.cat([torch.ones_like(done[:1]), done[:-1]]) | (time % length == 0)
+    latest_break, latest_begin = (torch.where(x, time, -1).cummax(0).values for x in (broken, begins))
+    return latest_break >= latest_begin

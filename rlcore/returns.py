@@ -94,3 +94,16 @@ def gae_reference(
         tails.append(tail)
     advantages = torch.stack(tails[::-1])
     return advantages, advantages + values
+
+
+def standardized(x: Tensor, learned: Tensor) -> Tensor:
+    """Bring ``x`` ``[...]``, where bool ``learned`` says so, to zero mean and unit deviation."""
+    number = learned.sum()
+    mean = x.where(learned, 0.0).sum() / number
+    deviation = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
+    return (x - mean) / (deviation + 1e-8)
+
+
+def filled(x: Tensor, learned: Tensor) -> Tensor:
+    """Put the mean of what is ``learned`` from in the place of what is not, which then adds nothing to the variance."""
+    return x.where(learned, x.where(learned, 0.0).sum() / learned.sum())

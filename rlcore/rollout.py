@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rlcore.update_kernels import gather
+
 
 class Rollout:
     """Named tensors ``[T, N, ...]``.
@@ -74,3 +76,10 @@ class Rollout:
 def make_trace(num_envs: int, device: torch.device) -> Rollout:
     """Room for the latest 256 steps of the first few envs: raw observations, for checking an export with."""
     return Rollout(256, min(num_envs, 8), device)
+
+
+def reordered(value: Tensor, order: Tensor) -> Tensor:
+    """Sequences ``[L, S, ...]`` in another order ``[S]``."""
+    if len(value) == 1:
+        return gather({"": value[0]}, order)[""].unsqueeze(0)
+    return value.index_select(1, order)

@@ -96,3 +96,17 @@ class EpisodeStatistics:
             means |= zip(keys, (sums / weights).unbind(), strict=True)
             torch._foreach_zero_(list(self.logs.values()))
         return means
+
+
+def means_of(logs: list[Metrics]) -> Metrics:
+    """Mean of each metric over the gradient steps that have it; those of the same steps at once."""
+    if len(logs) == 1:
+        return logs[0]
+    together: dict[tuple[bool, ...], list[str]] = {}
+    for name in dict.fromkeys(name for log in logs for name in log):
+        together.setdefault(tuple(name in log for log in logs), []).append(name)
+    means: Metrics = {}
+    for has, names in together.items():
+        values = torch.stack([log[name] for log, there in zip(logs, has, strict=True) if there for name in names])
+        means |= zip(names, values.view(-1, len(names)).mean(0).unbind(), strict=True)
+    return means

@@ -23,7 +23,7 @@ LAYERS = (
     {"_version", "types", "env", "config", "checkpoint", "returns", "distributions", "networks", "normalization"}
     | {"capture", "kernels", "mlp_kernels", "update_kernels", "distributional", "replay_kernels", "squashed"}
     | {"launcher", "recurrent", "recurrent_kernels", "adam", "memory", "ensemble", "q_losses", "unit_rows", "stage"}
-    | {"files", "statistics", "faults", "normalizer_kernels"},
+    | {"files", "statistics", "faults", "losses", "normalizer_kernels"},
     {"rollout", "replay", "learn", "actor_critic", "ppo_config"}
     | {"off_policy", "off_policy_config", "q_networks", "exploration"},
     {"ppo", "sac", "ddpg"},
@@ -34,7 +34,10 @@ SIMULATORS = {"isaaclab", "isaaclab_rl", "isaaclab_tasks", "mjlab", "mujoco", "m
 CAPTURE = ("torch.compile", "torch.cuda.graph", "torch.cuda.CUDAGraph", "torch.cuda.make_graphed_callables")
 
 MAX_LINES = 400
-LONG_FILES: dict[str, str] = {}  # and why each is still one thing
+LONG_FILES = {  # and why each is still one thing
+    "rlcore/replay_kernels.py": "kernels that read and write one memory, each beside its twin",
+    "rlcore/update_kernels.py": "loss, step and shuffling of one update, each beside its twin",
+}
 
 # In pieces, so that this file does not contain what it looks for.
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:" + "|".join(("work", "root", "farm", "opt", r"home/\w+", "tmp")) + r")/\w")
@@ -91,6 +94,8 @@ def why_not(importer: str, name: str) -> str | None:
     package = importer.removeprefix("rlcore").lstrip(".").partition(".")[0]
     outer = package in ("envs", "train", "export")
     if top != "rlcore":
+        if name == "cuda.bindings" or name.startswith("cuda.bindings."):  # comes with PyTorch for CUDA 13
+            return None if importer == "rlcore.capture" else "is the business of capture.py"
         if top in sys.stdlib_module_names or (top in CORE_NEEDS if not outer else top in declared() | SIMULATORS):
             return None
         return "is not among what this package may need"

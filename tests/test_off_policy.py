@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, SACConfig
-from rlcore.adam import FlatAdam
+from rlcore.adam import FlatAdam, descend
 from rlcore.config import load_yaml
 from rlcore.distributional import categorical_loss_reference, expected_value_reference
 from rlcore.envs import make_env
@@ -23,7 +23,6 @@ from rlcore.exploration import Deviation, HeldNoise
 from rlcore.learn import Report, learn, resume, snapshot
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
-from rlcore.off_policy import descend
 from rlcore.q_networks import frozen
 from rlcore.train.cli import main
 from rlcore.train.config import CONFIGS, default_config

@@ -22,6 +22,7 @@ from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import Report
 from rlcore.networks import choose_groups
+from rlcore.ppo_config import rate_by_kl
 from rlcore.recurrent import RNNConfig, cleared
 from rlcore.train.evaluate import evaluate
 from rlcore.types import Obs
@@ -253,7 +254,7 @@ def test_learning_rate_follows_the_rule_restated_in_python() -> None:
     agent = PPO(Scripted(), config(lr_min=5e-4, lr_max=5e-3), seed=0)
     rate = 1e-3
     for kl in [0.0, 0.001, 0.004, 0.0049, 0.006, 0.0199, 0.021, 0.5, 0.5, 0.5, 0.001] + [0.001] * 8:
-        agent._adapt_learning_rate(torch.tensor(kl), torch.tensor(True))
+        agent.learning_rate.copy_(rate_by_kl(agent.learning_rate, torch.tensor(kl), agent.config))
         if kl > 0.02:
             rate = max(rate / 1.5, 5e-4)
         elif 0 < kl < 0.005:

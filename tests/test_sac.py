@@ -167,13 +167,16 @@ def test_the_actor_climbs_what_q_reduce_says_and_leaves_the_critics_alone(reduce
     agent._sample(batch["next_actor_obs"])  # drawn first, for the critics
     action, log_prob = agent._sample(batch["actor_obs"])
     values = agent.critics(batch["critic_obs"], action)
-    loss = (0.2 * log_prob - (values.amin(0) if reduce == "min" else values.mean(0))).mean()
+    value = values.amin(0) if reduce == "min" else values.mean(0)
+    loss = (batch["weight"] * (0.2 * log_prob - value)).mean()
     expected = torch.autograd.grad(loss, list(agent.policy.parameters()))
     before = [p.detach().clone() for p in agent.critics.parameters()]
     torch.manual_seed(3)
     metrics = agent._gradient_step(batch, with_actor=True)
     assert float(metrics["loss/policy"]) == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert float(metrics["policy/entropy"]) == pytest.approx(-float(log_prob.detach().mean()), rel=1e-5)
+    assert float(metrics["policy/entropy"]) == pytest.approx(
+        -float((batch["weight"] * log_prob.detach()).mean()), rel=1e-5
+    )
     for parameter, gradient in zip(agent.policy.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, agent.critics.parameters(), strict=True))

@@ -1,7 +1,8 @@
-"""Observations of gymnasium that are no vectors as such: choices one-hot, tuples and nested dicts side by side."""
+"""Spaces of gymnasium as flat groups: choices one-hot, tuples and nested dicts side by side."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -63,3 +64,51 @@ def _leaves(space: spaces.Space[Any]) -> list[spaces.Space[Any]]:
         parts = space.spaces.values() if isinstance(space, spaces.Dict) else space.spaces
         return [leaf for part in parts for leaf in _leaves(part)]
     return [space]
+
+
+def parts_of(space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
+    """The space of each observation group: the keys of a ``Dict``, else ``policy``."""
+    return dict(space.spaces) if isinstance(space, spaces.Dict) else {"policy": space}
+
+
+def group_spaces(task: str, space: spaces.Space[Any]) -> dict[str, spaces.Box]:
+    """Each observation group of an env as a flat float32 ``Box``; warns of one that has another shape.
+
+    Raises:
+        ValueError: a space that cannot be laid out flat; the message names it and the remedy.
+    """
+    groups: dict[str, spaces.Box] = {}
+    for group, part in parts_of(space).items():
+        if not isinstance(part, spaces.Box):
+            reason = refusal(part)
+            if reason is not None:
+                raise ValueError(f"{task}: observation '{group}' {reason}; wrap the env (--env.wrappers module:Class)")
+            groups[group] = _flat_box(flat_box(part))
+            continue
+        if len(part.shape) != 1:
+            size = int(np.prod(part.shape))
+            warnings.warn(
+                f"{task}: observation '{group}' of shape {part.shape} is flattened to {size} numbers", stacklevel=3
+            )
+        groups[group] = _flat_box(part)
+    return groups
+
+
+def flat_action_space(task: str, space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
+    """The actions of an env as a flat ``Box``, or as choices.
+
+    Raises:
+        ValueError: a space of another kind; the message names it.
+    """
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return _flat_box(space)
+    raise ValueError(f"{task}: action space {space} is not supported; rlcore takes a float Box or Discrete")
+
+
+def _flat_box(box: spaces.Box) -> spaces.Box:
+    """The same bounds, flat and float32; bounds beyond float32 become infinite."""
+    with np.errstate(over="ignore"):
+        low, high = (np.asarray(bound, dtype=np.float32).reshape(-1) for bound in (box.low, box.high))
+    return spaces.Box(low, high, dtype=np.float32)
