@@ -23,7 +23,6 @@ from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
 from rlcore.types import Agent, Metrics, Obs, State, begins, detached, detached_step
 
 _log = logging.getLogger(__name__)
-
 _DROPPED = ("rollout/dropped", "replay/dropped")  # metrics that count steps with broken numbers
 
 
