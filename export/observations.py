@@ -103,10 +103,11 @@ def record(env: VecEnv, policy: Policy, seed: int | None = None, steps: int = NE
         action, state = policy(obs, state)
         for group in policy.observation_sizes:
             rows[group].append(obs[group][few].clone())
-        step = env.step(action)
+        broken = ~action.isfinite()  # as it comes of an observation that is not, and would spoil a simulator for good
+        step = env.step(action.masked_fill(broken, 0))
         done = begins(step)  # [N]
         rows["done"].append(done[few].clone())
-        obs, state = step.obs, cleared(state, done)
+        obs, state = step.obs, cleared(state, done | broken.view(len(broken), -1).any(1))
     return {name: torch.stack(values) for name, values in rows.items()}
 
 

@@ -20,7 +20,8 @@ _TEXTS = {
     "actor": "observation {name} is not finite, or too large to be used",
     "critic": "observation {name} is not finite, or too large to be used",
     "final": "last observation {name} is not finite, or too large to be used",
-    "reward": "the reward is not finite, or beyond 10,000 times the usual one",
+    "reward": "the reward is not finite, or beyond 10,000 times the usual one (if that is meant, lower "
+    "agent.reward_scale)",
     "actor_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
     "critic_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
     "return_far": "the return is over 1,000 deviations from what it was, and limited in its normalizer",

@@ -23,7 +23,6 @@ from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
 from rlcore.types import Agent, Metrics, Obs, State, begins, detached, detached_step
 
 _log = logging.getLogger(__name__)
-
 _DROPPED = ("rollout/dropped", "replay/dropped")  # metrics that count steps with broken numbers
 
 
@@ -210,37 +209,41 @@ def learn(
     collect = _collector(env, agent, progress.episodes, capture_env)
     report_to = on_report or partial(_log_faults, Faults())
     underway: _Mail | None = None
-    while progress.iteration < num_iterations:
-        watch = _Stopwatch(device)
-        mark.set()
-        try:
-            progress.broken_off = "rollout"
-            progress.obs, progress.state = collect(progress.obs, progress.state)
-            progress.broken_off = "update"
-            watch.mark()
-            metrics = progress.episodes.read() | agent.update()
-            watch.mark()
-            progress.iteration += 1
-            progress.env_steps += agent.num_steps * env.num_envs
-            progress.broken_off = ""
-        except BaseException:
-            with suppress(Exception):  # after an error of CUDA nothing works; the first error is the one to tell
-                if progress.broken_off == "rollout":
-                    mark.go_back()
-                if underway is not None:
-                    underway.deliver(progress, report_to)
-            raise
-        mail, underway = underway, _Mail(progress, metrics, watch, env, agent)
-        if mail is not None:
-            mail.deliver(progress, report_to)
-        progress.underway = watch
-        if on_iteration is not None:
-            on_iteration(progress)
-        if device.type != "cuda":  # nothing runs on beside us
-            underway.deliver(progress, report_to)
-            underway = None
-        if should_stop is not None and should_stop():
-            break
+    try:
+        while progress.iteration < num_iterations:
+            watch = _Stopwatch(device)
+            mark.set()
+            try:
+                progress.broken_off = "rollout"
+                progress.obs, progress.state = collect(progress.obs, progress.state)
+                progress.broken_off = "update"
+                watch.mark()
+                metrics = progress.episodes.read() | agent.update()
+                watch.mark()
+                progress.iteration += 1
+                progress.env_steps += agent.num_steps * env.num_envs
+                progress.broken_off = ""
+            except BaseException:
+                with suppress(Exception):  # after an error of CUDA nothing works; the first error is the one to tell
+                    if progress.broken_off == "rollout":
+                        mark.go_back()
+                raise
+            mail, underway = underway, _Mail(progress, metrics, watch, env, agent)
+            if mail is not None:
+                mail.deliver(progress, report_to)
+            progress.underway = watch
+            if on_iteration is not None:
+                on_iteration(progress)
+            if device.type != "cuda":  # nothing runs on beside us
+                mail, underway = underway, None
+                mail.deliver(progress, report_to)
+            if should_stop is not None and should_stop():
+                break
+    except BaseException:
+        with suppress(Exception):
+            if underway is not None:  # of an iteration that is finished, and may be saved
+                underway.deliver(progress, report_to)
+        raise
     if underway is not None:
         underway.deliver(progress, report_to)
     return progress

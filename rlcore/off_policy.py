@@ -356,10 +356,9 @@ class OffPolicy:
         return FlatAdam(parameters, self.learning_rate, NO_LIMIT if limit is None else limit, unit)
 
     def moved(self) -> list[Tensor]:
-        """Statistics, counters, and the memory's place; its rows are written over before anything is drawn."""
+        """Statistics, counters, and the memory's place, whose rows are written over before a draw; finals are lost."""
         parts = nn.ModuleList(p for p in (self.policy.normalizer, self.critic_normalizer, self.return_scale) if p)
-        replay = self.replay
-        return [*parts.buffers(), self.steps, replay.row, replay.size, replay.level]  # not num_written: finals are lost
+        return [*parts.buffers(), self.steps, self.replay.row, self.replay.size, self.replay.level]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""

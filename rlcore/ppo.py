@@ -265,7 +265,7 @@ class PPO:
         advantages, returns = gae(reward, values, following, cut, config.gamma, config.gae_lambda)
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
-        weight = learned * (learned.numel() / learned.sum())
+        weight = learned / learned.float().mean()
         errors = filled(returns - values, learned).var()
         about = {"policy/explained_variance": 1 - errors / filled(returns, learned).var().clamp(min=1e-8)}
         about["rollout/dropped"] = (data.get("valid", torch.ones_like(learned)) & ~learned).sum()

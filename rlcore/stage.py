@@ -127,12 +127,14 @@ def stage_text(stage: Stage | None) -> str:
 
 
 def _load(env: Any, stage: Stage) -> None:
-    load = env.load_stage_dict if hasattr(env, "load_stage_dict") else env.load_state_dict
+    name = getattr(env, "task", type(env).__name__)
+    load = getattr(env, "load_stage_dict" if hasattr(env, "stage_dict") else "load_state_dict", None)
+    if load is None:
+        raise ValueError(f"{name} tells its stage and takes none; give it load_stage_dict, beside stage_dict")
     rows = None if env.num_envs == stage["num_envs"] else rows_of(stage["num_envs"], env.num_envs)
     try:
         load(_copied(stage["state"], stage["num_envs"], rows))
     except (RuntimeError, KeyError, IndexError, TypeError) as error:
-        name = getattr(env, "task", type(env).__name__)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{name}: the stage of {stage['num_envs']} envs does not fit these {env.num_envs} ({reason}); give "

@@ -29,7 +29,7 @@ from rlcore.train import ending, training
 from rlcore.train import run as run_module
 from rlcore.train.cli import main
 from rlcore.train.ending import Output, OutputClosed, describe, full_disk, is_mistake
-from rlcore.train.run import RunFolder
+from rlcore.train.run import RunFolder, RunLocked
 from rlcore.types import Obs
 
 ENVS, STEPS = 4, 8
@@ -566,6 +566,16 @@ def test_a_configuration_is_whole_or_the_one_before(tmp_path: Path, monkeypatch:
 
 
 # One process a folder
+
+
+def test_a_folder_in_which_this_process_trains_is_refused_to_itself(tmp_path: Path) -> None:
+    first, second = RunFolder(tmp_path), RunFolder(tmp_path)
+    first.take_over()
+    with pytest.raises(RunLocked, match="by this process"):
+        second.take_over()
+    first.unlock()
+    second.take_over()
+    second.unlock()
 
 
 def test_a_folder_in_which_a_process_trains_is_refused_by_its_name(

@@ -111,6 +111,37 @@ def test_episodes_that_do_not_end_are_told_and_left_out() -> None:
     assert "2 unfinished" in result.summary()
 
 
+def test_an_env_that_gives_no_numbers_is_left_out_and_gets_no_such_action() -> None:
+    class Broken(Lengths):
+        actions = torch.zeros(4, 1)
+
+        def step(self, action: Tensor) -> Step:
+            self.actions = action
+            step = super().step(action)
+            step.reward[1] = torch.nan
+            if "success" in step.log:
+                step.log["success"][1] = torch.nan  # type: ignore[index]
+            step.obs["policy"][1] = torch.nan
+            return step
+
+    class Passing(Still):
+        def initial_state(self, num_envs: int) -> State:
+            return (torch.zeros(1, num_envs, 1),)
+
+        def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
+            memory = state[0] + obs["policy"][:, :1]
+            assert state[0].isfinite().all()
+            return memory[0], (memory,)
+
+    env = Broken(4, long=5)
+    result = evaluate(env, Passing(), seed=0)
+    assert env.actions.isfinite().all()
+    assert (result.episodes, result.unfinished, result.broken) == (3, 0, 1)
+    assert (result.mean_return, result.score) == (pytest.approx(3.0), pytest.approx(1 / 3))  # lengths of 2, 2 and 5
+    assert result.as_dict()["broken"] == 1
+    assert "3 episodes, 1 with a reward that is not finite and left out" in result.summary()
+
+
 def test_no_episode_at_all_has_no_figures_and_the_worst_score() -> None:
     nothing = Evaluation(returns=torch.zeros(0), lengths=torch.zeros(0), unfinished=3)
     assert nothing.score == -math.inf

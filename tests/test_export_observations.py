@@ -123,6 +123,21 @@ def test_what_is_recorded_is_what_the_policy_met() -> None:
     assert torch.equal(recording["policy"][0], env.reset()["policy"][:8])
 
 
+@pytest.mark.parametrize("network", [FEED_FORWARD, RECURRENT])
+def test_an_env_that_is_recorded_gets_actions_that_are_numbers(network: NetworkConfig) -> None:
+    class Checking(Arm):
+        wrong = 0
+
+        def step(self, action: Tensor) -> Step:
+            self.wrong += int((~action.isfinite()).sum())
+            return super().step(action)
+
+    policy = trained(Arm(12), network).policy
+    env = Checking(12, broken_every=5)
+    recording = record(env, policy, steps=30)
+    assert int(recording["policy"].isnan().any(-1).sum()) == 5 and env.wrong == 0
+
+
 def test_a_run_with_a_broken_recording_is_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -555,7 +555,8 @@ def test_without_a_report_what_is_broken_is_logged_once(caplog: pytest.LogCaptur
     agent.env.count = 5  # it breaks in the next rollout again
     agent.learn(5)
     said = [record.getMessage() for record in caplog.records if record.name == "rlcore.learn"]
-    broken = "the reward is not finite, or beyond 10,000 times the usual one: env 2, once"
+    broken = "the reward is not finite, or beyond 10,000 times the usual one"
+    broken += " (if that is meant, lower agent.reward_scale): env 2, once"
     assert said == [f"iteration {i}: 1 sample is left out of learning (rollout/dropped); {broken}" for i in (2, 1)]
     caplog.clear()
     PPO(Broken("reward"), config(), seed=0).learn(4, on_report=lambda report: None)

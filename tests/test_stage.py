@@ -241,6 +241,21 @@ def test_a_resumed_run_stands_at_the_levels_that_were_saved(tmp_path: Path) -> N
     assert core.distance().eq(0).all()
 
 
+def test_an_env_that_tells_its_stage_and_takes_none_is_refused_in_one_line() -> None:
+    def never(state: Any) -> None:
+        raise AssertionError("a stage is no state")
+
+    env: Any = SimpleNamespace(task="Own", num_envs=2, reset=lambda seed: {}, stage_dict=lambda: {"level": 1})
+    for more in ({}, {"state_dict": dict, "load_state_dict": never}):
+        vars(env).update(more)
+        with pytest.raises(ValueError, match="Own tells its stage and takes none; give it load_stage_dict"):
+            reset_at(env, stage_of(env))
+    taken: list[Any] = []
+    env.load_stage_dict = taken.append
+    reset_at(env, stage_of(env))
+    assert taken == [{"level": 1}] * 2
+
+
 def test_fewer_envs_take_the_places_of_all_on_their_terrain() -> None:
     env = Env(400, types=4)
     core = env.core

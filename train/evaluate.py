@@ -37,6 +37,8 @@ class Evaluation:
     lengths: Tensor  # [E] int64, steps
     unfinished: int = 0
     """Envs whose episode did not end in time; they are not in the figures."""
+    broken: int = 0
+    """Envs that gave a reward which is not finite; neither are they."""
     successes: float | None = None
     """Goals reached; None where the task does not report success."""
     goals: int | None = None
@@ -65,6 +67,8 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """Figures as plain values for eval.json."""
         result: dict[str, Any] = {"episodes": self.episodes, "unfinished": self.unfinished}
+        if self.broken:
+            result["broken"] = self.broken
         if self.episodes:
             result |= {
                 "return_mean": self.mean_return,
@@ -82,9 +86,10 @@ class Evaluation:
 
     def summary(self) -> str:
         """One line for people."""
-        left_out = f"{self.unfinished} unfinished and left out" if self.unfinished else ""
+        numbers = {"unfinished": self.unfinished, "with a reward that is not finite": self.broken}
+        left_out = ", ".join(f"{number} {what} and left out" for what, number in numbers.items() if number)
         if not self.episodes:
-            return f"no episode ended; {left_out}"
+            return f"no episode {'counts' if self.broken else 'ended'}; {left_out}"
         low, high = t_interval(self.returns)
         parts = [f"return {self.mean_return:.4g} (95% interval {low:.4g} to {high:.4g})"]
         if self.success is not None and self.goals is not None:
@@ -152,6 +157,7 @@ def evaluate(
         returns=torch.cat([r.returns for r in results]),
         lengths=torch.cat([r.lengths for r in results]),
         unfinished=sum(r.unfinished for r in results),
+        broken=sum(r.broken for r in results),
         successes=sum(r.successes or 0.0 for r in known) if known else None,
         goals=sum(r.goals or 0 for r in known) if known else None,
     )
@@ -174,13 +180,22 @@ class Controller:
 
     @torch.no_grad()
     def act(self, obs: Obs) -> Tensor:
-        """Actions ``[N, A]`` (``[N]`` when discrete) on the env's device."""
+        """Actions ``[N, A]`` (``[N]`` when discrete) on the env's device.
+
+        What is not finite, as it comes of an observation that is not, is 0, and empties the recurrent state: it would
+        spoil a simulator for good.
+        """
         if isinstance(self._policy, Policy):
             action, self._state = self._policy(obs, self._state)
             assert isinstance(action, Tensor)
-            return action
-        arrays = {group: values.detach().cpu().numpy() for group, values in obs.items()}
-        return torch.as_tensor(self._policy(arrays), device=self._device)
+        else:
+            arrays = {group: values.detach().cpu().numpy() for group, values in obs.items()}
+            action = torch.as_tensor(self._policy(arrays), device=self._device)
+        broken = ~action.isfinite()
+        if broken.any():
+            action = action.masked_fill(broken, 0)
+            self.forget(broken.view(len(broken), -1).any(1))
+        return action
 
     def forget(self, done: Tensor) -> None:
         """Zero the recurrent state of envs whose episode ended, ``done [N]``."""
@@ -195,7 +210,7 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
     lengths = torch.zeros(n, dtype=torch.int64, device=device)  # [N]
     successes = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
     goals = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
-    running = torch.ones(n, dtype=torch.bool, device=device)  # [N]
+    running, sound = torch.ones(2, n, dtype=torch.bool, device=device)  # [N] each
     reports_success = False
 
     controller = Controller(policy, env)
@@ -209,7 +224,8 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running
-        ended = running & done
+        sound &= step.reward.isfinite() | ~running
+        ended = running & done & sound
         if "success" in step.log:
             reports_success = True
             number = _per_env(step.log.get("num_goals", 1.0), n, device)
@@ -221,11 +237,12 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
         obs = step.obs
         if not running.any():
             break
-    finished = ~running
+    finished = ~running & sound
     return Evaluation(
         returns=returns[finished].cpu(),
         lengths=lengths[finished].cpu(),
-        unfinished=int(running.sum()),
+        unfinished=int((running & sound).sum()),
+        broken=int((~sound).sum()),
         successes=float(successes.sum()) if reports_success else None,
         goals=round(float(goals.sum())) if reports_success else None,
     )

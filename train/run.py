@@ -25,6 +25,9 @@ class RunLocked(ValueError):
     """Another process trains in a run folder; the message names it."""
 
 
+_trained_here: set[Path] = set()  # folders of runs that this process trains in
+
+
 class RunFolder:
     """Paths of one run, ``runs/<task>/<algo>/<time>-<name>/``, and its checkpoints.
 
@@ -93,6 +96,9 @@ class RunFolder:
             RunLocked: another process trains here.
         """
         notes: list[str] = []
+        here = self.path.resolve()
+        if here in _trained_here:  # to the kernel all of this process is one
+            raise RunLocked(f"{self.path} is being trained by this process; wait for its end, then resume")
         lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if fcntl is not None:
@@ -110,6 +116,7 @@ class RunFolder:
             os.ftruncate(lock, 0)
             os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = lock
+        _trained_here.add(here)
         stale = [*remove_stale(self.path), *remove_stale(self.checkpoints)]
         if stale:
             notes.append(
@@ -122,6 +129,7 @@ class RunFolder:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+            _trained_here.discard(self.path.resolve())
 
     def read_config(self) -> TrainConfig:
         """The configuration of the run."""

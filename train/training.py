@@ -64,6 +64,14 @@ class Training:
         if resumed_from is not None:
             self.run, _ = locate(resumed_from)
             self.notes += self.run.take_over()
+        try:
+            self._prepare(config, console, resumed_from)
+        except BaseException:
+            if self.run is not None:
+                self.run.unlock()
+            raise
+
+    def _prepare(self, config: TrainConfig, console: Console, resumed_from: Path | None) -> None:
         self.device = resolve_device(config.device)
         self.config = dataclasses.replace(config, device=str(self.device))
         self.console = console
