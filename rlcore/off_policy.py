@@ -17,7 +17,6 @@ from rlcore.distributional import categorical_loss
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
-from rlcore.launcher import nothing
 from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
@@ -176,12 +175,10 @@ class OffPolicy:
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
             action = self._explore(normalized)  # [N, A]
-        drawn = torch.rand_like(action)
+        uniform = self.policy.center + self.policy.reach * (2 * torch.rand_like(action) - 1)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
-        if nothing(warm):
-            return action
-        return torch.where(warm, self.policy.center + self.policy.reach * (2 * drawn - 1), action)
+        return torch.where(warm, uniform, action)
 
     def _explore(self, normalized: Tensor) -> Tensor:
         """Choose actions ``[N, A]`` within their bounds for normalized observations ``[N, O]``."""
@@ -219,8 +216,7 @@ class OffPolicy:
         final_obs: Obs | None,
         valid: Tensor | None,
     ) -> None:
-        if self.config.reward_scale != 1:
-            reward = reward * self.config.reward_scale
+        reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
         self.replay.write(obs, action, reward, terminated, truncated, final_obs)
         done = terminated | truncated  # [N]
         if valid is not None:
@@ -289,8 +285,7 @@ class OffPolicy:
         """Steps of this iteration that are left out of learning, and what tells where they come from."""
         broken = self.replay.broken(self.num_steps)  # [num_steps, N]
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic_normalizer}
-        found = {} if nothing(broken) else broken_steps({"step": broken.int() - 1})
-        found |= far_numbers(limited, self.env.num_envs)
+        found = broken_steps({"step": broken.int() - 1}) | far_numbers(limited, self.env.num_envs)
         return {"replay/dropped": broken.sum()} | found | self.broken.read("actor")
 
     @torch.no_grad()

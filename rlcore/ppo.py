@@ -145,11 +145,10 @@ class PPO:
         if self.critic.groups != self.policy.groups:
             row["critic_obs"], row["critic_broken"] = self.critic.normalizer.usable(critic_obs)
         with matmul_precision(self.config.precision):
-            if self.recurrent:
-                sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
-                distribution = type(sequence)(*(part.squeeze(0) if part.dim() > 1 else part for part in sequence))
-            else:  # which does not care how many dimensions there are
-                distribution, state = self.policy.distribution(row["actor_obs"], state)
+            sequence = row["actor_obs"].unsqueeze(0) if self.recurrent else row["actor_obs"]
+            distribution, state = self.policy.distribution(sequence, state)
+        if self.recurrent:
+            distribution = type(distribution)(*(part.squeeze(0) if part.dim() > 1 else part for part in distribution))
         action = distribution.sample()
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
@@ -172,8 +171,7 @@ class PPO:
     def _store(
         self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None, valid: Tensor | None
     ) -> None:
-        if self.config.reward_scale != 1:
-            reward = reward * self.config.reward_scale
+        reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
         if self.config.reward_clip is not None:
             # The difference is 0, or NaN where the reward is not finite, which no limit is to hide.
             reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip) + (reward - reward)
