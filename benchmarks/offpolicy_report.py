@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from facts import pipes, preamble
-from report import label, memory, setup
+from report import label, memory, ratio, setup
 from rich.console import Console
 from rich.table import Table
 
@@ -54,9 +54,9 @@ def table(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             setup(result),
         ]
         for peer in peers:
-            for phase in ("learn_ms", "iteration_ms"):
-                known = peer in beside
-                row.append(f"{beside[peer][phase]['median'] / result[phase]['median']:.2f}×" if known else "")
+            known = peer in beside
+            row.append(f"{beside[peer]['learn_ms']['median'] / result['learn_ms']['median']:.2f}×" if known else "")
+            row.append(ratio(beside[peer], result) if known else "")
         rows.append(row)
     return heads, rows
 

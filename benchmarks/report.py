@@ -6,6 +6,7 @@ python benchmarks/report.py out.json learning.json --plot steps.png > results.md
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -145,6 +146,15 @@ def markdown(reports: list[dict[str, Any]]) -> str:
     return "\n\n".join(makers[report["kind"]](report) for report in reports)
 
 
+def ratio(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    """Another's time for an iteration by this one's; of several rounds the median of their ratios (least..most)."""
+    rounds = [[r["iteration_ms"] for r in result.get("rounds", ())] for result in (theirs, mine)]
+    if theirs is mine or len(rounds[0]) < 2 or len(rounds[0]) != len(rounds[1]):
+        return f"{theirs['iteration_ms']['median'] / mine['iteration_ms']['median']:.2f}×"
+    found = [a / b for a, b in zip(*rounds, strict=True)]
+    return f"{statistics.median(found):.2f}× ({min(found):.2f}..{max(found):.2f})"
+
+
 def _markdown(report: dict[str, Any]) -> str:
     results = report["results"]
     peers = list(dict.fromkeys(label(r) for r in results if r["name"] != "rlcore"))
@@ -161,7 +171,7 @@ def _markdown(report: dict[str, Any]) -> str:
     rows = []
     for result in results:
         whole = result["iteration_ms"]
-        theirs = {label(r): r["iteration_ms"]["median"] for r in results if r["num_envs"] == result["num_envs"]}
+        theirs = {label(r): r for r in results if r["num_envs"] == result["num_envs"]}
         rows.append(
             [
                 f"{result['num_envs']:,}",
@@ -172,7 +182,7 @@ def _markdown(report: dict[str, Any]) -> str:
                 f"{result['env_steps_per_s']:,.0f}",
                 memory(result),
                 setup(result),
-                *(f"{theirs[peer] / whole['median']:.2f}×" if peer in theirs else "" for peer in peers),
+                *(ratio(theirs[peer], result) if peer in theirs else "" for peer in peers),
             ]
         )
     warnings = [f"{label(r)}, {r['num_envs']:,} envs: {text}" for r in results for text in r["warnings"]]
