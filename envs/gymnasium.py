@@ -135,7 +135,7 @@ class GymnasiumEnv:
         groups, final, *others = advance(self._to_numpy(action))  # others: [N] each
         obs, (reward, ended, cut, *valid) = self._to_torch(groups, *others)
         final_obs = obs if final is groups else self._to_torch(final)[0]
-        return Step(obs, reward, ended != 0, cut != 0, final_obs, {}, valid[0] != 0 if valid else None)
+        return Step(obs, reward, ended, cut, final_obs, {}, *valid)
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
@@ -261,14 +261,20 @@ class GymnasiumEnv:
         return final
 
     def _to_torch(self, groups: _Arrays, *others: NDArray[Any]) -> tuple[Obs, tuple[Tensor, ...]]:
-        """Observation groups, and ``[N]`` float32 of each other array, in one transfer to the device."""
+        """Copies of observation groups, rewards ``[N]`` and flags ``[N]``, in one transfer to a GPU."""
+        if self.device.type == "cpu":
+            obs = {group: np.array(groups[group], np.float32) for group in self.observation_spaces}
+            rest = [np.array(x, np.bool_ if i else np.float32) for i, x in enumerate(others)]
+            tensors = {group: torch.from_numpy(value.reshape(self.num_envs, -1)) for group, value in obs.items()}
+            return tensors, tuple(map(torch.from_numpy, rest))
         arrays = [np.asarray(groups[group]).reshape(-1) for group in self.observation_spaces] + list(others)
         # concatenate copies: vector envs may write their next observations into the same arrays.
         flat = torch.from_numpy(np.concatenate(arrays, dtype=np.float32, casting="unsafe")).to(self.device)
         parts = flat.split_with_sizes([len(array) for array in arrays])
         count = len(self.observation_spaces)
-        obs = (part.view(self.num_envs, -1) for part in parts[:count])
-        return dict(zip(self.observation_spaces, obs, strict=True)), parts[count:]
+        views = [part.view(self.num_envs, -1) for part in parts[:count]]
+        others_there = (part != 0 if i else part for i, part in enumerate(parts[count:]))
+        return dict(zip(self.observation_spaces, views, strict=True)), tuple(others_there)
 
 
 def make_gymnasium(

@@ -118,7 +118,7 @@ class DDPG(OffPolicy):
         metrics = self._improve_critics(batch, action)
         if with_actor:  # the targets wait for it too, as in TD3
             action = self.policy.squash(self.policy.output(batch["actor_obs"]))
-            with frozen(self.critics):
+            with frozen(self.critic_optimizer.parameters):
                 value = self.critics(batch["critic_obs"], action, count=1)
             metrics |= self._improve_actor(actor_loss(value, batch["weight"], "mean")[0])
             self._follow(self.target_critic_buffer, self.critic_optimizer)

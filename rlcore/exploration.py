@@ -47,7 +47,8 @@ class HeldNoise(nn.Module):
     @torch.no_grad()
     def end(self, done: Tensor) -> None:
         """Draw anew where an episode ended, ``[N]``."""
-        self.left.masked_fill_(done, 0)
+        if self.longest > 1:
+            self.left.masked_fill_(done, 0)
 
 
 class Deviation(nn.Module):

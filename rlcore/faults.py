@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcore.launcher import nothing
 from rlcore.types import Metrics
 
 PREFIX = "fault/"
@@ -73,7 +74,7 @@ def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
         Of each source: in how many steps, in how many envs, in which of these most often, and a column there.
     """
     table = torch.stack(list(columns.values()))  # [S, T, N]
-    if _none(table >= 0):
+    if nothing(table >= 0):
         return {}
     counts = (table >= 0).sum(1)  # [S, N]
     env = counts.argmax(1)  # [S]
@@ -95,7 +96,7 @@ def far_numbers(normalizers: Mapping[str, Any], num_envs: int) -> Metrics:
         if hasattr(part, "outliers") and not any(part.outliers is known for known in outliers.values()):
             outliers[source] = part.outliers
     rows = []
-    if all(_none(table[0]) for table in outliers.values()):
+    if all(nothing(table[0]) for table in outliers.values()):
         return {}
     for table in outliers.values():
         column = table[0].argmax(0, keepdim=True)
@@ -118,23 +119,18 @@ class Latest:
 
     def note(self, columns: Tensor) -> None:
         """Take in a step: which column of each env's numbers is broken, int32 ``[N]``; -1 where none is."""
-        column, env = columns.max(0)
-        if not _none(column >= 0):
+        if not nothing(columns >= 0):
+            column, env = columns.max(0)
             new = torch.stack([self.found[0] + 1, torch.zeros_like(self.found[0]), env, column])
             self.found.copy_(torch.where(column >= 0, new, self.found))
 
     def read(self, source: str) -> Metrics:
         """Return in how many steps something was found since the last read, and the latest; see ``broken_steps``."""
-        if _none(self.found):
+        if nothing(self.found):
             return {}
         found = self.found.clone()
         self.found.zero_()
         return _named((source,), found)
-
-
-def _none(flags: Tensor) -> bool:
-    """Whether the host may look, and sees that nothing is set: on the CPU, where nothing runs ahead of it."""
-    return flags.device.type == "cpu" and not flags.numpy().any()
 
 
 def _named(sources: Iterable[str], table: Tensor) -> Metrics:

@@ -57,14 +57,18 @@ def ppo_loss(
     if standardize_advantage:
         advantage = standardized(advantage, weight > 0)
     ratio = (distribution.log_prob(sample["action"]) - sample["log_prob"]).exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    policy_loss = -(weight * torch.min(ratio * advantage, clipped * advantage)).mean()  # eq. 7
+    clipped = ratio.detach().clamp(1 - clip_range, 1 + clip_range)
+    # The lower of the two, as min would have it, which adds up two halves of the gradient where they are the same, in
+    # three times as many operators.
+    gain, bounded = ratio * advantage, clipped * advantage
+    policy_loss = -(weight * torch.where(gain > bounded, bounded, gain)).mean()  # eq. 7
     error = (value - sample["returns"]).square()
     if clip_value_loss:
         near = sample["value"] + (value - sample["value"]).clamp(-clip_range, clip_range)
         error = torch.max(error, (near - sample["returns"]).square())
     value_loss = (weight * error).mean()
     entropy = distribution.entropy()
+    entropy = entropy if entropy_coef != 0 else entropy.detach()  # without a gradient that comes to nothing
     entropy = (weight * entropy).mean() if entropy.dim() > 0 else entropy  # the same for all
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy  # eq. 9
     metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}

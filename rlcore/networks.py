@@ -91,12 +91,13 @@ class MLP(nn.Module):
                 self.layers.append(nn.LayerNorm(width))
             self.layers.append(_ACTIVATIONS[config.activation]())
             inputs = width
+        self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
     def linear(self) -> list[nn.Linear]:
         """Return the layers that have weights, normalizations aside."""
-        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        return self._linear
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlcore.launcher import available
+from rlcore.launcher import arrays, available
 from rlcore.normalizer_kernels import normalize, update_statistics
 
 UNUSABLE = 1e10
@@ -206,24 +206,29 @@ def broken_rewards(reward: Tensor) -> Tensor:
     That is beyond 10,000 times the usual magnitude, or beyond 10,000 where that is less than 1. What is usual is the
     geometric mean of magnitudes, none taken for less than 1: a single one of 1e15 among 1,000 moves it by 4 %.
     """
-    return ~(reward.abs() <= REWARD_LIMIT * _magnitude(reward).exp())
+    limit: Tensor = REWARD_LIMIT * _magnitude(torch, reward).exp()
+    return ~(reward.abs() <= limit)
 
 
 def reward_limit(level: Tensor, reward: Tensor) -> Tensor:
-    """Largest magnitude of a reward that is not broken, by the rule of ``broken_rewards``, step by step.
+    """Largest magnitude ``[1]`` of a reward that is not broken, by the rule of ``broken_rewards``, step by step.
 
     Args:
         level: ``[2]``, logarithm of the usual magnitude and the number of vector steps that it is from, at most 1,000,
             so that a new scale is followed within some hundreds of them; changed in place.
         reward: ``[N]``, of the present step, which counts.
     """
-    level[1].add_(1).clamp_(max=1000)
-    return REWARD_LIMIT * level[0].add_((_magnitude(reward) - level[0]) / level[1]).exp()
+    xp, level, reward = arrays(level, reward)
+    usual, steps = level[:1], level[1:]
+    steps += steps < 1000
+    usual += (_magnitude(xp, reward) - usual) / steps
+    return torch.as_tensor(REWARD_LIMIT * xp.exp(usual))
 
 
-def _magnitude(reward: Tensor) -> Tensor:
-    """Mean logarithm of rewards' magnitudes, none taken for less than 1."""
-    return reward.abs().nan_to_num(1.0, 1.0).clamp(min=1.0).log().mean()
+def _magnitude(xp: Any, reward: Any) -> Any:
+    """Mean logarithm of rewards' magnitudes, none taken for less than 1, for NumPy or torch."""
+    size = abs(reward)
+    return xp.log(xp.where((size > 1) & (size < torch.inf), size, 1.0)).mean()
 
 
 class NoNormalizer(nn.Module):

@@ -216,7 +216,7 @@ class OffPolicy:
         final_obs: Obs | None,
         valid: Tensor | None,
     ) -> None:
-        reward = reward * self.config.reward_scale
+        reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
         self.replay.write(obs, action, reward, terminated, truncated, final_obs)
         done = terminated | truncated  # [N]
         if valid is not None:

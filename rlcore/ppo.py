@@ -20,6 +20,7 @@ from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
+from rlcore.launcher import nothing
 from rlcore.learn import Progress, learn
 from rlcore.losses import ppo_loss
 from rlcore.networks import concatenate
@@ -144,8 +145,10 @@ class PPO:
         if self.critic.groups != self.policy.groups:
             row["critic_obs"], row["critic_broken"] = self.critic.normalizer.usable(critic_obs)
         with matmul_precision(self.config.precision):
-            sequence, state = self.policy.distribution(row["actor_obs"].unsqueeze(0), state)
-        distribution = type(sequence)(*(part.squeeze(0) if part.dim() > 1 else part for part in sequence))
+            sequence = row["actor_obs"].unsqueeze(0) if self.recurrent else row["actor_obs"]
+            distribution, state = self.policy.distribution(sequence, state)
+        if self.recurrent:
+            distribution = type(distribution)(*(part.squeeze(0) if part.dim() > 1 else part for part in distribution))
         action = distribution.sample()
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
@@ -168,18 +171,20 @@ class PPO:
     def _store(
         self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None, valid: Tensor | None
     ) -> None:
-        reward = reward * self.config.reward_scale
+        reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
         if self.config.reward_clip is not None:
             # The difference is 0, or NaN where the reward is not finite, which no limit is to hide.
             reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip) + (reward - reward)
         row = {"reward": reward, "terminated": terminated, "truncated": truncated}
         if valid is not None:  # what is no step ends there, so that nothing is carried on to the episode that begins
             row |= {"terminated": terminated | ~valid, "valid": valid}
-        if final_obs is not None:
+        done = row["terminated"] | truncated  # [N]
+        # What was there before may stay where nothing ended, since nobody reads it.
+        if final_obs is not None and not ("final_obs" in self.rollout.data and nothing(done)):
             final = concatenate(final_obs, self.critic.groups)
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
         self.rollout.write(row)
-        self.trace.write({"done": (row["terminated"] | truncated)[: self.trace.num_envs]})
+        self.trace.write({"done": done[: self.trace.num_envs]})
         self.rollout.advance()
         self.trace.advance()
 
@@ -296,9 +301,9 @@ class PPO:
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss, metrics = self._loss(self, sample)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
         with torch.no_grad():
-            allowed = torch.isfinite(loss) & ~self.stopped
+            allowed = (loss.abs() < torch.inf) & ~self.stopped  # which NaN fails; isfinite takes four operators
             if config.lr_schedule == "adaptive":
                 # Only where a step is allowed: while steps are skipped the KL stands still.
                 rate = rate_by_kl(self.learning_rate, metrics["policy/kl"], config)
@@ -307,9 +312,11 @@ class PPO:
                 self.stopped = self.stopped | (metrics["policy/kl"] > config.target_kl)
                 allowed = allowed & ~self.stopped
             results = [optimizer.step(allowed) for optimizer in self.optimizers]
-            norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
-            metrics["policy/gradient_norm"] = norms.norm()
-            metrics["applied"] = taken.amin()
+            norm, taken = results[0]
+            if len(results) > 1:
+                norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
+                norm, taken = norms.norm(), taken.amin()
+            metrics["policy/gradient_norm"], metrics["applied"] = norm, taken
         return metrics
 
     def _evaluate(self, sample: dict[str, Tensor]) -> tuple[Tensor, Metrics]:

@@ -132,13 +132,15 @@ def _side_by_side(
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Let gradients pass through a module's parameters without being computed for them."""
-    module.requires_grad_(False)
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let gradients pass through parameters without being computed for them."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        module.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,13 @@ are rewards that are too large for anything but a fault, by the rule of ``normal
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
+from rlcore.launcher import array, arrays, available, constexpr, kernel, nothing, num_blocks, power_of_two, tl
 from rlcore.normalization import REWARD_LIMIT, UNUSABLE, reward_limit
 
 Timeout = Literal["final_obs", "value", "none"]
@@ -133,34 +133,35 @@ def read_windows_reference(
     outcomes: Outcomes, start: Tensor, env: Tensor, gamma: float, n_step: int, timeout: Timeout, num_finals: int,
     drawn: bool = False,
 ) -> Windows:  # fmt: skip
-    """Do as ``read_windows`` does in plain PyTorch."""
+    """Do as ``read_windows`` does in plain PyTorch, or NumPy."""
     rows, envs = outcomes.reward.shape
+    xp, start, env, rewards, ends, num_written, row, size = arrays(start, env, *outcomes)
+    rewards, ends = rewards.reshape(-1), ends.reshape(-1)
     if drawn:
-        start = (outcomes.row - outcomes.size + start % (outcomes.size - n_step).clamp(min=1)) % rows
-    reward = torch.zeros(start.shape, device=start.device)
-    discount = torch.ones_like(reward)
-    going = torch.ones_like(start, dtype=torch.bool)  # [B], the window has not ended before this step
+        room = size - n_step
+        start = (row - size + start % (room + (room < 1) * (1 - room))) % rows
     begin = start * envs + env  # [B]
-    last, code = begin, torch.full_like(start, GOING, dtype=torch.int32)
-    for i in range(n_step):
-        here = (start + i) % rows * envs + env if i else begin  # [B]
-        led_to = outcomes.end.flatten().index_select(0, here)
-        last, code = torch.where(going, here, last), torch.where(going, led_to, code)
-        reward += torch.where(going, discount * outcomes.reward.flatten().index_select(0, here), 0.0)
-        discount *= torch.where(going, gamma, 1.0)
+    last, code, reward = begin, ends[begin], rewards[begin]
+    going, discount = code == GOING, xp.full_like(reward, gamma)  # going: the window has not ended before the next step
+    for i in range(1, n_step):
+        here = (start + i) % rows * envs + env  # [B]
+        led_to = ends[here]
+        last, code = xp.where(going, here, last), xp.where(going, led_to, code)
+        reward += xp.where(going, discount * rewards[here], 0.0)
+        discount = xp.where(going, discount * gamma, discount)
         going = going & (led_to == GOING)
     terminated = code == TERMINATED
     truncated = ~(going | terminated)
-    number = code.long()  # [B]
     after = (last + envs) % (rows * envs)
     if timeout == "final_obs":
-        lost = truncated & ((number < 0) | (number < outcomes.num_written - num_finals))
-        after = torch.where(truncated, -1 - number.clamp(min=0) % num_finals, after)
+        lost = truncated & ((code < 0) | (code < num_written - num_finals))
+        after = xp.where(truncated, -1 - code * (code > 0) % num_finals, after)
     else:
         lost = truncated & (code <= CUT)
-        after = torch.where(truncated, last, after)
+        after = xp.where(truncated, last, after)
     over = terminated | truncated if timeout == "none" else terminated
-    return Windows(begin, after, reward, discount.masked_fill(over, 0.0), (~lost).float())
+    found = begin, after, reward, xp.where(over, 0.0, discount), xp.where(lost, 0.0, xp.ones_like(reward))
+    return Windows(*map(torch.as_tensor, found))
 
 
 def _ends_kernel(
@@ -212,6 +213,8 @@ def read_ends_reference(ring: Tensor, side: Tensor, windows: Windows) -> tuple[T
     """Do as ``read_ends`` does in plain PyTorch."""
     flat = ring.flatten(0, 1)
     aside = windows.after < 0  # [B]
+    if nothing(aside):
+        return flat.index_select(0, windows.begin).float(), flat.index_select(0, windows.after).float()
     there = flat.index_select(0, windows.after.clamp(min=0))
     kept = side.index_select(0, (-1 - windows.after).clamp(min=0))
     return flat.index_select(0, windows.begin).float(), torch.where(aside.unsqueeze(1), kept, there).float()
@@ -299,23 +302,35 @@ def write_outcomes_reference(
     outcomes: Outcomes, level: Tensor, num_finals: int, reward: Tensor, terminated: Tensor, truncated: Tensor,
     final: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Do as ``write_outcomes`` does in plain PyTorch."""
-    rows, place = len(outcomes.reward), outcomes.row.clone()
+    """Do as ``write_outcomes`` does in plain PyTorch, or NumPy."""
+    limit, place = reward_limit(level, reward), outcomes.row.clone()
+    xp, rewards, ends, num_written, row, size, *step = arrays(*outcomes, reward, terminated, truncated, limit)
+    reward, terminated, truncated, limit = step
+    rows = len(rewards)
     cut = truncated & ~terminated  # [N]
     count = cut.cumsum(0)  # [N]
-    number = outcomes.num_written + (count - 1) if final else torch.full_like(count, HIDDEN)
-    end = torch.where(cut, number, torch.where(terminated, TERMINATED, GOING))
-    broken = ~(reward.abs() <= reward_limit(level, reward))
-    if reward.device.type != "cpu" or broken.numpy().any():
-        end, reward = end.masked_fill(broken, BROKEN), reward.masked_fill(broken, 0.0)
-    slot = torch.where(cut, number % num_finals, num_finals) if final else torch.full_like(count, num_finals)
+    number = num_written + (count - 1) if final else xp.full_like(count, HIDDEN)
+    end = xp.where(cut, number, xp.where(terminated, TERMINATED, GOING))
+    sound = abs(reward) <= limit
+    slot = xp.where(cut, number % num_finals, num_finals) if final else xp.full_like(count, num_finals)
     if final:
-        outcomes.num_written.add_(count[-1])
-    outcomes.end.index_copy_(0, place, end.to(outcomes.end.dtype).unsqueeze(0))
-    outcomes.reward.index_copy_(0, place, reward.unsqueeze(0))
-    outcomes.row.add_(1).remainder_(rows)
-    outcomes.size.add_(1).clamp_(max=rows)
-    return place, slot
+        num_written += count[-1]
+    _put(ends, place, xp.where(sound, end, BROKEN))
+    _put(rewards, place, xp.where(sound, reward, 0.0))
+    row += 1
+    row %= rows
+    size += size < rows
+    return place, torch.as_tensor(slot)
+
+
+def _put(ring: Any, place: Tensor, value: Any) -> None:
+    """Write a row ``[N, ...]`` into a ring ``[C, N, ...]``, both as ``launcher.arrays`` has them or both tensors."""
+    if not place.is_cpu:
+        ring.index_copy_(0, place, value.to(ring.dtype).unsqueeze(0))
+    elif isinstance(ring, Tensor):
+        ring[int(place.numpy()[0])].copy_(value)
+    else:
+        ring[place.numpy()[0]] = value
 
 
 def _row_kernel(
@@ -389,8 +404,8 @@ def write_rows_reference(
         if led_to:
             before = (place - 1) % len(end)
             _mark(end, before, broken & (end.index_select(0, before) == GOING), CUT)
-    ring.index_copy_(0, place, value.to(ring.dtype).unsqueeze(0))
-    if finals is not None:
+    _put(ring, place, value)
+    if finals is not None and not nothing(finals.slot < len(finals.ring) - 1):
         last = finals.value
         if (broken := _broken(last)) is not None:
             last = last.where(last.abs() < UNUSABLE, 0.0)

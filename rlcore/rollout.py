@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from rlcore.launcher import arrays
 from rlcore.update_kernels import gather
 
 
@@ -26,6 +27,7 @@ class Rollout:
         self.num_envs = num_envs
         self.data: dict[str, Tensor] = {}
         self.row = torch.zeros(1, dtype=torch.int64, device=device)
+        _, self._row = arrays(self.row)
         self._rows: dict[str, tuple[Tensor, ...]] = {}  # of data, on a CPU
 
     def write(self, rows: Mapping[str, Tensor]) -> None:
@@ -34,7 +36,7 @@ class Rollout:
             if name not in self.data:
                 self._keep(name, value.new_zeros((self.num_steps, *value.shape)))
         if self._rows:  # there the host may look: nothing runs ahead of it, and an index costs more than a small copy
-            present = int(self.row.numpy()[0])
+            present = int(self._row[0])
             torch._foreach_copy_([self._rows[name][present] for name in rows], list(rows.values()))
             return
         for name, value in rows.items():
@@ -47,7 +49,8 @@ class Rollout:
 
     def advance(self) -> None:
         """Go on to the next row, and back to the first after the last."""
-        self.row.add_(1).remainder_(self.num_steps)
+        self._row += 1
+        self._row %= self.num_steps
 
     def rewind(self) -> None:
         """Go back to the first row."""

@@ -160,7 +160,7 @@ class SAC(OffPolicy):
         metrics = self._improve_critics(batch, action, -(temperature * log_prob))
         if with_actor:
             action, log_prob = self._sample(batch["actor_obs"])
-            with frozen(self.critics):
+            with frozen(self.critic_optimizer.parameters):
                 value = self.critics(batch["critic_obs"], action)
             loss, entropy = actor_loss(value, batch["weight"], self.config.q_reduce, log_prob, temperature)
             metrics |= self._improve_actor(loss)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlcore.capture import Captured
+from rlcore.launcher import arrays
 from rlcore.types import Metrics, Mode, Step
 
 
@@ -26,6 +28,7 @@ class EpisodeStatistics:
         self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
         self.lengths = torch.zeros(num_envs, device=device)  # [N]
         self.totals = torch.zeros(8, device=device)  # reward, return, length, ended episodes; how many were finite
+        self._arrays = arrays(self.returns, self.lengths, self.totals)
         self.logs: dict[tuple[str, ...], Tensor] = {}
         """By the names that a step's log had: weighted sums and weights, [2, names]."""
         self._count = Captured(self._count_step, mode, device)
@@ -37,19 +40,26 @@ class EpisodeStatistics:
         if step.log:
             self._record_log(step)
 
+    @np.errstate(all="ignore")
     def _count_step(self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None) -> None:
+        xp, reward, terminated, truncated, valid = arrays(reward, terminated, truncated, valid)
+        _, returns, lengths, totals = self._arrays
         done = terminated | truncated  # [N]
-        ended = done.float()
-        self.returns += reward
-        self.lengths += 1 if valid is None else valid
+        quiet = xp is not torch and not done.any()  # nothing ended, as far as the host may look
+        returns += reward
+        lengths += 1 if valid is None else valid
         if valid is not None:
-            reward = reward.where(valid, torch.nan)  # no step, so no part of the mean
-        rows = torch.stack([reward, self.returns.where(done, 0.0), self.lengths * ended, ended])  # [4, N]
-        finite = rows.abs() < torch.inf  # false for NaN, too
+            reward = xp.where(valid, reward, torch.nan)  # no step, so no part of the mean
+        ends = [] if quiet else [xp.where(done, returns, 0.0), lengths * done, done * 1.0]
+        rows = xp.stack([reward, *ends])  # [4, N]
+        finite = abs(rows) < torch.inf  # false for NaN, too
         # What is not finite concerns its own episode alone.
-        self.totals += torch.cat([rows.where(finite, 0.0), finite]).sum(1)
-        self.returns.masked_fill_(done, 0.0)
-        self.lengths.masked_fill_(done, 0.0)
+        sums = totals[::4] if quiet else totals
+        sums += xp.concatenate([xp.where(finite, rows, 0.0), finite]).sum(1)
+        if not quiet:
+            done = torch.as_tensor(done)
+            self.returns.masked_fill_(done, 0.0)
+            self.lengths.masked_fill_(done, 0.0)
 
     def _record_log(self, step: Step) -> None:
         """Add a step's log in a number of kernels that does not grow with the number of names."""
@@ -78,13 +88,13 @@ class EpisodeStatistics:
 
     def read(self) -> Metrics:
         """Return means as device scalars, NaN where nothing ended, and start anew."""
-        reward, returns, lengths, episodes, rewards, sound, steps, _ = self.totals.clone().unbind()
-        means = {
-            "rollout/reward": reward / rewards,
-            "rollout/episode_return": returns / (episodes - (steps - sound)),
-            "rollout/episode_length": lengths / episodes,
-            "rollout/episodes": episodes,
-        }
+        xp, sums = arrays(self.totals)
+        episodes, rewards, sound, steps = (sums[i : i + 1] for i in range(3, 7))
+        with np.errstate(all="ignore"):
+            found = sums[:3] / xp.concatenate([rewards, episodes - (steps - sound), episodes])
+        values = torch.as_tensor(xp.concatenate([found, episodes])).unbind()
+        keys = ["rollout/reward", "rollout/episode_return", "rollout/episode_length", "rollout/episodes"]
+        means = dict(zip(keys, values, strict=True))
         self.totals.zero_()
         if self.logs:
             totals: dict[str, Tensor] = {}  # [2] each

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -342,16 +343,19 @@ def _clipped_adam_cpu(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Do as ``clipped_adam`` does by PyTorch's own fused step: one pass over the buffers and not ten."""
     norm = torch.linalg.vector_norm(gradient)
-    # Comparisons, which NaN fails, as isfinite takes four operators.
-    taken = ((norm < math.inf) & (allowed.abs() < math.inf if allowed.is_floating_point() else allowed)).to(norm.dtype)
-    if max_norm < NO_LIMIT:
-        gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1)
-    step.add_(taken)
+    # The host may look: nothing runs ahead of it here. Numbers are float32 as the twin's are.
+    size, permit = norm.numpy()[()], allowed.numpy()[()]
+    if not (size < math.inf and (abs(permit) < math.inf if allowed.is_floating_point() else permit)):
+        return norm, torch.zeros_like(norm)
+    factor = np.float32(max_norm) * (1 / (size + np.float32(1e-6))) if max_norm < NO_LIMIT else 1.0
+    if factor < 1:
+        gradient = gradient * float(factor)
+    step.add_(1)
     torch._fused_adam_(
         [parameter], [gradient], [moment], [square], [], [step], lr=rate, beta1=beta1, beta2=beta2, weight_decay=0.0,
-        eps=eps, amsgrad=False, maximize=False, found_inf=(1 - taken).float(),
+        eps=eps, amsgrad=False, maximize=False,
     )  # fmt: skip
-    return norm, taken
+    return norm, torch.ones_like(norm)
 
 
 @torch.no_grad()

@@ -615,7 +615,7 @@ def test_a_recording_is_of_the_latest_observations_and_of_no_others() -> None:
 def test_gradients_pass_through_frozen_critics() -> None:
     learner, data = agent(num_critics=2), batch()
     action = data["action"].clone().requires_grad_()
-    with frozen(learner.critics):
+    with frozen(learner.critic_optimizer.parameters):
         value = learner.critics(data["critic_obs"], action).sum()
     (gradient,) = torch.autograd.grad(value, action)
     assert float(gradient.abs().sum()) > 0
