@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlcore.env import VecEnv
 from rlcore.export.metadata import ExportError
-from rlcore.normalization import RunningNormalizer
+from rlcore.normalization import UNUSABLE, RunningNormalizer
 from rlcore.recurrent import cleared
 from rlcore.types import Obs, Policy, begins
 
@@ -32,7 +32,7 @@ MOVE = 0.05
 
 
 def finite_part(recording: Mapping[str, Tensor], sizes: Mapping[str, int]) -> tuple[Obs, NDArray[np.bool_], int]:
-    """The observations of a recording that are finite, as float32 on the CPU.
+    """The observations of a recording that are finite, and below ``UNUSABLE``, as float32 on the CPU.
 
     Args:
         recording: as for ``verify``.
@@ -68,7 +68,7 @@ def finite_part(recording: Mapping[str, Tensor], sizes: Mapping[str, int]) -> tu
     if not isinstance(done, Tensor) or tuple(done.shape) != shape:
         given = f"shape {tuple(done.shape)}" if isinstance(done, Tensor) else f"type {type(done).__name__}"
         raise ExportError(f"the recording's 'done' has {given}; its observations need a tensor {list(shape)}")
-    finite = torch.stack([x.isfinite().all(-1) for x in obs.values()]).all(0)  # [T, M]
+    finite = torch.stack([(x.abs() < UNUSABLE).all(-1) for x in obs.values()]).all(0)  # [T, M], false for NaN, too
     ends = done.detach().cpu().bool().clone()
     left_out = int((~finite).sum())
     if left_out:

@@ -12,7 +12,6 @@ are rewards that are too large for anything but a fault, by the rule of ``normal
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rlcore.launcher import array, arrays, available, constexpr, kernel, nothing, num_blocks, power_of_two, tl
-from rlcore.normalization import REWARD_LIMIT, reward_limit
+from rlcore.normalization import REWARD_LIMIT, UNUSABLE, reward_limit
 
 Timeout = Literal["final_obs", "value", "none"]
 
@@ -337,7 +336,7 @@ def _put(ring: Any, place: Tensor, value: Any) -> None:
 def _row_kernel(
     value: array, ring: array, place: array, final: array, slot: array, side: array, end: array, N: array, C: array,
     FINALS: array, W: constexpr, LED_TO: constexpr, GOES_ON: constexpr, RESET: constexpr, SPOILED: constexpr,
-    BLOCK: constexpr,
+    LIMIT: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """Make ring[place] = value [N, W], where slot [N] is less than FINALS side[slot] = final [N, W], and mark steps."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -345,7 +344,7 @@ def _row_kernel(
     row = tl.load(place)
     if tl.program_id(1) == 0:
         number = tl.load(value + at, mask=inside, other=0.0)
-        sound = tl.abs(number) < float("inf")  # false for NaN, too
+        sound = tl.abs(number) < LIMIT  # false for NaN, too
         tl.store(ring + row * N * W + at, tl.where(sound, number, 0.0), mask=inside)
         tl.store(end + row * N + at // W, SPOILED, mask=inside & ~sound)
         if LED_TO:
@@ -356,7 +355,7 @@ def _row_kernel(
         there = tl.load(slot + at // W, mask=inside, other=FINALS)
         wanted = inside & (there < FINALS)
         last = tl.load(final + at, mask=wanted, other=0.0)
-        known = tl.abs(last) < float("inf")
+        known = tl.abs(last) < LIMIT
         tl.store(side + there * W + at % W, tl.where(known, last, 0.0), mask=wanted)
         tl.store(end + row * N + at // W, SPOILED, mask=wanted & ~known)
 
@@ -378,7 +377,8 @@ def write_rows(
         ring: ``[C, N, W]``, float32 or bfloat16.
         value: ``[N, W]``.
         place: ``[1]``, row that it takes.
-        end: ``[C, N]``, what steps led to, of ``Outcomes``; changed where a number is not finite, which is stored as 0.
+        end: ``[C, N]``, what steps led to, of ``Outcomes``; changed where a number is not finite, or not below
+            ``UNUSABLE``, which is stored as 0.
         led_to: whether the value is what the row before led to, as an observation is.
         finals: what is stored aside.
     """
@@ -390,7 +390,7 @@ def write_rows(
     aside = (value, place, ring) if finals is None else (finals.value.contiguous(), finals.slot, finals.ring)
     kernel(_row_kernel)[(num_blocks(envs * width, _WRITE_BLOCK), 1 if finals is None else 2)](
         value, ring, place, *aside, end, envs, len(end), len(aside[-1]) - 1, width, led_to, GOING, CUT, BROKEN,
-        _WRITE_BLOCK,
+        UNUSABLE, _WRITE_BLOCK,
     )  # fmt: skip
 
 
@@ -399,7 +399,7 @@ def write_rows_reference(
 ) -> None:
     """Do as ``write_rows`` does in plain PyTorch."""
     if (broken := _broken(value)) is not None:
-        value = value.nan_to_num(0.0, 0.0, 0.0)
+        value = value.where(value.abs() < UNUSABLE, 0.0)
         _mark(end, place, broken, BROKEN)
         if led_to:
             before = (place - 1) % len(end)
@@ -408,17 +408,17 @@ def write_rows_reference(
     if finals is not None and not nothing(finals.slot < len(finals.ring) - 1):
         last = finals.value
         if (broken := _broken(last)) is not None:
-            last = last.nan_to_num(0.0, 0.0, 0.0)
+            last = last.where(last.abs() < UNUSABLE, 0.0)
             _mark(end, place, broken & (finals.slot < len(finals.ring) - 1), BROKEN)
         finals.ring.index_copy_(0, finals.slot, last.to(finals.ring.dtype))
 
 
 def _broken(value: Tensor) -> Tensor | None:
-    """Tell which rows ``[N]`` of ``[N, ...]`` have a number that is not finite; None where the host sees: none."""
-    # On the CPU nothing runs ahead of the host, so that it may look; squares that overflow are looked at closer.
-    if value.device.type == "cpu" and math.isfinite(np.vdot(numbers := value.numpy(), numbers)):
+    """Tell which rows ``[N]`` of ``[N, ...]`` have a number that cannot be used; None where the host sees: none."""
+    # On the CPU nothing runs ahead of the host, so that it may look; where squares come to much it looks closer.
+    if value.device.type == "cpu" and np.vdot(numbers := value.numpy(), numbers) < UNUSABLE**2:
         return None
-    return ~value.isfinite().view(len(value), -1).all(1)
+    return ~(value.abs() < UNUSABLE).view(len(value), -1).all(1)
 
 
 def _mark(end: Tensor, place: Tensor, where: Tensor, code: int) -> None:

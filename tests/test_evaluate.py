@@ -139,7 +139,7 @@ def test_an_env_that_gives_no_numbers_is_left_out_and_gets_no_such_action() -> N
     assert (result.episodes, result.unfinished, result.broken) == (3, 0, 1)
     assert (result.mean_return, result.score) == (pytest.approx(3.0), pytest.approx(1 / 3))  # lengths of 2, 2 and 5
     assert result.as_dict()["broken"] == 1
-    assert "3 episodes, 1 with a reward that is not finite and left out" in result.summary()
+    assert "3 episodes, 1 with a reward that is not finite or absurd and left out" in result.summary()
 
 
 def test_no_episode_at_all_has_no_figures_and_the_worst_score() -> None:

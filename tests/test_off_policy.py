@@ -121,7 +121,9 @@ class Faulty(Null):
             assert step.final_obs is not None
             reward, obs, last = step.reward.clone(), step.obs["policy"].clone(), step.final_obs["policy"].clone()
             kinds = {"reward": reward.unsqueeze(1), "observation": obs, "final observation": last}
-            kinds[self.what.removeprefix("huge ")][2, 0] = -1e6 if "huge" in self.what else torch.nan
+            values = {"huge": -1e6, "vast": -1e15}
+            size, kind = self.what.split(" ", 1) if self.what.split()[0] in values else ("", self.what)
+            kinds[kind][2, 0] = values.get(size, torch.nan)
             step = step._replace(reward=reward, obs={"policy": obs}, final_obs={"policy": last})
         return step
 
@@ -149,6 +151,15 @@ def test_an_env_that_breaks_for_one_step_spoils_no_update(
     assert set(next(iter(told.values()))) == ({text, named} if what == "observation" else {text})
     if learner.return_scale is not None:
         assert float(learner.return_scale()) < 30  # 200,000 where a return of -1e6 counts
+
+
+@pytest.mark.parametrize("kind", [SAC, DDPG])
+def test_an_observation_that_can_only_be_a_fault_is_left_out(kind: Any) -> None:
+    reports: list[Report] = []
+    learner = agent(kind, env=Faulty("vast observation", 20), num_iterations=40)
+    learner.learn(40, on_report=reports.append)
+    assert {r.iteration: r.metrics["replay/dropped"] for r in reports if r.metrics["replay/dropped"]} == {21: 1.0}
+    assert max(report.metrics.get("loss/value", 0.0) for report in reports) < 1e4
 
 
 @pytest.mark.parametrize("kind", [SAC, DDPG])

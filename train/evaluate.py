@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.normalization import UNUSABLE
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
 from rlcore.types import Obs, Policy, begins, detached_step
@@ -38,7 +39,7 @@ class Evaluation:
     unfinished: int = 0
     """Envs whose episode did not end in time; they are not in the figures."""
     broken: int = 0
-    """Envs that gave a reward which is not finite; neither are they."""
+    """Envs that gave a reward which is not finite, or can only come of a fault; neither are they."""
     successes: float | None = None
     """Goals reached; None where the task does not report success."""
     goals: int | None = None
@@ -86,7 +87,7 @@ class Evaluation:
 
     def summary(self) -> str:
         """One line for people."""
-        numbers = {"unfinished": self.unfinished, "with a reward that is not finite": self.broken}
+        numbers = {"unfinished": self.unfinished, "with a reward that is not finite or absurd": self.broken}
         left_out = ", ".join(f"{number} {what} and left out" for what, number in numbers.items() if number)
         if not self.episodes:
             return f"no episode {'counts' if self.broken else 'ended'}; {left_out}"
@@ -224,7 +225,7 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running
-        sound &= step.reward.isfinite() | ~running
+        sound &= (step.reward.abs() < UNUSABLE) | ~running  # false for NaN, too
         ended = running & done & sound
         if "success" in step.log:
             reports_success = True
