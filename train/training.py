@@ -25,7 +25,7 @@ from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
-from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
+from rlcore.train.evaluate import ENDLESS, Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.threads import use_threads
@@ -244,12 +244,14 @@ class Training:
         assert run is not None
         sizes = ", ".join(f"{group} {size}" for group, size in self.spec.observation_sizes.items())
         steps = config.agent.num_steps * env.num_envs
+        endless = env.max_episode_length >= ENDLESS
+        limit = "no time limit" if endless else f"episodes of {env.max_episode_length} steps"
         preset = f" with the preset {config.preset}" if hasattr(config, "preset") else ""
         for line in (
             f"task         {config.task}, observations: {sizes}, action: {self.spec.action_text}",
             f"algorithm    {config.algo}{preset} on {self.device}, seed {config.seed}",
             f"envs         {env.num_envs} x {config.agent.num_steps} steps = {steps:,} steps an iteration, "
-            f"{config.num_iterations} iterations, episodes of {env.max_episode_length} steps",
+            f"{config.num_iterations} iteration{'s' * (config.num_iterations != 1)}, {limit}",
             f"time-outs    {TIMEOUTS[self.bootstrap]}",
             f"run folder   {run.path}",
         ):
