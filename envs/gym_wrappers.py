@@ -37,9 +37,14 @@ def wrapper_of(env_id: str, name: str) -> Callable[[gymnasium.Env[Any, Any]], gy
         raise ValueError(f"gym:{env_id}: wrapper '{name}' cannot be loaded: {error}; write module:Class") from error
     # Asked before anything is called: the name may come from a file.
     if not isinstance(found, type) or not issubclass(found, gymnasium.Wrapper):
-        there = vars(importlib.import_module(place)).items()
+        module = importlib.import_module(place)
+        there = vars(module).items()
         names = [key for key, own in there if isinstance(own, type) and issubclass(own, gymnasium.Wrapper)]
         close = nearest_names(last, names, count=1)
         hint = f"did you mean {close[0]}?" if close else "write a name of gymnasium.wrappers, or module:Class"
+        if not hasattr(module, last) and place != "gymnasium.wrappers":
+            own = [key for key in names if vars(module)[key].__module__ == place]
+            hint = f"its wrappers are {', '.join(own)}" if own else "it has no wrapper; write module:Class"
+            raise ValueError(f"gym:{env_id}: wrapper '{name}': module '{place}' has no '{last}'; {hint}")
         raise ValueError(f"gym:{env_id}: '{name}' is no wrapper of gymnasium's; {hint}")
     return found

@@ -176,7 +176,12 @@ class OnnxPolicy:
     def _join(self, obs: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
         names = self._groups
         missing = [name for name in names if name not in obs]
-        if missing or not names:
+        if not names:
+            raise ValueError(
+                f"the file does not say which observation groups it reads, and {sorted(obs)} came by name; hand over "
+                f"one array {self._expected()}, or export anew with rlcore, which writes them into the file"
+            )
+        if missing:
             raise ValueError(f"observation groups {sorted(obs)} lack {missing}; the file expects {self._expected()}")
         return np.concatenate([np.asarray(obs[name], dtype=np.float32) for name in names], axis=-1)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rlcore._version import __version__
 from rlcore.config import ConfigError, shown
+from rlcore.env import EnvFailed
 from rlcore.files import whole_file
 
 SCHEMA = 1
@@ -132,24 +133,28 @@ def fitting(path: str | Path | None, remedy: str = "use one that this version of
     """Turn whatever follows from a checkpoint that does not hold what it should into an error that names the file.
 
     Args:
-        path: the checkpoint.
+        path: the checkpoint; None where what is known is only that it does not fit the agent.
         remedy: what to do, if it is something else.
 
     Raises:
         CheckpointError: something within was missing, of another type or of another shape.
     """
+    file = f"checkpoint '{path}'"
     try:
         yield
-    except (torch.OutOfMemoryError, CheckpointError, ConfigError):
+    except (torch.OutOfMemoryError, CheckpointError, ConfigError, EnvFailed):
         raise
     except KeyError as error:
-        raise CheckpointError(f"checkpoint '{path}' lacks {shown(error.args[0])}: {remedy}") from error
+        lacking = f"lacks {shown(error.args[0])}" if error.args else "lacks something"
+        what = f"the checkpoint does not fit the agent (it {lacking});" if path is None else f"{file} {lacking}:"
+        raise CheckpointError(f"{what} {remedy}") from error
     except (TypeError, ValueError, AttributeError, IndexError, RuntimeError, OverflowError) as error:
         lines = [line.strip() for line in str(error).splitlines()] or [""]
         reason = lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0]  # a title comes before
-        raise CheckpointError(
-            f"checkpoint '{path}' holds something else than it should ({reason[:200]}); {remedy}"
-        ) from error
+        what = (
+            "the checkpoint does not fit the agent" if path is None else f"{file} holds something else than it should"
+        )
+        raise CheckpointError(f"{what} ({reason[:200]}); {remedy}") from error
 
 
 def broken_values(state: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -8,17 +8,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from rlcore.capture import Captured
+from rlcore.checkpoint import fitting
 from rlcore.env import StepCheck, VecEnv, check_obs
 from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
-from rlcore.stage import Stage, reset_at, stage_of
+from rlcore.stage import Stage, reset_at, saved_stage, stage_of
 from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
 from rlcore.types import Agent, Metrics, Obs, State, begins, detached, detached_step
 
@@ -101,9 +101,17 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
         content: what ``snapshot`` returned, as ``rlcore.checkpoint.load_checkpoint`` reads it.
 
     Returns:
-        Where the run stands, and whether episodes in flight go on; if the env cannot save itself, or they were broken
-        off, they start anew.
+        Where the run stands, and whether episodes in flight go on; those that cannot be put back start anew.
+
+    Raises:
+        CheckpointError: a ValueError: the content does not fit the agent or the env.
     """
+    with fitting(None, "build the agent with the algorithm, settings and env of the run that wrote the file"):
+        return restore(env, agent, content)
+
+
+def restore(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress, bool]:
+    """``resume`` that ends in whatever comes of content that does not fit, for callers that know its file."""
     saved = content["progress"]
     own = content["env"] is not None and hasattr(env, "load_state_dict")
     exact = own and getattr(env, "exact_state", True) and saved["obs"] is not None
@@ -123,14 +131,6 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
     if "cuda" in content["rng"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(content["rng"]["cuda"].cpu(), torch.device(env.device))
     return progress, exact
-
-
-def saved_stage(env: VecEnv, content: dict[str, Any]) -> Stage | None:
-    """The stage that a checkpoint was written at, if an env of its task has one."""
-    stage: Stage | None = content.get("stage")
-    if "stage" not in content and content["env"] is not None and not getattr(env, "exact_state", True):
-        stage = {"num_envs": env.num_envs, "clocks": [], "state": content["env"]}  # as it was written before
-    return stage
 
 
 def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def learn(
         progress.episodes.read()
     mark = _Mark(agent.moved())
     collect = _collector(env, agent, progress.episodes, capture_env)
-    report_to = on_report or partial(_log_faults, Faults())
+    report_to = on_report or Faults().log
     underway: _Mail | None = None
     try:
         while progress.iteration < num_iterations:
@@ -313,10 +313,10 @@ class Faults:
         times = "" if self._affected == 1 else f"; so it was in {self._affected:,} iterations by now"
         return [f"iteration {report.iteration}: {'; '.join((*parts, *report.culprits))}{times}"]
 
-
-def _log_faults(faults: Faults, report: Report) -> None:
-    for text in faults.new(report):
-        _log.warning(text)
+    def log(self, report: Report) -> None:
+        """Warn of what is new."""
+        for text in self.new(report):
+            _log.warning(text)
 
 
 def _collector(

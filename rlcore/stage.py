@@ -45,6 +45,14 @@ def stage_of(env: VecEnv) -> Stage | None:
     return {"num_envs": env.num_envs, "clocks": list(getattr(env, "clocks", ())), "state": _copied(state)}
 
 
+def saved_stage(env: VecEnv, content: dict[str, Any]) -> Stage | None:
+    """The stage that a checkpoint was written at, if an env of its task has one."""
+    stage: Stage | None = content.get("stage")
+    if "stage" not in content and content["env"] is not None and not getattr(env, "exact_state", True):
+        stage = {"num_envs": env.num_envs, "clocks": [], "state": content["env"]}  # as it was written before
+    return stage
+
+
 def reset_at(env: VecEnv, stage: Stage | None, seed: int | None = None) -> Obs:
     """Begin new episodes at a stage; None is wherever the env stands.
 

@@ -6,7 +6,7 @@ import os
 import pickle
 import random
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import leaves
 
-from rlcore import PPO, NetworkConfig, PPOConfig, spec_of
+from rlcore import PPO, SAC, NetworkConfig, PPOConfig, spec_of
 from rlcore.checkpoint import OF_A_RUN, CheckpointError, load_checkpoint, save_checkpoint
 from rlcore.config import to_dict
 from rlcore.envs import make_env
@@ -64,6 +64,21 @@ def test_env_without_state_starts_its_episodes_anew(tmp_path: Path) -> None:
     assert progress.iteration == 2
     assert progress.episodes.lengths.sum() == 0
     learn(other.env, other, 3, progress=progress)
+
+
+@pytest.mark.parametrize("other", ["task", "settings", "algorithm"])
+def test_what_does_not_fit_the_agent_is_told_in_one_line(other: str, tmp_path: Path) -> None:
+    agent = agent_on("Pendulum")
+    save(tmp_path / "c.pt", agent, agent.learn(1))
+    env = make_env("CartPole" if other == "task" else "Pendulum", 16, seed=3)
+    small = NetworkConfig(hidden_dims=(8,))
+    settings = {"task": CONFIG, "settings": replace(CONFIG, actor=small)}
+    new: Any = SAC(env, seed=3) if other == "algorithm" else PPO(env, settings[other], seed=3, num_iterations=20)
+    with pytest.raises(
+        ValueError, match=r"^the checkpoint does not fit the agent .*; build the agent with the algo"
+    ) as found:
+        resume(env, new, load_checkpoint(tmp_path / "c.pt"))
+    assert "\n" not in str(found.value)
 
 
 @pytest.fixture

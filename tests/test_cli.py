@@ -267,8 +267,9 @@ def test_a_second_signal_stops_at_once_and_leaves_nothing_half_written(tmp_path:
     wait_for(tmp_path, "runs/CartPole/ppo/*/metrics.csv", process)
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
-    for wait in (0.0, PATIENCE + 0.1):  # the second comes before anybody can have read what it would do
-        while "once more to stop at once" not in process.stderr.readline():
+    # The second comes before anybody can have read what it would do.
+    for wait, hint in ((0.0, "once more to stop at once"), (PATIENCE + 0.1, "too soon after the first to count")):
+        while hint not in process.stderr.readline():
             pass
         time.sleep(wait)
         process.send_signal(signal.SIGTERM)

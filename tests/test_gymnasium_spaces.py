@@ -146,6 +146,11 @@ def test_wrappers_are_given_by_name(tmp_path: Path) -> None:
     [
         ("TimeAwareObservations", "is no wrapper of gymnasium's; did you mean TimeAwareObservation"),
         ("no_such_module:Wrapper", "wrapper 'no_such_module:Wrapper' cannot be loaded"),
+        ("os:Nope", "wrapper 'os:Nope': module 'os' has no 'Nope'; it has no wrapper; write module:Class"),
+        (
+            "rlcore.envs.gym_wrappers:Nope",
+            "module 'rlcore.envs.gym_wrappers' has no 'Nope'; its wrappers are CopyObservation",
+        ),
         ("os:system", "'os:system' is no wrapper of gymnasium's; write a name"),
         ("subprocess:Popen", "'subprocess:Popen' is no wrapper"),
         ("gymnasium.wrappers.RescaleAction", "failed"),

@@ -350,6 +350,17 @@ def test_metadata_that_says_something_else_is_refused(
     OnnxPolicy("x.onnx")
 
 
+def test_a_file_that_says_nothing_of_itself_is_refused_with_a_remedy(
+    exported: onnx.ModelProto, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = copy.deepcopy(exported)
+    task = next(entry.value for entry in model.metadata_props if entry.key == "task")
+    del model.metadata_props[:]
+    onnx.save(model, "x.onnx")
+    error = refused(["eval", "--onnx", "x.onnx", "--num-envs", "2", "--task", task], capsys)
+    assert "does not say which observation groups it reads" in error and "export anew with rlcore" in error
+
+
 def test_weights_of_a_file_that_are_not_a_number_are_said(
     exported: onnx.ModelProto, capsys: pytest.CaptureFixture[str]
 ) -> None:

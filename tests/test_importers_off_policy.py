@@ -322,7 +322,10 @@ def test_file_is_converted_from_the_command_line(tmp_path: Path, capsys: pytest.
     words = f"config --file {DATA / 'sb3_zoo_sac.yaml'} --task Pendulum --algo sac"
     assert main(words.split()) == 2
     error = capsys.readouterr().err
-    assert "there are sections for Walker-v1, Lander-v1" in error and "such as --task gym:Walker-v1" in error
+    assert "sections for Walker-v1, Lander-v1, but none for the task 'Pendulum'; name one, such as" in error
+    assert "--task gym:Walker-v1" in error
+    assert main(f"config --file {DATA / 'sb3_zoo_sac.yaml'}".split()) == 2
+    assert "sections for Walker-v1, Lander-v1; name one, such as --task gym:Walker-v1" in capsys.readouterr().err
     words = f"config --file {DATA / 'skrl_sac_before_2.yaml'} --task Pendulum --num-envs 8 --output {output}"
     assert main(words.split()) == 0
     assert main(f"config --file {DATA / 'skrl_sac_before_2.yaml'} --show".split()) == 0

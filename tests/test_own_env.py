@@ -45,6 +45,33 @@ class Drift:
     def close(self):
         pass
 
+class Sized(Drift):
+    """Saves itself, has an observation and an action of a size and range of choice, and may crash."""
+
+    def __init__(self, num_envs, size: int = 1, high: float = 1.0, crash_at: int = 0):
+        super().__init__(num_envs)
+        self.size, self.crash_at, self.steps = size, crash_at, 0
+        self.observation_spaces = {"policy": spaces.Box(-10, 10, (size,))}
+        self.action_space = spaces.Box(-high, high, (1,))
+
+    def reset(self, seed=None):
+        self.x, self.t = torch.randn(self.num_envs, 1), 0
+        return {"policy": self.x.expand(-1, self.size)}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == self.crash_at:
+            raise RuntimeError("the gripper diverged")
+        step = super().step(action)
+        wide = self.x.expand(-1, self.size)
+        return Step({"policy": wide}, *step[1:4], {"policy": wide}, {})
+
+    def state_dict(self):
+        return {"x": self.x, "t": self.t}
+
+    def load_state_dict(self, state):
+        self.x, self.t = state["x"], state["t"]
+
 class Elsewhere(Drift):
     def __init__(self, num_envs, device=None):
         super().__init__(num_envs)
@@ -84,6 +111,33 @@ def test_it_is_trained_measured_resumed_and_exported(algo: str, folder: Path) ->
     assert main(["train", "--resume", str(run), "--num-iterations", "5"]) == 0
     assert main(["eval", "--run", str(run), "--num-envs", "4"]) == 0
     assert main(["eval", "--onnx", str(run / "export" / "policy.onnx"), "--num-envs", "4"]) == 0
+
+
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_a_run_goes_on_with_options_of_the_env_corrected(
+    algo: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--task python:drift_of_mine:Sized --num-envs 4 --eval-envs 4 --num-iterations 3 --no-export"
+    words += " --agent.actor.hidden-dims 8 --agent.num-steps 4 --env.crash_at 10"
+    assert main(["train", "--algo", algo, *words.split()]) == 70
+    (run,) = folder.glob("runs/*/*/*")
+    capsys.readouterr()
+    resume = ["train", "--resume", str(run)]
+    for more, told in (
+        (["--env.size", "2"], "env.size cannot change here: observation_sizes of the env is {'policy': 2}"),
+        (["--env.high", "2"], "env.high cannot change here: action_low of the env is [-2.0]"),
+        (["--env.crash_at", "0", "--seed", "5"], "seed is 1 in the run that is resumed and 5 here"),
+    ):
+        assert main([*resume, *more]) == 2
+        error = capsys.readouterr().err
+        assert told in error and error.count("\n") == 1
+    assert main([*resume, "--env.crash_at", "0"]) == 0
+    said = capsys.readouterr().out
+    assert "note         env.crash_at is 0 from here on, and was 10\n" in said
+    assert "episodes in flight start anew" in said
+    assert "crash_at: 0" in (run / "config.yaml").read_text()
+    assert main([*resume, "--num-iterations", "4"]) == 0
+    assert "env.crash_at" not in capsys.readouterr().out
 
 
 def test_help_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:

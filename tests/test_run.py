@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,10 @@ def test_settings_are_written_in_any_of_the_usual_ways() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3), ("3e-4", 3e-4), ("False", False), ("None", None), ("[1, 2]", [1, 2]), ("IK", "IK"), ("-0.5", -0.5)],
+    [
+        *(("3", 3), ("3e-4", 3e-4), ("False", False), ("None", None), ("[1, 2]", [1, 2]), ("IK", "IK"), ("-0.5", -0.5)),
+        *(("inf", math.inf), ("-inf", -math.inf), ("info", "info")),
+    ],
 )
 def test_options_of_a_task_are_read_as_yaml(text: str, value: object) -> None:
     assert free_value("env.x", [text]) == value

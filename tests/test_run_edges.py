@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -95,6 +96,34 @@ def test_stopping_in_the_last_evaluation_says_how_to_go_on(
     assert not (run / "eval.json").exists()
     assert main(["train", "--resume", str(run)]) == 0
     assert (run / "eval.json").is_file() and (run / "export" / "policy.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "place", "remedy"),
+    [
+        ("export --run", "rlcore.export.onnx.tempfile.TemporaryDirectory", "--output FILE writes elsewhere"),
+        ("train --num-iterations 2 --resume", "rlcore.train.run.os.open", "copy the run to where it can"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_told_with_a_remedy(
+    words: str,
+    place: str,
+    remedy: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = train(tmp_path, "--num-iterations", "1", "--no-export")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(place, refuse)
+        assert main([*words.split(), str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be written: Read-only file system; " in error and remedy in error and error.count("\n") == 1
 
 
 def test_going_on_from_another_versions_checkpoint_is_refused(

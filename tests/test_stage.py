@@ -27,6 +27,7 @@ from rlcore.stage import lent, reset_at, rows_of, same_stage, stage_of, stage_te
 from rlcore.train import training
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
+from rlcore.train.continuation import resumed_config
 from rlcore.train.evaluate import undisturbed
 
 LEVELS, LENGTH = 10, 40
@@ -234,7 +235,7 @@ def test_a_resumed_run_stands_at_the_levels_that_were_saved(tmp_path: Path) -> N
     assert main(f"{words} --num-iterations 12".split()) == 0
     (run,) = tmp_path.glob("*/ppo/*")
     saved = load_checkpoint(run / "checkpoints" / "000012.pt")["env"]["terrain_levels"]
-    config, checkpoint = training.resumed_config(run)
+    config, checkpoint = resumed_config(run)
     resumed = training.Training(config, Console(file=io.StringIO()), checkpoint)
     core: Any = resumed.env.core  # type: ignore[attr-defined]
     assert torch.equal(core.levels, saved) and core.common_step_counter == 12 * 8

@@ -189,7 +189,8 @@ def free_value(key: str, values: Sequence[str]) -> Any:
         value = parse_text(text)
     except ValueError:
         raise UsageError(f"--{key}: cannot read {shown(text)}; write a number, True, False, text or [a, b]") from None
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
+    # YAML 1.1 writes .inf
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(inf|\d+(\.\d*)?e[-+]?\d+)", value, re.IGNORECASE):
         return float(value)  # YAML 1.1 wants a point in it
     return value
 

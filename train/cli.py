@@ -34,9 +34,10 @@ usage: rlcore COMMAND ...
   config   show or convert settings:  rlcore config --task TASK [--from rsl_rl] [--show]
 
 rlcore COMMAND --help lists the settings of a command, rlcore --version tells the version.
-Exit codes: 0 done, 1 trained but not exported because the file failed its check, 2 wrong usage or a full disk,
-70 something failed, such as the env (its traceback is in crash.txt of the run folder); 129, 130 and 143 interrupted
-by SIGHUP, Ctrl-C and SIGTERM, 141 nobody reads the output any more. What was trained is kept, and --resume goes on."""
+Exit codes: 0 done, 1 the export failed its check, 2 what cannot be done, such as wrong usage or a full disk (one
+line says what and how to correct it), 70 something failed, such as the env (its traceback is in crash.txt of the run
+folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any more, as after
+| head. What was trained is kept, and --resume goes on."""
 
 COMMANDS = {"train": "train_command"} | dict.fromkeys(("eval", "export", "play", "tasks", "config"), "commands")
 """Commands and the modules that hold them, imported on demand: PyTorch takes its time."""

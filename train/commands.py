@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +129,8 @@ def export_command(words: Sequence[str]) -> Job:
     if args.output is not None and args.output.is_dir():
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
     try:
-        report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
+        with _output_elsewhere(args.output, run.exported):
+            report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
     except ExportError as error:
         print(f"rlcore export: refused: {error}", file=sys.stderr)
         return lambda: 1
@@ -188,7 +189,8 @@ def play_command(words: Sequence[str]) -> Job:
     with contextlib.closing(source.env):
         control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
         pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, source.stage)
-        count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
+        with _output_elsewhere(args.output, output):
+            count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
     print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
     print("".join(f"{line}\n" for line in source.notes), end="")
     print(f"written to {output}")
@@ -221,6 +223,17 @@ def config_command(words: Sequence[str]) -> Job:
         return lambda: 0
     show_config(*given)
     return lambda: 0
+
+
+@contextlib.contextmanager
+def _output_elsewhere(given: Path | None, path: Path) -> Iterator[None]:
+    """Name the way out where a run's own folder, that nobody asked for, cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if given is not None or error.errno not in READ_ONLY:
+            raise
+        raise ValueError(f"'{path}' cannot be written: {error.strerror}; --output FILE writes elsewhere") from error
 
 
 def _closing(env: Any, job: Job) -> Job:

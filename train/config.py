@@ -59,8 +59,8 @@ RESUMABLE = frozenset(
         "agent.final_capacity",  # refused unless it is that of the saved replay memory, for which an error may ask
     }
 )
-"""Settings that may differ between a run and its continuation. All but the device leave its curve as it is, and but
-threads, by whose number sums are rounded otherwise."""
+"""Settings that may differ between a run and its continuation, as may options of the env. All but these and the device
+leave its curve as it is, and but threads, by whose number sums are rounded otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,13 @@ CLOSED = 128 + 13
 """Nobody reads the output any more, as after ``| head``: what a shell reports for SIGPIPE."""
 
 PATIENCE = 1.0
-"""Seconds after the first Ctrl-C in which another only repeats the hint, because it cannot have been read yet."""
+"""Seconds after the first Ctrl-C in which another does not count, because the hint cannot have been read yet."""
 
 HINT = (
     "finishing the iteration in progress, then writing a checkpoint; once more to stop at once, losing that iteration"
 )
+
+TOO_SOON = "that one came too soon after the first to count; once more stops at once, losing the iteration"
 
 LONGEST_LINE = 1000
 """Characters of what an error says."""
@@ -87,14 +89,17 @@ class Interrupt:
         if self.at_once:
             self.signal = self.signal or number
             raise Stopped(128 + number)
+        hint = HINT
         if self.signal is None:
             self.signal, self._since = number, now
         # A closing terminal hangs up on its shell and on what runs in it, so that it comes twice.
-        elif now - self._since > PATIENCE and number != getattr(signal, "SIGHUP", None):
-            raise Stopped(128 + number)
-        if not self.show(HINT):
+        elif number != getattr(signal, "SIGHUP", None):
+            if now - self._since > PATIENCE:
+                raise Stopped(128 + number)
+            hint = TOO_SOON
+        if not self.show(hint):
             with suppress(OSError):  # os.write, because a signal may arrive inside a print
-                os.write(2, f"\n{HINT}\n".encode())
+                os.write(2, f"\n{hint}\n".encode())
 
 
 class Output:
@@ -299,7 +304,7 @@ def end_of_run(
     if run is not None and not stopping and not mistake:
         what += _write_traceback(error, run.path / CRASH_FILE)
     traceback.clear_frames(error.__traceback__)  # what they hold may be the memory that was missing
-    kept = "" if run is None or progress is None else _kept(run, progress, save)
+    kept = "" if run is None or progress is None else _kept(run, progress, save, error)
     with suppress(OSError, ValueError):
         print(f"rlcore train: {one_line(what)}{kept}", file=sys.stderr, flush=True)
     return code
@@ -316,13 +321,14 @@ def _write_traceback(error: BaseException, path: Path) -> str:
     return f"; traceback in {path}"
 
 
-def _kept(run: RunFolder, progress: Progress, save: Callable[[], None]) -> str:
-    """Save what there is, and say which iteration to go on from."""
+def _kept(run: RunFolder, progress: Progress, save: Callable[[], None], why: BaseException) -> str:
+    """Save what there is, and say which iteration to go on from; ``why`` the run ended has been said."""
     said = ""
     try:
         save()
     except Exception as error:
-        said = f"; its state could not be saved ({describe(error)})"
+        known = full_disk(error) is not None and full_disk(why) is not None
+        said = "; its state could not be saved" + ("" if known else f" ({describe(error)})")
     numbered = run.numbered()
     source = run.path if numbered else run.best
     if not source.exists():

@@ -58,8 +58,9 @@ def choose_task(t: Translation) -> None:
         return
     name = (t.task or "").removeprefix("gym:")
     if name not in sections:
+        none = "" if name == "" else f", but none for the task '{name}'"
         raise ConfigError(
-            f"sb3: there are sections for {', '.join(sections)}, but none for the task '{name}'; name one, such as "
+            f"sb3: there are sections for {', '.join(sections)}{none}; name one, such as "
             f"--task gym:{next(iter(sections))}"
         )
     t.source = sections[name]

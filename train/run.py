@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -99,7 +100,14 @@ class RunFolder:
         here = self.path.resolve()
         if here in _trained_here:  # to the kernel all of this process is one
             raise RunLocked(f"{self.path} is being trained by this process; wait for its end, then resume")
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            raise ValueError(
+                f"'{self.path}' cannot be written: {error.strerror}; copy the run to where it can, and resume the copy"
+            ) from error
         try:
             if fcntl is not None:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -74,7 +74,7 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
             args.file,
             library,  # type: ignore[arg-type]
             num_envs=args.num_envs,
-            task=task,
+            task=args.task,
             algo=args.algo,
             skrl_version=args.skrl_version,
         )

@@ -15,8 +15,7 @@ from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.envs import load, make_env
 from rlcore.envs.launch import bare_name, simulator_of
 from rlcore.export import OnnxPolicy, broken_weights
-from rlcore.learn import saved_stage
-from rlcore.stage import Stage, can_take, stage_of, stage_text
+from rlcore.stage import Stage, can_take, saved_stage, stage_of, stage_text
 from rlcore.train.conclude import refuse_broken, restore_policy
 from rlcore.train.config import DEVICES, is_device, resolve_device
 from rlcore.train.evaluate import evaluation_options

@@ -33,7 +33,7 @@ def train_command(words: Sequence[str]) -> Job:
     base: Any = None
     resumed: Path | None = None
     if named.get("resume") and not helping:
-        from rlcore.train.training import resumed_config
+        from rlcore.train.continuation import resumed_config
 
         if "config" in named:
             raise ConfigError("--config cannot go with --resume: a resumed run keeps its configuration; leave one out")
@@ -211,8 +211,9 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
 def _training(base: Any, config: Any, resumed: Path | None) -> Job:
     from rich.console import Console
 
+    from rlcore.train.continuation import refuse_changes
     from rlcore.train.ending import standard_output
-    from rlcore.train.training import Training, refuse_changes
+    from rlcore.train.training import Training
 
     if resumed is not None:
         refuse_changes(base, config)

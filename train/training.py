@@ -11,20 +11,21 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.checkpoint import OF_A_RUN, fitting, load_checkpoint, refuse_broken_state, save_checkpoint
+from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
 from rlcore.env import check_obs, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
-from rlcore.learn import Progress, Report, begin, learn, resume, snapshot
+from rlcore.learn import Progress, Report, begin, learn, restore, snapshot
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import AGENTS
 from rlcore.train.best import Best, told_of_stages
 from rlcore.train.conclude import close_env, conclude, say
-from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config, resolve_device, settings_as_typed
+from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
+from rlcore.train.continuation import env_changes
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
-from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
+from rlcore.train.evaluate import ENDLESS, Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.threads import use_threads
@@ -108,13 +109,17 @@ class Training:
             self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
         self.notes += use_threads(config.threads, samples_at_once(config), self.agent.policy, self.device)
         if content is not None:
+            altered, told = env_changes(content, self.config, self.env, resumed_from)
+            self.notes += told
             refuse_broken_state(content["agent"], resumed_from)
             other = (
-                "another version of rlcore wrote it, or it is damaged; begin anew with --config RUN/config.yaml; "
+                f"the env is another with {', '.join(altered)} changed, or it is damaged; leave them out of the command"
+                if altered
+                else "another version of rlcore wrote it, or it is damaged; begin anew with --config RUN/config.yaml; "
                 "`rlcore export` may still read its policy"
             )
             with fitting(resumed_from, other), settings_as_typed(config.agent):
-                self.progress, self.exact = resume(self.env, self.agent, content)
+                self.progress, self.exact = restore(self.env, self.agent, content)
                 check_obs(self.env, self.progress.obs, "checkpoint")
                 if str(self.agent.timeout_bootstrap) not in TIMEOUTS:
                     raise ValueError(f"timeout_bootstrap is {shown(self.agent.timeout_bootstrap)}")
@@ -239,12 +244,14 @@ class Training:
         assert run is not None
         sizes = ", ".join(f"{group} {size}" for group, size in self.spec.observation_sizes.items())
         steps = config.agent.num_steps * env.num_envs
+        endless = env.max_episode_length >= ENDLESS
+        limit = "no time limit" if endless else f"episodes of {env.max_episode_length} steps"
         preset = f" with the preset {config.preset}" if hasattr(config, "preset") else ""
         for line in (
             f"task         {config.task}, observations: {sizes}, action: {self.spec.action_text}",
             f"algorithm    {config.algo}{preset} on {self.device}, seed {config.seed}",
             f"envs         {env.num_envs} x {config.agent.num_steps} steps = {steps:,} steps an iteration, "
-            f"{config.num_iterations} iterations, episodes of {env.max_episode_length} steps",
+            f"{config.num_iterations} iteration{'s' * (config.num_iterations != 1)}, {limit}",
             f"time-outs    {TIMEOUTS[self.bootstrap]}",
             f"run folder   {run.path}",
         ):
@@ -346,33 +353,6 @@ class Training:
     def _content(self, progress: Progress) -> dict[str, Any]:
         own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec)}
         return own | snapshot(self.env, self.agent, progress)
-
-
-def resumed_config(path: Path) -> tuple[TrainConfig, Path]:
-    """The configuration of the run that a path means, and the checkpoint to go on from: the last, unless named.
-
-    Raises:
-        FileNotFoundError: there is no run or no checkpoint.
-        CheckpointError: the checkpoint cannot be read.
-    """
-    _, checkpoint = locate(path, "last")
-    content = load_checkpoint(checkpoint, needed=OF_A_RUN)
-    with fitting(checkpoint):
-        return read_config(content["config"], source=str(checkpoint)), checkpoint
-
-
-def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
-    """Refuse settings with which a continued run would no longer be the same run.
-
-    Raises:
-        ConfigError: names the first such setting, both values and the remedy.
-    """
-    for key, (old, new) in changes(before, after).items():
-        if key not in RESUMABLE:
-            raise ConfigError(
-                f"{key} is {old!r} in the run that is resumed and {new!r} here; leave it out, "
-                "or start a new run without --resume"
-            )
 
 
 def samples_at_once(config: TrainConfig) -> int:
