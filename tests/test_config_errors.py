@@ -275,7 +275,6 @@ def test_a_wrong_file_is_refused_in_one_line_that_names_it(case: str, capsys: py
         ("--seed 9", ["seed", "9", "leave it out"]),
         ("--num-envs 8", ["num_envs", "8", "leave it out"]),
         ("--task Pendulum", ["task", "Pendulum", "leave it out"]),
-        ("--env.max_episode_length 9", ["env.max_episode_length", "9", "leave it out"]),
         ("--num-iterations 1", ["num_iterations", "1", "--num-iterations 2"]),
     ],
 )
