@@ -6,6 +6,7 @@ An equation stands here once; a kernel that computes it is tested against it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,15 @@ def ppo_loss(
     """
     common = bounds[0] == 0 and not standardize_advantage and isinstance(distribution, Gaussian)
     if common and available(value.device) and not compiling():
-        return _by_kernel(distribution, value, sample, clip_range, value_coef, entropy_coef, clip_value_loss)
+        return _by_kernel(
+            distribution,
+            value,
+            sample,
+            clip_range=clip_range,
+            value_coef=value_coef,
+            entropy_coef=entropy_coef,
+            clip_value_loss=clip_value_loss,
+        )
     advantage, weight = sample["advantage"], sample["weight"]
     if standardize_advantage:
         advantage = standardized(advantage, weight > 0)
@@ -86,22 +95,13 @@ def ppo_loss(
 
 
 def _by_kernel(
-    distribution: Distribution,
-    value: Tensor,
-    sample: Mapping[str, Tensor],
-    clip_range: float,
-    value_coef: float,
-    entropy_coef: float,
-    clip_value_loss: bool,
+    distribution: Distribution, value: Tensor, sample: Mapping[str, Tensor], **settings: Any
 ) -> tuple[Tensor, Metrics]:
     """What ``ppo_loss`` computes from here on, for the common settings, in one kernel."""
     names = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns", "weight")
     loss, metrics = gaussian_ppo_loss(
         *(part.flatten(0, 1) if part.dim() > 1 else part for part in distribution),
         *(part.flatten(0, 1) for part in (value, *(sample[name] for name in names))),
-        clip_range=clip_range,
-        value_coef=value_coef,
-        entropy_coef=entropy_coef,
-        clip_value_loss=clip_value_loss,
+        **settings,
     )
     return loss, dict(zip(METRICS, metrics.unbind(), strict=True))

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from rlcore.learn import Progress
     from rlcore.train.run import RunFolder
 
-REFUSED = 1
-"""Trained, but not exported because the file failed its check."""
 USAGE = 2
 """What a user can put right: the command line, a configuration, a file, an env's broken promise, a full disk."""
 FAILED = 70
