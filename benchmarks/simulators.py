@@ -13,6 +13,7 @@ mean return of the latest 100 episodes, counted by the same code on the simulato
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -22,7 +23,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -206,9 +206,11 @@ def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
     total = settings.iterations * span
     agent = AGENTS[config.algo](env, config.agent, seed=settings.seed, num_iterations=total)
     aside: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        quiet = Console(file=nowhere)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        quiet = Console(file=stack.enter_context(open(os.devnull, "w")))
         logs = RunLogger(Path(folder), total=total, log_interval=config.log_interval * span, console=quiet)
+        stack.enter_context(logs)  # closes what writes before the folder goes
         diary, enough = begin(env.core), False
 
         def on_iteration(progress: Progress) -> None:
@@ -227,8 +229,7 @@ def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
             if report.iteration % span == 0:
                 diary.rows[report.iteration // span - 1].update(found)
 
-        with logs:
-            agent.learn(total, on_iteration=on_iteration, on_report=on_report, should_stop=lambda: enough)
+        agent.learn(total, on_iteration=on_iteration, on_report=on_report, should_stop=lambda: enough)
         diary.save()
     facts: dict[str, Any] = {"final_obs": env.final_obs_source, "time_outs": agent.timeout_bootstrap}
     facts["notes"] = list(env.notes)
@@ -283,6 +284,9 @@ def run_rsl_rl(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
             runner.learn(settings.iterations, init_at_random_ep_len=settings.randomize_start)
         except Enough:
             diary.save()
+        finally:
+            if runner.logger.writer is not None:  # else its thread writes on while the folder goes
+                runner.logger.writer.close()
     if settings.evaluations:
         policy, device = runner.get_inference_policy(device=settings.device), settings.device
         env.close()
@@ -326,7 +330,7 @@ def run_alone(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, An
 RUNS = {"rlcore": run_rlcore, "rsl_rl": run_rsl_rl, "env": run_alone, "adapter": run_alone}
 
 
-@contextmanager
+@contextlib.contextmanager
 def prepared() -> Iterator[None]:
     """Leave out what mjlab would print of kernels, and what GitPython would demand.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,7 +122,7 @@ def test_what_cannot_run_or_be_drawn_ends_in_one_line(
 @pytest.mark.parametrize("library", ["rlcore", "rsl_rl", "env", "adapter"])
 def test_real_cartpole_is_measured(library: str, tmp_path: Path) -> None:
     pytest.importorskip("mjlab", reason="mjlab is not installed")
-    path = tmp_path / "out.json"
+    path, before = tmp_path / "out.json", writers()
     words = ["--library", library, "--num-envs", "8", "--iterations", "3", "--warmup", "1", "--device", "cpu"]
     assert simulators.main([*words, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
@@ -129,3 +130,28 @@ def test_real_cartpole_is_measured(library: str, tmp_path: Path) -> None:
     assert report["summary"]["env_steps_per_s"] > 0
     trained = library in ("rlcore", "rsl_rl")
     assert all(("learn_s" in row) == trained for row in report["rows"])
+    assert writers() == before
+
+
+def writers() -> list[threading.Thread]:
+    """Threads that write events for tensorboard."""
+    return [thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboard.")]
+
+
+@pytest.mark.slow
+@pytest.mark.cpu_seconds(600)
+@pytest.mark.parametrize("library", ["rlcore", "rsl_rl"])
+def test_a_run_that_fails_writes_no_more(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the folder for its events could not be removed."""
+    pytest.importorskip("mjlab", reason="mjlab is not installed")
+    before = writers()
+
+    def fail(*_: Any) -> bool:
+        assert len(writers()) == len(before) + 1
+        raise RuntimeError("out of patience")
+
+    monkeypatch.setattr(simulators.Diary, "tick", fail)
+    words = ["--library", library, "--num-envs", "8", "--iterations", "3", "--device", "cpu"]
+    with pytest.raises(RuntimeError, match="out of patience"):
+        simulators.main(words)
+    assert writers() == before
