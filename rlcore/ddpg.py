@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.adam import flat
+from rlcore.anchors import Anchors
 from rlcore.config import check, settings_of
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
@@ -93,6 +94,7 @@ class DDPG(OffPolicy):
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
+        self.anchors = Anchors(self)  # which has a target policy as well by now
 
     def _explore(self, normalized: Tensor) -> Tensor:
         policy = self.policy

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.adam import FlatAdam, descend, flat
+from rlcore.anchors import Anchors
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.distributional import categorical_loss
@@ -107,6 +108,7 @@ class OffPolicy:
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes()
+        self.anchors = Anchors(self)
 
     def _memory(self, sizes: dict[str, int]) -> Replay:
         config, env = self.config, self.env
@@ -236,6 +238,7 @@ class OffPolicy:
         Raises:
             ConfigError: a setting changes over the run, whose length nobody gave.
         """
+        self.anchors.check(self)
         self.iteration += 1
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():

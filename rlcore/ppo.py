@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlcore.actor_critic import Critic, build_policy
 from rlcore.adam import FlatAdam
+from rlcore.anchors import Anchors
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Categorical, Distribution, Gaussian
@@ -93,6 +94,7 @@ class PPO:
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
+        self.anchors = Anchors(self)
         self.mode: Mode = config.mode
         self._begin = Captured(self._begin_sequence, config.mode, device)
         self._act = Captured(self._choose, config.mode, device)
@@ -202,6 +204,7 @@ class PPO:
                 raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
             remaining = max(0.0, 1 - self.iteration / self.num_iterations)
             self.learning_rate.fill_(self.config.learning_rate * remaining)
+        self.anchors.check(self)
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
