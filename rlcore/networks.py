@@ -18,7 +18,7 @@ from rlcore.types import Obs, State
 
 Activation = Literal["elu", "relu", "tanh", "silu", "gelu", "leaky_relu", "selu"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
@@ -89,7 +89,7 @@ class MLP(nn.Module):
             self.layers.append(nn.Linear(inputs, width))
             if config.layer_norm:
                 self.layers.append(nn.LayerNorm(width))
-            self.layers.append(_ACTIVATIONS[config.activation]())
+            self.layers.append(ACTIVATIONS[config.activation]())
             inputs = width
         self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         if config.init == "orthogonal":
@@ -139,7 +139,7 @@ class Residual(nn.Module):
         self.entry = nn.Linear(inputs, self.size)
         self.widen = nn.ModuleList(nn.Linear(self.size, wide) for _ in config.hidden_dims)
         self.narrow = nn.ModuleList(nn.Linear(wide, self.size, bias=False) for _ in config.hidden_dims)
-        self.activation = _ACTIVATIONS[config.activation]()
+        self.activation = ACTIVATIONS[config.activation]()
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
