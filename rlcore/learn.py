@@ -15,7 +15,8 @@ from torch import Tensor
 
 from rlcore.capture import Captured
 from rlcore.checkpoint import fitting
-from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.env import VecEnv, is_capturable
+from rlcore.env_check import StepCheck, check_obs
 from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at, saved_stage, stage_of
@@ -336,12 +337,11 @@ def _collector(
             obs, state = step.obs, cleared(next_state, begins(step)) if next_state else ()
         return obs, state
 
-    possible = bool(getattr(env, "capturable", False))
-    if capture_env and not possible:
+    if is_capturable(env) and capture_env is not False:
+        return Captured(collect, agent.mode, torch.device(env.device), [env.generator])
+    if capture_env:
         raise ValueError(f"capture_env: {type(env).__name__} cannot be recorded as a CUDA graph; leave capture_env out")
-    if not possible or capture_env is False:
-        return collect
-    return Captured(collect, agent.mode, torch.device(env.device), [env.generator])  # type: ignore[attr-defined]
+    return collect
 
 
 class _Stopwatch:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rlcore.env
 import rlcore.learn
 from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig, Step
-from rlcore.env import StepCheck
+from rlcore.env_check import StepCheck
 from rlcore.envs.null import Null
 from rlcore.faults import Latest, broken_steps, culprits, far_numbers
 from rlcore.learn import EpisodeStatistics, Faults, Progress, Report, begin, resume, snapshot
@@ -307,7 +307,7 @@ def test_a_step_that_is_none_is_named(change: Any, message: str, first: int) -> 
 
 def test_a_step_that_is_like_the_one_before_is_not_checked_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     env, calls = Null(4, obs_size=3, action_size=2), []
-    monkeypatch.setattr(rlcore.env, "check_step", lambda env, step: calls.append(step))
+    monkeypatch.setattr(rlcore.env_check, "check_step", lambda env, step: calls.append(step))
     check = StepCheck(env)
     env.reset()
     step = env.step(torch.zeros(4, 2))

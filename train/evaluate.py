@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.env import StepCheck, VecEnv, check_obs
+from rlcore.env import VecEnv
+from rlcore.env_check import StepCheck, check_obs
 from rlcore.normalization import UNUSABLE
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at

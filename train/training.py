@@ -13,7 +13,8 @@ from rich.console import Console
 
 from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
-from rlcore.env import check_obs, spec_of, want_final_obs
+from rlcore.env import spec_of, want_final_obs
+from rlcore.env_check import check_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import Progress, Report, begin, learn, restore, snapshot
