@@ -26,13 +26,14 @@ from peers import Mark, Subject, ignore
 from rich.console import Console
 
 from rlcore import __version__
+from rlcore.agent import Agent
 from rlcore.env import VecEnv
 from rlcore.envs import make_env
 from rlcore.learn import Report, learn
 from rlcore.networks import NetworkConfig
 from rlcore.ppo import PPO, PPOConfig
 from rlcore.recurrent import RNNConfig
-from rlcore.types import Agent, Metrics, Mode
+from rlcore.types import Metrics, Mode
 
 T = TypeVar("T")
 

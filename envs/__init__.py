@@ -144,14 +144,15 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
         raise ValueError(f"{task}: it has no argument num_envs; give it one, the number of envs to step together")
     common = {"num_envs": num_envs, "device": device, "seed": seed}
     _check_options(task, cls, options, set(common), [])
-    env: VecEnv = cls(**{name: value for name, value in common.items() if name in parameters}, **options)
+    made: Any = cls(**{name: value for name, value in common.items() if name in parameters}, **options)
+    env: VecEnv = made
     if _checked_device(getattr(env, "device", device)) != device:  # one without is refused later, by what it lacks
         remedy = "let it take an argument device" if "device" not in parameters else "let it heed its argument device"
         raise ValueError(
             f"{task}: it is on '{env.device}' in place of '{device}'; {remedy}, or give --device {env.device}"
         )
     if not hasattr(env, "task"):
-        env.task = task  # type: ignore[attr-defined]  # an exported file says what to make for its evaluation
+        made.task = task  # an exported file says what to make for its evaluation
     return env
 
 

@@ -20,11 +20,22 @@ PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made
 
 # A module of the core may import its own layer and those below; algorithms never import each other.
 LAYERS = (
-    {"_version", "types", "env", "config", "checkpoint", "returns", "distributions", "networks", "normalization"}
+    {
+        "_version",
+        "types",
+        "env",
+        "env_check",
+        "config",
+        "checkpoint",
+        "returns",
+        "distributions",
+        "networks",
+        "normalization",
+    }
     | {"capture", "kernels", "mlp_kernels", "update_kernels", "distributional", "replay_kernels", "squashed"}
     | {"launcher", "recurrent", "recurrent_kernels", "adam", "memory", "ensemble", "q_losses", "unit_rows", "stage"}
-    | {"files", "statistics", "faults", "losses", "normalizer_kernels"},
-    {"rollout", "replay", "learn", "actor_critic", "ppo_config"}
+    | {"files", "statistics", "faults", "losses", "normalizer_kernels", "agent"},
+    {"rollout", "replay", "learn", "resume", "report", "actor_critic", "ppo_config"}
     | {"off_policy", "off_policy_config", "q_networks", "exploration"},
     {"ppo", "sac", "ddpg"},
 )
