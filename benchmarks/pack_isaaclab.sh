@@ -6,7 +6,7 @@
 #   PYTHONPATH=SITE ISAACSIM_ASSET_ROOT=SITE/assets rlcore train --task Isaac-Ant presets=newton_mjwarp
 #
 # Isaac Lab, Newton, their physics and USD are in it, and what they import to run without a picture; not torch, NumPy and
-# what rlcore itself needs. Assets are those of isaaclab_assets.py: Cartpole, Ant and Humanoid.
+# what rlcore itself needs. Assets are those of isaaclab_robots.py: Cartpole, Ant and Humanoid.
 set -e
 if [ "$1" = --unpack ]; then
     SITE=$2; shift 2; mkdir -p "$SITE"
@@ -29,7 +29,7 @@ cd "$SITE"
 rm -rf isaaclab/source warp/tests warp/examples newton/tests mujoco/{experimental,mjx,bin,sysid,testdata,include} \
     mujoco_warp/test_data
 find . -name tests -type d -prune -exec rm -rf {} +
-PYTHONPATH=$SITE python3 "$HERE/isaaclab_assets.py" assets
+PYTHONPATH=$SITE python3 "$HERE/isaaclab_robots.py" assets
 # Of Newton's examples only these files were needed.
 rm -rf newton/examples
 tar -cf - . | xz -T0 -7 -c | split -d -b 60M - "$OUT/isaaclab.tar.xz."

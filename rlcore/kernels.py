@@ -244,7 +244,8 @@ def mlp_reference(
 ) -> Tensor:
     """Do as ``mlp`` does in plain PyTorch, in the type of the weights."""
     shape = x.shape[:-1]
-    x = x.to(weights[0].dtype).reshape(-1, x.shape[-1])  # of more dimensions products are views
+    x = x.to(weights[0].dtype)
+    x = x if len(shape) == 1 else x.reshape(-1, x.shape[-1])  # of more dimensions products are views
     for w, b in zip(weights, biases, strict=True):
         x = _TORCH[activation](F.linear(x, w, b))
     y = F.linear(x, *head) if head is not None else x

@@ -92,6 +92,8 @@ class MLP(nn.Module):
             self.layers.append(_ACTIVATIONS[config.activation]())
             inputs = width
         self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        # Looked up once, for small networks: a module takes as long to find its weight as a small product does.
+        self._weights, self._biases = [layer.weight for layer in self._linear], [layer.bias for layer in self._linear]
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
@@ -103,8 +105,7 @@ class MLP(nn.Module):
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
         fused = x.is_cuda and self.fused and launcher.available(x.device)
         if self.known and (fused or not x.is_cuda):
-            linear = self.linear()
-            weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
+            weights, biases = self._weights, self._biases
             last = None if head is None else (head.weight, head.bias)
             if not fused:  # spares the calls of a module for each layer and activation, and of autocast
                 return kernels.mlp_reference(x, weights, biases, self.activation, last)
