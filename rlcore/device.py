@@ -16,9 +16,7 @@ def checked_device(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(
-            f"device is {device!r}, none of PyTorch's; use 'cpu', 'cuda' or 'cuda:0'"
-        ) from error
+        raise ConfigError(f"device is {device!r}, none of PyTorch's; use 'cpu', 'cuda' or 'cuda:0'") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         have = torch.cuda.device_count()
         raise ConfigError(f"device is '{device}' and PyTorch sees {have} CUDA devices here; use --device cpu")
