@@ -45,9 +45,10 @@ from rlcore.envs.arrays import as_tensor
 from rlcore.envs.launch import simulator_of
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.export import OnnxPolicy, export_onnx
-from rlcore.learn import Progress, Report
-from rlcore.train.algorithms import AGENTS, POLICIES
-from rlcore.train.config import TrainConfig, algorithm, default_config
+from rlcore.learn import Progress, Report, learn
+from rlcore.train.algorithms import algorithm, find
+from rlcore.train.config import TrainConfig
+from rlcore.train.defaults import default_config
 from rlcore.train.evaluate import Evaluation, evaluate
 from rlcore.train.logger import RunLogger
 from rlcore.train.registered import registered_config
@@ -183,7 +184,7 @@ class Enough(Exception):
 def shipped(settings: Settings) -> TrainConfig:
     """What the task is trained with, as rlcore's."""
     algo, preset = algorithm(settings.algo, settings.preset)
-    num_envs = settings.num_envs or (4096 if algo == "ppo" else None)
+    num_envs = settings.num_envs or (4096 if find(algo).on_policy else None)
     registered, _ = registered_config(settings.task, num_envs, algo=algo, options=chosen(settings))
     config = default_config(settings.task, settings.config, registered, algo, preset)[0]
     return config if num_envs is None else dataclasses.replace(config, num_envs=num_envs)
@@ -214,7 +215,7 @@ def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
     env = rlcore_env(settings, config, config.num_envs, settings.seed)
     span = max(1, STEPS // config.agent.num_steps)  # iterations of the algorithm in one of the results
     total = settings.iterations * span
-    agent = AGENTS[config.algo](env, config.agent, seed=settings.seed, num_iterations=total)
+    agent = find(config.algo).agent(env, config.agent, seed=settings.seed, num_iterations=total)
     aside: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -239,7 +240,15 @@ def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
             if report.iteration % span == 0:
                 diary.rows[report.iteration // span - 1].update(found)
 
-        agent.learn(total, on_iteration=on_iteration, on_report=on_report, should_stop=lambda: enough)
+        learn(
+            env,
+            agent,
+            total,
+            seed=settings.seed,
+            on_iteration=on_iteration,
+            on_report=on_report,
+            should_stop=lambda: enough,
+        )
         diary.save()
     facts: dict[str, Any] = {"final_obs": env.final_obs_source, "time_outs": agent.timeout_bootstrap}
     facts["notes"] = list(env.notes)
@@ -249,7 +258,7 @@ def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
     env.close()
     seed = settings.seed + EVAL_SEED
     judge = rlcore_env(settings, config, settings.eval_envs, seed, randomize_start=False)
-    policy = POLICIES[config.algo](spec, dataclasses.replace(config.agent, precision="fp32")).to(settings.device)
+    policy = find(config.algo).policy(spec, dataclasses.replace(config.agent, precision="fp32")).to(settings.device)
     for row, state in aside:
         policy.load_state_dict(state)
         row["evaluated"] = evaluate(judge, policy, seed).as_dict()

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from rlcore.agent import Policy
 from rlcore.capture import side_by_side
 from rlcore.config import ConfigError, check
 from rlcore.distributional import expected_value
@@ -17,7 +18,7 @@ from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.networks import MLP, Network, choose_groups, concatenate
 from rlcore.normalization import make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.types import Obs, Policy, State
+from rlcore.types import Obs, State
 
 _NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
 

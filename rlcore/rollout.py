@@ -89,3 +89,8 @@ def reordered(value: Tensor, order: Tensor) -> Tensor:
     if len(value) == 1:
         return gather({"": value[0]}, order)[""].unsqueeze(0)
     return value.index_select(1, order)
+
+
+def sequences(value: Tensor, length: int) -> Tensor:
+    """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]`` of ``length`` L steps; S is ``T / L * N``."""
+    return value.view(-1, length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)

@@ -146,9 +146,9 @@ def check_that_nothing_waits(learner: Any, obs: Any, iterations: int) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(iterations):
-            action, _, _ = learner.act(obs, ())
+            action, _ = learner.act(obs, ())
             step = learner.env.step(action)
-            learner.record(obs, action, None, (), step)
+            learner.record(obs, action, (), step)
             learner.update()
             obs = step.obs
     finally:

@@ -35,8 +35,8 @@ LAYERS = (
     }
     | {"capture", "kernels", "mlp_kernels", "update_kernels", "distributional", "replay_kernels", "squashed"}
     | {"launcher", "recurrent", "recurrent_kernels", "adam", "memory", "ensemble", "q_losses", "unit_rows", "stage"}
-    | {"files", "statistics", "faults", "losses", "normalizer_kernels", "env_check", "device"},
-    {"rollout", "replay", "learn", "actor_critic", "ppo_config"}
+    | {"files", "statistics", "faults", "losses", "normalizer_kernels", "agent", "env_check", "device"},
+    {"rollout", "replay", "learn", "resume", "report", "actor_critic", "ppo_config"}
     | {"off_policy", "off_policy_config", "q_networks", "exploration"},
     {"ppo", "sac", "ddpg"},
 )

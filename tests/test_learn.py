@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlcore.env
-import rlcore.learn
+import rlcore.report
 from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig, Step
 from rlcore.env_check import StepCheck
 from rlcore.envs.null import Null
@@ -116,7 +116,7 @@ def test_loop_counts_reports_and_stops() -> None:
 
 def test_collecting_and_learning_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(rlcore.learn.time, "perf_counter", lambda: now)  # this machine may be busy with other things
+    monkeypatch.setattr(rlcore.report.time, "perf_counter", lambda: now)  # this machine may be busy with other things
 
     class Slow(Null):
         def step(self, action: Tensor) -> Step:

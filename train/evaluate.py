@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlcore.agent import Policy
 from rlcore.env import VecEnv
 from rlcore.env_check import StepCheck, check_obs
 from rlcore.normalization import UNUSABLE
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
-from rlcore.types import Obs, Policy, begins, detached_step
+from rlcore.types import Obs, begins, detached_step
 
 ActionFunction = Callable[[dict[str, NDArray[np.float32]]], Any]
 """An exported policy: observation groups ``[N, O]`` to actions ``[N, A]`` (``[N]`` when discrete).

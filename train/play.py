@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlcore.agent import Policy
 from rlcore.env import VecEnv
 from rlcore.env_check import StepCheck, check_obs
 from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
 from rlcore.stage import Stage, reset_at
 from rlcore.train.evaluate import ActionFunction, Controller
-from rlcore.types import Policy, begins
+from rlcore.types import begins
 
 Frame = NDArray[np.uint8]
 
