@@ -41,8 +41,8 @@ from torch import Tensor
 
 from rlcore.env import spec_of
 from rlcore.envs import make_env
+from rlcore.envs.arrays import as_tensor
 from rlcore.envs.launch import simulator_of
-from rlcore.envs.manager import as_tensor
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.export import OnnxPolicy, export_onnx
 from rlcore.learn import Progress, Report, learn

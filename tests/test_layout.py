@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,18 @@ LAYERS = (
     }
     | {"capture", "kernels", "mlp_kernels", "update_kernels", "distributional", "replay_kernels", "squashed"}
     | {"launcher", "recurrent", "recurrent_kernels", "adam", "memory", "ensemble", "q_losses", "unit_rows", "stage"}
-    | {"files", "statistics", "faults", "losses", "normalizer_kernels", "agent", "anchors", "encoders"},
+    | {
+        "files",
+        "statistics",
+        "faults",
+        "losses",
+        "normalizer_kernels",
+        "agent",
+        "env_check",
+        "device",
+        "anchors",
+        "encoders",
+    },
     {"rollout", "replay", "learn", "resume", "report", "actor_critic", "ppo_config"}
     | {"off_policy", "off_policy_config", "q_networks", "exploration"},
     {"ppo", "sac", "ddpg"},
@@ -69,7 +81,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 def project_files() -> Iterator[Path]:
     for path in ROOT.iterdir():
-        if path.is_file() and path.name != ".coverage":
+        if path.is_file() and path.name not in (".coverage", ".git"):  # a file in a worktree of git
             yield path
     for folder in [".ci", *FOLDERS]:
         for base, folders, names in os.walk(ROOT / folder):  # does not follow the links
@@ -223,6 +235,16 @@ def test_forbidden_import_is_found(importer: str, source: str) -> None:
 )
 def test_permitted_import_is_let_through(importer: str, source: str) -> None:
     assert import_faults(importer, source) == []
+
+
+def test_benchmarks_import_each_other_without_circles() -> None:
+    files = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
+    needs = {
+        name: {target.partition(".")[0] for _, target in imported(ast.parse(path.read_text()))} & set(files)
+        for name, path in files.items()
+    }
+    assert "work" in needs["timing"]
+    TopologicalSorter(needs).prepare()  # raises where there is one
 
 
 def test_only_capture_names_compile_and_graphs() -> None:

@@ -93,7 +93,8 @@ def registered_config(
             continue
         for reason in passed:
             print(f"note         {reason}", file=sys.stderr)
-        return {**conversion.config, "env": env_options(algo)}, conversion
+        started = {"randomize_start": False} if entry == "rsl_rl" and _starts_together(source) else {}
+        return {**conversion.config, "env": env_options(algo) | started}, conversion
     if not passed:
         find_agent_config(name, kwargs)  # says that there is none
     raise ConfigError(f"task '{name}' ships no configuration that can be used: {'; '.join(passed)}")
@@ -105,6 +106,12 @@ def env_options(algo: str) -> dict[str, Any]:
     Episodes begin at random times, as in the scripts that train these tasks; a tanh needs bounds for its actions.
     """
     return {"randomize_start": True} | ({"clip_actions": "auto"} if find(algorithm(algo)[0]).bounded_actions else {})
+
+
+def _starts_together(source: Any) -> bool:
+    """Whether rsl_rl's configuration wants whole episodes from the first on, as some curricula do."""
+    name = "init_at_random_ep_len"
+    return (source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)) is False
 
 
 def _with_defaults(env: Any, agent: Any, algo: str) -> Any:
