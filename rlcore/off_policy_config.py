@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from rlcore.config import ConfigError, check, check_positive, nearest
-from rlcore.distributional import Reduce
+from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
 from rlcore.replay import Home, Timeout
 

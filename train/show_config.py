@@ -18,7 +18,7 @@ from rlcore.env import spec_of
 from rlcore.envs import make_env
 from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.q_networks import action_bounds
+from rlcore.policies import action_bounds
 from rlcore.train.config import algorithm, default_config, read_config
 from rlcore.train.ending import standard_output
 from rlcore.train.importers import Conversion, convert_file, show, tell
