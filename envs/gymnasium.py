@@ -96,6 +96,8 @@ class GymnasiumEnv:
         if isinstance(control_dt, float):
             self.deployment["control_dt"] = control_dt
         self._seed = seed
+        self._discrete = isinstance(self.action_space, spaces.Discrete)
+        self._action_shape = (self.num_envs, *(self.action_space.shape or ()))
         # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
         self._sub_envs = list(env.envs) if type(env) is SyncVectorEnv else []
         self._named = isinstance(env.single_observation_space, spaces.Dict)
@@ -133,8 +135,9 @@ class GymnasiumEnv:
         """
         advance = self._step_each if self._sub_envs else self._step_together
         groups, final, *others = advance(self._to_numpy(action))  # others: [N] each
-        obs, (reward, ended, cut, *valid) = self._to_torch(groups, *others)
-        final_obs = obs if final is groups else self._to_torch(final)[0]
+        own = bool(self._sub_envs)
+        obs, (reward, ended, cut, *valid) = self._to_torch(groups, *others, own=own)
+        final_obs = obs if final is groups else self._to_torch(final, own=own)[0]
         return Step(obs, reward, ended, cut, final_obs, {}, *valid)
 
     def stage_dict(self) -> dict[str, Any]:
@@ -176,9 +179,10 @@ class GymnasiumEnv:
         begun: dict[int, Any] = {}  # first observations of new episodes, by env
         try:
             for i, env in enumerate(self._sub_envs):
-                observation, reward[i], terminated[i], truncated[i], _ = env.step(actions[i])
+                observation, reward[i], ended, cut, _ = env.step(actions[i])
+                terminated[i], truncated[i] = ended, cut
                 self._put(groups, i, observation)  # before a reset, which may use the same memory
-                if terminated[i] or truncated[i]:
+                if ended or cut:
                     begun[i], _ = env.reset()
             final = {group: values.copy() for group, values in groups.items()} if begun else groups
             for i, observation in begun.items():
@@ -192,7 +196,7 @@ class GymnasiumEnv:
             value = observation[group] if self._named else observation
             if group in self._laid_out:
                 value = flatten(self._laid_out[group], value)
-            if np.shape(value) != shape:
+            if getattr(value, "shape", None) != shape and np.shape(value) != shape:
                 raise ValueError(f"observation '{group}' has shape {np.shape(value)}, its space {shape}")
             groups[group][i] = value
 
@@ -219,15 +223,13 @@ class GymnasiumEnv:
         return self._groups(observation), final, reward, terminated, truncated
 
     def _to_numpy(self, action: Tensor) -> NDArray[Any]:
-        single = self.env.single_action_space
-        discrete = isinstance(single, spaces.Discrete)
-        shape = (self.num_envs,) if discrete else (self.num_envs, *self.action_space.shape)  # type: ignore[misc]
-        if action.shape != shape or action.dtype.is_floating_point == discrete:
+        single, discrete = self.env.single_action_space, self._discrete
+        if action.shape != self._action_shape or action.dtype.is_floating_point == discrete:
             raise ValueError(
                 f"{self.task}: action is {action.dtype} of shape {tuple(action.shape)}; "
-                f"expected {'torch.int64' if discrete else 'torch.float32'} of shape {shape}"
+                f"expected {'torch.int64' if discrete else 'torch.float32'} of shape {self._action_shape}"
             )
-        array = action.detach().cpu().numpy()
+        array = (action.detach() if action.is_cpu else action.detach().cpu()).numpy()
         if isinstance(single, spaces.Discrete):
             return np.asarray(array + single.start, dtype=single.dtype)
         return np.array(array, dtype=single.dtype).reshape(self.num_envs, *single.shape)  # type: ignore[misc]
@@ -260,11 +262,15 @@ class GymnasiumEnv:
                 values[i] = last[group]
         return final
 
-    def _to_torch(self, groups: _Arrays, *others: NDArray[Any]) -> tuple[Obs, tuple[Tensor, ...]]:
-        """Copies of observation groups, rewards ``[N]`` and flags ``[N]``, in one transfer to a GPU."""
+    def _to_torch(self, groups: _Arrays, *others: NDArray[Any], own: bool = False) -> tuple[Obs, tuple[Tensor, ...]]:
+        """Copies of observation groups, rewards ``[N]`` and flags ``[N]``, in one transfer to a GPU.
+
+        On a CPU what is our ``own`` is not copied.
+        """
         if self.device.type == "cpu":
-            obs = {group: np.array(groups[group], np.float32) for group in self.observation_spaces}
-            rest = [np.array(x, np.bool_ if i else np.float32) for i, x in enumerate(others)]
+            taken = np.asarray if own else np.array
+            obs = {group: taken(groups[group], np.float32) for group in self.observation_spaces}
+            rest = [taken(x, np.bool_ if i else np.float32) for i, x in enumerate(others)]
             tensors = {group: torch.from_numpy(value.reshape(self.num_envs, -1)) for group, value in obs.items()}
             return tensors, tuple(map(torch.from_numpy, rest))
         arrays = [np.asarray(groups[group]).reshape(-1) for group in self.observation_spaces] + list(others)

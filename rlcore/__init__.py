@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rlcore._version import __version__
 
 if TYPE_CHECKING:
+    from rlcore.agent import Agent, Policy
     from rlcore.config import ConfigError
     from rlcore.ddpg import DDPG, DDPGConfig
     from rlcore.env import EnvSpec, VecEnv, spec_of
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rlcore.ppo import PPO
     from rlcore.ppo_config import PPOConfig
     from rlcore.sac import SAC, SACConfig
-    from rlcore.types import Agent, Policy, Step
+    from rlcore.types import Step
 
 _HOMES = {
     "PPO": "ppo",
@@ -29,8 +30,8 @@ _HOMES = {
     "EnvSpec": "env",
     "VecEnv": "env",
     "spec_of": "env",
-    "Agent": "types",
-    "Policy": "types",
+    "Agent": "agent",
+    "Policy": "agent",
     "Step": "types",
 }
 

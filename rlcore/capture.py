@@ -60,11 +60,14 @@ def matmul_precision(precision: str) -> Iterator[None]:
             torch.backends.cuda.matmul.allow_tf32 = before
 
 
+# PyTorch since 2.9 has two switches for this. The older one sets both, but cannot be read any more once somebody, such
+# as mjlab's training script, has set the newer one.
+_TWO_SWITCHES = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+
+
 def _allows_tf32() -> bool:
-    # PyTorch since 2.9 has two switches for this. The older one sets both, but cannot be read any more once somebody,
-    # such as mjlab's training script, has set the newer one.
     matmul = torch.backends.cuda.matmul
-    return bool(matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32)
+    return bool(matmul.fp32_precision == "tf32" if _TWO_SWITCHES else matmul.allow_tf32)
 
 
 def side_by_side(first: Callable[[], A], second: Callable[[], B], samples: int) -> tuple[A, B]:

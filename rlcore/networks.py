@@ -110,7 +110,8 @@ def mlp(
         Features ``[..., N]`` of the last layer, or the head's output ``[..., A]``, float32.
     """
     shape = x.shape[:-1]
-    x = x.to(weights[0].dtype).reshape(-1, x.shape[-1])  # of more dimensions products are views
+    x = x.to(weights[0].dtype)
+    x = x if len(shape) == 1 else x.reshape(-1, x.shape[-1])  # of more dimensions products are views
     if x.is_cuda and precision == "bf16":
         with torch.autocast("cuda", torch.bfloat16):
             x = _hidden(x, weights, biases, activation).float()
@@ -153,6 +154,8 @@ class MLP(nn.Module):
             self.layers.append(_ACTIVATIONS[config.activation]())
             inputs = width
         self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        # Looked up once, for small networks: a module takes as long to find its weight as a small product does.
+        self._weights, self._biases = [layer.weight for layer in self._linear], [layer.bias for layer in self._linear]
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
@@ -164,8 +167,7 @@ class MLP(nn.Module):
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
         # On a CPU it spares the calls of a module for each layer and activation, and of autocast.
         if self.known and (self.fused or not x.is_cuda):
-            linear = self.linear()
-            weights, biases = [layer.weight for layer in linear], [layer.bias for layer in linear]
+            weights, biases = self._weights, self._biases
             last = None if head is None else (head.weight, head.bias)
             return mlp(x, weights, biases, self.activation, self.precision, last)
         with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda and self.precision == "bf16"):

@@ -115,7 +115,7 @@ class RunningNormalizer(nn.Module):
 
     def _ordinary(self, x: Tensor) -> bool:
         """Tell whether a batch has nothing to leave out or bring back, as far as the host may look."""
-        if x.device.type != "cpu":  # there alone nothing runs ahead of the host
+        if not x.is_cpu:  # there alone nothing runs ahead of the host
             return False
         mean, var, count = (part.numpy() for part in (self.mean, self.var, self.count))
         far = x.numpy() - mean
@@ -261,7 +261,7 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
     """
     limited = x if clip is None else x.clamp(-clip, clip)
     # There alone nothing runs ahead of the host, which may look at a sum of squares that says it all.
-    if x.device.type == "cpu" and np.vdot(numbers := x.numpy(), numbers) < UNUSABLE**2:
+    if x.is_cpu and np.vdot(numbers := x.numpy(), numbers) < UNUSABLE**2:
         return limited, _nowhere(len(x))
     good = x.abs() < (UNUSABLE if clip is None else torch.inf)  # false for NaN, too
     first = torch.where(good.all(1), -1, good.logical_not().int().argmax(1))

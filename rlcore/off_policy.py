@@ -19,13 +19,13 @@ from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, learn
 from rlcore.networks import Network, choose_groups, concatenate, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
-from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import make_trace
 from rlcore.statistics import means_of
-from rlcore.types import Metrics, Mode, Obs, State, Step
+from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 Batch = dict[str, Tensor]
 """Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
@@ -96,7 +96,7 @@ class OffPolicy:
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
         self.trace = make_trace(env.num_envs, device)
-        self.timeout_bootstrap = config.timeout_bootstrap
+        self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
         self.fault_groups = fault_groups(policy.groups, self.critic_groups)
         self.broken = Latest(device)
@@ -131,11 +131,11 @@ class OffPolicy:
         numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])  # one for all, or each in order
         source = "env" if config.action_low is None and config.action_high is None else "settings"
         first = self.first_rows * self.env.num_envs
-        return f"actions within {numbers}, from the {source}", self._steps_note(f"from step {first:,} on")
+        return f"actions within {numbers}, from the {source}", steps_note(self.num_updates, f"from step {first:,} on")
 
-    def _steps_note(self, when: str) -> str:
-        steps = "1 gradient step" if self.num_updates == 1 else f"{self.num_updates} gradient steps"
-        return f"{steps} an iteration, {when}"
+    def warnings(self, num_iterations: int) -> list[str]:
+        """What makes a run of so many further iterations slow or useless."""
+        return warnings(self.config, self.env.num_envs, self.num_updates, self.first_rows - self.stored, num_iterations)
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
@@ -160,9 +160,9 @@ class OffPolicy:
         return ()
 
     @torch.no_grad()
-    def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:
+    def act(self, obs: Obs, state: State) -> tuple[Tensor, State]:
         """Choose exploring actions ``[N, A]``, overwritten by the next call."""
-        return self._act(obs), None, state
+        return self._act(obs), state
 
     def _choose(self, obs: Obs) -> Tensor:
         actor_obs = concatenate(obs, self.policy.groups)
@@ -185,7 +185,7 @@ class OffPolicy:
     def _end_episodes(self, done: Tensor) -> None:
         """Forget what exploration carries along, where ``done`` ``[N]``."""
 
-    def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
+    def record(self, obs: Obs, action: Tensor, state: State, step: Step) -> None:
         """Store one vector step.
 
         Raises:
@@ -374,5 +374,5 @@ class OffPolicy:
         elif state["stored"]:
             first = self.first_rows * self.env.num_envs
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
-            self.notes = (*self.notes[:-1], self._steps_note(wait))
+            self.notes = (*self.notes[:-1], steps_note(self.num_updates, wait))
         self.trace.load_state_dict(state["trace"])

@@ -7,12 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from rlcore.agent import Policy
 from rlcore.config import ConfigError, check
 from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.networks import Network, choose_groups, concatenate, network_output
 from rlcore.normalization import make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.types import Obs, Policy, State
+from rlcore.types import Obs, State
 
 _NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
 

@@ -29,10 +29,14 @@ from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, standardized
-from rlcore.rollout import Rollout, make_trace, reordered
-from rlcore.types import Metrics, Mode, Obs, State, Step
+from rlcore.rollout import Rollout, make_trace, reordered, sequences
+from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
+
+
+_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "valid", "final_obs"}
+_ROLLOUT_ONLY |= {"actor_broken", "critic_broken", "final_broken"}
 
 
 class PPO:
@@ -80,8 +84,8 @@ class PPO:
         self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
         want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
-        per_env = room_for_timeouts(config.num_steps, env.max_episode_length)
-        self.num_timeouts = env.num_envs * min(config.num_steps, per_env)
+        few = room_for_timeouts(config.num_steps, env.max_episode_length)
+        self.num_timeouts = env.num_envs * min(config.num_steps, few)
         self.value_normalizer = RunningNormalizer(1, warmup=10).to(device) if config.normalize_value else None
         actor = list(self.policy.parameters())
         critic = [p for p in self.critic.parameters() if not any(p is q for q in actor)]  # the trunk may be shared
@@ -91,14 +95,19 @@ class PPO:
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
         self.trace = make_trace(env.num_envs, device)
-        self.timeout_bootstrap = config.timeout_bootstrap
+        self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
         self.mode: Mode = config.mode
+        self.notes = ()
         self._begin = Captured(self._begin_sequence, config.mode, device)
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
         self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
+
+    def warnings(self, num_iterations: int) -> list[str]:
+        """None: every rollout is learned from."""
+        return []
 
     def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
         """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
@@ -119,12 +128,11 @@ class PPO:
         self.starts.rewind()
         return self.policy.initial_state(self.env.num_envs)
 
-    def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:
+    def act(self, obs: Obs, state: State) -> tuple[Tensor, State]:
         """Sample actions ``[N, A]``, overwritten by the next call, and write them into the rollout's present row."""
         if self.recurrent and self.step % self.length == 0:
             self._begin(state)
-        action, next_state = self._act(obs, state)
-        return action, None, next_state
+        return self._act(obs, state)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _begin_sequence(self, state: State) -> None:
@@ -158,7 +166,7 @@ class PPO:
             state = cleared(state, broken_observations(row))
         return self.policy.limit(action), state
 
-    def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
+    def record(self, obs: Obs, action: Tensor, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
@@ -285,15 +293,11 @@ class PPO:
         if config.precision == "bf16" and not self.recurrent:
             for name in kept.keys() & {"actor_obs", "critic_obs"}:  # once, and not in each minibatch
                 kept[name] = kept[name].bfloat16() if kept[name].is_cuda else kept[name]
-        batch = {name: self._sequences(value) for name, value in kept.items()}
+        batch = {name: sequences(value, self.length) for name, value in kept.items()}
         for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
             batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
         batch["log_prob"] = self._old_distribution(batch).log_prob(batch["action"])
         return batch, about
-
-    def _sequences(self, value: Tensor) -> Tensor:
-        """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]``."""
-        return value.view(-1, self.length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
 
     def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
@@ -358,7 +362,7 @@ class PPO:
         return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
 
     def moved(self) -> list[Tensor]:
-        """The statistics of observations; see ``types.Agent``."""
+        """The statistics of observations; see ``agent.Agent``."""
         return [*self.policy.normalizer.buffers(), *self.critic.normalizer.buffers()]
 
     def recording(self) -> dict[str, Tensor]:
@@ -393,8 +397,3 @@ class PPO:
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
         self.trace.load_state_dict(state["trace"])
-
-
-_ROLLOUT_ONLY = set(
-    ["reward", "terminated", "truncated", "valid", "final_obs", "actor_broken", "critic_broken", "final_broken"]
-)

@@ -24,10 +24,9 @@ from rlcore.replay_rows import (
     write_outcomes,
     write_rows,
 )
-from rlcore.replay_rows import Timeout as Timeout
 from rlcore.returns import room_for_timeouts
 from rlcore.rollout import gather
-from rlcore.types import Obs
+from rlcore.types import Obs, Timeout
 
 Home = Literal["env", "host"]
 

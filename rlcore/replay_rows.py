@@ -9,7 +9,7 @@ are rewards that are too large for anything but a fault, by the rule of ``normal
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +18,7 @@ from torch import Tensor
 from rlcore.arrays import arrays, nothing
 from rlcore.dispatch import accelerated
 from rlcore.normalization import UNUSABLE, reward_limit
-
-Timeout = Literal["final_obs", "value", "none"]
+from rlcore.types import Timeout
 
 GOING, TERMINATED, HIDDEN, CUT, BROKEN = -1, -2, -3, -4, -5
 """What a step led to, where it is not the number of the final observation of a truncated one: the episode goes on; it

@@ -36,7 +36,7 @@ class Rollout:
             if name not in self.data:
                 self._keep(name, value.new_zeros((self.num_steps, *value.shape)))
         if self._rows:  # there the host may look: nothing runs ahead of it, and an index costs more than a small copy
-            present = int(self._row[0])
+            present = self._row.item()
             torch._foreach_copy_([self._rows[name][present] for name in rows], list(rows.values()))
             return
         for name, value in rows.items():
@@ -49,8 +49,11 @@ class Rollout:
 
     def advance(self) -> None:
         """Go on to the next row, and back to the first after the last."""
-        self._row += 1
-        self._row %= self.num_steps
+        if self._rows:
+            self._row[0] = (self._row.item() + 1) % self.num_steps
+        else:
+            self.row += 1
+            self.row %= self.num_steps
 
     def rewind(self) -> None:
         """Go back to the first row."""
@@ -86,6 +89,11 @@ def reordered(value: Tensor, order: Tensor) -> Tensor:
     if len(value) == 1:
         return gather(value[0], order).unsqueeze(0)
     return value.index_select(1, order)
+
+
+def sequences(value: Tensor, length: int) -> Tensor:
+    """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]`` of ``length`` L steps; S is ``T / L * N``."""
+    return value.view(-1, length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
 
 
 def gather(value: Tensor, index: Tensor) -> Tensor:

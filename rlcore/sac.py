@@ -65,6 +65,10 @@ class SACConfig(OffPolicyConfig):
         low, high = self.log_std_range
         check(low < high, "log_std_range", self.log_std_range, "set two rising numbers")
 
+    def scheduled(self) -> str:
+        """What falls over the run, in words; empty where nothing does."""
+        return super().scheduled() or ("" if self.target_std_end is None else "target deviation")
+
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
         """See ``OffPolicyConfig.presets``; ``gpu`` explores as FlashSAC does, but wide at first and narrow at last."""

@@ -48,6 +48,10 @@ class EpisodeStatistics:
         quiet = xp is not torch and not done.any()  # nothing ended, as far as the host may look
         returns += reward
         lengths += 1 if valid is None else valid
+        if quiet and valid is None and abs(total := reward.sum()) < np.inf:  # the same in few operators, as is usual
+            totals[0] += total
+            totals[4] += len(reward)
+            return
         if valid is not None:
             reward = xp.where(valid, reward, torch.nan)  # no step, so no part of the mean
         ends = [] if quiet else [xp.where(done, returns, 0.0), lengths * done, done * 1.0]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -22,6 +25,8 @@ from rlcore.types import Step
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
+
+ROOT = Path(__file__).parent.parent
 
 CPU_SECONDS = 300
 
@@ -68,6 +73,14 @@ def seeded() -> Iterator[None]:
     """A test that draws from the global generator draws the same whichever tests ran before it."""
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the robots that come with Isaac Lab 3's Newton, to be named by ``ISAACSIM_ASSET_ROOT``."""
+    folder = tmp_path_factory.mktemp("assets")
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "isaaclab_robots.py", folder], check=True)
+    return folder
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -138,9 +151,9 @@ def check_that_nothing_waits(learner: Any, obs: Any, iterations: int) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(iterations):
-            action, _, _ = learner.act(obs, ())
+            action, _ = learner.act(obs, ())
             step = learner.env.step(action)
-            learner.record(obs, action, None, (), step)
+            learner.record(obs, action, (), step)
             learner.update()
             obs = step.obs
     finally:

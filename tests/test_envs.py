@@ -217,7 +217,7 @@ def test_make_env_refuses_an_impossible_number_of_envs(num_envs: Any) -> None:
         make_env("CartPole", num_envs)
 
 
-@pytest.mark.parametrize(("device", "message"), [("gpu", "device 'gpu'"), ("cuda:99", "device 'cuda:99'")])
+@pytest.mark.parametrize(("device", "message"), [("gpu", "device is 'gpu'"), ("cuda:99", "device is 'cuda:99'")])
 def test_make_env_refuses_a_device_that_is_not_there(device: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_env("CartPole", 2, device=device)

@@ -13,7 +13,8 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig
-from rlcore.env import VecEnv, check_step, spec_of
+from rlcore.env import VecEnv, spec_of
+from rlcore.env_check import check_step
 from rlcore.envs import make_env
 from rlcore.envs.gymnasium import NO_TIME_LIMIT, GymnasiumEnv
 from rlcore.envs.wrappers import Delayed

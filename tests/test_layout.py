@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,10 @@ PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made
 
 # A module of the core may import its own layer and those below; algorithms never import each other.
 LAYERS = (
-    {"_version", "types", "env", "config", "checkpoint", "returns", "distributions", "networks", "normalization"}
+    {"_version", "types", "agent", "env", "env_check", "config", "checkpoint", "returns", "distributions", "networks"}
     | {"capture", "arrays", "dispatch", "kernels", "recurrent", "optimizer", "losses", "replay_rows", "device_memory"}
-    | {"files", "statistics", "faults", "stage"},
-    {"rollout", "replay", "learn", "actor_critic", "ppo_config"}
+    | {"files", "statistics", "faults", "stage", "normalization", "device"},
+    {"rollout", "replay", "learn", "resume", "report", "actor_critic", "ppo_config"}
     | {"off_policy", "off_policy_config", "policies", "critics", "exploration"},
     {"ppo", "sac", "ddpg"},
 )
@@ -60,7 +61,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 def project_files() -> Iterator[Path]:
     for path in ROOT.iterdir():
-        if path.is_file() and path.name != ".coverage":
+        if path.is_file() and path.name not in (".coverage", ".git"):  # a file in a worktree of git
             yield path
     for folder in [".ci", *FOLDERS]:
         for base, folders, names in os.walk(ROOT / folder):  # does not follow the links
@@ -222,6 +223,16 @@ def test_forbidden_import_is_found(importer: str, source: str) -> None:
 )
 def test_permitted_import_is_let_through(importer: str, source: str) -> None:
     assert import_faults(importer, source) == []
+
+
+def test_benchmarks_import_each_other_without_circles() -> None:
+    files = {path.stem: path for path in (ROOT / "benchmarks").glob("*.py")}
+    needs = {
+        name: {target.partition(".")[0] for _, target in imported(ast.parse(path.read_text()))} & set(files)
+        for name, path in files.items()
+    }
+    assert "work" in needs["timing"]
+    TopologicalSorter(needs).prepare()  # raises where there is one
 
 
 def test_only_capture_names_compile_and_graphs() -> None:

@@ -25,8 +25,9 @@ from rlcore.losses import cross_entropy, expected_value
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
 from rlcore.optimizer import FlatAdam, descend
+from rlcore.train.algorithms import CONFIGS
 from rlcore.train.cli import main
-from rlcore.train.config import CONFIGS, default_config
+from rlcore.train.defaults import default_config
 from rlcore.types import Obs, Step
 
 SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh", init="default")
@@ -311,11 +312,11 @@ def test_actions_are_the_actors_as_soon_as_enough_steps_of_single_envs_are_store
 def test_exploration_and_return_begin_anew_in_envs_whose_episode_ended_and_in_no_other(end: str) -> None:
     learner = agent(DDPG, noise_range=(0.1, 0.4), noise_spread="episodes", noise_hold=16, normalize_reward=True)
     obs = learner.env.reset()
-    action, _, _ = learner.act(obs, ())
+    action, _ = learner.act(obs, ())
     learner.held.left.fill_(9)
     learner.noise.fill_(1.0)
     before, done = learner.deviation.value.clone(), torch.tensor([True, False, True, False])
-    learner.record(obs, action, None, (), learner.env.step(action)._replace(**{end: done}))
+    learner.record(obs, action, (), learner.env.step(action)._replace(**{end: done}))
     assert learner.held.left.tolist() == [0, 9, 0, 9]
     assert learner.noise[:, 0].tolist() == [0, 1, 0, 1]
     assert torch.equal((learner.deviation.value != before).squeeze(1), done)
@@ -369,7 +370,7 @@ def test_rewards_are_scaled_when_they_are_stored() -> None:
     obs, rewards = learner.env.reset(), []
     for _ in range(2):
         step = learner.env.step(torch.zeros(4, 2))
-        learner.record(obs, torch.zeros(4, 2), None, (), step)
+        learner.record(obs, torch.zeros(4, 2), (), step)
         obs = step.obs
         rewards.append(step.reward)
     torch.testing.assert_close(learner.replay.reward[:2], 0.1 * torch.stack(rewards))

@@ -214,6 +214,17 @@ def test_converted_minibatches_fit_the_number_of_envs(isaac: dict[str, Any]) -> 
     assert counts == [4 * 8 // 16, 64 * 8 // 16]
 
 
+@pytest.mark.parametrize("kind", [dict, lambda source: SimpleNamespace(**source)])
+@pytest.mark.parametrize("said", [True, False])
+def test_episodes_begin_together_where_rsl_rls_configuration_wants_it(
+    isaac: dict[str, Any], kind: Any, said: bool
+) -> None:
+    isaac["rsl_rl_cfg_entry_point"] = lambda: kind(AGENTS["rsl_rl"] | {"init_at_random_ep_len": said})
+    settings, conversion = registered_config(TASK)
+    assert settings["env"] == {"randomize_start": said}
+    assert conversion is not None and conversion.unknown == ()
+
+
 @pytest.mark.parametrize(
     ("settings", "algo", "expected"),
     [

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rlcore import ConfigError
 from rlcore.device_memory import free_memory
-from rlcore.replay import Replay, Timeout, Transitions
+from rlcore.replay import Replay, Transitions
 from rlcore.train.cli import main
+from rlcore.types import Timeout
 
 GAMMA = 0.9
 CPU = torch.device("cpu")

@@ -20,9 +20,9 @@ from rlcore import SAC, ConfigError, SACConfig, replay
 from rlcore.device_memory import free_memory, pinned_zeros
 from rlcore.dispatch import plain
 from rlcore.envs import make_env
-from rlcore.replay import Home, Replay, Timeout, Transitions
+from rlcore.replay import Home, Replay, Transitions
 from rlcore.replay_rows import GOING, Finals, Windows, read_ends, read_windows, write_outcomes, write_rows
-from rlcore.types import Mode
+from rlcore.types import Mode, Timeout
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GAMMA = 0.97

@@ -25,8 +25,10 @@ from rlcore.envs.null import Null
 from rlcore.learn import learn, resume, snapshot
 from rlcore.sac import build_policy
 from rlcore.squashed import squashed_sample
+from rlcore.train.algorithms import CONFIGS
 from rlcore.train.cli import main
-from rlcore.train.config import CONFIGS, TrainConfig, config_class, default_config, read_config
+from rlcore.train.config import TrainConfig, config_class, read_config
+from rlcore.train.defaults import default_config
 from rlcore.train.evaluate import evaluate
 
 SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh", init="default")
@@ -251,12 +253,12 @@ def test_every_variant_learns_without_reading_a_tensor_on_the_host(name: str) ->
     with NoHostRead():
         for i in range(12):
             for _ in range(agent.num_steps):
-                action, _, _ = agent.act(obs, ())
+                action, _ = agent.act(obs, ())
                 step = env.step(action)
                 if i == 5:  # what is not finite spoils nothing, and is not looked at either
                     spoiled, last = step.obs["policy"] * torch.tensor([1.0, 1.0, 1.0, torch.inf]).unsqueeze(1), step.obs
                     step = step._replace(obs={"policy": spoiled}, reward=step.reward / 0, final_obs=last)
-                agent.record(obs, action, None, (), step)
+                agent.record(obs, action, (), step)
                 obs = step.obs
             metrics |= agent.update()
     assert metrics

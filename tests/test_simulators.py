@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections import deque
 from pathlib import Path
@@ -13,6 +17,8 @@ import pytest
 import simulator_curves
 import simulators
 import torch
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_window_is_the_mean_of_the_latest_episodes() -> None:
@@ -155,3 +161,39 @@ def test_a_run_that_fails_writes_no_more(library: str, monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError, match="out of patience"):
         simulators.main(words)
     assert writers() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("isaaclab_newton") is None, reason="Isaac Lab 3 is not installed")
+@pytest.mark.parametrize("library", ["rlcore", "rsl_rl", "env", "adapter"])
+def test_real_cartpole_of_isaac_lab_is_measured(library: str, assets: Path, tmp_path: Path) -> None:
+    """In a process of its own: there is one simulation in each."""
+    path, trained = tmp_path / "out.json", library in ("rlcore", "rsl_rl")
+    words = ["--task", "Isaac-Cartpole-Direct", "presets=newton_mjwarp", "--library", library, "--num-envs", "8"]
+    words += ["--iterations", "3", "--warmup", "1", "--device", "cpu", "--json", str(path)]
+    if trained:
+        words += ["--evaluations", "1", "--eval-envs", "4"]
+    if library == "rlcore":
+        words += ["--onnx", str(tmp_path / "policy.onnx")]
+    done = subprocess.run(
+        [sys.executable, simulators.__file__, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ISAACSIM_ASSET_ROOT": str(assets), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    report = json.loads(path.read_text())
+    steps = report["rows"][0]["env_steps"]
+    assert [row["env_steps"] for row in report["rows"]] == [steps, 2 * steps, 3 * steps] and steps == 16 * 8
+    assert report["summary"]["env_steps_per_s"] > 0
+    assert all(("learn_s" in row) == trained for row in report["rows"])
+    assert ("evaluated" in report["rows"][-1]) == trained
+    assert report["versions"]["isaaclab"].startswith("3.")
+    if library == "rsl_rl":
+        counted = [(row["reward"], row["return"]) for row in report["rows"] if "return" in row]
+        assert counted and [ours for ours, _ in counted] == pytest.approx([theirs for _, theirs in counted], rel=1e-5)
+    if library == "rlcore":
+        assert report["final_obs"] == "hook" and report["evaluation"]["parity"]
+        means = [report["evaluation"][which]["return_mean"] for which in ("policy", "file")]
+        assert means[0] == pytest.approx(means[1], rel=1e-3)

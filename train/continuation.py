@@ -7,7 +7,7 @@ from typing import Any
 
 from rlcore.checkpoint import OF_A_RUN, fitting, load_checkpoint
 from rlcore.config import ConfigError, shown
-from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.env import EnvSpec, VecEnv, is_exact, spec_of
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config
 from rlcore.train.run import locate
 
@@ -71,7 +71,7 @@ def env_changes(
                 f"{names} cannot change here: {name} of the env is {shown(new)} with it and {shown(old)} in the run "
                 "that is resumed; leave it out, or start a new run without --resume"
             )
-    if getattr(env, "exact_state", True):
+    if is_exact(env):
         content["env"] = None  # its episodes are those of an env with other options
     notes = []
     for key, (old, new) in altered.items():

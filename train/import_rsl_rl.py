@@ -20,7 +20,7 @@ BOOKKEEPING = {
     "load_checkpoint": "see `rlcore train --resume`",
     "policy_class_name": "stated by the policy's own class_name",
     "algorithm_class_name": "stated by the algorithm's own class_name",
-    "init_at_random_ep_len": "decided by the env's adapter",
+    "init_at_random_ep_len": "env.randomize_start, which follows it where a task is registered with it",
     "check_for_nan": "rlcore always checks, and leaves out samples that are not finite",
     "torch_compile_mode": "agent.mode decides; by default updates run as recorded graphs",
     "multi_gpu": "decided by how the run is launched",

@@ -29,7 +29,8 @@ from rlcore.train import (
     import_skrl,
     import_skrl_sac,
 )
-from rlcore.train.config import CONFIG_CLASSES, TrainConfig, read_config
+from rlcore.train.algorithms import ALGORITHMS
+from rlcore.train.config import TrainConfig, config_class, read_config
 from rlcore.train.translation import UNKNOWN, Row, Status, Translation
 
 Library = Literal["rsl_rl", "rl_games", "skrl", "sb3"]
@@ -197,15 +198,15 @@ def convert_file(
     return convert(source, library, num_envs=num_envs, task=task, algo=algo, skrl_version=skrl_version)
 
 
-def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Library:
+def guess_library(source: Mapping[str, Any], file: str = "configuration") -> Library:
     """Tell by its layout whose configuration this is.
 
     Raises:
         ConfigError: it looks like nobody's.
     """
     keys = set(source)
-    if keys and keys <= {field.name for kind in CONFIG_CLASSES.values() for field in fields(kind)}:
-        raise ConfigError(f"{name}: these are settings of rlcore already; train with rlcore train --config {name}")
+    if keys and keys <= {field.name for name in ALGORITHMS for field in fields(config_class(name))}:
+        raise ConfigError(f"{file}: these are settings of rlcore already; train with rlcore train --config {file}")
     if "rl_games_config" in keys or isinstance(source.get("params"), Mapping):
         return "rl_games"
     if "models" in keys or {"agent", "trainer"} <= keys:
@@ -218,7 +219,7 @@ def guess_library(source: Mapping[str, Any], name: str = "configuration") -> Lib
     ):
         return "sb3"
     raise ConfigError(
-        f"{name}: this looks like no configuration of {', '.join(get_args(Library))} (top-level keys: "
+        f"{file}: this looks like no configuration of {', '.join(get_args(Library))} (top-level keys: "
         f"{', '.join(map(str, source)) or 'none'}); name the library with --from"
     )
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import gymnasium
 
+from rlcore.agent import Algorithm
 from rlcore.config import ConfigError, from_dict, to_dict
 from rlcore.envs import look_here, nearest_names
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, SIMULATORS, simulator_of
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.envs.presets import load_env_cfg, load_external_tasks, resolve_agent_cfg
-from rlcore.train.config import CONFIG_CLASSES, TrainConfig
+from rlcore.train.algorithms import ALIASES, algorithm, find
+from rlcore.train.config import TrainConfig, config_class
 from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
 
 MJLAB_NUM_ENVS = 4096
@@ -26,7 +28,7 @@ def registered_config(
     task: str,
     num_envs: int | None = None,
     library: str | None = None,
-    algo: str = "ppo",
+    algo: str = TrainConfig.algo,
     options: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Conversion | None]:
     """Find what a task of Isaac Lab or mjlab is to be trained with; its simulator must have been launched.
@@ -52,6 +54,7 @@ def registered_config(
     """
     if library is not None and library not in REGISTRY_ORDER:
         raise ConfigError(f"--from is '{library}'; choose from {', '.join(REGISTRY_ORDER)}")
+    record = find(algorithm(algo)[0])
     simulator = simulator_of(task)
     if simulator not in SIMULATORS:
         raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
@@ -60,19 +63,19 @@ def registered_config(
     kwargs, own_envs = _isaaclab(task, name, options) if simulator == "isaaclab" else _mjlab(task, name)
     if simulator == "mjlab" and own_envs == 1:
         own_envs = MJLAB_NUM_ENVS
-        if num_envs is None and (algo == "ppo" or library is not None):
+        if num_envs is None and (record.unnamed_entries or library is not None):
             print(
                 f"note         {own_envs} envs, with which mjlab trains its tasks, that ship 1; see --num-envs",
                 file=sys.stderr,
             )
-    kwargs = _entries(kwargs, algo)
+    kwargs = _entries(kwargs, record, algo)
     there = [entry for entry in REGISTRY_ORDER if kwargs.get(f"{entry}_cfg_entry_point") is not None]
     if library is not None:
         if library not in there:
-            what = "configuration" if algo == "ppo" else f"configuration for {algo}"
+            what = "configuration" if record.unnamed_entries else f"configuration for {algo}"
             raise ConfigError(f"task '{name}' ships no {what} of {library}; it has {', '.join(there) or 'none'}")
         kwargs = {key: value for key, value in kwargs.items() if key == f"{library}_cfg_entry_point"}
-    elif algo != "ppo" and not there:
+    elif not record.unnamed_entries and not there:
         return {"env": env_options(algo)}, None
     passed: list[str] = []
     for entry in there if library is None else [library]:
@@ -90,7 +93,8 @@ def registered_config(
             continue
         for reason in passed:
             print(f"note         {reason}", file=sys.stderr)
-        return {**conversion.config, "env": env_options(algo)}, conversion
+        started = {"randomize_start": False} if entry == "rsl_rl" and _starts_together(source) else {}
+        return {**conversion.config, "env": env_options(algo) | started}, conversion
     if not passed:
         find_agent_config(name, kwargs)  # says that there is none
     raise ConfigError(f"task '{name}' ships no configuration that can be used: {'; '.join(passed)}")
@@ -101,7 +105,13 @@ def env_options(algo: str) -> dict[str, Any]:
 
     Episodes begin at random times, as in the scripts that train these tasks; a tanh needs bounds for its actions.
     """
-    return {"randomize_start": True} | ({} if algo == "ppo" else {"clip_actions": "auto"})
+    return {"randomize_start": True} | ({"clip_actions": "auto"} if find(algorithm(algo)[0]).bounded_actions else {})
+
+
+def _starts_together(source: Any) -> bool:
+    """Whether rsl_rl's configuration wants whole episodes from the first on, as some curricula do."""
+    name = "init_at_random_ep_len"
+    return (source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)) is False
 
 
 def _with_defaults(env: Any, agent: Any, algo: str) -> Any:
@@ -114,11 +124,11 @@ def _with_defaults(env: Any, agent: Any, algo: str) -> Any:
     return {**options, **env}
 
 
-def _entries(kwargs: Mapping[str, Any], algo: str) -> dict[str, Any]:
-    """The entries for an algorithm, under the names that PPO's have: those that name it go before those that do not."""
-    common = dict(kwargs) if algo == "ppo" else {}
+def _entries(kwargs: Mapping[str, Any], record: Algorithm[Any], algo: str) -> dict[str, Any]:
+    """The entries for an algorithm, under names that name none: those that name it go before those that do not."""
+    common = dict(kwargs) if record.unnamed_entries else {}
     for library in REGISTRY_ORDER:
-        for name in ("td3", algo) if algo == "ddpg" else (algo,):
+        for name in [algo] if algo in ALIASES else [*record.aliases, record.name]:
             if kwargs.get(f"{library}_{name}_cfg_entry_point") is not None:
                 common[f"{library}_cfg_entry_point"] = kwargs[f"{library}_{name}_cfg_entry_point"]
     return common
@@ -139,7 +149,7 @@ def _agent_config(name: str, library: str, kwargs: Mapping[str, Any]) -> Any:
 
 def _own(name: str, source: Any, num_envs: int | None, own_envs: int, algo: str) -> dict[str, Any]:
     """Settings that were written for rlcore."""
-    own = CONFIG_CLASSES["ddpg" if algo == "td3" else algo]
+    own = config_class(algorithm(algo)[0])
     settings = {"num_envs": own_envs, **_settings(name, source, own)}
     settings["env"] = _with_defaults(settings.get("env", {}), settings.get("agent", {}), algo)
     from_dict(own, {**settings, "task": name}, source=f"rlcore_cfg_entry_point of '{name}'")

@@ -27,7 +27,9 @@ def train_command(words: Sequence[str]) -> Job:
     """Read the words of ``rlcore train``."""
     words = launched(with_library(words))
     from rlcore.config import ConfigError, load_yaml
-    from rlcore.train.config import algorithm, config_class, default_config, task_of
+    from rlcore.train.algorithms import algorithm, find
+    from rlcore.train.config import TrainConfig, config_class
+    from rlcore.train.defaults import check_preset, default_config, task_of
 
     named, helping = _named(words), arguments.asks_help(words)
     base: Any = None
@@ -39,13 +41,13 @@ def train_command(words: Sequence[str]) -> Job:
             raise ConfigError("--config cannot go with --resume: a resumed run keeps its configuration; leave one out")
         base, resumed = resumed_config(Path(named["resume"]))
     elif "algo" not in named and named.get("config") and not helping:
-        named["algo"] = load_yaml(named["config"]).get("algo", "ppo")
-    asked = named.get("algo", "ppo")
+        named["algo"] = load_yaml(named["config"]).get("algo", TrainConfig.algo)
+    asked = named.get("algo", TrainConfig.algo)
     named["algo"], preset = algorithm(asked, named.get("preset"))
     algo = named["algo"] if base is None else base.algo
-    if preset is not None and algo == "ppo":
-        raise UsageError(f"--preset is '{preset}', and ppo has none; leave it out, or add --algo sac or --algo ddpg")
     Own: Any = config_class(algo, "--algo")
+    if preset is not None:
+        check_preset(preset, find(algo))
 
     @dataclass(frozen=True, kw_only=True)
     class TrainArguments(Own):  # type: ignore[misc]
@@ -59,8 +61,7 @@ def train_command(words: Sequence[str]) -> Job:
         """Whose configuration of a simulator's task to take; None: rlcore's, else the first."""
 
     pairs = arguments.pairs_of(words, TrainArguments, free="env")
-    if ("algo", ["td3"]) in pairs:
-        pairs = [(key, ["ddpg"] if key == "algo" else values) for key, values in pairs]
+    pairs = [(key, [named["algo"]] if key == "algo" else values) for key, values in pairs]
     given = {key: values[0] for key, values in pairs if values}
     if base is None:
         file = Path(given["config"]) if "config" in given else None
@@ -192,6 +193,7 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
         if "library" in given:
             raise ValueError(f"--from is '{given['library']}', but {task} ships no configuration; leave it out")
         return {}
+    from rlcore.train.config import TrainConfig
     from rlcore.train.importers import tell
     from rlcore.train.registered import env_options, registered_config
 
@@ -203,7 +205,7 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
     options = arguments.without_options(pairs)[1]
     settings, conversion = registered_config(task, int(number) if number else None, given.get("library"), algo, options)
     if conversion is not None:
-        named = "" if algo == "ppo" else f" --algo {algo}"
+        named = "" if algo == TrainConfig.algo else f" --algo {algo}"
         tell(conversion, f"; `rlcore config --task {task}{named} --show` lists them")
     return settings
 

@@ -16,7 +16,8 @@ from triton.language import tensor as array
 
 from rlcore.kernels.common import num_blocks, power_of_two
 from rlcore.normalization import REWARD_LIMIT, UNUSABLE
-from rlcore.replay_rows import BROKEN, CUT, GOING, HIDDEN, TERMINATED, Finals, Outcomes, Timeout, Windows
+from rlcore.replay_rows import BROKEN, CUT, GOING, HIDDEN, TERMINATED, Finals, Outcomes, Windows
+from rlcore.types import Timeout
 
 _BLOCK = 64
 

@@ -1,6 +1,6 @@
 """Write the robots that Newton's wheel carries to where Isaac Lab 3 looks for them, for machines without a network.
 
-    python benchmarks/isaaclab_assets.py assets
+    python benchmarks/isaaclab_robots.py assets
     ISAACSIM_ASSET_ROOT=$PWD/assets rlcore train --task Isaac-Ant presets=newton_mjwarp
 
 They serve Isaac-Cartpole, Isaac-Ant and Isaac-Humanoid, each also ``-Direct``. Others need the assets of Isaac Sim.
