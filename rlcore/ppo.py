@@ -34,7 +34,9 @@ from rlcore.rollout import Rollout, make_trace, reordered, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
-_FOR_TARGETS = set("reward terminated truncated valid final_obs actor_broken critic_broken final_broken".split())
+_FOR_TARGETS = set(
+    ["reward", "terminated", "truncated", "valid", "final_obs", "actor_broken", "critic_broken", "final_broken"]
+)
 
 
 class PPO:
