@@ -34,9 +34,7 @@ from rlcore.rollout import Rollout, make_trace, reordered, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
-_FOR_TARGETS = set(
-    ["reward", "terminated", "truncated", "valid", "final_obs", "actor_broken", "critic_broken", "final_broken"]
-)
+_FOR_TARGETS = {"reward", "terminated", "truncated", "valid", "final_obs"}
 
 
 class PPO:
@@ -287,7 +285,9 @@ class PPO:
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
-        kept = {name: value for name, value in data.items() if name not in _FOR_TARGETS}
+        kept = {
+            name: value for name, value in data.items() if name not in _FOR_TARGETS and not name.endswith("_broken")
+        }
         # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
         kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
         if self.recurrent:
