@@ -15,6 +15,7 @@ from rlcore.config import ConfigError, check
 from rlcore.distributional import expected_value
 from rlcore.ensemble import ensemble, fits
 from rlcore.env import WIDEST_ACTION, EnvSpec
+from rlcore.env_check import check_flat
 from rlcore.networks import MLP, Network, choose_groups, concatenate
 from rlcore.normalization import make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
@@ -40,6 +41,7 @@ class SquashedPolicy(Policy):
     def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
         super().__init__()
         low, high = action_bounds(spec, config)
+        check_flat(spec, config.actor_obs, config.critic_obs)
         self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
         self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
         size = sum(self.observation_sizes.values())
