@@ -31,6 +31,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR10-IK": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "IK"}),
     "Reach-UR10-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "Torque"}),
     "CartPole": ("rlcore.envs.classic:CartPole", {}),
+    "CartPole-Pixels": ("rlcore.envs.pixels:CartPolePixels", {}),
     "Pendulum": ("rlcore.envs.classic:Pendulum", {}),
     "Memory": ("rlcore.envs.memory:Memory", {}),
     "Null": ("rlcore.envs.null:Null", {}),
