@@ -60,8 +60,7 @@ class PPO:
         self.num_steps, self.iteration, self.step = config.num_steps, 0, 0
         if seed is not None:
             torch.manual_seed(seed)
-        spec = spec_of(env)
-        device = torch.device(env.device)
+        spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
