@@ -186,13 +186,14 @@ def to_torch(
         device: where they go.
         own: nobody else writes into these arrays, so that on a CPU they need not be copied.
     """
-    sizes = {group: (len(groups[group]), *box.shape) for group, box in boxes.items()}
     if device.type == "cpu":
         taken = np.asarray if own else np.array
-        obs = {group: taken(groups[group], box.dtype, order="C") for group, box in boxes.items()}
+        obs = {}
+        for group, box in boxes.items():
+            value = taken(groups[group], box.dtype, order="C")
+            obs[group] = torch.from_numpy(value.reshape(len(value), *box.shape))
         rest = [taken(x, np.bool_ if i else np.float32) for i, x in enumerate(others)]
-        tensors = {group: torch.from_numpy(value.reshape(sizes[group])) for group, value in obs.items()}
-        return tensors, tuple(map(torch.from_numpy, rest))
+        return obs, tuple(map(torch.from_numpy, rest))
     images = {group: np.array(groups[group], order="C") for group, box in boxes.items() if box.dtype == np.uint8}
     vectors = [group for group in boxes if group not in images]
     arrays = [np.asarray(groups[group]).reshape(-1) for group in vectors] + list(others)
@@ -200,6 +201,6 @@ def to_torch(
     flat = np.concatenate([*arrays, np.empty(0)], dtype=np.float32, casting="unsafe")  # of pictures alone nothing
     parts = torch.from_numpy(flat).to(device).split_with_sizes([len(array) for array in arrays])
     moved = {group: torch.from_numpy(image).to(device) for group, image in images.items()}
-    moved |= {group: part.view(sizes[group]) for group, part in zip(vectors, parts, strict=False)}
+    moved |= {group: part.view(-1, *boxes[group].shape) for group, part in zip(vectors, parts, strict=False)}
     others_there = (part != 0 if i else part for i, part in enumerate(parts[len(vectors) :]))
     return {group: moved[group] for group in boxes}, tuple(others_there)

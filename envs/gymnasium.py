@@ -106,6 +106,10 @@ class GymnasiumEnv:
         self._shapes = {
             group: (layout.box if layout.converts else layout.space).shape or () for group, layout in layouts.items()
         }
+        self._memory = [
+            (group, (self.num_envs, *shape), self.observation_spaces[group].dtype)
+            for group, shape in self._shapes.items()
+        ]
         if any(layout.axes is None for layout in self._laid_out.values()):
             self.deployment["observation_terms"] = {
                 group: terms_of(group, layout.space) for group, layout in layouts.items() if layout.axes is None
@@ -176,10 +180,7 @@ class GymnasiumEnv:
         self.env.close()
 
     def _step_each(self, actions: NDArray[Any]) -> _Answer:
-        groups: Arrays = {
-            group: np.empty((self.num_envs, *shape), self.observation_spaces[group].dtype)
-            for group, shape in self._shapes.items()
-        }
+        groups: Arrays = {group: np.empty(shape, dtype) for group, shape, dtype in self._memory}
         reward = np.empty(self.num_envs, np.float32)
         terminated, truncated = np.empty((2, self.num_envs), np.bool_)
         begun: dict[int, Any] = {}  # first observations of new episodes, by env
