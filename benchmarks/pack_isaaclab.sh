@@ -20,7 +20,7 @@ pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --imple
     usd-exchange==3.0.1 rsl-rl-lib==5.5.1 tensordict==0.15.3 pyvers==0.2.3 hydra-core==1.3.8 omegaconf==2.3.1 lazy-loader==0.6 \
     prettytable==3.18.0 wcwidth==0.9.4 trimesh==5.2.0 meshio==5.3.5 shapely==2.2.0 rtree==1.4.1 scipy==1.18.1 attrs==26.1.0 \
     tqdm==4.70.1 glfw==2.11.0 gitpython==3.2.1 gitdb==4.0.12 smmap==5.0.3
-pip download --quiet --no-deps --no-binary=:all: --no-build-isolation --dest "$OUT/wheels" antlr4-python3-runtime==4.9.3
+pip download --quiet --no-deps --no-binary=:all: --dest "$OUT/wheels" antlr4-python3-runtime==4.9.3
 mkdir -p "$SITE"
 for wheel in "$OUT"/wheels/*.whl; do unzip -q -o "$wheel" -d "$SITE"; done
 tar -xzf "$OUT"/wheels/antlr4*.tar.gz -C "$OUT" && cp -r "$OUT"/antlr4*/src/antlr4 "$SITE"

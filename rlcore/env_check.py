@@ -90,7 +90,16 @@ def check_step(env: VecEnv, step: Step) -> None:
     _check(env, "truncated", step.truncated, torch.bool, (env.num_envs,))
     if step.valid is not None:
         _check(env, "valid", step.valid, torch.bool, (env.num_envs,))
+    if step.signals is not None:
+        _check_signals(env, step.signals)
     _check_log(env, step.log)
+
+
+def _check_signals(env: VecEnv, signals: Any) -> None:
+    if not isinstance(signals, Mapping):
+        raise ValueError(f"{name_of(env)}: signals are {type(signals).__name__}; return a dict of tensors by name")
+    for name, value in signals.items():
+        _check(env, f"the signal '{name}'", value, torch.float32, (env.num_envs,))
 
 
 def _check_log(env: VecEnv, log: Any) -> None:
@@ -122,12 +131,13 @@ class StepCheck:
         self.env = env
         self._right: Any = None
         self._skips = False
+        self._signals: tuple[str, ...] = ()
 
     def __call__(self, step: Step) -> None:
         """Refuse a wrong step.
 
         Raises:
-            ValueError: as ``check_step``; or ``Step.valid`` is there in some steps alone.
+            ValueError: as ``check_step``; or ``Step.valid`` or a signal is there in some steps alone.
         """
         try:
             obs, final = step.obs, step.final_obs
@@ -138,6 +148,9 @@ class StepCheck:
             if final is not None and final is not obs:
                 parts += final.values()
                 names += final
+            if step.signals:
+                parts += step.signals.values()
+                names += step.signals
             found = [*names, *[(x.shape, x.dtype, x.device) for x in parts]]
         except (AttributeError, TypeError, RuntimeError):
             found = None  # no step, no groups or no tensors, which check_step explains
@@ -149,7 +162,13 @@ class StepCheck:
                     f"{name_of(self.env)}: step() gave 'valid' in some steps and not in others; return it in every "
                     "step, all true where no env began anew"
                 )
-            self._right, self._skips = found, skips
+            signals = tuple(step.signals or ())
+            if self._right is not None and signals != self._signals:
+                raise ValueError(
+                    f"{name_of(self.env)}: step() gave the signals ({', '.join(self._signals)}) before and "
+                    f"({', '.join(signals)}) now; return the same in every step, in the same order"
+                )
+            self._right, self._skips, self._signals = found, skips, signals
         elif step.log or not isinstance(step.log, dict):
             _check_log(self.env, step.log)
 

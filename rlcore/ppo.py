@@ -14,29 +14,27 @@ import torch
 from torch import Tensor
 
 from rlcore.actor_critic import Critic, build_policy
-from rlcore.adam import FlatAdam
+from rlcore.anchors import Anchors
+from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
-from rlcore.launcher import nothing
 from rlcore.learn import Progress, learn
 from rlcore.losses import ppo_loss
 from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer, broken_rewards
+from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
-from rlcore.returns import filled, gae, next_values, room_for_timeouts, standardized
+from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, standardized
 from rlcore.rollout import Rollout, make_trace, reordered, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
-
-
-_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "valid", "final_obs"}
-_ROLLOUT_ONLY |= {"actor_broken", "critic_broken", "final_broken"}
+_FOR_TARGETS = {"reward", "terminated", "truncated", "valid", "final_obs"}
 
 
 class PPO:
@@ -62,8 +60,7 @@ class PPO:
         self.num_steps, self.iteration, self.step = config.num_steps, 0, 0
         if seed is not None:
             torch.manual_seed(seed)
-        spec = spec_of(env)
-        device = torch.device(env.device)
+        spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
@@ -97,6 +94,7 @@ class PPO:
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
+        self.anchors = Anchors(self)
         self.mode: Mode = config.mode
         self.notes = ()
         self._begin = Captured(self._begin_sequence, config.mode, device)
@@ -210,6 +208,7 @@ class PPO:
                 raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
             remaining = max(0.0, 1 - self.iteration / self.num_iterations)
             self.learning_rate.fill_(self.config.learning_rate * remaining)
+        self.anchors.check(self)
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
@@ -264,11 +263,11 @@ class PPO:
         values, timeout_values = self._denormalize(outputs), self._denormalize(timeout_values)
         if self.timeout_bootstrap == "none":
             timeout_values = torch.zeros_like(timeout_values)
-        following = next_values(values, data["terminated"], data["truncated"], timeout_values)
+        next_values = bootstrap_values(values, data["terminated"], data["truncated"], timeout_values)
         values = values[:-1]  # [T, N]
         cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         reward = data["reward"].masked_fill(broken_reward, 0.0)
-        advantages, returns = gae(reward, values, following, cut, config.gamma, config.gae_lambda)
+        advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda)
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
         weight = learned / learned.float().mean()
@@ -285,7 +284,9 @@ class PPO:
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
-        kept = {name: value for name, value in data.items() if name not in _ROLLOUT_ONLY}
+        kept = {
+            name: value for name, value in data.items() if name not in _FOR_TARGETS and not name.endswith("_broken")
+        }
         # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
         kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
         if self.recurrent:

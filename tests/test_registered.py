@@ -28,7 +28,7 @@ from rlcore.ppo import PPOConfig
 from rlcore.sac import SACConfig
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig, read_config
-from rlcore.train.registered import registered_config
+from rlcore.train.importers.registered import registered_config
 
 ROOT = Path(rlcore.__file__).parents[1]
 TUTORIAL = Path(__file__).parent / "data" / "rl_games_tutorial.yaml"
@@ -212,6 +212,17 @@ def test_converted_minibatches_fit_the_number_of_envs(isaac: dict[str, Any]) -> 
     register(isaac, "rl_games")
     counts = [registered_config(TASK, n)[0]["agent"]["num_minibatches"] for n in (None, 64)]
     assert counts == [4 * 8 // 16, 64 * 8 // 16]
+
+
+@pytest.mark.parametrize("kind", [dict, lambda source: SimpleNamespace(**source)])
+@pytest.mark.parametrize("said", [True, False])
+def test_episodes_begin_together_where_rsl_rls_configuration_wants_it(
+    isaac: dict[str, Any], kind: Any, said: bool
+) -> None:
+    isaac["rsl_rl_cfg_entry_point"] = lambda: kind(AGENTS["rsl_rl"] | {"init_at_random_ep_len": said})
+    settings, conversion = registered_config(TASK)
+    assert settings["env"] == {"randomize_start": said}
+    assert conversion is not None and conversion.unknown == ()
 
 
 @pytest.mark.parametrize(

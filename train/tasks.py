@@ -17,7 +17,7 @@ from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, nearest_nam
 from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, simulator_of
 from rlcore.train.ending import standard_output
 from rlcore.train.evaluate import ENDLESS
-from rlcore.train.registered import registered_names
+from rlcore.train.importers.registered import registered_names
 
 MAKERS = {
     "isaaclab": ["rlcore.envs.isaaclab:make_isaaclab", "rlcore.envs.isaaclab:IsaacLabEnv"],
