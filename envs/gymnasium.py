@@ -20,7 +20,7 @@ from torch import Tensor
 from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import look_here, unknown_option
 from rlcore.envs.gym_spaces import Arrays, flat_action_space, layouts_of, terms_of, to_torch
-from rlcore.envs.gym_wrappers import CopyObservation, wrapper_of
+from rlcore.envs.gym_wrappers import CopyObservation, WithActionMask, masked, wrapper_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
@@ -279,6 +279,7 @@ def make_gymnasium(
     *,
     vectorization: str = "sync",
     wrappers: str | Sequence[str | Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
+    action_mask: bool | None = None,
     **options: Any,
 ) -> VecEnv:
     """Build a vector env from a gymnasium id.
@@ -292,6 +293,8 @@ def make_gymnasium(
             bring their own vector env.
         wrappers: put around every sub-env, the first one innermost: functions, names of ``gymnasium.wrappers`` or
             ``module:Class``; not with ``vector_entry_point``.
+        action_mask: whether ``info["action_mask"]`` becomes an observation group of that name, ``[N, n]``, 1 where a
+            choice is possible; by default of envs that have a method of that name. Not with ``vector_entry_point``.
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
 
     Raises:
@@ -306,6 +309,10 @@ def make_gymnasium(
         look_here()
     named = wrappers.replace(",", " ").split() if isinstance(wrappers, str) else wrappers
     wrappers = [wrapper_of(env_id, own) if isinstance(own, str) else own for own in named]
+    if action_mask is not None and not isinstance(action_mask, bool):
+        raise ValueError(f"gym:{env_id}: action_mask is {action_mask!r}; use True, False or None")
+    if vectorization != "vector_entry_point" and action_mask is not False:
+        wrappers = [*wrappers, WithActionMask if action_mask else masked]
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
         arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -354,7 +361,7 @@ def _options_of(env_id: str) -> list[str]:
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     own = [name for name, p in inspect.signature(creator).parameters.items() if p.kind in kinds]
-    common = ["render_mode", "max_episode_steps", "disable_env_checker", "vectorization", "wrappers"]
+    common = ["render_mode", "max_episode_steps", "disable_env_checker", "vectorization", "wrappers", "action_mask"]
     return list(dict.fromkeys([*own, *common]))
 
 

@@ -1,8 +1,9 @@
-"""gymnasium: images as groups [N, C, H, W], and actions of several choices."""
+"""gymnasium: images as groups [N, C, H, W], actions of several choices, and masks of what can be chosen."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -16,6 +17,7 @@ from rlcore import PPO
 from rlcore.config import ConfigError
 from rlcore.env import spec_of
 from rlcore.env_check import StepCheck, check_obs
+from rlcore.envs import make_env
 from rlcore.envs.gym_spaces import to_torch
 from rlcore.envs.gymnasium import GymnasiumEnv
 
@@ -181,3 +183,64 @@ def test_actions_of_several_choices_are_passed_on_and_agents_refuse_them() -> No
         env.step(torch.zeros(2, 3))
     with pytest.raises(ConfigError, match=r"Several: actions are 3 choices of 3, 2, 4, .*Discrete\(24\) or a Box"):
         PPO(env)
+
+
+class Allowing(Camera):
+    """Allows a choice by its time, and tells so."""
+
+    def mask(self) -> np.ndarray[Any, Any]:
+        return np.array([1, self.t % 2, (self.t + 1) % 2], np.int8)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        return super().reset(**kwargs)[0], {"action_mask": self.mask()}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return *super().step(action)[:4], {"action_mask": self.mask()}
+
+
+@pytest.fixture
+def allowing() -> Iterator[None]:
+    space = spaces.Dict(camera=image(H, W, 3), policy=VECTOR)
+    gymnasium.register("Allowing-v0", lambda: Allowing(copy.deepcopy(space), spaces.Discrete(3)))
+    gymnasium.register("Silent-v0", lambda: Camera(VECTOR, spaces.Discrete(3)))
+    gymnasium.register("Several-v0", lambda: Camera(VECTOR, spaces.MultiDiscrete([2, 2])))
+    yield
+    for name in ("Allowing-v0", "Silent-v0", "Several-v0"):
+        del gymnasium.registry[name]
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_mask_in_the_info_becomes_a_group(vectorization: str, allowing: None) -> None:
+    env = make_env("gym:Allowing-v0", 2, seed=0, vectorization=vectorization, action_mask=True)
+    spec = spec_of(env)
+    assert spec.observation_sizes == {"policy": 3, "action_mask": 3} and [*spec.image_shapes] == ["camera"]
+    assert env.reset()["action_mask"].tolist() == [[1, 0, 1]] * 2
+    check = StepCheck(env)
+    for t in range(1, 7):
+        step = env.step(torch.zeros(2, dtype=torch.int64))
+        check(step)
+        now, last = ([1, 0, 1], [1, 1, 0]) if t % 3 == 0 else ([1, t % 3 % 2, (t % 3 + 1) % 2],) * 2
+        assert step.final_obs is not None
+        assert step.obs["action_mask"].tolist() == [now] * 2 and step.final_obs["action_mask"].tolist() == [last] * 2
+    env.close()
+
+
+def test_a_mask_is_offered_where_an_env_has_one() -> None:
+    taxi = max(name for name in gymnasium.registry if name.startswith("Taxi-v"))
+    env, single = make_env(f"gym:{taxi}", 3), gymnasium.make(taxi)
+    assert spec_of(env).observation_sizes == {"policy": 500, "action_mask": 6}
+    obs = env.reset(seed=4)
+    assert torch.equal(obs["action_mask"][1], torch.tensor(single.reset(seed=5)[1]["action_mask"]).float())
+    step = env.step(torch.tensor([0, 2, 4]))
+    assert torch.equal(step.obs["action_mask"][1], torch.tensor(single.step(2)[4]["action_mask"]).float())
+    assert [*make_env(f"gym:{taxi}", 1, action_mask=False).observation_spaces] == ["policy"]
+    assert [*make_env("gym:CartPole-v1", 1).observation_spaces] == ["policy"]
+
+
+def test_a_mask_that_is_not_there_is_named(allowing: None) -> None:
+    with pytest.raises(ValueError, match=r"gym:Silent-v0: .*info has no 'action_mask'; give it in reset\(\)"):
+        make_env("gym:Silent-v0", 2, action_mask=True).reset()
+    with pytest.raises(ValueError, match=r"gym:Several-v0: .*a mask is for Discrete ones"):
+        make_env("gym:Several-v0", 2, action_mask=True)
+    with pytest.raises(ValueError, match="action_mask is 'yes'; use True, False or None"):
+        make_env("gym:Silent-v0", 2, action_mask="yes")
