@@ -12,7 +12,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from rlcore.envs import look_here, nearest_names
+from rlcore.envs import look_here
+from rlcore.names import nearest_names
 
 MASK = "action_mask"
 """The observation group, and the entry of an env's info, that says which choices are possible."""
