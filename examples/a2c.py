@@ -22,7 +22,7 @@ from rlcore.capture import Captured
 from rlcore.config import check, check_positive
 from rlcore.env import want_final_obs
 from rlcore.networks import concatenate
-from rlcore.returns import gae, next_values, room_for_timeouts
+from rlcore.returns import bootstrap_values, gae, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Timeout
 
@@ -161,9 +161,9 @@ class A2C:
         timed_out, keep = truncated & ~terminated, torch.ones_like(obs[..., :1])
         values, timeout_values, _ = self.critic.unroll(obs, final_obs, timed_out, self.num_timeouts, (), keep, 1)
         known = values.detach()
-        following = next_values(known, terminated, truncated, timeout_values.detach())
+        next_values = bootstrap_values(known, terminated, truncated, timeout_values.detach())
         done = terminated | truncated
-        advantages, returns = gae(data["reward"], known[:-1], following, done, config.gamma, config.gae_lambda)
+        advantages, returns = gae(data["reward"], known[:-1], next_values, done, config.gamma, config.gae_lambda)
         distribution, _ = self.policy.distribution(data["actor_obs"])
 
         def mean(x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlcore.dispatch import accelerated
+
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -69,6 +71,43 @@ class Categorical(NamedTuple):
     def kl(self, new: Categorical) -> Tensor:
         """KL(self || new) in nats, ``[...]``."""
         return (self.log_probs.exp() * (self.log_probs - new.log_probs)).sum(-1)
+
+
+@accelerated("tanh_gaussian:tanh_gaussian")
+def tanh_gaussian(
+    output: Tensor, noise: Tensor, log_std_range: tuple[float, float], action_scale: Tensor, action_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Actions of a Gaussian that a tanh squashes into bounds, and their log density, differentiably by ``output``.
+
+    Haarnoja et al. 2018 (arXiv:1812.05905), appendix C, with the width of the bounds in the Jacobian.
+
+    Args:
+        output: ``[B, 2 A]``, means and logarithms of the standard deviations before the tanh.
+        noise: ``[B, A]``, standard normal.
+        log_std_range: bounds of the latter.
+        action_scale: ``[A]``, half the width of the action bounds.
+        action_bias: ``[A]``, their middle.
+
+    Returns:
+        Actions ``[B, A]``, and their log density ``[B]`` in the env's action units.
+    """
+    mean, log_std = output.chunk(2, -1)
+    log_std = log_std.clamp(*log_std_range)
+    raw = mean + log_std.exp() * noise
+    # log(1 - tanh(raw)^2) in a form that does not overflow.
+    slope = action_scale.log() + 2 * (math.log(2) - raw - F.softplus(-2 * raw))
+    # The Gaussian's, whose deviation from the mean is known to be the noise.
+    density = -0.5 * (noise * noise + LOG_2PI) - log_std - slope
+    return action_bias + action_scale * torch.tanh(raw), density.sum(-1)
+
+
+def sample_tanh_gaussian(
+    output: Tensor, log_std_range: tuple[float, float], action_scale: Tensor, action_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do as ``tanh_gaussian`` does with noise from the device's default generator."""
+    kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+    noise = torch.randn(len(output), output.shape[1] // 2, device=output.device, dtype=kind)
+    return tanh_gaussian(output, noise, log_std_range, action_scale, action_bias)
 
 
 Distribution = Gaussian | Categorical

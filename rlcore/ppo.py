@@ -8,27 +8,28 @@ here with tensors.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcore.actor_critic import Critic, build_policy
-from rlcore.adam import FlatAdam
+from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
-from rlcore.launcher import nothing
-from rlcore.learn import Progress, learn
+from rlcore.learn import Progress, Report, learn
 from rlcore.losses import ppo_loss
 from rlcore.networks import concatenate
-from rlcore.normalization import RunningNormalizer, broken_rewards
+from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
+from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
-from rlcore.returns import filled, gae, next_values, room_for_timeouts, standardized
+from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, standardized
 from rlcore.rollout import Rollout, make_trace, reordered, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -72,12 +73,8 @@ class PPO:
         # A feed-forward network learns from sequences of one step, so that there is one text for both.
         self.length = (config.sequence_length or config.num_steps) if self.recurrent else 1
         self.num_sequences = env.num_envs * config.num_steps // self.length
-        check(
-            self.num_sequences % config.num_minibatches == 0,
-            "num_minibatches",
-            config.num_minibatches,
-            f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
-        )
+        remedy = f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout"
+        check(self.num_sequences % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
         if too_small := small_minibatches(config, env.num_envs):
             _log.warning(too_small)
         averaged = config.entropy_reduction == "mean" and not spec.discrete
@@ -109,15 +106,23 @@ class PPO:
         """None: every rollout is learned from."""
         return []
 
-    def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+    def learn(
+        self, num_iterations: int, *, progress: Progress | None = None,
+        on_report: Callable[[Report], None] | None = None, on_iteration: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None, seed: int | None = None, capture_env: bool | None = None,
+    ) -> Progress:  # fmt: skip
+        """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
 
-        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before.
+        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before;
+        without ``seed`` with the agent's.
         """
         self.num_iterations = num_iterations
-        if kwargs.get("progress") is None:
+        if progress is None:
             self.iteration = 0
-        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
+        return learn(
+            self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
+            should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
+        )  # fmt: skip
 
     def initial_state(self) -> State:
         """Zero state of the actor for every env; the critic's state and the rollout, kept here, start anew as well."""
@@ -261,14 +266,14 @@ class PPO:
         outputs, timeout_values, states = self.critic.unroll(
             obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length
         )
-        values, timeout_values = self._denormalize(outputs), self._denormalize(timeout_values)
+        values, timeout_values = (denormalized(x, self.value_normalizer) for x in (outputs, timeout_values))
         if self.timeout_bootstrap == "none":
             timeout_values = torch.zeros_like(timeout_values)
-        following = next_values(values, data["terminated"], data["truncated"], timeout_values)
+        next_values = bootstrap_values(values, data["terminated"], data["truncated"], timeout_values)
         values = values[:-1]  # [T, N]
         cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         reward = data["reward"].masked_fill(broken_reward, 0.0)
-        advantages, returns = gae(reward, values, following, cut, config.gamma, config.gae_lambda)
+        advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda)
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
         weight = learned / learned.float().mean()
@@ -356,10 +361,6 @@ class PPO:
         """What actions were drawn from."""
         kind = Gaussian if "old_mean" in sample else Categorical
         return kind(*(sample[f"old_{name}"] for name in kind._fields))
-
-    def _denormalize(self, values: Tensor) -> Tensor:
-        normalizer = self.value_normalizer
-        return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
 
     def moved(self) -> list[Tensor]:
         """The statistics of observations; see ``agent.Agent``."""

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlcore.arrays import arrays
 from rlcore.capture import Captured
-from rlcore.launcher import arrays
 from rlcore.types import Metrics, Mode, Step
 
 

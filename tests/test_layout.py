@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
     "rlcore": "rlcore",
+    "rlcore.kernels": "rlcore/kernels",
     "rlcore.envs": "envs",
     "rlcore.train": "train",
     "rlcore.train.commands": "train/commands",
@@ -28,35 +29,20 @@ PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made
 
 # A module of the core may import its own layer and those below; algorithms never import each other.
 LAYERS = (
-    {
-        "_version",
-        "types",
-        "env",
-        "env_check",
-        "config",
-        "checkpoint",
-        "returns",
-        "distributions",
-        "networks",
-        "normalization",
-    }
-    | {"capture", "kernels", "mlp_kernels", "update_kernels", "distributional", "replay_kernels", "squashed"}
-    | {"launcher", "recurrent", "recurrent_kernels", "adam", "memory", "ensemble", "q_losses", "unit_rows", "stage"}
-    | {"files", "statistics", "faults", "losses", "normalizer_kernels", "agent", "names", "env_check", "device"},
+    {"_version", "types", "agent", "env", "env_check", "config", "checkpoint", "returns", "distributions", "networks"}
+    | {"capture", "arrays", "dispatch", "kernels", "recurrent", "optimizer", "losses", "replay_rows", "device_memory"}
+    | {"files", "statistics", "faults", "stage", "normalization", "device", "names"},
     {"rollout", "replay", "learn", "resume", "report", "actor_critic", "ppo_config"}
-    | {"off_policy", "off_policy_config", "q_networks", "exploration"},
+    | {"off_policy", "off_policy_config", "policies", "critics", "exploration"},
     {"ppo", "sac", "ddpg"},
 )
-CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite", "triton"}  # triton comes with PyTorch for CUDA
+CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite"}
 IMPORT_NAMES = {"PyYAML": "yaml", "pillow": "PIL"}  # of requirements that are imported under another name
 SIMULATORS = {"isaaclab", "isaaclab_rl", "isaaclab_tasks", "mjlab", "mujoco", "mujoco_warp", "warp"}
 CAPTURE = ("torch.compile", "torch.cuda.graph", "torch.cuda.CUDAGraph", "torch.cuda.make_graphed_callables")
 
 MAX_LINES = 400
-LONG_FILES = {  # and why each is still one thing
-    "rlcore/replay_kernels.py": "kernels that read and write one memory, each beside its twin",
-    "rlcore/update_kernels.py": "loss, step and shuffling of one update, each beside its twin",
-}
+LONG_FILES: dict[str, str] = {}  # and why each is still one thing
 
 # In pieces, so that this file does not contain what it looks for.
 MACHINE_PATH = re.compile(r"(?<![\w.$}])/(?:" + "|".join(("work", "root", "farm", "opt", r"home/\w+", "tmp")) + r")/\w")
@@ -115,6 +101,8 @@ def why_not(importer: str, name: str) -> str | None:
     if top != "rlcore":
         if name == "cuda.bindings" or name.startswith("cuda.bindings."):  # comes with PyTorch for CUDA 13
             return None if importer == "rlcore.capture" else "is the business of capture.py"
+        if top == "triton":  # comes with PyTorch for CUDA
+            return None if package == "kernels" else "is the business of rlcore.kernels"
         if top in sys.stdlib_module_names or (top in CORE_NEEDS if not outer else top in declared() | SIMULATORS):
             return None
         return "is not among what this package may need"
@@ -123,6 +111,8 @@ def why_not(importer: str, name: str) -> str | None:
         if package in ("train", target) or importer == "rlcore.__main__":
             return None
         return f"is not below {importer}"
+    if target == "kernels" and package != "kernels":
+        return "is loaded by dispatch.py alone, where kernels run"
     if outer or importer in ("rlcore", "rlcore.__main__"):
         return None
     if target in LAYERS[2] and package in LAYERS[2] and target != package:
@@ -198,6 +188,9 @@ def test_imports_go_one_way(name: str, path: Path) -> None:
         ("rlcore.types", "from rlcore.rollout import Rollout"),
         ("rlcore.rollout", "from rlcore.ppo import PPO"),
         ("rlcore.learn", "def f():\n    from rlcore.ppo import PPO"),
+        ("rlcore.losses", "from rlcore.kernels.ppo_loss import ppo_loss"),
+        ("rlcore.losses", "import triton"),
+        ("rlcore.kernels.gae", "from rlcore.rollout import Rollout"),
         ("rlcore.learn", "from rlcore import PPO"),
         ("rlcore.ppo", "from rlcore import envs"),
         ("rlcore.ppo", "import importlib\nimportlib.import_module('rlcore.train.cli')"),
@@ -223,6 +216,7 @@ def test_forbidden_import_is_found(importer: str, source: str) -> None:
     [
         ("rlcore", "from rlcore.ppo import PPO"),
         ("rlcore.__main__", "from rlcore.train.cli import main"),
+        ("rlcore.kernels.gae", "import triton.language as tl\nfrom rlcore.kernels.common import num_blocks"),
         ("rlcore.ppo", "import math, torch\nfrom torch.nn import functional\nfrom rlcore.rollout import Rollout"),
         ("rlcore.envs.reach", "from rlcore.envs.arm import Arm\nfrom rlcore.types import Step\nimport mjlab.envs"),
         ("rlcore.export.onnx", "import onnx\nfrom rlcore.ppo import build_policy"),

@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, SACConfig
-from rlcore.adam import FlatAdam, descend
 from rlcore.config import load_yaml
-from rlcore.distributional import categorical_loss_reference, expected_value_reference
+from rlcore.critics import frozen
+from rlcore.dispatch import plain
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.exploration import Deviation, HeldNoise
 from rlcore.learn import Report, learn, resume, snapshot
+from rlcore.losses import cross_entropy, expected_value
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
-from rlcore.q_networks import frozen
+from rlcore.optimizer import FlatAdam, descend
 from rlcore.train.algorithms import CONFIGS
 from rlcore.train.cli import main
 from rlcore.train.defaults import default_config
@@ -534,10 +535,10 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
         following = learner.target_critics.output(data["next_critic_obs"], action)
         if loss == "categorical":
             shift = data["reward"] + data["discount"] * bonus
-            expected, _ = categorical_loss_reference(
+            expected, _ = plain(cross_entropy)(
                 output, following, shift, data["discount"], data["weight"], -3.0, 2.0, reduce
             )
-            each = expected_value_reference(output, -3.0, 2.0)
+            each = plain(expected_value)(output, -3.0, 2.0)
             torch.testing.assert_close(learner.critics(data["critic_obs"], data["action"]), each)
             value = float(each.mean())
         else:
@@ -556,7 +557,7 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
 
 def test_target_std_is_the_entropy_of_a_normal_distribution_in_the_units_of_the_env() -> None:
     learner = agent(target_std=0.15)
-    reference = torch.distributions.Normal(0.0, 0.15 * learner.policy.reach).entropy().sum()
+    reference = torch.distributions.Normal(0.0, 0.15 * learner.policy.action_scale).entropy().sum()
     assert learner.target_entropy == pytest.approx(float(reference), rel=1e-6)
 
 
@@ -567,7 +568,7 @@ def test_target_std_falls_along_a_cosine_and_temperature_follows_its_entropy() -
     learner.learn(40, on_report=lambda r: seen.append((r.iteration, r.metrics.get("policy/target_entropy", math.nan))))
     for iteration, found in seen[5:]:
         std = 0.1 * 4 ** ((1 + math.cos(math.pi * iteration / 40)) / 2)  # geometrically from one to the other
-        expected = torch.distributions.Normal(0.0, std * learner.policy.reach).entropy().sum()
+        expected = torch.distributions.Normal(0.0, std * learner.policy.action_scale).entropy().sum()
         assert found == pytest.approx(float(expected), rel=1e-5), iteration
     data = batch()
     metrics = learner._gradient_step(data, with_actor=True)

@@ -17,11 +17,11 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig, Step
-from rlcore.adam import FlatAdam
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import Report
 from rlcore.networks import choose_groups
+from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import rate_by_kl
 from rlcore.recurrent import RNNConfig, cleared
 from rlcore.train.evaluate import evaluate

@@ -110,7 +110,7 @@ def test_log_density_and_its_gradient_stay_finite_far_out() -> None:
 
 
 def batch_for(agent: SAC | DDPG, number: int = 24) -> dict[str, Tensor]:
-    actions = agent.policy.center + agent.policy.reach * (2 * torch.rand(number, agent.policy.actions) - 1)
+    actions = agent.policy.action_bias + agent.policy.action_scale * (2 * torch.rand(number, agent.policy.actions) - 1)
     obs, next_obs = torch.randn(2, number, 3)
     return {
         "actor_obs": obs,
@@ -394,7 +394,7 @@ def test_wide_or_missing_bounds_can_be_given_in_the_settings() -> None:
     for limit, given in ((math.inf, 1.5), (100.0, 100.0), (1.0, 0.5)):
         env = null(limit, obs_size=3)
         agent = SAC(env, config(action_low=(-given,), action_high=(given, given)), seed=0)
-        assert agent.policy.reach.tolist() == [given, given]
+        assert agent.policy.action_scale.tolist() == [given, given]
         assert f"actions within {-given:g} to {given:g}, from the settings" in agent.notes
 
 

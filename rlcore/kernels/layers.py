@@ -1,17 +1,16 @@
-"""Triton kernels of a multi-layer perceptron's hidden layers and head: forward, and gradients on the way back.
-
-``kernels`` launches them and has their plain PyTorch twin. See ``launcher`` for what holds of all kernels.
-"""
+"""Layers of a perceptron, forward and back: the kernels that ``mlp`` launches, and what others use of them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rlcore.launcher import array, constexpr, tl
+import triton
+import triton.language as tl
+from triton.language import constexpr
+from triton.language import tensor as array
 
-_HELPERS = ("_activate", "_slope", "_rounded", "_to_kind")
 
-
+@triton.jit
 def _activate(z: array, ACT: constexpr) -> Any:
     # Comparisons are arranged such that NaN stays NaN: PPO skips a step whose loss is not finite.
     if ACT == "elu":
@@ -26,6 +25,7 @@ def _activate(z: array, ACT: constexpr) -> Any:
         return 2 * tl.sigmoid(2 * z) - 1
 
 
+@triton.jit
 def _slope(y: array, ACT: constexpr) -> Any:
     """Return the activation's derivative where its output is ``y``."""
     if ACT == "elu":
@@ -40,6 +40,7 @@ def _slope(y: array, ACT: constexpr) -> Any:
         return 1 - y * y
 
 
+@triton.jit
 def _rounded(v: array, HALF: constexpr) -> Any:
     """Round to the precision of the next product: to bfloat16, or to TF32, which the unit itself would cut off."""
     if HALF:
@@ -49,6 +50,7 @@ def _rounded(v: array, HALF: constexpr) -> Any:
         return tl.where(v == v, bits.to(tl.float32, bitcast=True), v)
 
 
+@triton.jit
 def _to_kind(v: array, KIND: constexpr) -> Any:
     """Round to the precision of the next product, ``bf16`` or ``tf32``; any other is that of v."""
     if KIND == "bf16":
@@ -59,6 +61,7 @@ def _to_kind(v: array, KIND: constexpr) -> Any:
         return v
 
 
+@triton.jit
 def _forward_kernel(
     x: array, w: array, b: array, y: array, head: array, head_b: array, out: array, M: array,
     K: constexpr, N: constexpr, A: constexpr, ACT: constexpr, HALF: constexpr,
@@ -99,6 +102,7 @@ def _forward_kernel(
         tl.store(out + row * A + (rows * A)[:, None] + outs[None, :], value, mask=valid & (outs < A)[None, :])
 
 
+@triton.jit
 def _entry_kernel(
     g: array, w: array, y: array, dz: array, db: array, dw: array, M: array, P: array,
     N: constexpr, A: constexpr, ACT: constexpr, HALF: constexpr, BM: constexpr, BN: constexpr, BA: constexpr,
@@ -132,6 +136,7 @@ def _entry_kernel(
     tl.store(dz + at, _rounded(value, HALF), mask=inside)
 
 
+@triton.jit
 def _backward_kernel(
     dz: array, w: array, y: array, x: array, out: array, db: array, dw: array, M: array, P: array,
     N: constexpr, K: constexpr, X: constexpr, W_N: constexpr, W_K: constexpr, ACT: constexpr, HALF: constexpr,
@@ -181,6 +186,7 @@ def _backward_kernel(
         tl.store(at, value, mask=valid[:, None] & (cols < K)[None, :])
 
 
+@triton.jit
 def _transpose_kernel(x: array, out: array, M: array, S: array, X: constexpr, BM: constexpr, BX: constexpr) -> None:
     """Make out [X, M], with rows that begin S apart, of x [M, X]."""
     row = tl.program_id(0).to(tl.int64) * BM
@@ -191,6 +197,7 @@ def _transpose_kernel(x: array, out: array, M: array, S: array, X: constexpr, BM
     tl.store(out + row + (xs.to(tl.int64) * S)[:, None] + rows[None, :], tl.trans(value), mask=tl.trans(inside))
 
 
+@triton.jit
 def _turned_kernel(
     dz: array, w: array, y: array, x: array, out: array, db: array, dw: array, M: array, P: array,
     N: constexpr, K: constexpr, X: constexpr, ACT: constexpr, HALF: constexpr, STEPS: constexpr,

@@ -1,6 +1,4 @@
-"""A recurrent layer over a sequence for NVIDIA GPUs, in Triton: one kernel a step, forward and backward.
-
-``rlcore.recurrent`` has its plain twin; see ``rlcore.launcher`` for what holds of all kernels.
+"""A recurrent layer over a sequence: one kernel a step, forward and backward.
 
 What a step multiplies lies side by side in one row, ``[h | x | 1 | 0...]``, and so do the weights, ``[4 * hidden, K]``,
 biases included. So a step is one product of four gates, whose cell is applied while they are in registers, and one
@@ -13,19 +11,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
+from triton.language import tensor as array
 
-from rlcore.launcher import array, constexpr, kernel, num_blocks, power_of_two, product, tl
-from rlcore.mlp_kernels import _to_kind
+from rlcore.kernels.common import first_order, num_blocks, power_of_two, product
+from rlcore.kernels.layers import _to_kind
 from rlcore.types import State
 
-_HELPERS = ("_tanh", "_to_kind")
 
-
+@triton.jit
 def _tanh(z: array) -> Any:
     return 2 * tl.sigmoid(2 * z) - 1
 
 
+@triton.jit
 def _pack_kernel(
     w_h: array, w_x: array, b_h: array, b_x: array, packed: array,
     H: constexpr, X: constexpr, K: constexpr, LSTM: constexpr, KIND: constexpr, BM: constexpr, BK: constexpr,
@@ -48,6 +50,7 @@ def _pack_kernel(
     tl.store(packed + (row * K)[:, None] + col, _to_kind(value, KIND), mask=inside[:, None] & (col < K))
 
 
+@triton.jit
 def _join_kernel(
     x: array, h: array, keep: array, joined: array, N: array, ROWS: array, X_T: array, X_N: array,
     H: constexpr, X: constexpr, K: constexpr, MASKED: constexpr, KIND: constexpr, BM: constexpr, BK: constexpr,
@@ -66,6 +69,7 @@ def _join_kernel(
     tl.store(joined + row * K + col, _to_kind(value, KIND), mask=first | (inside & (col >= H)))
 
 
+@triton.jit
 def _step_kernel(
     joined: array, packed: array, keep: array, before: array, output: array, cells: array, gates: array,
     following: array, next_keep: array, N: array,
@@ -129,6 +133,7 @@ def _step_kernel(
         tl.store(gates_at + 3 * H, d, mask=inside)
 
 
+@triton.jit
 def _back_kernel(
     later: array, w: array, next_keep: array, d_output: array, gates: array, cells: array, before: array, keep: array,
     carry: array, d_gates: array, N: array,
@@ -203,6 +208,7 @@ def _back_kernel(
 
 
 _ALIGN = 64  # K is a multiple of it, and of every BK
+
 # Measured on an H200 at 1,024 rows, hidden 256 and K 320, two networks side by side. Two thirds of a step are launching
 # it and moving gates and states, whatever the tiles. With fp32 that is all that is left for the kernels: Triton's exact
 # products reached 8 TFLOP/s.
@@ -232,10 +238,10 @@ class _Sequence(torch.autograd.Function):
         packed = x.new_empty(4 * hidden, width, dtype=kind)
         joined = x.new_empty(steps, rows, width, dtype=kind)
         blocks = {"BM": 32, "BK": 64}
-        kernel(_pack_kernel)[(num_blocks(4 * hidden, 32), width // 64)](
+        _pack_kernel[(num_blocks(4 * hidden, 32), width // 64)](
             w_h.contiguous(), w_x.contiguous(), b_h, b_x, packed, hidden, inputs, width, lstm, precision, **blocks
         )
-        kernel(_join_kernel)[(num_blocks(steps * rows, 32), width // 64)](
+        _join_kernel[(num_blocks(steps * rows, 32), width // 64)](
             x, state[0], masks[0], joined, rows, steps * rows, x.stride(0), x.stride(1),
             hidden, inputs, width, keep is not None, precision, **blocks,
         )  # fmt: skip
@@ -258,6 +264,7 @@ class _Sequence(torch.autograd.Function):
         return (output, cells[-1]) if lstm else (output,)
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         packed, joined, output, cells, gates, keep, *state = ctx.saved_tensors
         (steps, rows, hidden), inputs, precision, lstm = output.shape, ctx.inputs, ctx.precision, ctx.lstm
@@ -307,26 +314,16 @@ def _launch(fn: Any, name: str, precision: str, rows: int, hidden: int, *args: A
     tiles = dict(_TILES[name, precision])
     tiles["BH"] = min(tiles["BH"], power_of_two(hidden))
     grid = (num_blocks(rows, tiles["BM"]) * num_blocks(hidden, tiles["BH"]),)
-    kernel(fn)[grid](*args, precision, **tiles)
+    fn[grid](*args, precision, **tiles)
 
 
 def sequence(
     x: Tensor, state: State, keep: Tensor | None, parameters: tuple[Tensor, Tensor, Tensor, Tensor], precision: str
 ) -> tuple[Tensor, State]:
-    """Run one recurrent layer over a sequence, differentiably, on a device where kernels run.
+    """See ``rlcore.recurrent.sequence``.
 
-    Args:
-        x: input ``[T, N, inputs]``, float32.
-        state: before the first step, ``[N, hidden]`` each: ``(h, c)`` for an LSTM, ``(h,)`` for a GRU.
-        keep: ``[T, N, 1]`` float32, 0 where the state is to be cleared before that step; None keeps it throughout.
-        parameters: ``weight_ih, weight_hh, bias_ih, bias_hh`` as in ``torch.nn.LSTMCell`` and ``torch.nn.GRUCell``.
-        precision: ``fp32``, ``tf32`` or ``bf16``, to which products round their inputs; sums, state, result and
-            gradients are float32. Exact products, and those of the weights' gradients, are cuBLAS's, where TF32 follows
-            PyTorch's own setting.
-
-    Returns:
-        Outputs ``[T, N, hidden]`` and the state after the last step.
+    Exact products, and those of the weights' gradients, are cuBLAS's, where TF32 follows PyTorch's own setting.
     """
     save = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *state, *parameters))
-    output, *cell = _Sequence.apply(x, keep, precision, save, *parameters, *state)  # type: ignore[no-untyped-call]
+    output, *cell = _Sequence.apply(x, keep, precision, save, *parameters, *state)
     return output, (output[-1], *cell)

@@ -1,21 +1,16 @@
-"""Actor and action values for learning from a replay memory."""
+"""Actors of learning from a replay memory: a tanh that is rescaled to the action bounds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from rlcore.agent import Policy
-from rlcore.capture import side_by_side
 from rlcore.config import ConfigError, check
-from rlcore.distributional import expected_value
-from rlcore.ensemble import ensemble, fits
 from rlcore.env import WIDEST_ACTION, EnvSpec
-from rlcore.networks import MLP, Network, choose_groups, concatenate
+from rlcore.networks import Network, choose_groups, concatenate, network_output
 from rlcore.normalization import make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, State
@@ -32,8 +27,8 @@ class SquashedPolicy(Policy):
         outputs: numbers per action dimension; the first A are what goes through the tanh.
     """
 
-    center: Tensor  # [A]
-    reach: Tensor  # [A], half the width of the bounds
+    action_scale: Tensor  # [A], half the width of the bounds
+    action_bias: Tensor  # [A], their middle
     low: Tensor  # [A], the bounds as these two give them
     high: Tensor  # [A]
 
@@ -54,20 +49,18 @@ class SquashedPolicy(Policy):
                 self.head.bias[: spec.action_size] = torch.atanh(zero)
         self.actions = spec.action_size
         # Not in the state: they follow from the configuration and the env.
-        self.register_buffer("center", (high + low) / 2, persistent=False)
-        self.register_buffer("reach", (high - low) / 2, persistent=False)
-        self.register_buffer("low", self.center - self.reach, persistent=False)
-        self.register_buffer("high", self.center + self.reach, persistent=False)
+        self.register_buffer("action_scale", (high - low) / 2, persistent=False)
+        self.register_buffer("action_bias", (high + low) / 2, persistent=False)
+        self.register_buffer("low", self.action_bias - self.action_scale, persistent=False)
+        self.register_buffer("high", self.action_bias + self.action_scale, persistent=False)
 
     def output(self, normalized: Tensor) -> Tensor:
         """Map normalized observations ``[B, O]`` to the head's output."""
-        if small(self.trunk, normalized):
-            return _side_by_side([self.trunk], [self.head], normalized, None, None).squeeze(0)
-        return self.trunk(normalized, self.head, ())[0]  # type: ignore[no-any-return]
+        return network_output(self.trunk, self.head, normalized)
 
     def squash(self, raw: Tensor) -> Tensor:
         """Bring ``[..., A]`` of any size into the action bounds."""
-        return self.center + self.reach * torch.tanh(raw)
+        return self.action_bias + self.action_scale * torch.tanh(raw)
 
     def limit(self, action: Tensor) -> Tensor:
         """Cut actions off at the bounds."""
@@ -77,71 +70,6 @@ class SquashedPolicy(Policy):
         """Return the actor's central action, and no state."""
         output = self.output(self.normalizer(concatenate(obs, self.groups)))
         return self.squash(output[..., : self.actions]), ()
-
-
-class Critics(nn.Module):
-    """Independent action values: each a number, or logits of the returns that a categorical critic tells apart.
-
-    Args:
-        inputs: size of normalized observation and action together.
-        config: settings.
-    """
-
-    def __init__(self, inputs: int, config: OffPolicyConfig) -> None:
-        super().__init__()
-        self.categorical, self.range = config.value_loss == "categorical", config.value_range
-        outputs = config.num_atoms if self.categorical else 1
-        self.trunks = nn.ModuleList(Network(inputs, config.critic) for _ in range(config.num_critics))
-        self.heads = nn.ModuleList(nn.Linear(trunk.size, outputs) for trunk in self.trunks)  # type: ignore[arg-type]
-
-    def output(self, normalized: Tensor, action: Tensor, count: int | None = None) -> Tensor:
-        """Return what the first ``count`` critics, or all, say of actions ``[B, A]``, ``[critics, B, outputs]``."""
-        trunks, heads = list(self.trunks), list(self.heads)
-        if small(self.trunks[0], normalized):
-            return _side_by_side(trunks, heads, normalized, action, count)  # type: ignore[arg-type]
-        x = torch.cat([normalized, action], -1)
-        return torch.stack(self._each(x, 0, len(self.heads) if count is None else count))
-
-    def _each(self, x: Tensor, first: int, last: int) -> list[Tensor]:
-        if last - first == 1:
-            trunk, head = self.trunks[first], self.heads[first]
-            # Our kernels take in a head of few outputs; a wide one is better left to cuBLAS.
-            return [head(trunk.mlp(x)) if self.categorical else trunk(x, head, ())[0]]  # type: ignore[operator]
-        one, others = side_by_side(
-            lambda: self._each(x, first, first + 1), lambda: self._each(x, first + 1, last), len(x)
-        )
-        return one + others
-
-    def forward(self, normalized: Tensor, action: Tensor, count: int | None = None) -> Tensor:
-        """Value actions ``[B, A]`` in normalized observations ``[B, O]``, ``[critics, B]``."""
-        output = self.output(normalized, action, count)
-        return expected_value(output, *self.range) if self.categorical else output.squeeze(-1)
-
-
-def small(trunk: nn.Module, x: Tensor) -> bool:
-    """Tell whether networks like this one and a batch like ``x`` are for ``ensemble``."""
-    mlp = trunk.mlp
-    return isinstance(mlp, MLP) and mlp.known and fits(x, mlp.linear(), mlp.activation, mlp.precision)
-
-
-def _side_by_side(
-    trunks: Sequence[Network], heads: Sequence[nn.Linear], x: Tensor, action: Tensor | None, count: int | None
-) -> Tensor:
-    mlps = [trunk.mlp for trunk in trunks]
-    layers = [mlp.linear() for mlp in mlps if isinstance(mlp, MLP)]
-    return ensemble(x, action, layers, heads, mlps[0].activation, mlps[0].precision, count)  # type: ignore[arg-type]
-
-
-@contextmanager
-def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let gradients pass through parameters without being computed for them."""
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,21 @@
-"""Adam on flat buffers: one kernel for the norm, one for the step, whatever the number of parameters."""
+"""Adam on flat buffers, whatever the number of parameters, and weights that it keeps at unit length."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from rlcore.unit_rows import UnitRows
-from rlcore.update_kernels import clipped_adam
+from rlcore.dispatch import accelerated
 
+NO_LIMIT = 1e30
+"""Of a gradient's norm: ``clipped_adam`` with this one does not clip; a kernel takes it as a constant."""
+
+TINY = 1e-12  # a row shorter than this has no direction, and one of zeros stays as it is
 _ALIGN = 64  # numbers; matrix units want their operands at multiples of 16 bytes
 
 
@@ -45,6 +51,90 @@ def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
             view.copy_(parameter.detach())
             parameter.data = view
     return whole
+
+
+def _clipped_adam_cpu(
+    parameter: Tensor, gradient: Tensor, moment: Tensor, square: Tensor, step: Tensor, rate: Tensor, allowed: Tensor,
+    max_norm: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Do as ``clipped_adam`` does by PyTorch's own fused step: one pass over the buffers and not ten."""
+    norm = torch.linalg.vector_norm(gradient)
+    # The host may look: nothing runs ahead of it here. Numbers are float32 as the plain text's are.
+    size, permit = norm.numpy()[()], allowed.numpy()[()]
+    if not (size < math.inf and (abs(permit) < math.inf if allowed.is_floating_point() else permit)):
+        return norm, torch.zeros_like(norm)
+    factor = np.float32(max_norm) * (1 / (size + np.float32(1e-6))) if max_norm < NO_LIMIT else 1.0
+    if factor < 1:
+        gradient = gradient * float(factor)
+    step.add_(1)
+    torch._fused_adam_(
+        [parameter], [gradient], [moment], [square], [], [step], lr=rate, beta1=beta1, beta2=beta2, weight_decay=0.0,
+        eps=eps, amsgrad=False, maximize=False,
+    )  # fmt: skip
+    return norm, torch.ones_like(norm)
+
+
+@accelerated("adam:clipped_adam", cpu=_clipped_adam_cpu if hasattr(torch, "_fused_adam_") else None)
+def clipped_adam(
+    parameter: Tensor, gradient: Tensor, moment: Tensor, square: Tensor, step: Tensor, rate: Tensor, allowed: Tensor,
+    max_norm: float, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Limit a gradient's norm and take a step of Adam (Kingma & Ba 2015, arXiv:1412.6980), in place.
+
+    Args:
+        parameter: ``[P]``, all parameters in one buffer.
+        gradient: ``[P]``, unchanged.
+        moment: ``[P]``, running mean of gradients.
+        square: ``[P]``, running mean of their squares.
+        step: scalar, steps taken so far.
+        rate: scalar, learning rate.
+        allowed: scalar; false, or a loss that is not finite, leaves everything as it is, and so does a gradient that
+            is not finite.
+        max_norm: gradients are scaled down to this norm.
+        beta1: weight of the past in ``moment``.
+        beta2: weight of the past in ``square``.
+        eps: added to the root of the mean square.
+
+    Returns:
+        The gradient's norm before, and 1 if the step was taken, else 0; scalars.
+    """
+    norm = gradient.norm()
+    taken = norm.isfinite() & (allowed.isfinite() if allowed.is_floating_point() else allowed)
+    gradient = gradient * (max_norm / (norm + 1e-6)).clamp(max=1)
+    count = step + taken
+    first = torch.lerp(moment, gradient, 1 - beta1)
+    second = beta2 * square + (1 - beta2) * gradient * gradient
+    scale = (1 - beta2 ** count.double()).sqrt().to(rate.dtype)
+    change = rate / (1 - beta1 ** count.double()).to(rate.dtype) * first / (second.sqrt() / scale + eps)
+    for target, new in ((parameter, parameter - change), (moment, first), (square, second), (step, count)):
+        target.copy_(torch.where(taken, new, target))
+    return norm, taken.to(norm.dtype)
+
+
+class UnitRows:
+    """Weights whose rows are to have unit length (SimbaV2, Lee et al. 2025, arXiv:2502.15280; FlashSAC).
+
+    Args:
+        flat: ``[P]``, the buffer that holds them.
+        weights: ``[outputs, inputs]`` each, views of it; every output has a row of its own.
+    """
+
+    def __init__(self, flat: Tensor, weights: Sequence[Tensor]) -> None:
+        self.flat, self.weights = flat, [weight.detach() for weight in weights]
+        rows = [(w.storage_offset() + i * w.shape[1], w.shape[1]) for w in self.weights for i in range(w.shape[0])]
+        self.longest = max(length for _, length in rows)
+        self.starts, self.lengths = torch.tensor(rows, device=flat.device).t().contiguous()  # [rows] each, int64
+
+    @torch.no_grad()
+    @accelerated("adam:unit_rows", of=1)
+    def project(self, wanted: Tensor) -> None:
+        """Divide every row by its norm, in place and without a read by the host.
+
+        Args:
+            wanted: scalar; 0 leaves everything as it is, to the bit.
+        """
+        for weight in self.weights:
+            weight.copy_(torch.where(wanted != 0, F.normalize(weight, dim=1, eps=TINY), weight))
 
 
 class FlatAdam:

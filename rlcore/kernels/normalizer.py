@@ -1,20 +1,23 @@
-"""Running statistics as kernels: two launches for a batch, and one that normalizes it; see ``normalization``.
-
-Written out they are some forty launches in each acting step. Where kernels do not run, ``RunningNormalizer`` has the
-same in plain PyTorch, which is their reference; see ``rlcore.launcher`` for what holds of all of them.
-"""
+"""Running statistics: two launches for a batch, and one that normalizes it; written out they are some forty."""
 
 from __future__ import annotations
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
+from triton.language import tensor as array
 
-from rlcore.launcher import array, constexpr, kernel, num_blocks, power_of_two, tl
+from rlcore.kernels.common import num_blocks, power_of_two
+from rlcore.normalization import FLOOR, HUGE, MEMORY, TOLD, UNUSABLE, WIDE, RunningNormalizer
 
 _ROWS, _COLS = 64, 32
+
 _PARTS = 9  # what a program tells of each column; see _moments_kernel
 
 
+@triton.jit
 def _moments_kernel(
     x: array, mean: array, var: array, count: array, partial: array, N: array,
     D: constexpr, PARTS: constexpr, HUGE: constexpr, FLOOR: constexpr, WIDE: constexpr, TOLD: constexpr,
@@ -55,6 +58,7 @@ def _moments_kernel(
     tl.store(out + 8 * D, tl.max(tl.where(beyond, row[:, None], -1), 0).to(tl.float32), mask=held)
 
 
+@triton.jit
 def _merge_kernel(
     partial: array, mean: array, var: array, count: array, huge: array, outliers: array, N: array, programs: array,
     D: constexpr, PARTS: constexpr, MEMORY: constexpr, ROWS: constexpr, COLS: constexpr,
@@ -106,38 +110,25 @@ def _merge_kernel(
     tl.store(outliers + D + col, row, mask=held & (row >= 0))
 
 
-def update_statistics(
-    x: Tensor, mean: Tensor, var: Tensor, count: Tensor, huge: Tensor, outliers: Tensor, *,
-    epsilon: float, warmup: int, limits: tuple[float, float, float, float], memory: float,
-) -> None:  # fmt: skip
-    """Take a batch into a normalizer's statistics, in place.
-
-    Args:
-        x: ``[B, D]``.
-        mean: ``[D]``, as are ``var``, ``count`` (float64) and ``huge``.
-        var: see ``RunningNormalizer``.
-        count: see ``RunningNormalizer``.
-        huge: see ``RunningNormalizer``.
-        outliers: ``[2, D]``.
-        epsilon: added to the deviation.
-        warmup: batches during which nothing is brought back.
-        limits: deviations from where on a number does not count, how far away it is at least, deviations to which
-            others are brought back, and how many times that far one is to be told of.
-        memory: numbers that ``huge`` remembers.
-    """
+def update(normalizer: RunningNormalizer, x: Tensor) -> None:
+    """See ``RunningNormalizer.update``."""
+    x = x.to(normalizer.mean.dtype)
     rows, size = x.shape
+    mean, var, count = normalizer.mean, normalizer.var, normalizer.count
     programs = num_blocks(rows, _ROWS)
     partial = x.new_empty(programs, _PARTS, size)
-    kernel(_moments_kernel)[(programs, num_blocks(size, _COLS))](
-        x.contiguous(), mean, var, count, partial, rows, size, _PARTS, *limits, epsilon, warmup, _ROWS, _COLS,
+    _moments_kernel[(programs, num_blocks(size, _COLS))](
+        x.contiguous(), mean, var, count, partial, rows, size, _PARTS, HUGE, FLOOR, WIDE, TOLD,
+        normalizer.epsilon, normalizer.warmup, _ROWS, _COLS,
     )  # fmt: skip
     cols = 8
-    kernel(_merge_kernel)[(num_blocks(size, cols),)](
-        partial, mean, var, count, huge, outliers, rows, programs, size, _PARTS, memory,
+    _merge_kernel[(num_blocks(size, cols),)](
+        partial, mean, var, count, normalizer.huge, normalizer.outliers, rows, programs, size, _PARTS, MEMORY,
         min(power_of_two(programs, 1), 128), cols,
     )  # fmt: skip
 
 
+@triton.jit
 def _usable_kernel(
     x: array, mean: array, var: array, y: array, broken: array, N: array,
     D: constexpr, NORMALIZE: constexpr, EPSILON: constexpr, CLIP: constexpr, UNUSABLE: constexpr, ROWS: constexpr,
@@ -163,17 +154,26 @@ def _usable_kernel(
     tl.store(broken + row, tl.where(first < D, first, -1), mask=row < N)
 
 
-def normalize(
-    x: Tensor, mean: Tensor | None, var: Tensor | None, epsilon: float, clip: float | None, unusable: float
+def normalized(normalizer: RunningNormalizer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """See ``RunningNormalizer.usable``."""
+    return _usable(x, normalizer.mean, normalizer.var, normalizer.epsilon, normalizer.clip)
+
+
+def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
+    """See ``normalization.usable``."""
+    return _usable(x, None, None, 0.0, clip)
+
+
+def _usable(
+    x: Tensor, mean: Tensor | None, var: Tensor | None, epsilon: float, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Do as ``normalization.usable`` with ``x`` ``[B, D]``, normalized where statistics are given."""
     rows, size = x.shape
     x = x.contiguous()
     y, broken = torch.empty_like(x), torch.empty(rows, dtype=torch.int32, device=x.device)
     cols = min(power_of_two(size, 1), 128)
     tile = max(1, 1024 // cols)
-    kernel(_usable_kernel)[(num_blocks(rows, tile),)](
+    _usable_kernel[(num_blocks(rows, tile),)](
         x, x if mean is None else mean, x if var is None else var, y, broken, rows,
-        size, mean is not None, epsilon, clip or 0.0, unusable, tile, cols,
+        size, mean is not None, epsilon, clip or 0.0, UNUSABLE, tile, cols,
     )  # fmt: skip
     return y, broken

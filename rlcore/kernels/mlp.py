@@ -1,41 +1,32 @@
-"""A fused multi-layer perceptron for NVIDIA GPUs, with a plain PyTorch twin.
-
-``mlp`` runs the Triton kernels of ``mlp_kernels`` on CUDA tensors and its twin ``mlp_reference`` elsewhere. See
-``launcher`` for what holds of all kernels.
-"""
+"""A fused multi-layer perceptron: a kernel a layer, with activation and bias, and a head on the way."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlcore.launcher import available, copies_tiles, kernel, num_blocks, power_of_two, product, shared_memory, tiled
-from rlcore.mlp_kernels import _backward_kernel, _entry_kernel, _forward_kernel, _transpose_kernel, _turned_kernel
-
-# In place, as nothing else reads what a layer's product leaves: no new memory, which would be as large as the layer.
-_TORCH: dict[str, Callable[[Tensor], Tensor]] = {
-    "elu": F.elu_,
-    "relu": F.relu_,
-    "tanh": torch.tanh_,
-    "leaky_relu": F.leaky_relu_,
-    "selu": F.selu_,
-}
-ACTIVATIONS = frozenset(_TORCH)
-"""Activations of ``mlp``: those whose derivative follows from their output."""
+from rlcore.dispatch import shared_memory
+from rlcore.kernels.common import copies_tiles, first_order, num_blocks, power_of_two, product, tiled
+from rlcore.kernels.layers import _backward_kernel, _entry_kernel, _forward_kernel, _transpose_kernel, _turned_kernel
 
 # Block sizes, measured on an H200 with layers of 512, 256 and 128, at 24,576 rows and (large) 393,216. Few warps and
 # registers let several programs share a multiprocessor, so that one loads while another computes; with fewer rows that
 # matters more than large tiles. Slower: the first two layers in one kernel, which saves reading the first one's output
 # (66 instead of 54 us), and programs without descriptors that sum over several blocks of rows.
 _PART = 128  # samples whose gradients are summed within one program
+
 _LARGE = 2**17  # rows
+
 _ROOM = 160_000  # bytes of a multiprocessor's own memory, from which on large tiles fit
+
 _WIDEST_HEAD = 64  # that is made along with the layer below
+
 _FIRST = 64  # widest input whose weight gradient is computed along the way
+
 _TILES: dict[str, dict[str, int]] = {
     "forward": {"BM": 64, "BN": 128, "BK": 32, "num_warps": 4, "num_stages": 3},
     "forward_large": {"BM": 128, "BN": 128, "BK": 32, "num_warps": 8, "num_stages": 3},
@@ -74,7 +65,7 @@ def _transposed(x: Tensor) -> Tensor:
     """Return float32 x^T, with rows that begin at multiples of 16 bytes."""
     (rows, width), block = x.shape, power_of_two(x.shape[1])
     out = x.new_empty(width, num_blocks(rows, 4) * 4)
-    kernel(_transpose_kernel)[(num_blocks(rows, _PART),)](x, out, rows, out.stride(0), width, BM=_PART, BX=block)
+    _transpose_kernel[(num_blocks(rows, _PART),)](x, out, rows, out.stride(0), width, BM=_PART, BX=block)
     return out[:, :rows]
 
 
@@ -98,7 +89,7 @@ def _backward(
         bn, bk = tiles["BN"], tiles["BK"]
         if x is not None and not half:
             source = tiled(_transposed(x), _FIRST, _PART)
-        kernel(_turned_kernel)[(num_blocks(blocks, steps) * num_blocks(k, bk),)](
+        _turned_kernel[(num_blocks(blocks, steps) * num_blocks(k, bk),)](
             tiled(dz, _PART, bn), tiled(w, *((bn, bk) if half else (bk, bn))), tiled(y, _PART, bk), source,
             tiled(target, _PART, bk), db, dw, rows, stride,
             n, k, width, act, half, steps, BM=_PART, BX=_FIRST, **tiles,
@@ -107,7 +98,7 @@ def _backward(
     roomy = shared_memory(dz.device) > _ROOM and not half
     kind = "backward_first" if x is not None and rows <= _LARGE else "backward_roomy"
     tiles = _tiles(kind if roomy else "backward", half, BK=k)
-    kernel(_backward_kernel)[(blocks * num_blocks(k, tiles["BK"]),)](
+    _backward_kernel[(blocks * num_blocks(k, tiles["BK"]),)](
         dz, w, y, source, target, db, dw, rows, stride,
         n, k, width, *((k, 1) if half else (1, n)), act, half, BM=_PART, BX=_FIRST, **tiles,
     )  # fmt: skip
@@ -138,7 +129,7 @@ class _MLP(torch.autograd.Function):
             actions = actions if actions <= _WIDEST_HEAD else 0
             if actions:
                 result = x.new_empty(rows, actions, dtype=torch.float32)
-            kernel(_forward_kernel)[(num_blocks(rows, tiles["BM"]) * columns,)](
+            _forward_kernel[(num_blocks(rows, tiles["BM"]) * columns,)](
                 outputs[i], w, b, outputs[-1], parameters[-2], parameters[-1], result, rows,
                 k, n, actions, activation, half and not final, BA=power_of_two(actions), **tiles,
             )  # fmt: skip
@@ -149,6 +140,7 @@ class _MLP(torch.autograd.Function):
         return result
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         count, half, act, saved = ctx.count, ctx.half, ctx.activation, ctx.saved_tensors
         learned = any(ctx.needs_input_grad[4:])  # false where a gradient only passes through
@@ -167,7 +159,7 @@ class _MLP(torch.autograd.Function):
 
         dz = torch.empty_like(outputs[-1], dtype=x.dtype)
         tiles = _tiles("entry", half, BN=size)
-        kernel(_entry_kernel)[(blocks, num_blocks(size, tiles["BN"]))](
+        _entry_kernel[(blocks, num_blocks(size, tiles["BN"]))](
             gradients[0].contiguous(), weights[-1], outputs[-1], dz, bias_parts[-1], head_part, rows, sums.stride(0),
             size, actions, act, half, BM=_PART, BA=power_of_two(actions), **tiles,
         )  # fmt: skip
@@ -203,50 +195,9 @@ def mlp(
     precision: str,
     head: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Apply hidden layers ``y = act(y @ w.T + b)`` one after the other, and a linear head, differentiably.
-
-    Args:
-        x: input ``[..., K]``, float32 (or bfloat16 where the precision is).
-        weights: float32 ``[N, K]`` of each layer.
-        biases: float32 ``[N]`` of each layer.
-        activation: one of ``ACTIVATIONS``.
-        precision: ``tf32``, products of numbers in TF32, to which outputs of layers are rounded, weights and ``x`` cut
-            off; ``bf16``, products and stored outputs of the layers in bfloat16. Sums, head, result and gradients are
-            float32 in both. What cuBLAS does follows PyTorch's own setting for TF32 besides.
-        head: weight ``[A, N]`` and bias ``[A]`` of a last layer without activation; its gradients cost next to nothing.
-
-    Returns:
-        Features ``[..., N]`` of the last layer, or the head's output ``[..., A]``, float32.
-
-    Raises:
-        ValueError: unknown activation or precision.
-    """
-    if activation not in ACTIVATIONS or precision not in ("tf32", "bf16"):
-        raise ValueError(
-            f"no kernel for activation '{activation}' in '{precision}': activations are {sorted(ACTIVATIONS)}, "
-            "precisions tf32 and bf16; apply the layers one by one instead"
-        )
-    if not available(x.device):
-        return mlp_reference(x, weights, biases, activation, head)
+    """See ``networks.mlp``; ``precision`` is tf32 or bf16."""
     parameters = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
     flat = x.reshape(-1, x.shape[-1])
     given = (flat, activation, precision == "bf16", head is not None, *parameters, *(head or ()))
-    y: Tensor = _MLP.apply(*given)  # type: ignore[no-untyped-call]
+    y: Tensor = _MLP.apply(*given)
     return y.view(*x.shape[:-1], y.shape[-1])
-
-
-def mlp_reference(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    activation: str,
-    head: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Do as ``mlp`` does in plain PyTorch, in the type of the weights."""
-    shape = x.shape[:-1]
-    x = x.to(weights[0].dtype)
-    x = x if len(shape) == 1 else x.reshape(-1, x.shape[-1])  # of more dimensions products are views
-    for w, b in zip(weights, biases, strict=True):
-        x = _TORCH[activation](F.linear(x, w, b))
-    y = F.linear(x, *head) if head is not None else x
-    return y if len(shape) == 1 else y.view(*shape, y.shape[-1])

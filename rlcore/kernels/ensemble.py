@@ -2,8 +2,7 @@
 
 A classic update of SAC has a batch of 256 and layers of 256, and the GPU takes about as long to begin a kernel for such
 a layer as to compute it. So a program takes a few samples through all layers of a network. Large batches are left to a
-kernel for each layer, see ``rlcore.kernels``. ``ensemble`` runs Triton kernels on CUDA tensors and plain PyTorch
-elsewhere; see ``rlcore.launcher`` for what holds of all of them.
+kernel for each layer, see ``mlp``.
 """
 
 from __future__ import annotations
@@ -12,27 +11,31 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor, nn
+from triton.language import constexpr
+from triton.language import tensor as array
 
-from rlcore.adam import flat, padded
-from rlcore.kernels import ACTIVATIONS, mlp_reference
-from rlcore.launcher import array, available, constexpr, kernel, num_blocks, power_of_two, tl
-from rlcore.mlp_kernels import _activate, _slope, _to_kind
+from rlcore.kernels.common import first_order, num_blocks, power_of_two
+from rlcore.kernels.layers import _activate, _slope, _to_kind
+from rlcore.optimizer import flat, padded
 
-# Up to here it is taken to be faster than a kernel for each layer; counted by launches, not yet measured.
-_MOST_ROWS, _WIDEST = 512, 512
 _FORWARD = {"BM": 16, "BK": 32, "num_warps": 8, "num_stages": 3}
+
 _WIDTH = 128  # outputs of a layer that are made at a time, if it has as many
+
 _BACKWARD = {"BM": 16, "BN": 32, "BK": 128, "num_warps": 8, "num_stages": 3}
+
 _WEIGHTS = {"BT": 32, "BB": 32, "num_warps": 4, "num_stages": 3}
 
-_HELPERS = ("_activate", "_slope", "_to_kind", "_zeros")
 
-
+@triton.jit
 def _zeros(ROWS: constexpr, COLS: constexpr) -> Any:
     return tl.zeros((ROWS, COLS), tl.float32)
 
 
+@triton.jit
 def _pass_kernel(
     x: array, action: array, flat: array, reached: array, out: array, B: array, X_ROW: array, A_ROW: array,
     X: constexpr, S: constexpr, SIZES: constexpr, PLACES: constexpr, WEIGHTS: constexpr, BIASES: constexpr,
@@ -76,6 +79,7 @@ def _pass_kernel(
                 tl.store(mine + PLACES[layer + 1] + col, total, mask=valid & (col < N))
 
 
+@triton.jit
 def _return_kernel(
     g: array, flat: array, reached: array, slopes: array, B: array,
     S: constexpr, SIZES: constexpr, PLACES: constexpr, WEIGHTS: constexpr, STEPS: constexpr, FIRST: constexpr,
@@ -111,6 +115,7 @@ def _return_kernel(
         tl.debug_barrier()
 
 
+@triton.jit
 def _weights_kernel(
     g: array, reached: array, slopes: array, gradient: array, B: array,
     S: constexpr, SIZES: constexpr, PLACES: constexpr, WEIGHTS: constexpr, BIASES: constexpr, STEPS: constexpr,
@@ -201,7 +206,7 @@ class _Ensemble(torch.autograd.Function):
         second = x if action is None else action if action.stride(-1) == 1 else action.contiguous()
         rows = len(x)
         reached, out = x.new_empty(count, rows, at.S), x.new_empty(count, rows, at.SIZES[-1])
-        kernel(_pass_kernel)[(num_blocks(rows, _FORWARD["BM"]), count)](
+        _pass_kernel[(num_blocks(rows, _FORWARD["BM"]), count)](
             x, second, whole, reached, out, rows, x.stride(0), second.stride(0), x.shape[1],
             **at._asdict(), ACT=activation, PRECISION=precision, **_FORWARD,
             BN=tuple(min(_WIDTH, power_of_two(size)) for size in at.SIZES[1:]),
@@ -211,6 +216,7 @@ class _Ensemble(torch.autograd.Function):
         return out
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         activation, precision, members, count = ctx.options
         (reached, whole), at, g = ctx.saved_tensors, ctx.at, gradients[0].contiguous()
@@ -218,7 +224,7 @@ class _Ensemble(torch.autograd.Function):
         facts = {"S": at.S, "SIZES": at.SIZES, "PLACES": at.PLACES, "WEIGHTS": at.WEIGHTS, "STEPS": at.STEPS}
         needed = any(ctx.needs_input_grad[:2])
         slopes = torch.empty_like(reached)
-        kernel(_return_kernel)[(num_blocks(rows, _BACKWARD["BM"]), count)](
+        _return_kernel[(num_blocks(rows, _BACKWARD["BM"]), count)](
             g, whole, reached, slopes, rows,
             **facts, FIRST=0 if needed else 1, ACT=activation, PRECISION=precision, **_BACKWARD,
         )  # fmt: skip
@@ -234,7 +240,7 @@ class _Ensemble(torch.autograd.Function):
             tiles.append(tiles[-1] + num_blocks(k, tile) * num_blocks(n, tile))
         # Networks that took no part have no gradient.
         gradient = torch.empty_like(whole) if count == members else torch.zeros_like(whole)
-        kernel(_weights_kernel)[(tiles[-1], count)](
+        _weights_kernel[(tiles[-1], count)](
             g, reached, slopes, gradient, rows,
             **facts, BIASES=at.BIASES, TILES=tuple(tiles), GAP=padded(1), PRECISION=precision, **_WEIGHTS,
         )  # fmt: skip
@@ -243,50 +249,22 @@ class _Ensemble(torch.autograd.Function):
         return (*inputs, None, None, *(part[: shape.numel()].view(shape) for part, shape in parts))
 
 
-def fits(x: Tensor, network: Sequence[nn.Linear], activation: str, precision: str) -> bool:
-    """Tell whether ``ensemble`` has kernels for networks of this kind, and layers and batch are small enough for it."""
-    if activation not in ACTIVATIONS or precision not in ("fp32", "tf32") or not available(x.device):
-        return False
-    return x.dim() == 2 and x.shape[0] <= _MOST_ROWS and all(layer.out_features <= _WIDEST for layer in network)
-
-
-def ensemble(
-    x: Tensor,
-    action: Tensor | None,
-    networks: Sequence[Sequence[nn.Linear]],
-    heads: Sequence[nn.Linear],
-    activation: str,
-    precision: str,
-    count: int | None = None,
+def network_outputs(
+    trunks: Sequence[Any], heads: Sequence[nn.Linear], x: Tensor, action: Tensor | None = None, count: int | None = None
 ) -> Tensor:
-    """Map the same input through networks of equal shape, differentiably.
+    """See ``networks.network_outputs``.
 
-    On CUDA the parameters become views of one flat buffer, in the order of networks and then heads, and so do the
+    The parameters become views of one flat buffer, in the order of hidden layers and then heads, and so do the
     gradients, as ``FlatAdam`` wants them.
-
-    Args:
-        x: ``[B, K]``, float32.
-        action: ``[B, A]``, joined to it; or none.
-        networks: hidden layers of each of C networks, one or more.
-        heads: last layer of each, without activation.
-        activation: one of ``kernels.ACTIVATIONS``.
-        precision: ``fp32`` or ``tf32``.
-        count: networks to ask, from the first on; none: all.
-
-    Returns:
-        ``[count, B, outputs]``.
     """
-    count = len(heads) if count is None else count
-    layers = [layer for network in networks for layer in network] + list(heads)
-    if not available(x.device):
-        x = x if action is None else torch.cat([x, action], -1)
-        return torch.stack([_one(x, networks[i], heads[i], activation) for i in range(count)])
+    mlps = [trunk.mlp for trunk in trunks]
+    layers = [layer for mlp in mlps for layer in mlp.linear()] + list(heads)
     parameters = [parameter for layer in layers for parameter in layer.parameters()]  # weight and bias of each
-    kind = "ieee" if precision == "fp32" else "tf32"
-    options = (activation, kind, len(heads), count)
-    return _Ensemble.apply(x, action, options, flat(parameters), *parameters)  # type: ignore[no-any-return, no-untyped-call]
+    precision = "ieee" if mlps[0].precision == "fp32" else "tf32"
+    options = (mlps[0].activation, precision, len(heads), len(heads) if count is None else count)
+    return _Ensemble.apply(x, action, options, flat(parameters), *parameters)
 
 
-def _one(x: Tensor, network: Sequence[nn.Linear], head: nn.Linear, activation: str) -> Tensor:
-    weights, biases = [layer.weight for layer in network], [layer.bias for layer in network]
-    return mlp_reference(x, weights, biases, activation, (head.weight, head.bias))
+def network_output(trunk: Any, head: nn.Linear, x: Tensor) -> Tensor:
+    """See ``networks.network_output``."""
+    return network_outputs([trunk], [head], x).squeeze(0)

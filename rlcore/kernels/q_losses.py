@@ -1,7 +1,6 @@
-"""Losses of critics that predict the mean return, and of the actor that climbs them: each a kernel with its gradient.
+"""Losses of critics that predict the mean return, and of the actor that climbs them; each with its gradient.
 
-Both functions run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.launcher`` for what holds of
-all of them. A single program adds up the batch, so nothing has to be added up in a second launch.
+A single program adds up the batch, so nothing has to be added up in a second launch.
 """
 
 from __future__ import annotations
@@ -9,16 +8,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
+from triton.language import tensor as array
 
-from rlcore.distributional import Reduce
-from rlcore.launcher import array, available, constexpr, kernel, power_of_two, tl
+from rlcore.kernels.common import first_order, power_of_two
+from rlcore.losses import Reduce
 
 _BLOCK = 1024
 
-_HELPERS = ("_least",)
 
-
+@triton.jit
 def _least(values: array, sample: array, valid: array, B: array, C: constexpr) -> Any:
     """Return the lowest of C values of each sample; NaN is to be seen."""
     least = tl.load(values + sample, mask=valid, other=0.0)
@@ -28,8 +30,9 @@ def _least(values: array, sample: array, valid: array, B: array, C: constexpr) -
     return least
 
 
-def _value_loss_kernel(
-    values: array, following: array, reward: array, discount: array, weight: array, bonus: array, gradient: array,
+@triton.jit
+def _td_kernel(
+    values: array, next_values: array, reward: array, discount: array, weight: array, bonus: array, gradient: array,
     result: array, B: array,
     C: constexpr, C2: constexpr, REDUCE: constexpr, BONUS: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
@@ -44,14 +47,14 @@ def _value_loss_kernel(
         base = tl.load(reward + sample, mask=valid, other=0.0)
         if BONUS:
             base += factor * tl.load(bonus + sample, mask=valid, other=0.0)
-        future = _least(following, sample, valid, B, C2 if REDUCE == "min" else 1)
+        future = _least(next_values, sample, valid, B, C2 if REDUCE == "min" else 1)
         if REDUCE == "mean":
             for c in tl.static_range(1, C2):
-                future += tl.load(following + c * B + sample, mask=valid, other=0.0)
+                future += tl.load(next_values + c * B + sample, mask=valid, other=0.0)
             future = future / C2
         for c in tl.static_range(C):
             if REDUCE == "own":
-                future = tl.load(following + c * B + sample, mask=valid, other=0.0)
+                future = tl.load(next_values + c * B + sample, mask=valid, other=0.0)
             value = tl.load(values + c * B + sample, mask=valid, other=0.0)
             error = value - (base + factor * future)
             loss += scale * error * error
@@ -61,7 +64,8 @@ def _value_loss_kernel(
     tl.store(result + 1, tl.sum(total, 0) / (C * B))
 
 
-def _climb_kernel(
+@triton.jit
+def _actor_kernel(
     values: array, log_prob: array, temperature: array, weight: array, gradient: array, result: array, B: array,
     C: constexpr, REDUCE: constexpr, SOFT: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
@@ -97,18 +101,18 @@ def _climb_kernel(
     tl.store(result + 1, -tl.sum(density, 0) / B)
 
 
-class _ValueLoss(torch.autograd.Function):
+class _TDLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, following: Tensor, reward: Tensor, discount: Tensor, weight: Tensor,
+        ctx: Any, values: Tensor, next_values: Tensor, reward: Tensor, discount: Tensor, weight: Tensor,
         bonus: Tensor | None, reduce: Reduce,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         critics, rows = values.shape
         gradient, result = torch.empty_like(values, memory_format=torch.contiguous_format), values.new_empty(2)
-        kernel(_value_loss_kernel)[(1,)](
-            values.contiguous(), following.contiguous(), reward.contiguous(), discount.contiguous(),
+        _td_kernel[(1,)](
+            values.contiguous(), next_values.contiguous(), reward.contiguous(), discount.contiguous(),
             weight.contiguous(), reward if bonus is None else bonus.contiguous(), gradient, result, rows,
-            critics, len(following), reduce, bonus is not None, min(_BLOCK, power_of_two(rows)), num_warps=8,
+            critics, len(next_values), reduce, bonus is not None, min(_BLOCK, power_of_two(rows)), num_warps=8,
         )  # fmt: skip
         ctx.save_for_backward(gradient)
         ctx.set_materialize_grads(False)  # the second result has none
@@ -117,11 +121,12 @@ class _ValueLoss(torch.autograd.Function):
         return loss, mean
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return (ctx.saved_tensors[0] * gradients[0], *[None] * 6)
 
 
-class _Climb(torch.autograd.Function):
+class _ActorLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, values: Tensor, log_prob: Tensor | None, temperature: Tensor | None, weight: Tensor, reduce: Reduce
@@ -129,7 +134,7 @@ class _Climb(torch.autograd.Function):
         critics, rows = values.shape
         soft = log_prob is not None
         gradient, result = values.new_empty(critics + soft, rows), values.new_empty(2)
-        kernel(_climb_kernel)[(1,)](
+        _actor_kernel[(1,)](
             values.contiguous(), values if log_prob is None else log_prob.contiguous(),
             values if temperature is None else temperature, weight.contiguous(), gradient, result, rows,
             critics, reduce, soft, min(_BLOCK, power_of_two(rows)), num_warps=8,
@@ -142,44 +147,19 @@ class _Climb(torch.autograd.Function):
         return loss, entropy
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scaled: Tensor = ctx.saved_tensors[0] * gradients[0]
         log_prob = scaled[ctx.critics] if len(scaled) > ctx.critics else None
         return scaled[: ctx.critics], log_prob, None, None, None
 
 
-def value_loss(
-    values: Tensor, following: Tensor, reward: Tensor, discount: Tensor, weight: Tensor, bonus: Tensor | None,
+def td_loss(
+    values: Tensor, next_values: Tensor, reward: Tensor, discount: Tensor, weight: Tensor, bonus: Tensor | None,
     reduce: Reduce,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Squared error of critics against what they are to learn, differentiably by their values.
-
-    Args:
-        values: ``[C, B]``.
-        following: ``[C2, B]``, what target critics say of what comes next.
-        reward: ``[B]``.
-        discount: ``[B]``, of what comes next.
-        weight: ``[B]``, of each sample.
-        bonus: ``[B]``, what the next state is worth besides; or none.
-        reduce: which of the target critics counts: the lowest, the mean of all, or each critic's own.
-
-    Returns:
-        The sum over critics of mean squared errors, and the mean of all values, without gradient; scalars.
-    """
-    following = following.detach()
-    if not available(values.device):
-        return value_loss_reference(values, following, reward, discount, weight, bonus, reduce)
-    return _ValueLoss.apply(values, following, reward, discount, weight, bonus, reduce)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def value_loss_reference(
-    values: Tensor, following: Tensor, reward: Tensor, discount: Tensor, weight: Tensor, bonus: Tensor | None,
-    reduce: Reduce,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Do as ``value_loss`` does in plain PyTorch."""
-    future = reduced(following, reduce)
-    target = reward + discount * (future if bonus is None else future + bonus)
-    return (weight * (values - target).square()).mean(1).sum(), values.detach().mean()
+    """See ``losses.td_loss``."""
+    return _TDLoss.apply(values, next_values.detach(), reward, discount, weight, bonus, reduce)
 
 
 def actor_loss(
@@ -189,39 +169,5 @@ def actor_loss(
     log_prob: Tensor | None = None,
     temperature: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What an actor descends: minus the value of its actions, and the price of being predictable.
-
-    Args:
-        values: ``[C, B]``, of its actions.
-        weight: ``[B]``, of each sample, in both results.
-        reduce: ``min`` for the lowest critic, else their mean.
-        log_prob: ``[B]``, of the actions; none for an actor without noise.
-        temperature: scalar, its price.
-
-    Returns:
-        The loss, differentiable by values and log_prob, and the entropy, without gradient; scalars.
-    """
-    if not available(values.device):
-        return actor_loss_reference(values, weight, reduce, log_prob, temperature)
-    return _Climb.apply(values, log_prob, temperature, weight, reduce)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def actor_loss_reference(
-    values: Tensor,
-    weight: Tensor,
-    reduce: Reduce,
-    log_prob: Tensor | None = None,
-    temperature: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Do as ``actor_loss`` does in plain PyTorch."""
-    value = reduced(values, "min" if reduce == "min" else "mean")
-    if log_prob is None or temperature is None:
-        return -(weight * value).mean(), value.new_zeros(())
-    return (weight * (temperature * log_prob - value)).mean(), -(weight * log_prob.detach()).mean()
-
-
-def reduced(values: Tensor, reduce: Reduce) -> Tensor:
-    """Settle on one of the critics' values ``[C, B]``; with ``own`` on each."""
-    if reduce == "min":
-        return values.amin(0)
-    return values.mean(0) if reduce == "mean" else values
+    """See ``losses.actor_loss``."""
+    return _ActorLoss.apply(values, log_prob, temperature, weight, reduce)

@@ -1,25 +1,21 @@
-"""Categorical critics: the distribution of returns on fixed atoms (C51, Bellemare et al. 2017, arXiv:1707.06887).
-
-A critic gives logits of K atoms, evenly spaced from ``low`` to ``high``. ``expected_value`` and ``categorical_loss``
-run Triton kernels on CUDA tensors and plain PyTorch elsewhere; see ``rlcore.launcher`` for what holds of all of them.
-"""
+"""Categorical critics: expected values, and the cross entropy with its gradient in the same pass."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
+from triton.language import constexpr
+from triton.language import tensor as array
 
-from rlcore.launcher import array, available, constexpr, kernel, power_of_two, tl
-
-Reduce = Literal["min", "mean", "own"]
-
-_HELPERS = ("_softmax", "_unit", "_next", "_projected")
-
-# --- Expected value --------------------------------------------------------------------------------------------------
+from rlcore.kernels.common import first_order, power_of_two
+from rlcore.losses import Reduce
 
 
+@triton.jit
 def _softmax(logits: array, K: constexpr, COLS: constexpr) -> Any:
     """Read K logits; return them, their probabilities, and the logarithm of the sum of their exponentials."""
     col = tl.arange(0, COLS)
@@ -30,6 +26,7 @@ def _softmax(logits: array, K: constexpr, COLS: constexpr) -> Any:
     return x, e / total, top + tl.log(total)
 
 
+@triton.jit
 def _expected_value_kernel(
     logits: array, value: array, slope: array, low: array, high: array,
     K: constexpr, NEEDED: constexpr, COLS: constexpr,
@@ -52,57 +49,26 @@ class _ExpectedValue(torch.autograd.Function):
         value = logits.new_empty(logits.shape[:-1], dtype=torch.float32)
         needed = ctx.needs_input_grad[0]
         slope = torch.empty_like(logits, memory_format=torch.contiguous_format) if needed else value
-        kernel(_expected_value_kernel)[(value.numel(),)](
+        _expected_value_kernel[(value.numel(),)](
             logits.contiguous(), value, slope, low, high, atoms, needed, power_of_two(atoms), num_warps=1
         )
         ctx.save_for_backward(slope)
         return value
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return (slope * gradients[0].unsqueeze(-1)).to(slope.dtype), None, None
 
 
-def expected_value(logits: Tensor, low: float, high: float) -> Tensor:
-    """Mean of each distribution, differentiably.
-
-    Args:
-        logits: ``[..., K]``, float32 or bfloat16.
-        low: lowest atom.
-        high: highest atom.
-
-    Returns:
-        ``[...]``, float32.
-    """
-    if not available(logits.device):
-        return expected_value_reference(logits, low, high)
-    return _ExpectedValue.apply(logits, low, high)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def expected_value_reference(logits: Tensor, low: float, high: float) -> Tensor:
-    """Do as ``expected_value`` does in plain PyTorch; float64 stays float64."""
-    p = torch.softmax(_wide(logits), -1)
-    return (p * _atoms(p, low, high)).sum(-1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _atoms(like: Tensor, low: float, high: float) -> Tensor:
-    """Return the values ``[K]`` of the atoms."""
-    return torch.linspace(low, high, like.shape[-1], dtype=like.dtype, device=like.device)
-
-
-# --- Loss ------------------------------------------------------------------------------------------------------------
-
-
+@triton.jit
 def _unit(x: array) -> Any:
     """Cut off below 0 and above 1; NaN stays NaN."""
     return tl.where(x < 0, 0.0, tl.where(x > 1, 1.0, x))
 
 
+@triton.jit
 def _next(
     logits: array, row: array, B: array, OWN: constexpr, low: array, high: array,
     C2: constexpr, K: constexpr, REDUCE: constexpr, COLS: constexpr,
@@ -128,6 +94,7 @@ def _next(
     return p
 
 
+@triton.jit
 def _projected(p: array, offset: array, slope: array, K: constexpr, COLS: constexpr) -> Any:
     """Move the mass of atom i to ``offset + slope * i``, in units of atoms, and share it among its two neighbors.
 
@@ -152,6 +119,7 @@ def _projected(p: array, offset: array, slope: array, K: constexpr, COLS: conste
     return tl.where(col < K, result, 0.0)
 
 
+@triton.jit
 def _categorical_loss_kernel(
     logits: array, next_logits: array, shift: array, discount: array, weight: array, gradient: array, partial: array,
     B: array, low: array, high: array,
@@ -191,7 +159,7 @@ class _CategoricalLoss(torch.autograd.Function):
         critics, rows, atoms = logits.shape
         gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
         partial = logits.new_empty(1 + critics, rows, dtype=torch.float32)
-        kernel(_categorical_loss_kernel)[(rows,)](
+        _categorical_loss_kernel[(rows,)](
             logits.contiguous(), next_logits.contiguous(), shift.contiguous(), discount.contiguous(),
             weight.contiguous(), gradient, partial, rows, low, high,
             critics, len(next_logits), atoms, reduce, power_of_two(atoms), num_warps=1,
@@ -203,89 +171,20 @@ class _CategoricalLoss(torch.autograd.Function):
         return loss, values
 
     @staticmethod
+    @first_order
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return (ctx.saved_tensors[0] * gradients[0], *[None] * 7)
 
 
-def categorical_loss(
-    logits: Tensor,
-    next_logits: Tensor,
-    shift: Tensor,
-    discount: Tensor,
-    weight: Tensor,
-    low: float,
-    high: float,
-    reduce: Reduce,
-) -> tuple[Tensor, Tensor]:
-    """Cross entropy between critics and the projected distribution of what follows, and its gradient in the same pass.
-
-    Atom z moves to ``shift + discount * z``, cut off at the support, and is shared among the two atoms around it
-    (arXiv:1707.06887, algorithm 1).
-
-    Args:
-        logits: ``[C, B, K]`` of the critics, float32 or bfloat16; alone receives a gradient.
-        next_logits: ``[C2, B, K]`` of the target critics.
-        shift: ``[B]``, what every return begins with: reward, and discounted entropy bonus if there is one.
-        discount: ``[B]``, from 0, where nothing follows, to 1.
-        weight: ``[B]``, of each sample.
-        low: lowest atom.
-        high: highest atom.
-        reduce: what a critic learns from: ``min``, the target critic of least expected value at that sample (Fujimoto
-            et al. 2018, arXiv:1802.09477); ``mean``, the average of all target critics' distributions; ``own``, the
-            target critic of its own number.
-
-    Returns:
-        The loss, a scalar: the sum over critics of the mean over samples of weight × cross entropy. And the mean
-        expected value of each critic's ``logits``, ``[C]``, without gradient.
-
-    Raises:
-        ValueError: a shape, the support or ``reduce`` is not possible.
-    """
-    if not low < high or logits.shape[-1] < 2:
-        raise ValueError(
-            f"support: {logits.shape[-1]} atoms from {low} to {high} are not possible; set 2 or more, and low < high"
-        )
-    if reduce not in ("min", "mean", "own"):
-        raise ValueError(f"reduce: '{reduce}' is not possible; set min, mean or own")
-    if logits.shape[1:] != next_logits.shape[1:] or (reduce == "own" and len(logits) != len(next_logits)):
-        raise ValueError(
-            f"next_logits: {list(next_logits.shape)} does not fit logits {list(logits.shape)}; give as many samples "
-            "and atoms, and with reduce 'own' as many critics"
-        )
-    for name, value in (("shift", shift), ("discount", discount), ("weight", weight)):
-        if value.shape != logits.shape[1:2]:
-            raise ValueError(f"{name}: {list(value.shape)} is not possible; give {list(logits.shape[1:2])}")
-    given = (logits, next_logits.detach(), shift.detach(), discount.detach(), weight.detach(), low, high, reduce)
-    if not available(logits.device):
-        return categorical_loss_reference(*given)
-    return _CategoricalLoss.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
+def expected_value(logits: Tensor, low: float, high: float) -> Tensor:
+    """See ``losses.expected_value``."""
+    return _ExpectedValue.apply(logits, low, high)
 
 
-def categorical_loss_reference(
+def cross_entropy(
     logits: Tensor, next_logits: Tensor, shift: Tensor, discount: Tensor, weight: Tensor, low: float, high: float,
     reduce: Reduce,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Do as ``categorical_loss`` does in plain PyTorch; float64 stays float64."""
-    log_q = torch.log_softmax(_wide(logits), -1)  # [C, B, K]
-    p = torch.softmax(_wide(next_logits), -1)  # [C2, B, K]
-    if reduce == "min":
-        lowest = expected_value_reference(next_logits, low, high).argmin(0)  # [B]
-        p = p[lowest, torch.arange(len(lowest), device=p.device)].unsqueeze(0)  # [1, B, K]
-    elif reduce == "mean":
-        p = p.mean(0, keepdim=True)
-    target = project(p, shift, discount, low, high)  # [1 or C, B, K]
-    loss = -(weight * (target * log_q).sum(-1)).mean(1).sum()
-    values = expected_value_reference(logits.detach(), low, high).mean(1)
-    return loss, values
-
-
-def project(p: Tensor, shift: Tensor, discount: Tensor, low: float, high: float) -> Tensor:
-    """Shift and shrink distributions ``[..., B, K]`` by ``[B]`` and put them on the atoms again, in plain PyTorch."""
-    last = p.shape[-1] - 1
-    atoms = _atoms(p, low, high)
-    moved = shift.unsqueeze(-1) + discount.unsqueeze(-1) * atoms  # [B, K]
-    place = ((moved - low) * (last / (high - low))).clamp(0, last)
-    left = place.floor().clamp(0, last - 1)  # the atom below; the uppermost place counts as right of the last but one
-    upper = (place - left) * p
-    index = left.nan_to_num().long().expand_as(p)  # a NaN goes on in the mass
-    return torch.zeros_like(p).scatter_add(-1, index, p - upper).scatter_add(-1, index + 1, upper)
+    """See ``losses.cross_entropy``."""
+    fixed = (part.detach() for part in (next_logits, shift, discount, weight))
+    return _CategoricalLoss.apply(logits, *fixed, low, high, reduce)
