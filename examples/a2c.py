@@ -21,7 +21,7 @@ from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
 from rlcore.capture import Captured
 from rlcore.config import check, check_positive
 from rlcore.env import want_final_obs
-from rlcore.networks import concatenate
+from rlcore.observations import concatenate
 from rlcore.returns import bootstrap_values, gae, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Timeout

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rlcore.activations import MODULES, Activation
 from rlcore.config import ConfigError, check
-from rlcore.networks import ACTIVATION_MODULES, Activation
 
 Shape = tuple[int, int, int]
 """Channels, height and width of an image."""
@@ -99,7 +99,7 @@ class CNN(nn.Module):
                     f"cnn: an image of {shape[1]}x{shape[2]} is smaller than what convolution {number + 1} needs; set "
                     "fewer channels, smaller kernel_sizes or strides, or padding to zeros"
                 )
-            layers += [nn.Conv2d(channels, filters, kernel, stride, margin), ACTIVATION_MODULES[config.activation]()]
+            layers += [nn.Conv2d(channels, filters, kernel, stride, margin), MODULES[config.activation]()]
             if config.pooling != "none":
                 layers.append(pools[config.pooling](2))
             channels = filters
@@ -113,7 +113,7 @@ class CNN(nn.Module):
         if config.layer_norm:
             self.projection.append(nn.LayerNorm(features))
         if config.output_size is not None:
-            self.projection.append(ACTIVATION_MODULES[config.activation]())
+            self.projection.append(MODULES[config.activation]())
         self.size = features
         """Number of features."""
         if init == "orthogonal":

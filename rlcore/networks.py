@@ -11,24 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlcore.activations import MODULES, Activation
 from rlcore.capture import side_by_side
-from rlcore.config import ConfigError, check, nearest
+from rlcore.config import check
 from rlcore.dispatch import accelerated
+from rlcore.encoders import CNNConfig, Encoders, Shape
 from rlcore.recurrent import RNN, RNNConfig
 from rlcore.types import Obs, State
-
-Activation = Literal["elu", "relu", "tanh", "silu", "gelu", "leaky_relu", "selu"]
-
-ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
-    "elu": nn.ELU,
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "leaky_relu": nn.LeakyReLU,
-    "selu": nn.SELU,
-}
-
 
 # In place, as nothing else reads what a layer's product leaves: no new memory, which would be as large as the layer.
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -65,6 +54,8 @@ class NetworkConfig:
     """Initial weights: orthogonal (gain sqrt 2, outputs 0.01 for actions and 1 for values), or PyTorch's default."""
     rnn: RNNConfig = field(default_factory=RNNConfig)
     """A recurrent layer, for tasks where the present observation is not enough."""
+    cnn: CNNConfig = field(default_factory=CNNConfig)
+    """Convolutions for image groups; their features go before the vectors, to all other layers."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -151,7 +142,7 @@ class MLP(nn.Module):
             self.layers.append(nn.Linear(inputs, width))
             if config.layer_norm:
                 self.layers.append(nn.LayerNorm(width))
-            self.layers.append(ACTIVATION_MODULES[config.activation]())
+            self.layers.append(MODULES[config.activation]())
             inputs = width
         self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         # Looked up once, for small networks: a module takes as long to find its weight as a small product does.
@@ -200,7 +191,7 @@ class Residual(nn.Module):
         self.entry = nn.Linear(inputs, self.size)
         self.widen = nn.ModuleList(nn.Linear(self.size, wide) for _ in config.hidden_dims)
         self.narrow = nn.ModuleList(nn.Linear(wide, self.size, bias=False) for _ in config.hidden_dims)
-        self.activation = ACTIVATION_MODULES[config.activation]()
+        self.activation = MODULES[config.activation]()
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
@@ -241,13 +232,16 @@ class Network(nn.Module):
     """Hidden layers, with a recurrent layer before or after them if configured.
 
     Args:
-        inputs: size of the input.
+        inputs: size of the vectors that it reads.
         config: see ``NetworkConfig``.
+        images: shapes of the image groups that it reads besides.
     """
 
-    def __init__(self, inputs: int, config: NetworkConfig) -> None:
+    def __init__(self, inputs: int, config: NetworkConfig, images: Mapping[str, Shape] | None = None) -> None:
         super().__init__()
         rnn = config.rnn
+        self.encoders = Encoders(images, config.cnn, config.init) if images else None
+        inputs += 0 if self.encoders is None else self.encoders.size
         before, after = (rnn.type != "none" and rnn.position == place for place in ("before", "after"))
         self.before = RNN(inputs, rnn) if before else None
         layers = MLP if config.kind == "mlp" else Residual
@@ -262,8 +256,21 @@ class Network(nn.Module):
         rnn = self.before or self.after
         return rnn.initial_state(num_envs) if rnn is not None else ()
 
-    def forward(self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
-        """Map a sequence ``[T, N, inputs]`` to a linear head's output and the next state; see ``RNN.forward``."""
+    def forward(
+        self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None, raw: Obs | None = None
+    ) -> tuple[Tensor, State]:
+        """Map a sequence to a linear head's output and the next state; see ``RNN.forward``.
+
+        Args:
+            x: ``[T, N, inputs]``, or ``[B, inputs]`` without a recurrent layer.
+            head: what follows the last layer.
+            state: before the first step.
+            keep: ``[T, N, 1]``, 0 where an episode begins.
+            raw: images ``[T, N, C, H, W]`` by group, where it reads any; it may hold others.
+        """
+        if self.encoders is not None:
+            assert raw is not None, "a network that reads images is given none"
+            x = self.encoders(raw, x)
         if self.before is not None:
             x, state = self.before(x, state, keep, self.mlp.precision)
         if self.after is None:
@@ -352,47 +359,3 @@ def unit_weights(network: nn.Module, config: NetworkConfig) -> list[Tensor]:
         return []
     parts = [m for m in network.modules() if isinstance(m, Residual)] if config.unit_norm == "hidden" else [network]
     return [layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
-
-
-def concatenate(obs: Obs, groups: Sequence[str]) -> Tensor:
-    """Join observation groups in the given order, ``[..., O]``."""
-    return obs[groups[0]] if len(groups) == 1 else torch.cat([obs[group] for group in groups], dim=-1)
-
-
-def choose_groups(
-    sizes: Mapping[str, int], actor: Sequence[str] | None, critic: Sequence[str] | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Settle which observation groups feed the actor and which the critic.
-
-    Unless configured, the actor reads ``policy``, else ``actor``, else the only group there is; the critic reads
-    ``critic``, else what the actor reads.
-
-    Args:
-        sizes: size of each group that there is.
-        actor: groups that are configured for the actor; None for the default.
-        critic: those for the critic.
-
-    Returns:
-        The actor's groups and the critic's, each in the order in which they are joined.
-
-    Raises:
-        ConfigError: a configured group does not exist or is named twice, none is named, or there is no default for the
-            actor.
-    """
-    for key, groups in (("actor_obs", actor), ("critic_obs", critic)):
-        if groups is not None:
-            distinct = 0 < len(groups) == len(set(groups))
-            check(distinct, key, groups, f"name one or more of {', '.join(sizes)}, each once")
-        for group in groups or ():
-            if group not in sizes:
-                raise ConfigError(f"{key}: the env has no observation group '{group}'; {nearest(group, sizes)}")
-    if actor is None:
-        default = next((group for group in ("policy", "actor") if group in sizes), None)
-        if default is None and len(sizes) == 1:
-            default = next(iter(sizes))
-        if default is None:
-            raise ConfigError(f"actor_obs: the env has no group 'policy' or 'actor'; choose from {', '.join(sizes)}")
-        actor = (default,)
-    if critic is None:
-        critic = ("critic",) if "critic" in sizes else actor
-    return tuple(actor), tuple(critic)

@@ -238,6 +238,8 @@ class NoNormalizer(nn.Module):
 
     def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``[B, size]`` as a network can read it; see ``usable``."""
+        if x.shape[1] == 0:  # of a network that reads images alone
+            return x, x.new_full((len(x),), -1, dtype=torch.int32)
         return usable(x, None)
 
 
@@ -270,7 +272,7 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
 
 def make_normalizer(size: int, wanted: bool, clip: float | None) -> RunningNormalizer | NoNormalizer:
     """The normalizer of observations ``[..., size]``, or what stands in its place."""
-    return RunningNormalizer(size, clip=clip) if wanted else NoNormalizer()
+    return RunningNormalizer(size, clip=clip) if wanted and size > 0 else NoNormalizer()
 
 
 def denormalized(values: Tensor, normalizer: RunningNormalizer | None) -> Tensor:

@@ -18,8 +18,9 @@ from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
-from rlcore.networks import Network, choose_groups, concatenate, unit_weights
+from rlcore.networks import Network, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
+from rlcore.observations import choose_groups, concatenate
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
 from rlcore.policies import SquashedPolicy

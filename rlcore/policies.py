@@ -11,8 +11,9 @@ from rlcore.agent import Policy
 from rlcore.config import ConfigError, check
 from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.env_check import check_flat
-from rlcore.networks import Network, choose_groups, concatenate, network_output
+from rlcore.networks import Network, network_output
 from rlcore.normalization import make_normalizer
+from rlcore.observations import choose_groups, concatenate
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, State
 

@@ -24,8 +24,8 @@ from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
 from rlcore.learn import Progress, Report, learn
 from rlcore.losses import ppo_loss
-from rlcore.networks import concatenate
 from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
+from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
@@ -35,7 +35,7 @@ from rlcore.rollout import Rollout, make_trace, reordered, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
-_FOR_TARGETS = {"reward", "terminated", "truncated", "valid", "final_obs"}
+_FOR_TARGETS = {"reward", "terminated", "truncated", "valid"}
 
 
 class PPO:
@@ -76,7 +76,8 @@ class PPO:
             _log.warning(too_small)
         averaged = config.entropy_reduction == "mean" and not spec.discrete
         self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
-        want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
+        finals = (*self.critic.groups, *self.critic.raw_shapes) if config.timeout_bootstrap == "final_obs" else ()
+        want_final_obs(env, finals)
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         few = room_for_timeouts(config.num_steps, env.max_episode_length)
         self.num_timeouts = env.num_envs * min(config.num_steps, few)
@@ -93,7 +94,8 @@ class PPO:
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
         self.anchors = Anchors(self)
         self.mode: Mode = config.mode
-        self.notes = ()
+        self.raw_groups = tuple(dict.fromkeys((*self.policy.raw_shapes, *self.critic.raw_shapes)))
+        self.notes = unread(spec, (*self.policy.groups, *self.critic.groups, *self.raw_groups))
         self._begin = Captured(self._begin_sequence, config.mode, device)
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
@@ -155,9 +157,13 @@ class PPO:
         row["actor_obs"], row["actor_broken"] = self.policy.normalizer.usable(actor_obs)
         if self.critic.groups != self.policy.groups:
             row["critic_obs"], row["critic_broken"] = self.critic.normalizer.usable(critic_obs)
+        raw = as_stored(obs, self.raw_groups)
+        row |= {f"raw_{group}": value for group, value in raw.items()}
         with matmul_precision(self.config.precision):
-            sequence = row["actor_obs"].unsqueeze(0) if self.recurrent else row["actor_obs"]
-            distribution, state = self.policy.distribution(sequence, state)
+            sequence = row["actor_obs"]
+            if self.recurrent:
+                sequence, raw = sequence.unsqueeze(0), {group: value.unsqueeze(0) for group, value in raw.items()}
+            distribution, state = self.policy.distribution(sequence, state, None, raw)
         if self.recurrent:
             distribution = type(distribution)(*(part.squeeze(0) if part.dim() > 1 else part for part in distribution))
         action = distribution.sample()
@@ -176,6 +182,7 @@ class PPO:
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self._record(step.reward, step.terminated, step.truncated, final_obs, step.valid)
         self.next_obs = concatenate(step.obs, self.critic.groups).detach()  # [N, O]
+        self.next_raw = {group: step.obs[group].detach() for group in self.critic.raw_shapes}
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
@@ -194,6 +201,7 @@ class PPO:
         if final_obs is not None and not ("final_obs" in self.rollout.data and nothing(done)):
             final = concatenate(final_obs, self.critic.groups)
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
+            row |= {f"final_{g}": value for g, value in as_stored(final_obs, self.critic.raw_shapes).items()}
         self.rollout.write(row)
         self.trace.write({"done": done[: self.trace.num_envs]})
         self.rollout.advance()
@@ -216,13 +224,13 @@ class PPO:
         self.anchors.check(self)
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
-        return self._update(self.next_obs)  # type: ignore[no-any-return]
+        return self._update(self.next_obs, self.next_raw)  # type: ignore[no-any-return]
 
-    def _improve(self, next_obs: Tensor) -> Metrics:
+    def _improve(self, next_obs: Tensor, next_raw: Obs) -> Metrics:
         config = self.config
         rows: list[Tensor] = []
         with matmul_precision(config.precision):
-            batch, about = self._targets(next_obs)
+            batch, about = self._targets(next_obs, next_raw)
             self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
             for _ in range(config.num_epochs):
                 shuffled = batch
@@ -243,7 +251,7 @@ class PPO:
         return metrics
 
     @torch.no_grad()
-    def _targets(self, next_obs: Tensor) -> tuple[dict[str, Tensor], Metrics]:
+    def _targets(self, next_obs: Tensor, next_raw: Obs) -> tuple[dict[str, Tensor], Metrics]:
         """Compute advantages and returns, and lay the rollout out as sequences ``[L, S, ...]``.
 
         A step whose one-step error (delta in equation 16 of arXiv:1506.02438) needs a number that cannot be used gets
@@ -262,8 +270,11 @@ class PPO:
         keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
         critic_obs = data.get("critic_obs", data["actor_obs"])
         obs = torch.cat([critic_obs, next_obs.unsqueeze(0)])  # [T + 1, N, O]
+        seen = as_stored(next_raw, self.critic.raw_shapes)
+        raw = {group: torch.cat([data[f"raw_{group}"], value.unsqueeze(0)]) for group, value in seen.items()}
+        finals = {} if final_obs is None else {group: data[f"final_{group}"] for group in raw}
         outputs, timeout_values, states = self.critic.unroll(
-            obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length
+            obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length, raw, finals
         )
         values, timeout_values = (denormalized(x, self.value_normalizer) for x in (outputs, timeout_values))
         if self.timeout_bootstrap == "none":
@@ -290,7 +301,9 @@ class PPO:
         if config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
         kept = {
-            name: value for name, value in data.items() if name not in _FOR_TARGETS and not name.endswith("_broken")
+            name: value
+            for name, value in data.items()
+            if name not in _FOR_TARGETS and not name.startswith("final_") and not name.endswith("_broken")
         }
         # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
         kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
@@ -333,9 +346,10 @@ class PPO:
         """The loss on sequences ``[L, B, ...]``, and what to log of it."""
         config, keep = self.config, sample.get("keep")
         states = [[sample[name] for name in sample if name.startswith(f"{who}_state")] for who in ("actor", "critic")]
+        raw = {group: sample[f"raw_{group}"] for group in self.raw_groups}
         (distribution, _), (value, _) = side_by_side(  # value [L, B]
-            lambda: self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep),
-            lambda: self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep),
+            lambda: self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep, raw),
+            lambda: self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep, raw),
             sample["advantage"].numel(),
         )
         if config.burn_in > 0 and self.recurrent:

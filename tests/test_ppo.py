@@ -20,7 +20,7 @@ from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig, Step
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import Report
-from rlcore.networks import choose_groups
+from rlcore.observations import choose_groups
 from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import rate_by_kl
 from rlcore.recurrent import RNNConfig, cleared
