@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rlcore.agent import Agent, Policy
     from rlcore.config import ConfigError
     from rlcore.ddpg import DDPG, DDPGConfig
+    from rlcore.dispatch import kernels_off
     from rlcore.env import EnvSpec, VecEnv, spec_of
     from rlcore.networks import NetworkConfig
     from rlcore.ppo import PPO
@@ -27,6 +28,7 @@ _HOMES = {
     "DDPGConfig": "ddpg",
     "NetworkConfig": "networks",
     "ConfigError": "config",
+    "kernels_off": "dispatch",
     "EnvSpec": "env",
     "VecEnv": "env",
     "spec_of": "env",
@@ -50,6 +52,7 @@ __all__ = [
     "Step",
     "VecEnv",
     "__version__",
+    "kernels_off",
     "spec_of",
 ]
 
