@@ -50,8 +50,8 @@ from rlcore.train.algorithms import algorithm, find
 from rlcore.train.config import TrainConfig
 from rlcore.train.defaults import default_config
 from rlcore.train.evaluate import Evaluation, evaluate
+from rlcore.train.importers.registered import registered_config
 from rlcore.train.logger import RunLogger
-from rlcore.train.registered import registered_config
 from rlcore.train.training import EVAL_SEED
 
 STEPS = 24

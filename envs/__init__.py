@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -10,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
+from rlcore.names import nearest_names as nearest_names
 
 if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and its launcher is in this package
     import torch
@@ -31,6 +31,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR10-IK": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "IK"}),
     "Reach-UR10-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "Torque"}),
     "CartPole": ("rlcore.envs.classic:CartPole", {}),
+    "CartPole-Pixels": ("rlcore.envs.pixels:CartPolePixels", {}),
     "Pendulum": ("rlcore.envs.classic:Pendulum", {}),
     "Memory": ("rlcore.envs.memory:Memory", {}),
     "Null": ("rlcore.envs.null:Null", {}),
@@ -181,12 +182,6 @@ def _unknown_task(task: str) -> str:
     hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
     named = f"'{task}'" if len(task) <= 200 else f"'{task[:200]}...'"
     return f"unknown task {named}: {hint}`rlcore tasks` lists them, and {GYM_PREFIX}<id> takes any gymnasium id"
-
-
-def nearest_names(name: str, valid: Any, count: int = 3) -> list[str]:
-    """Valid names most like ``name`` whatever their case, best first; empty when none is near."""
-    by_lower = {str(v).lower(): str(v) for v in valid}
-    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), list(by_lower), n=count, cutoff=0.5)]
 
 
 def unknown_option(task: str, option: str, valid: list[str]) -> str:

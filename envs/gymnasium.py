@@ -138,7 +138,7 @@ class GymnasiumEnv:
         own = bool(self._sub_envs)
         obs, (reward, ended, cut, *valid) = self._to_torch(groups, *others, own=own)
         final_obs = obs if final is groups else self._to_torch(final, own=own)[0]
-        return Step(obs, reward, ended, cut, final_obs, {}, *valid)
+        return Step(obs, reward, ended, cut, final_obs, {}, valid[0] if valid else None)
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""

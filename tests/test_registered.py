@@ -28,7 +28,7 @@ from rlcore.ppo import PPOConfig
 from rlcore.sac import SACConfig
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig, read_config
-from rlcore.train.registered import registered_config
+from rlcore.train.importers.registered import registered_config
 
 ROOT = Path(rlcore.__file__).parents[1]
 TUTORIAL = Path(__file__).parent / "data" / "rl_games_tutorial.yaml"

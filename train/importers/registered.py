@@ -18,7 +18,8 @@ from rlcore.envs.mjlab import quiet_warp
 from rlcore.envs.presets import load_env_cfg, load_external_tasks, resolve_agent_cfg
 from rlcore.train.algorithms import ALIASES, algorithm, find
 from rlcore.train.config import TrainConfig, config_class
-from rlcore.train.importers import REGISTRY_ORDER, Conversion, convert, find_agent_config
+from rlcore.train.importers.convert import Conversion, convert
+from rlcore.train.importers.source import REGISTRY_ORDER, find_agent_config
 
 MJLAB_NUM_ENVS = 4096
 """Copies with which mjlab's own instructions train every task (``--env.scene.num-envs 4096``); its tasks ship one."""

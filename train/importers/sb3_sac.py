@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from rlcore.config import ConfigError, shown
-from rlcore.train.import_sb3 import BOOKKEEPING, choose_task, count_envs, normalized, read_literals, schedule
-from rlcore.train.translation import Translation
-from rlcore.train.values import activation, flag, number, one_of, positive, whole, widths
+from rlcore.train.importers.sb3 import BOOKKEEPING, choose_task, count_envs, normalized, read_literals, schedule
+from rlcore.train.importers.translation import Translation
+from rlcore.train.importers.values import activation, flag, number, one_of, positive, whole, widths
 
 COMMON = ("buffer_size", "learning_starts", "train_freq", "gradient_steps", "tau", "replay_buffer_class")
 KEYS = {

@@ -3,54 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import yaml
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
-from rlcore.config import ConfigError, PlainLoader, parse_yaml
+from rlcore.config import ConfigError
 from rlcore.ppo_config import PPOConfig, small_minibatches
-from rlcore.train import (
-    import_rl_games,
-    import_rl_games_sac,
-    import_rsl_rl,
-    import_sb3,
-    import_sb3_sac,
-    import_skrl,
-    import_skrl_sac,
-)
 from rlcore.train.algorithms import ALGORITHMS
 from rlcore.train.config import TrainConfig, config_class, read_config
-from rlcore.train.translation import UNKNOWN, Row, Status, Translation
+from rlcore.train.importers import rl_games, rl_games_sac, rsl_rl, sb3, sb3_sac, skrl, skrl_sac
+from rlcore.train.importers.source import read_yaml
+from rlcore.train.importers.translation import STYLES, UNKNOWN, Row, Status, Translation, short
 
 Library = Literal["rsl_rl", "rl_games", "skrl", "sb3"]
 
 _CONVERT = {
-    "rsl_rl": import_rsl_rl.convert,
-    "rl_games": import_rl_games.convert,
-    "skrl": import_skrl.convert,
-    "sb3": import_sb3.convert,
+    "rsl_rl": rsl_rl.convert,
+    "rl_games": rl_games.convert,
+    "skrl": skrl.convert,
+    "sb3": sb3.convert,
 }
 _CONVERT_OFF_POLICY: dict[str, Any] = {
-    "rl_games": import_rl_games_sac,
-    "skrl": import_skrl_sac,
-    "sb3": import_sb3_sac,
+    "rl_games": rl_games_sac,
+    "skrl": skrl_sac,
+    "sb3": sb3_sac,
 }
-
-REGISTRY_ORDER = ("rlcore", "rsl_rl", "skrl", "rl_games", "sb3")
-"""Whose configuration of a registered task is taken, the first there is."""
-
-_STYLES: dict[Status, str] = {"changed": "yellow", "dropped": "red", "default": "dim", "kept": "green"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +48,7 @@ class Conversion:
     def counts(self) -> dict[Status, int]:
         """Number of rows by status."""
         found = Counter(row.status for row in self.rows)
-        return {status: found[status] for status in _STYLES}
+        return {status: found[status] for status in STYLES}
 
     @property
     def unknown(self) -> tuple[str, ...]:
@@ -79,7 +59,7 @@ class Conversion:
     def summary(self) -> str:
         """Numbers of keys by what became of them, and the names of those that nobody knows."""
         counts, unknown = self.counts, self.unknown
-        names = f" ({', '.join(map(_short, unknown[:5]))}{', ...' if len(unknown) > 5 else ''})" if unknown else ""
+        names = f" ({', '.join(map(short, unknown[:5]))}{', ...' if len(unknown) > 5 else ''})" if unknown else ""
         return (
             f"{counts['kept']} keys kept, {counts['changed']} changed, {counts['dropped'] - len(unknown)} dropped, "
             f"{len(unknown)} unknown{names}, {counts['default']} defaults"
@@ -243,109 +223,3 @@ def remedy_for(path: Path) -> str:
     if 2 * len(own & set(source)) > len(source):
         return ""
     return f"; it looks like one of {library}: convert it first, rlcore config --file {path} --output mine.yaml"
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML mapping; Python tuples in it, as run folders have them, become lists, other Python tags are refused.
-
-    Raises:
-        ConfigError: the file is missing, is not YAML, or does not hold a mapping.
-    """
-    data = parse_yaml(path, _Loader)
-    if not isinstance(data, dict):
-        raise ConfigError(f"configuration file '{path}' must hold 'key: value' lines, not {type(data).__name__}")
-    return data
-
-
-class _Loader(PlainLoader):
-    """Plain values, and tuples as lists."""
-
-
-def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
-    assert isinstance(node, yaml.SequenceNode)
-    return loader.construct_sequence(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:python/tuple", _sequence)
-
-
-def find_agent_config(task: str, kwargs: Mapping[str, Any]) -> tuple[str, Any]:
-    """Load the configuration that a task was registered with; other tasks' are not touched.
-
-    Args:
-        task: for messages.
-        kwargs: the ``kwargs`` of its gymnasium registration, as in Isaac Lab: ``<library>_cfg_entry_point``.
-
-    Returns:
-        "rlcore" or the library to convert from, and the configuration: a mapping or an object.
-
-    Raises:
-        ConfigError: none is registered, or it cannot be loaded.
-    """
-    for library in REGISTRY_ORDER:
-        key = f"{library}_cfg_entry_point"
-        if kwargs.get(key) is not None:
-            try:
-                return library, _load_entry(kwargs[key])
-            except Exception as error:  # foreign code runs here
-                reason = str(error) if isinstance(error, (ImportError, AttributeError, ConfigError)) else repr(error)
-                raise ConfigError(f"task '{task}': {key} {kwargs[key]!r} cannot be loaded: {reason}") from error
-    others = [key for key in kwargs if key.endswith("_cfg_entry_point") and key != "env_cfg_entry_point"]
-    raise ConfigError(
-        f"task '{task}' is registered without a configuration that rlcore can use "
-        f"(it has {', '.join(others) or 'none'}); "
-        "add rlcore_cfg_entry_point to its registration, or give a configuration file"
-    )
-
-
-def _load_entry(entry: Any) -> Any:
-    """Resolve ``module:Class``, ``module:file.yaml``, a path to a YAML file, a callable or the configuration itself."""
-    if isinstance(entry, str):
-        if Path(entry).is_file():
-            return read_yaml(entry)
-        module_name, _, name = entry.partition(":")
-        if not name:
-            raise ImportError("expected module:Class or module:file.yaml, or the path of a YAML file")
-        module = importlib.import_module(module_name)
-        if name.endswith((".yaml", ".yml")):
-            folders = getattr(module, "__path__", None) or [os.path.dirname(module.__file__ or "")]
-            return read_yaml(next(iter(Path(folder) / name for folder in folders)))
-        entry = module
-        for part in name.split("."):
-            entry = getattr(entry, part)
-    return entry() if callable(entry) else entry
-
-
-def tell(conversion: Conversion, where: str = "") -> None:
-    """Say on standard error what became of the keys.
-
-    Args:
-        conversion: what to tell of.
-        where: how to see all of it.
-    """
-    print(f"settings     of {conversion.library}: {conversion.summary}{where}", file=sys.stderr)
-
-
-def show(conversion: Conversion, console: Console | None = None) -> None:
-    """Print what became of every key: first what changed its meaning, then what was dropped, the rest after."""
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=200)  # rich assumes 80 columns in a pipe
-    table = Table(title=f"{conversion.library} -> rlcore", title_justify="left", header_style="bold")
-    for title in (conversion.library, "value", "rlcore", "", "note"):
-        table.add_column(title, overflow="fold")
-    for status, style in _STYLES.items():
-        for row in conversion.rows:
-            if row.status == status:
-                cells = (escape(cell) for cell in (row.key, _short(row.value), row.ours or "-"))
-                table.add_row(*cells, f"[{style}]{status}[/]", escape(row.note))
-        table.add_section()
-    console.print(table)
-    console.print(", ".join(f"{count} {status}" for status, count in conversion.counts.items()))
-    if conversion.unknown:
-        console.print(f"[red]unknown keys, not used: {escape(', '.join(conversion.unknown))}[/]")
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from rlcore.train.import_rl_games import BOOKKEEPING, OFF, REQUIRED, initial_weights, observations, places
-from rlcore.train.translation import Translation
-from rlcore.train.values import activation, flag, number, optional, positive, whole, widths
+from rlcore.train.importers.rl_games import BOOKKEEPING, OFF, REQUIRED, initial_weights, observations, places
+from rlcore.train.importers.translation import Translation
+from rlcore.train.importers.values import activation, flag, number, optional, positive, whole, widths
 
 OWN = {
     "actor_betas": "rlcore's Adam has 0.9 and 0.999",

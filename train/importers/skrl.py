@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from rlcore.train.import_skrl_models import STACK, layers_of, observed, output_of
-from rlcore.train.translation import Status, Translation
-from rlcore.train.values import empty, flag, number, one_of, pair, positive, whole
+from rlcore.train.importers.skrl_models import STACK, layers_of, observed, output_of
+from rlcore.train.importers.translation import Status, Translation
+from rlcore.train.importers.values import empty, flag, number, one_of, pair, positive, whole
 
 BOOKKEEPING = {
     "memory": "rlcore's rollout holds exactly num_steps",

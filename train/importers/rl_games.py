@@ -6,8 +6,19 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rlcore.train.translation import NO_CNN, Status, Translation
-from rlcore.train.values import activation, empty, flag, names, number, one_of, optional, positive, whole, widths
+from rlcore.train.importers.translation import NO_CNN, Status, Translation
+from rlcore.train.importers.values import (
+    activation,
+    empty,
+    flag,
+    names,
+    number,
+    one_of,
+    optional,
+    positive,
+    whole,
+    widths,
+)
 
 BOOKKEEPING = {
     "name": "run folders are named by task",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -11,10 +10,14 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from rlcore.config import ConfigError, shown
+from rlcore.names import nearest_names
 from rlcore.train.config import read_config
-from rlcore.train.values import one_of, plain, positive
+from rlcore.train.importers.values import one_of, plain, positive
 
 Status = Literal["kept", "changed", "dropped", "default"]
+
+STYLES: dict[Status, str] = {"changed": "yellow", "dropped": "red", "default": "dim", "kept": "green"}
+"""What may become of a key, in the order in which it is shown, and the color that it has."""
 
 NO_CNN = "rlcore has no convolutions; image groups cannot be read"
 
@@ -265,7 +268,7 @@ class Translation:
             )
         for key, value in leaves:
             if key in unknown:
-                close = difflib.get_close_matches(key, [k for k in known if not self.has(k)], n=1, cutoff=0.8)
+                close = nearest_names(key, [k for k in known if not self.has(k)], 1, cutoff=0.8)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
                 self.rows.append(Row(key, value, None, "dropped", UNKNOWN + hint))
         try:
@@ -309,3 +312,9 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "none" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def short(value: Any) -> str:
+    """A value for a table."""
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -6,8 +6,8 @@ import ast
 from typing import Any
 
 from rlcore.config import ConfigError, shown
-from rlcore.train.translation import NO_CNN, UNKNOWN, Translation
-from rlcore.train.values import activation, empty, whole, widths
+from rlcore.train.importers.translation import NO_CNN, UNKNOWN, Translation
+from rlcore.train.importers.values import activation, empty, whole, widths
 
 OPERATIONS = ("permute", "concatenate", "one_hot_encoding")
 STACK = ("input_shape", "hiddens", "hidden_activation")

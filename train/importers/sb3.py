@@ -8,8 +8,8 @@ from textwrap import shorten
 from typing import Any
 
 from rlcore.config import ConfigError, shown
-from rlcore.train.translation import Translation
-from rlcore.train.values import activation, empty, flag, number, one_of, optional, positive, whole, widths
+from rlcore.train.importers.translation import Translation
+from rlcore.train.importers.values import activation, empty, flag, number, one_of, optional, positive, whole, widths
 
 BOOKKEEPING = {
     "device": "rlcore chooses; --device",

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from rlcore.config import ConfigError, shown
-from rlcore.train.import_skrl import BOOKKEEPING, no_options, normalized, rewards_and_precision
-from rlcore.train.import_skrl_models import layers_of, observed, output_of
-from rlcore.train.translation import Translation
-from rlcore.train.values import empty, flag, number, one_of, optional, positive, whole
+from rlcore.train.importers.skrl import BOOKKEEPING, no_options, normalized, rewards_and_precision
+from rlcore.train.importers.skrl_models import layers_of, observed, output_of
+from rlcore.train.importers.translation import Translation
+from rlcore.train.importers.values import empty, flag, number, one_of, optional, positive, whole
 
 TARGETS = {"sac": ("1", "2"), "td3": ("1", "2"), "ddpg": ("",)}
 PER_STEP = "skrl counts gradient steps by vector steps, rlcore by steps of single envs"

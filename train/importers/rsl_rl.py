@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from rlcore.train.translation import NO_CNN, Status, Translation
-from rlcore.train.values import activation, flag, names, number, one_of, optional, pair, positive, whole, widths
+from rlcore.train.importers.translation import NO_CNN, Status, Translation
+from rlcore.train.importers.values import (
+    activation,
+    flag,
+    names,
+    number,
+    one_of,
+    optional,
+    pair,
+    positive,
+    whole,
+    widths,
+)
 
 BOOKKEEPING = {
     "class_name": "rlcore has one training loop",
