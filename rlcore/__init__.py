@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rlcore.config import ConfigError as ConfigError
     from rlcore.ddpg import DDPG as DDPG
     from rlcore.ddpg import DDPGConfig as DDPGConfig
+    from rlcore.dispatch import kernels_off as kernels_off
     from rlcore.env import EnvSpec as EnvSpec
     from rlcore.env import VecEnv as VecEnv
     from rlcore.env import spec_of as spec_of
@@ -29,6 +30,7 @@ else:
         "agent": ("Agent", "Algorithm", "Policy", "Preset"),
         "config": ("ConfigError",),
         "ddpg": ("DDPG", "DDPGConfig"),
+        "dispatch": ("kernels_off",),
         "env": ("EnvSpec", "VecEnv", "spec_of"),
         "networks": ("NetworkConfig",),
         "ppo": ("PPO",),
@@ -62,6 +64,7 @@ __all__ = [
     "Step",
     "VecEnv",
     "__version__",
+    "kernels_off",
     "spec_of",
 ]
 
