@@ -300,7 +300,7 @@ class Critic(nn.Module):
         length: int,
         raw: Obs | None = None,
         final_raw: Obs | None = None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, State]:
         """Value a whole rollout, normalized.
 
         Args:
@@ -356,7 +356,7 @@ class Critic(nn.Module):
             found = found.squeeze(0).index_select(0, place.clamp(max=num_timeouts - 1)).view_as(timeout_values)
             timeout_values = torch.where((place < num_timeouts).view_as(timed_out), found, timeout_values)
         begun = (torch.stack([part.transpose(0, 1) for part in parts]) for parts in zip(*starts, strict=True))
-        return values, timeout_values, {f"critic_state_{i}": parts for i, parts in enumerate(begun)}
+        return values, timeout_values, tuple(begun)
 
 
 def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:

@@ -178,6 +178,7 @@ class GaussianHead(nn.Module):
         std_type: StdType = "softplus",
     ) -> None:
         super().__init__()
+        self.kind = Gaussian
         self.actions, self.min_std, self.max_std, self.std_type = actions, min_std, max_std, std_type
         self.linear = nn.Linear(features, 2 * actions if state_dependent else actions)
         # A softplus is close to the identity for large values and never below zero, so the floor needs no clamp whose
@@ -222,6 +223,7 @@ class CategoricalHead(nn.Module):
         super().__init__()
         sizes = [choices] if isinstance(choices, int) else list(choices)
         self.linear = nn.Linear(features, sum(sizes))
+        self.kind: type[Categorical | MultiCategorical] = Categorical if isinstance(choices, int) else MultiCategorical
         self.shape: tuple[int, int] | None = None if isinstance(choices, int) else (len(sizes), max(sizes))
         # Where in the output each dimension's choices stand; what fills it up is anywhere.
         places = [sum(sizes[:d]) + min(k, size - 1) for d, size in enumerate(sizes) for k in range(max(sizes))]

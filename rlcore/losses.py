@@ -5,7 +5,6 @@ Those with a kernel are its reference and what runs without it, see ``rlcore.dis
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from rlcore.dispatch import accelerated, plain
 from rlcore.distributions import Distribution, Gaussian
 from rlcore.returns import standardized
+from rlcore.rollout import Samples
 from rlcore.types import Metrics
 
 Reduce = Literal["min", "mean", "own"]
@@ -32,12 +32,11 @@ def _common(distribution: Distribution, *_: Any, **settings: Any) -> bool:
     return common and isinstance(distribution, Gaussian)
 
 
-@accelerated("ppo_loss:ppo_loss", of=2, when=_common)
+@accelerated("ppo_loss:ppo_loss", of=1, when=_common)
 def ppo_loss(
     distribution: Distribution,
-    old: Distribution,
     value: Tensor,
-    sample: Mapping[str, Tensor],
+    samples: Samples,
     *,
     clip_range: float,
     value_coef: float,
@@ -50,11 +49,8 @@ def ppo_loss(
 
     Args:
         distribution: of actions, by the present policy, for samples ``[L, B]``.
-        old: by the policy that chose them.
         value: V by the present critic, ``[L, B]``.
-        sample: ``action`` and its ``log_prob`` under ``old``, ``advantage``, ``returns``, ``value`` (the critic's when
-            the rollout was collected) and ``weight`` (0 for what is not to be learned from, with a mean of 1 over all),
-            ``[L, B, ...]``.
+        samples: what was done and what came of it; see ``Samples``, of which observations and states are not read.
         clip_range: how far the ratio of probabilities counts.
         value_coef: weight of the squared error of values.
         entropy_coef: weight of the entropy.
@@ -65,19 +61,19 @@ def ppo_loss(
     Returns:
         The loss, and what to log of it, scalars: ``METRICS`` and, with bounds, ``loss/bounds``.
     """
-    advantage, weight = sample["advantage"], sample["weight"]
+    advantage, weight, old = samples.advantage, samples.weight, samples.old
     if standardize_advantage:
         advantage = standardized(advantage, weight > 0)
-    ratio = (distribution.log_prob(sample["action"]) - sample["log_prob"]).exp()
+    ratio = (distribution.log_prob(samples.action) - samples.log_prob).exp()
     clipped = ratio.detach().clamp(1 - clip_range, 1 + clip_range)
     # The lower of the two, as min would have it, which adds up two halves of the gradient where they are the same, in
     # three times as many operators.
     gain, bounded = ratio * advantage, clipped * advantage
     policy_loss = -(weight * torch.where(gain > bounded, bounded, gain)).mean()  # eq. 7
-    error = (value - sample["returns"]).square()
+    error = (value - samples.returns).square()
     if clip_value_loss:
-        near = sample["value"] + (value - sample["value"]).clamp(-clip_range, clip_range)
-        error = torch.max(error, (near - sample["returns"]).square())
+        near = samples.value + (value - samples.value).clamp(-clip_range, clip_range)
+        error = torch.max(error, (near - samples.returns).square())
     value_loss = (weight * error).mean()
     entropy = distribution.entropy()
     entropy = entropy if entropy_coef != 0 else entropy.detach()  # without a gradient that comes to nothing
@@ -85,15 +81,15 @@ def ppo_loss(
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy  # eq. 9
     metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}
     coef, limit = bounds
-    if coef > 0 and "old_mean" in sample:
+    if coef > 0 and isinstance(distribution, Gaussian):
         beyond = (distribution.mode.abs() - limit).clamp(min=0)
         metrics["loss/bounds"] = (weight * beyond.square().sum(-1)).mean()
         loss = loss + coef * metrics["loss/bounds"]
     with torch.no_grad():
         metrics["policy/kl"] = (weight * old.kl(distribution)).mean()  # type: ignore[arg-type]
         metrics["policy/clip_fraction"] = (weight * ((ratio - 1).abs() > clip_range)).mean()
-    if "old_std" in sample:
-        metrics["policy/std"] = sample["old_std"].mean()
+    if isinstance(old, Gaussian):
+        metrics["policy/std"] = old.std.mean()
     return loss, metrics
 
 

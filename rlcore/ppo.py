@@ -7,6 +7,7 @@ here with tensors.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +18,8 @@ from torch import Tensor
 from rlcore.actor_critic import Critic, build_policy
 from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
-from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
+from rlcore.capture import Captured, compiled, matmul_precision, rebuilt, side_by_side
 from rlcore.config import ConfigError, check, settings_of
-from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
 from rlcore.learn import Progress, Report, learn
@@ -31,11 +31,10 @@ from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, standardized
-from rlcore.rollout import Rollout, make_trace, reordered, sequences
+from rlcore.rollout import Rollout, Samples, make_trace, reordered, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
-_FOR_TARGETS = {"reward", "terminated", "truncated", "valid"}
 
 
 class PPO:
@@ -141,7 +140,7 @@ class PPO:
 
     @torch.no_grad()
     def _begin_sequence(self, state: State) -> None:
-        self.starts.write({f"actor_state_{i}": part.transpose(0, 1) for i, part in enumerate(state)})
+        self.starts.write({str(i): part.transpose(0, 1) for i, part in enumerate(state)})
         self.starts.advance()
 
     @torch.no_grad()
@@ -201,7 +200,7 @@ class PPO:
         if final_obs is not None and not ("final_obs" in self.rollout.data and nothing(done)):
             final = concatenate(final_obs, self.critic.groups)
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
-            row |= {f"final_{g}": value for g, value in as_stored(final_obs, self.critic.raw_shapes).items()}
+            row |= {f"final_raw_{g}": value for g, value in as_stored(final_obs, self.critic.raw_shapes).items()}
         self.rollout.write(row)
         self.trace.write({"done": done[: self.trace.num_envs]})
         self.rollout.advance()
@@ -227,7 +226,7 @@ class PPO:
         return self._update(self.next_obs, self.next_raw)  # type: ignore[no-any-return]
 
     def _improve(self, next_obs: Tensor, next_raw: Obs) -> Metrics:
-        config = self.config
+        config, size = self.config, self.num_sequences // self.config.num_minibatches
         rows: list[Tensor] = []
         with matmul_precision(config.precision):
             batch, about = self._targets(next_obs, next_raw)
@@ -236,10 +235,9 @@ class PPO:
                 shuffled = batch
                 if config.num_minibatches > 1:  # once an epoch, so that minibatches are views
                     order = torch.randperm(self.num_sequences, device=next_obs.device)
-                    shuffled = {name: reordered(value, order) for name, value in batch.items()}
-                parts = {name: value.chunk(config.num_minibatches, 1) for name, value in shuffled.items()}
-                for i in range(config.num_minibatches):
-                    measured = self._minibatch({name: part[i] for name, part in parts.items()})
+                    shuffled = rebuilt(batch, functools.partial(reordered, order=order))
+                for first in range(0, self.num_sequences, size):
+                    measured = self._minibatch(rebuilt(shuffled, _slice(first, size)))
                     rows.append(torch.stack(list(measured.values())))
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last
         applied = table[:, -1:]
@@ -251,7 +249,7 @@ class PPO:
         return metrics
 
     @torch.no_grad()
-    def _targets(self, next_obs: Tensor, next_raw: Obs) -> tuple[dict[str, Tensor], Metrics]:
+    def _targets(self, next_obs: Tensor, next_raw: Obs) -> tuple[Samples, Metrics]:
         """Compute advantages and returns, and lay the rollout out as sequences ``[L, S, ...]``.
 
         A step whose one-step error (delta in equation 16 of arXiv:1506.02438) needs a number that cannot be used gets
@@ -272,7 +270,7 @@ class PPO:
         obs = torch.cat([critic_obs, next_obs.unsqueeze(0)])  # [T + 1, N, O]
         seen = as_stored(next_raw, self.critic.raw_shapes)
         raw = {group: torch.cat([data[f"raw_{group}"], value.unsqueeze(0)]) for group, value in seen.items()}
-        finals = {} if final_obs is None else {group: data[f"final_{group}"] for group in raw}
+        finals = {} if final_obs is None else {group: data[f"final_raw_{group}"] for group in raw}
         outputs, timeout_values, states = self.critic.unroll(
             obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length, raw, finals
         )
@@ -293,37 +291,40 @@ class PPO:
         if self.value_normalizer is not None:
             self.value_normalizer.update(returns.where(learned, torch.nan).reshape(-1, 1))
             returns = self.value_normalizer(returns.unsqueeze(-1)).squeeze(-1)
-        sources = {name.removesuffix("_broken"): data[name] for name in data if name.endswith("_broken")}
-        sources["reward"] = broken_reward.int() - 1
-        about |= broken_steps(sources if final_broken is None else sources | {"final": final_broken})
+        sources = {"actor": data["actor_broken"], "critic": data.get("critic_broken"), "final": final_broken}
+        about |= broken_steps({"reward": broken_reward.int() - 1, **sources})
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic.normalizer}
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
-        kept = {
-            name: value
-            for name, value in data.items()
-            if name not in _FOR_TARGETS and not name.startswith("final_") and not name.endswith("_broken")
-        }
-        # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
-        kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
-        if self.recurrent:
-            kept["keep"] = keep[:-1]
-        if config.precision == "bf16" and not self.recurrent:
-            for name in kept.keys() & {"actor_obs", "critic_obs"}:  # once, and not in each minibatch
-                kept[name] = kept[name].bfloat16() if kept[name].is_cuda else kept[name]
-        batch = {name: sequences(value, self.length) for name, value in kept.items()}
-        for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
-            batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
-        batch["log_prob"] = self._old_distribution(batch).log_prob(batch["action"])
-        return batch, about
+        actor_obs, other_obs = data["actor_obs"], data.get("critic_obs")
+        if config.precision == "bf16" and not self.recurrent and actor_obs.is_cuda:  # once, and not in each minibatch
+            actor_obs, other_obs = actor_obs.bfloat16(), None if other_obs is None else other_obs.bfloat16()
+        old = self.policy.head.kind(*(data[f"old_{name}"] for name in self.policy.head.kind._fields))
+        rollout = Samples(
+            action=data["action"],
+            old=old,
+            log_prob=old.log_prob(data["action"]),
+            value=outputs[:-1],  # the critic's own, whatever it meant: clip_value_loss limits how far that moves
+            advantage=advantages,
+            returns=returns,
+            weight=weight,
+            actor_obs=actor_obs,
+            critic_obs=other_obs,
+            raw={group: data[f"raw_{group}"] for group in self.raw_groups},
+            keep=keep[:-1] if self.recurrent else None,
+        )
+        laid_out = rebuilt(rollout, lambda x: sequences(x, self.length))
+        begun = (tuple(self.starts.data.values()), states)  # [T / L, N, layers, hidden]
+        actor, critic = (tuple(x.flatten(0, 1).transpose(0, 1) for x in parts) for parts in begun)
+        return laid_out._replace(actor_state=actor, critic_state=critic), about
 
-    def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
+    def _minibatch(self, samples: Samples) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
         config = self.config
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss, metrics = self._loss(self, sample)
+        loss, metrics = self._loss(self, samples)
         loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             allowed = (loss.abs() < torch.inf) & ~self.stopped  # which NaN fails; isfinite takes four operators
@@ -342,27 +343,26 @@ class PPO:
             metrics["policy/gradient_norm"], metrics["applied"] = norm, taken
         return metrics
 
-    def _evaluate(self, sample: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+    def _evaluate(self, samples: Samples) -> tuple[Tensor, Metrics]:
         """The loss on sequences ``[L, B, ...]``, and what to log of it."""
-        config, keep = self.config, sample.get("keep")
-        states = [[sample[name] for name in sample if name.startswith(f"{who}_state")] for who in ("actor", "critic")]
-        raw = {group: sample[f"raw_{group}"] for group in self.raw_groups}
+        config, keep, raw = self.config, samples.keep, samples.raw
+        critic_obs = samples.actor_obs if samples.critic_obs is None else samples.critic_obs
         (distribution, _), (value, _) = side_by_side(  # value [L, B]
-            lambda: self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep, raw),
-            lambda: self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep, raw),
-            sample["advantage"].numel(),
+            lambda: self.policy.distribution(samples.actor_obs, samples.actor_state, keep, raw),
+            lambda: self.critic(critic_obs, samples.critic_state, keep, raw),
+            samples.advantage.numel(),
         )
         if config.burn_in > 0 and self.recurrent:
             # A deviation for all states [A] has no steps to leave out.
             parts = (part[config.burn_in :] if part.dim() > 1 else part for part in distribution)
             distribution = type(distribution)(*parts)
             value = value[config.burn_in :]
-            sample = {name: part[config.burn_in :] for name, part in sample.items() if "_state" not in name}
+            samples = samples._replace(actor_state=(), critic_state=())  # which the networks have read
+            samples = rebuilt(samples, lambda x: x[config.burn_in :])
         loss, metrics = ppo_loss(
             distribution,
-            self._old_distribution(sample),
             value,
-            sample,
+            samples,
             clip_range=config.clip_range,
             value_coef=config.value_coef,
             entropy_coef=self.entropy_coef,
@@ -371,11 +371,6 @@ class PPO:
             bounds=(config.bounds_loss_coef, config.bounds_loss_limit),
         )
         return loss, {name: value.detach() for name, value in metrics.items()}
-
-    def _old_distribution(self, sample: dict[str, Tensor]) -> Distribution:
-        """What actions were drawn from."""
-        kind = Gaussian if "old_mean" in sample else Categorical
-        return kind(*(sample[f"old_{name}"] for name in kind._fields))
 
     def moved(self) -> list[Tensor]:
         """The statistics of observations; see ``agent.Agent``."""
@@ -413,3 +408,7 @@ class PPO:
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
         self.trace.load_state_dict(state["trace"])
+
+
+def _slice(first: int, size: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.narrow(1, first, size)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlcore.arrays import arrays
 from rlcore.dispatch import accelerated
+from rlcore.distributions import Distribution
+from rlcore.types import Obs, State
 
 
 class Rollout:
@@ -82,6 +85,24 @@ class Rollout:
 def make_trace(num_envs: int, device: torch.device) -> Rollout:
     """Room for the latest 256 steps of the first few envs: raw observations, for checking an export with."""
     return Rollout(256, min(num_envs, 8), device)
+
+
+class Samples(NamedTuple):
+    """A rollout laid out as S sequences of L steps, or some of them, ready for the loss."""
+
+    action: Tensor  # [L, S, A]; [L, S] or [L, S, parts] of choices
+    old: Distribution  # [L, S, ...], what actions were drawn from
+    log_prob: Tensor  # [L, S], of the action by that
+    value: Tensor  # [L, S], the critic's output when the rollout was collected
+    advantage: Tensor  # [L, S]
+    returns: Tensor  # [L, S], what the critic is to learn
+    weight: Tensor  # [L, S], 0 for what is not to be learned from, with a mean of 1 over the rollout
+    actor_obs: Tensor  # [L, S, O], normalized vectors
+    critic_obs: Tensor | None = None  # [L, S, O]; None: the actor's
+    raw: Obs = {}  # noqa: RUF012  # images and masks by group, [L, S, ...]; never changed
+    actor_state: State = ()  # [layers, S, hidden] each, where sequences begin
+    critic_state: State = ()
+    keep: Tensor | None = None  # [L, S, 1], 0 where an episode begins; None without a recurrent network
 
 
 def reordered(value: Tensor, order: Tensor) -> Tensor:

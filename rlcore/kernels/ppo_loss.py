@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from triton.language import tensor as array
 from rlcore.distributions import Gaussian
 from rlcore.kernels.common import first_order, num_blocks, power_of_two
 from rlcore.losses import METRICS
+from rlcore.rollout import Samples
 
 _LOSS_ROWS = 64
 
@@ -161,14 +162,10 @@ def _rows(t: Tensor) -> Tensor:
     return t.contiguous()
 
 
-_FIXED = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns", "weight")
-
-
 def ppo_loss(
     distribution: Gaussian,
-    old: Gaussian,
     value: Tensor,
-    sample: Mapping[str, Tensor],
+    samples: Samples,
     *,
     clip_range: float,
     value_coef: float,
@@ -178,7 +175,9 @@ def ppo_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """See ``losses.ppo_loss``; a deviation ``[A]`` for all samples is faster than one for each."""
     mean, std = (part.flatten(0, 1) if part.dim() > 1 else part for part in distribution)
-    fixed = [sample[name].flatten(0, 1) for name in _FIXED]
+    columns = (samples.action, samples.log_prob, *samples.old)  # of which the last two are mean and deviation
+    columns += (samples.value, samples.advantage, samples.returns, samples.weight)
+    fixed = [column.flatten(0, 1) for column in columns]
     options = (clip_range, value_coef, entropy_coef, clip_value_loss)
     loss, metrics = _Loss.apply(mean, std, value.flatten(0, 1), fixed, options)
     return loss, dict(zip(METRICS, metrics.unbind(), strict=True))
