@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
-from rlcore.names import nearest_names as nearest_names
+from rlcore.names import nearest_names
 
 if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and its launcher is in this package
     import torch
@@ -31,6 +31,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR10-IK": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "IK"}),
     "Reach-UR10-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "Torque"}),
     "CartPole": ("rlcore.envs.classic:CartPole", {}),
+    "CartPole-Pixels": ("rlcore.envs.pixels:CartPolePixels", {}),
     "Pendulum": ("rlcore.envs.classic:Pendulum", {}),
     "Memory": ("rlcore.envs.memory:Memory", {}),
     "Null": ("rlcore.envs.null:Null", {}),

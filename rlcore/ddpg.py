@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rlcore.anchors import Anchors
 from rlcore.config import check, settings_of
 from rlcore.critics import frozen
 from rlcore.env import EnvSpec, VecEnv
@@ -94,6 +95,7 @@ class DDPG(OffPolicy):
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
+        self.anchors = Anchors(self)  # which has a target policy as well by now
 
     def _explore(self, normalized: Tensor) -> Tensor:
         policy = self.policy

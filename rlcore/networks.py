@@ -19,7 +19,7 @@ from rlcore.types import Obs, State
 
 Activation = Literal["elu", "relu", "tanh", "silu", "gelu", "leaky_relu", "selu"]
 
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
+ACTIVATION_MODULES: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
@@ -151,7 +151,7 @@ class MLP(nn.Module):
             self.layers.append(nn.Linear(inputs, width))
             if config.layer_norm:
                 self.layers.append(nn.LayerNorm(width))
-            self.layers.append(_ACTIVATIONS[config.activation]())
+            self.layers.append(ACTIVATION_MODULES[config.activation]())
             inputs = width
         self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         # Looked up once, for small networks: a module takes as long to find its weight as a small product does.
@@ -200,7 +200,7 @@ class Residual(nn.Module):
         self.entry = nn.Linear(inputs, self.size)
         self.widen = nn.ModuleList(nn.Linear(self.size, wide) for _ in config.hidden_dims)
         self.narrow = nn.ModuleList(nn.Linear(wide, self.size, bias=False) for _ in config.hidden_dims)
-        self.activation = _ACTIVATIONS[config.activation]()
+        self.activation = ACTIVATION_MODULES[config.activation]()
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlcore.anchors import Anchors
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.critics import Critics
@@ -105,6 +106,7 @@ class OffPolicy:
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes()
+        self.anchors = Anchors(self)
 
     def _memory(self, sizes: dict[str, int]) -> Replay:
         config, env = self.config, self.env
@@ -241,6 +243,7 @@ class OffPolicy:
         Raises:
             ConfigError: a setting changes over the run, whose length nobody gave.
         """
+        self.anchors.check(self)
         self.iteration += 1
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():

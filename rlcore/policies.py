@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rlcore.agent import Policy
 from rlcore.config import ConfigError, check
 from rlcore.env import WIDEST_ACTION, EnvSpec
+from rlcore.env_check import check_flat
 from rlcore.networks import Network, choose_groups, concatenate, network_output
 from rlcore.normalization import make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig
@@ -35,6 +36,7 @@ class SquashedPolicy(Policy):
     def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
         super().__init__()
         low, high = action_bounds(spec, config)
+        check_flat(spec, config.actor_obs, config.critic_obs)
         self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
         self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
         size = sum(self.observation_sizes.values())

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rlcore.actor_critic import Critic, build_policy
+from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
@@ -34,10 +35,7 @@ from rlcore.rollout import Rollout, make_trace, reordered, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
-
-
-_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "valid", "final_obs"}
-_ROLLOUT_ONLY |= {"actor_broken", "critic_broken", "final_broken"}
+_FOR_TARGETS = {"reward", "terminated", "truncated", "valid", "final_obs"}
 
 
 class PPO:
@@ -63,8 +61,7 @@ class PPO:
         self.num_steps, self.iteration, self.step = config.num_steps, 0, 0
         if seed is not None:
             torch.manual_seed(seed)
-        spec = spec_of(env)
-        device = torch.device(env.device)
+        spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
@@ -94,6 +91,7 @@ class PPO:
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
+        self.anchors = Anchors(self)
         self.mode: Mode = config.mode
         self.notes = ()
         self._begin = Captured(self._begin_sequence, config.mode, device)
@@ -113,8 +111,7 @@ class PPO:
     ) -> Progress:  # fmt: skip
         """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
 
-        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before;
-        without ``seed`` with the agent's.
+        Without ``progress`` it begins anew, with what has been learned; without ``seed`` by the one it was built with.
         """
         self.num_iterations = num_iterations
         if progress is None:
@@ -215,6 +212,7 @@ class PPO:
                 raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
             remaining = max(0.0, 1 - self.iteration / self.num_iterations)
             self.learning_rate.fill_(self.config.learning_rate * remaining)
+        self.anchors.check(self)
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
@@ -290,7 +288,9 @@ class PPO:
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
-        kept = {name: value for name, value in data.items() if name not in _ROLLOUT_ONLY}
+        kept = {
+            name: value for name, value in data.items() if name not in _FOR_TARGETS and not name.endswith("_broken")
+        }
         # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
         kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
         if self.recurrent:

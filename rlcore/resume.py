@@ -46,6 +46,8 @@ class Progress:
         check_obs(env, self.obs, "reset")
         self.episodes.returns.zero_()
         self.episodes.lengths.zero_()
+        for sums in self.episodes.signals.values():
+            sums.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the episodes in flight."""
@@ -57,6 +59,7 @@ class Progress:
             "state": list(self.state),
             "returns": self.episodes.returns,
             "lengths": self.episodes.lengths,
+            "signals": dict(self.episodes.signals),
         }
 
 
@@ -102,6 +105,10 @@ def restore(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progres
         progress.obs, progress.state = saved["obs"], tuple(saved["state"])
         progress.episodes.returns.copy_(saved["returns"])
         progress.episodes.lengths.copy_(saved["lengths"])
+        signals = saved.get("signals", {})  # since version 0.2
+        progress.episodes.expect(tuple(signals))
+        for name, sums in signals.items():
+            progress.episodes.signals[name].copy_(sums)
     else:
         progress.state = agent.initial_state()  # once more: what was loaded belongs to episodes that do not go on
     torch.set_rng_state(content["rng"]["cpu"].cpu())

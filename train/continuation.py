@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def env_changes(
             return [], []
         before, after = EnvSpec(**content["spec"]), spec_of(env)
     names = ", ".join(altered)
-    for name in ("observation_sizes", "discrete", "action_size", "action_low", "action_high"):
+    for name in (field.name for field in fields(EnvSpec) if field.name not in ("task", "deployment")):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             raise ConfigError(
