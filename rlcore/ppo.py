@@ -112,8 +112,7 @@ class PPO:
     ) -> Progress:  # fmt: skip
         """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
 
-        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before;
-        without ``seed`` with the agent's.
+        Without ``progress`` it begins anew, with what has been learned; without ``seed`` by the one it was built with.
         """
         self.num_iterations = num_iterations
         if progress is None:

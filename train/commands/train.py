@@ -35,7 +35,7 @@ def train_command(words: Sequence[str]) -> Job:
             raise ConfigError("--config cannot go with --resume: a resumed run keeps its configuration; leave one out")
         base, resumed = resumed_config(Path(named["resume"]))
     elif "algo" not in named and named.get("config") and not helping:
-        named["algo"] = load_yaml(named["config"]).get("algo", TrainConfig.algo)
+        named["algo"] = str(load_yaml(named["config"]).get("algo", TrainConfig.algo))
     asked = named.get("algo", TrainConfig.algo)
     named["algo"], preset = algorithm(asked, named.get("preset"))
     algo = named["algo"] if base is None else base.algo
@@ -76,23 +76,7 @@ def train_command(words: Sequence[str]) -> Job:
 
             raise ConfigError(f"{error}{remedy_for(file)}") from error
         if helping:
-            about = f" Defaults from {', '.join(map(str, files))}." if files else ""
-            if task is None:
-                about = (
-                    " Tasks have defaults of their own, which --task TASK --help shows; --resume needs no --task, and "
-                    "--config may name it."
-                )
-            text = (
-                f"Train a policy, evaluate the best checkpoint and export it.{about} Settings are written "
-                "--agent.gamma 0.98 or agent.gamma=0.98. Ctrl-C once stops after the iteration and writes a "
-                "checkpoint (exit code 130, SIGTERM 143, SIGHUP 129), once more stops at once."
-            )
-            values = {f.name: getattr(base, f.name) for f in fields(Own)}
-            shown = TrainArguments(**values | ({"task": tyro.MISSING} if task is None else {}))
-            arguments.print_help(TrainArguments, shown, "rlcore train", text)
-            from rlcore.train.tasks import print_env_options
-
-            print_env_options(task)
+            _print_help(TrainArguments, {f.name: getattr(base, f.name) for f in fields(Own)}, task, files)
             return lambda: 0
     pairs += [("num_envs", values) for key, values in pairs if key == SCENE_NUM_ENVS]
     pairs = [(key, values) for key, values in pairs if key != SCENE_NUM_ENVS]
@@ -102,6 +86,26 @@ def train_command(words: Sequence[str]) -> Job:
     config = Own(**{f.name: getattr(parsed, f.name) for f in fields(Own)})
     config = replace(config, env=base.env | options)
     return _training(base, config, resumed)
+
+
+def _print_help(arguments_class: type[Any], values: dict[str, Any], task: str | None, files: Sequence[Path]) -> None:
+    """Print every setting with its default for a task; None: nobody named one."""
+    from rlcore.train.tasks import print_env_options
+
+    about = f" Defaults from {', '.join(map(str, files))}." if files else ""
+    if task is None:
+        about = (
+            " Tasks have defaults of their own, which --task TASK --help shows; --resume needs no --task, and "
+            "--config may name it."
+        )
+    text = (
+        f"Train a policy, evaluate the best checkpoint and export it.{about} Settings are written --agent.gamma 0.98 "
+        "or agent.gamma=0.98. Ctrl-C once stops after the iteration and writes a checkpoint (exit code 130, SIGTERM "
+        "143, SIGHUP 129), once more stops at once."
+    )
+    shown = arguments_class(**values | ({"task": tyro.MISSING} if task is None else {}))
+    arguments.print_help(arguments_class, shown, "rlcore train", text)
+    print_env_options(task)
 
 
 def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str | None) -> dict[str, Any]:
