@@ -7,7 +7,6 @@ here with tensors.
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +29,8 @@ from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
-from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, standardized
-from rlcore.rollout import Rollout, Samples, make_trace, reordered, sequences
+from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, scaled_reward, standardized
+from rlcore.rollout import Rollout, Samples, make_trace, minibatches, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
@@ -179,18 +178,14 @@ class PPO:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self._record(step.reward, step.terminated, step.truncated, final_obs, step.valid)
-        self.next_obs = concatenate(step.obs, self.critic.groups).detach()  # [N, O]
-        self.next_raw = {group: step.obs[group].detach() for group in self.critic.raw_shapes}
+        self.next_obs = {group: step.obs[group].detach() for group in (*self.critic.groups, *self.critic.raw_shapes)}
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
     def _store(
         self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None, valid: Tensor | None
     ) -> None:
-        reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
-        if self.config.reward_clip is not None:
-            # The difference is 0, or NaN where the reward is not finite, which no limit is to hide.
-            reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip) + (reward - reward)
+        reward = scaled_reward(reward, self.config.reward_scale, self.config.reward_clip)
         row = {"reward": reward, "terminated": terminated, "truncated": truncated}
         if valid is not None:  # what is no step ends there, so that nothing is carried on to the episode that begins
             row |= {"terminated": terminated | ~valid, "valid": valid}
@@ -222,21 +217,17 @@ class PPO:
         self.anchors.check(self)
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
-        return self._update(self.next_obs, self.next_raw)  # type: ignore[no-any-return]
+        return self._update(self.next_obs)  # type: ignore[no-any-return]
 
-    def _improve(self, next_obs: Tensor, next_raw: Obs) -> Metrics:
-        config, size = self.config, self.num_sequences // self.config.num_minibatches
+    def _improve(self, next_obs: Obs) -> Metrics:
+        config = self.config
         rows: list[Tensor] = []
         with matmul_precision(config.precision):
-            batch, about = self._targets(next_obs, next_raw)
-            self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
+            batch, about = self._targets(next_obs)
+            self.stopped = torch.zeros((), dtype=torch.bool, device=batch.weight.device)
             for _ in range(config.num_epochs):
-                shuffled = batch
-                if config.num_minibatches > 1:  # once an epoch, so that minibatches are views
-                    order = torch.randperm(self.num_sequences, device=next_obs.device)
-                    shuffled = rebuilt(batch, functools.partial(reordered, order=order))
-                for first in range(0, self.num_sequences, size):
-                    measured = self._minibatch(rebuilt(shuffled, _slice(first, size)))
+                for samples in minibatches(batch, config.num_minibatches):
+                    measured = self._minibatch(samples)
                     rows.append(torch.stack(list(measured.values())))
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last
         applied = table[:, -1:]
@@ -248,7 +239,7 @@ class PPO:
         return metrics
 
     @torch.no_grad()
-    def _targets(self, next_obs: Tensor, next_raw: Obs) -> tuple[Samples, Metrics]:
+    def _targets(self, next_obs: Obs) -> tuple[Samples, Metrics]:
         """Compute advantages and returns, and lay the rollout out as sequences ``[L, S, ...]``.
 
         A step whose one-step error (delta in equation 16 of arXiv:1506.02438) needs a number that cannot be used gets
@@ -258,7 +249,7 @@ class PPO:
         config, data = self.config, self.rollout.data
         done = data["terminated"] | data["truncated"]  # [T, N]
         timed_out = data["truncated"] & ~data["terminated"]
-        next_obs, next_broken = self.critic.normalizer.usable(next_obs)
+        following, next_broken = self.critic.normalizer.usable(concatenate(next_obs, self.critic.groups))  # [N, O]
         final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
         broken_obs, broken_reward = broken_observations(data), broken_rewards(data["reward"])
         final_broken = None if final_obs is None else torch.where(timed_out, data["final_broken"], -1)
@@ -266,8 +257,8 @@ class PPO:
         # A broken observation empties the memory of a recurrent network, as the end of an episode does.
         keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
         critic_obs = data.get("critic_obs", data["actor_obs"])
-        obs = torch.cat([critic_obs, next_obs.unsqueeze(0)])  # [T + 1, N, O]
-        seen = as_stored(next_raw, self.critic.raw_shapes)
+        obs = torch.cat([critic_obs, following.unsqueeze(0)])  # [T + 1, N, O]
+        seen = as_stored(next_obs, self.critic.raw_shapes)
         raw = {group: torch.cat([data[f"raw_{group}"], value.unsqueeze(0)]) for group, value in seen.items()}
         finals = {} if final_obs is None else {group: data[f"final_raw_{group}"] for group in raw}
         outputs, timeout_values, states = self.critic.unroll(
@@ -407,7 +398,3 @@ class PPO:
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
         self.trace.load_state_dict(state["trace"])
-
-
-def _slice(first: int, size: int) -> Callable[[Tensor], Tensor]:
-    return lambda x: x.narrow(1, first, size)

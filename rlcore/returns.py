@@ -19,6 +19,12 @@ def room_for_timeouts(steps: int, max_episode_length: int) -> int:
     return 1 + math.ceil(4 * steps / min(max(1, max_episode_length), 100))
 
 
+def scaled_reward(reward: Tensor, scale: float, limit: float | None) -> Tensor:
+    """Multiply rewards and then limit them to +- ``limit``; what is not finite becomes NaN there, and is not hidden."""
+    reward = reward if scale == 1 else reward * scale
+    return reward if limit is None else reward.clamp(-limit, limit) + (reward - reward)
+
+
 def bootstrap_values(values: Tensor, terminated: Tensor, truncated: Tensor, timeout_values: Tensor) -> Tensor:
     """Value of what follows each step, as its bootstrap may use it.
 

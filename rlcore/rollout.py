@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlcore.arrays import arrays
+from rlcore.capture import rebuilt
 from rlcore.dispatch import accelerated
 from rlcore.distributions import Distribution
 from rlcore.types import Obs, State
@@ -105,7 +107,18 @@ class Samples(NamedTuple):
     keep: Tensor | None = None  # [L, S, 1], 0 where an episode begins; None without a recurrent network
 
 
-def reordered(value: Tensor, order: Tensor) -> Tensor:
+def minibatches(rollout: Samples, number: int) -> Iterator[Samples]:
+    """Shuffle the sequences, all at once so that parts are views, and cut them into so many equal parts."""
+    count = rollout.weight.shape[1]
+    if number > 1:
+        order = torch.randperm(count, device=rollout.weight.device)
+        rollout = rebuilt(rollout, lambda x: _reordered(x, order))
+    size = count // number
+    for first in range(0, count, size):
+        yield rebuilt(rollout, functools.partial(torch.narrow, dim=1, start=first, length=size))
+
+
+def _reordered(value: Tensor, order: Tensor) -> Tensor:
     """Sequences ``[L, S, ...]`` in another order ``[S]``."""
     if len(value) == 1:
         return gather(value[0], order).unsqueeze(0)

@@ -16,6 +16,7 @@ from rlcore.losses import ppo_loss
 from rlcore.optimizer import clipped_adam
 from rlcore.replay import Replay
 from rlcore.replay_rows import read_windows
+from rlcore.rollout import Samples
 from rlcore.statistics import EpisodeStatistics
 from rlcore.types import Step
 
@@ -106,10 +107,11 @@ def test_the_surrogate_has_the_gradient_of_the_lower_of_the_two() -> None:
     action[:, :8], old.mean[:, :8] = 0.0, mean.detach()[:, :8]  # ratios of exactly 1
     policy, advantage = Gaussian(mean, torch.ones(2)), torch.randn(1, 64)
     zeros, ones = torch.zeros(1, 64), torch.ones(1, 64)
-    sample = {"action": action, "log_prob": old.log_prob(action), "advantage": advantage, "returns": zeros}
+    log_prob = old.log_prob(action)
+    samples = Samples(action, old, log_prob, zeros, advantage, zeros, ones, actor_obs=zeros)
     options: Any = {"clip_range": 0.2, "value_coef": 0.0, "entropy_coef": 0.0, "clip_value_loss": False}
-    loss, _ = ppo_loss(policy, old, zeros, sample | {"value": zeros, "weight": ones}, **options)
-    ratio = (policy.log_prob(action) - sample["log_prob"]).exp()
+    loss, _ = ppo_loss(policy, zeros, samples, **options)
+    ratio = (policy.log_prob(action) - log_prob).exp()
     expected = -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
     assert torch.equal(loss, expected)
     assert torch.equal(*(torch.autograd.grad(x, mean, retain_graph=True)[0] for x in (loss, expected)))

@@ -353,7 +353,7 @@ def test_a_vector_entry_point_is_taken_and_its_reset_rows_are_left_out_of_ppo() 
     assert skipped.any()
     assert torch.equal(skipped[1:], (done & ~skipped)[:-1])  # each follows an end, and none else does
     batch, about = agent._targets(agent.next_obs)
-    assert torch.equal(batch["weight"].view(64, 4) == 0, skipped)
+    assert torch.equal(batch.weight.view(64, 4) == 0, skipped)
     assert about["rollout/dropped"] == 0  # it counts what is broken
     ends, taken = int((done & ~skipped).sum()), int((~skipped).sum())
     assert reports[0].metrics["rollout/episodes"] == ends

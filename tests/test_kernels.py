@@ -20,7 +20,7 @@ from rlcore.envs.null import Null
 from rlcore.losses import METRICS, ppo_loss
 from rlcore.networks import mlp
 from rlcore.optimizer import NO_LIMIT, FlatAdam, clipped_adam
-from rlcore.rollout import gather
+from rlcore.rollout import Samples, gather
 
 CUDA = torch.device("cuda")
 LIMITS = {"tf32": 2e-3, "bf16": 2e-2}
@@ -190,10 +190,10 @@ def loss_of(mean: Tensor, std: Tensor, value: Tensor, rows: list[Tensor], **opti
     """The loss of rows as sequences of one step, and its metrics in a row."""
     names = ("action", "log_prob", "old_mean", "old_std", "value", "advantage", "returns", "weight")
     fixed = [row.expand_as(mean) if name == "old_std" else row for name, row in zip(names, rows, strict=True)]
-    sample = {name: row.unsqueeze(0) for name, row in zip(names, fixed, strict=True)}
+    column = {name: row.unsqueeze(0) for name, row in zip(names, fixed, strict=True)}
     policy = Gaussian(mean.unsqueeze(0), std if std.dim() == 1 else std.unsqueeze(0))
-    old = Gaussian(sample["old_mean"], sample["old_std"])
-    loss, metrics = ppo_loss(policy, old, value.unsqueeze(0), sample, **options)
+    old = Gaussian(column.pop("old_mean"), column.pop("old_std"))
+    loss, metrics = ppo_loss(policy, value.unsqueeze(0), Samples(old=old, actor_obs=policy.mean, **column), **options)
     return loss, torch.stack([metrics[name].detach() for name in METRICS])
 
 
@@ -257,16 +257,21 @@ def test_ppo_evaluates_its_networks_by_that_loss(change: dict[str, Any]) -> None
         assert isinstance(old, Gaussian)
         old = Gaussian(old.mean + 0.3 * torch.randn_like(old.mean), (old.std * 1.2).expand_as(old.mean))
         action, (value, _) = old.sample(), agent.critic(obs)
-    sample = {"actor_obs": obs, "critic_obs": obs, "action": action, "log_prob": old.log_prob(action)}
-    sample |= {"old_mean": old.mean, "old_std": old.std, "value": value + 0.3 * torch.randn_like(value)}
-    sample |= {"advantage": torch.randn_like(value), "returns": torch.randn_like(value)}
-    sample["weight"] = (torch.rand_like(value) < 0.8) / 0.8
-    expected, named = agent._evaluate(sample)
+    samples = Samples(
+        action,
+        old,
+        old.log_prob(action),
+        value + 0.3 * torch.randn_like(value),
+        *torch.randn(2, *value.shape),
+        (torch.rand_like(value) < 0.8) / 0.8,
+        actor_obs=obs,
+    )
+    expected, named = agent._evaluate(samples)
     assert list(named) == list(METRICS)
     policy, _ = agent.policy.distribution(obs)
     options: dict[str, Any] = {"value_coef": 0.7, "entropy_coef": config.entropy_coef}
     loss, metrics = ppo_loss(
-        policy, old, agent.critic(obs)[0], sample, clip_range=config.clip_range,
+        policy, agent.critic(obs)[0], samples, clip_range=config.clip_range,
         clip_value_loss=config.clip_value_loss, **options,
     )  # fmt: skip
     torch.testing.assert_close(loss, expected)
