@@ -26,7 +26,7 @@ from work import Mark, Prepared, Subject, Turn, Work, ignore
 
 from rlcore import __version__
 from rlcore.agent import Agent
-from rlcore.env import VecEnv
+from rlcore.env import VecEnv, is_capturable
 from rlcore.envs import make_env
 from rlcore.learn import Report, learn
 from rlcore.networks import NetworkConfig
@@ -184,7 +184,7 @@ def measure(name: str, work: Any, submitted: float, prepare: Callable[..., Prepa
         "num_envs": work.num_envs,
         "precision": work.precision,
         "mode": work.mode if name == "rlcore" else None,
-        "env_in_graph": graphs and work.capture_env and bool(getattr(env, "capturable", False)),
+        "env_in_graph": graphs and work.capture_env and is_capturable(env),
         "samples": {
             "collect_ms": watch.times["collect"][watch.apart],
             "learn_ms": watch.times["learn"][watch.apart],

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
-from rlcore.names import nearest_names as nearest_names
+from rlcore.names import nearest_names
 
 if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and its launcher is in this package
     import torch

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rlcore.env import spec_of
-from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, nearest_names, own_env
+from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, own_env
 from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, simulator_of
+from rlcore.names import nearest_names
 from rlcore.train.ending import standard_output
 from rlcore.train.evaluate import ENDLESS
 from rlcore.train.importers.registered import registered_names

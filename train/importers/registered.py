@@ -12,10 +12,11 @@ import gymnasium
 
 from rlcore.agent import Algorithm
 from rlcore.config import ConfigError, from_dict, to_dict
-from rlcore.envs import look_here, nearest_names
+from rlcore.envs import look_here
 from rlcore.envs.launch import GET_ISAACLAB, GET_MJLAB, SIMULATORS, simulator_of
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.envs.presets import load_env_cfg, load_external_tasks, resolve_agent_cfg
+from rlcore.names import nearest_names
 from rlcore.train.algorithms import ALIASES, algorithm, find
 from rlcore.train.config import TrainConfig, config_class
 from rlcore.train.importers.convert import Conversion, convert
