@@ -1,8 +1,7 @@
 """Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) for batches of environments.
 
-Everything from observation to optimizer step stays on the device: no value is read by the host, no shape depends on
-data, and what other implementations decide with ``if`` (learning rate, early stop, skipping a broken step) is decided
-here with tensors.
+Everything stays on the device: no value is read by the host, no shape depends on data, and what other implementations
+decide with ``if`` (learning rate, early stop, skipping a broken step) is decided here with tensors.
 """
 
 from __future__ import annotations

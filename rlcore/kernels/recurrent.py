@@ -72,7 +72,7 @@ def _join_kernel(
 @triton.jit
 def _step_kernel(
     joined: array, packed: array, keep: array, before: array, output: array, cells: array, gates: array,
-    following: array, next_keep: array, N: array,
+    next_joined: array, next_keep: array, N: array,
     H: constexpr, K: constexpr, LSTM: constexpr, MASKED: constexpr, LAST: constexpr, SAVE: constexpr, KIND: constexpr,
     BM: constexpr, BH: constexpr, BK: constexpr,
 ) -> None:  # fmt: skip
@@ -125,7 +125,7 @@ def _step_kernel(
     if not LAST:
         if MASKED:
             h *= tl.load(next_keep + row + held)[:, None]
-        tl.store(following + row * K + (rows * K)[:, None] + cols[None, :], _to_kind(h, KIND), mask=inside)
+        tl.store(next_joined + row * K + (rows * K)[:, None] + cols[None, :], _to_kind(h, KIND), mask=inside)
     if SAVE:
         tl.store(gates_at, a, mask=inside)
         tl.store(gates_at + H, b, mask=inside)
