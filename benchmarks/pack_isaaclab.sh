@@ -32,5 +32,5 @@ find . -name tests -type d -prune -exec rm -rf {} +
 PYTHONPATH=$SITE python3 "$HERE/isaaclab_robots.py" assets
 # Of Newton's examples only these files were needed.
 rm -rf newton/examples
-tar -cf - . | xz -T0 -7 -c | split -d -b 60M - "$OUT/isaaclab.tar.xz."
+tar -cf - . | xz -T0 -3 -c | split -d -b 60M - "$OUT/isaaclab.tar.xz."
 rm -rf "$OUT"/antlr4-* && ls -l "$OUT"/isaaclab.tar.xz.*

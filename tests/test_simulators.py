@@ -116,6 +116,8 @@ def test_what_cannot_run_or_be_drawn_ends_in_one_line(
     monkeypatch.setattr(simulators.importlib, "import_module", missing)
     for words, said in (
         (["--library", "env"], "mjlab is not installed; run: pip install"),
+        (["--task", "Pendulum"], "--task is 'Pendulum', which is no task of mjlab or Isaac Lab"),
+        (["presets=newton_mjwarp"], "--presets is 'newton_mjwarp', which tasks of mjlab do not have; leave it out"),
         (["--show", str(tmp_path / "env.json"), "--plot", str(tmp_path / "out.png")], "--plot: none of these runs"),
     ):
         assert simulators.main(words) == 2
