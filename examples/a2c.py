@@ -161,9 +161,9 @@ class A2C:
         timed_out, keep = truncated & ~terminated, torch.ones_like(obs[..., :1])
         values, timeout_values, _ = self.critic.unroll(obs, final_obs, timed_out, self.num_timeouts, (), keep, 1)
         known = values.detach()
-        following = bootstrap_values(known, terminated, truncated, timeout_values.detach())
+        next_values = bootstrap_values(known, terminated, truncated, timeout_values.detach())
         done = terminated | truncated
-        advantages, returns = gae(data["reward"], known[:-1], following, done, config.gamma, config.gae_lambda)
+        advantages, returns = gae(data["reward"], known[:-1], next_values, done, config.gamma, config.gae_lambda)
         distribution, _ = self.policy.distribution(data["actor_obs"])
 
         def mean(x: Tensor) -> Tensor:

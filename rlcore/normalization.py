@@ -271,3 +271,8 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
 def make_normalizer(size: int, wanted: bool, clip: float | None) -> RunningNormalizer | NoNormalizer:
     """The normalizer of observations ``[..., size]``, or what stands in its place."""
     return RunningNormalizer(size, clip=clip) if wanted else NoNormalizer()
+
+
+def denormalized(values: Tensor, normalizer: RunningNormalizer | None) -> Tensor:
+    """Bring what a critic says, ``[...]``, to the scale of returns, if it was learned with a normalizer."""
+    return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)

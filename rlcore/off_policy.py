@@ -17,7 +17,7 @@ from rlcore.critics import Critics
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
-from rlcore.learn import Progress, learn
+from rlcore.learn import Progress, Report, learn
 from rlcore.networks import Network, choose_groups, concatenate, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
@@ -139,17 +139,24 @@ class OffPolicy:
         """What makes a run of so many further iterations slow or useless."""
         return warnings(self.config, self.env.num_envs, self.num_updates, self.first_rows - self.stored, num_iterations)
 
-    def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+    def learn(
+        self, num_iterations: int, *, progress: Progress | None = None,
+        on_report: Callable[[Report], None] | None = None, on_iteration: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None, seed: int | None = None, capture_env: bool | None = None,
+    ) -> Progress:  # fmt: skip
+        """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
 
         Settings that change over the run reach their end there. Without ``progress`` the run begins anew, its schedules
-        included, with what has been learned and stored before.
+        included, with what has been learned and stored before; without ``seed`` with the agent's.
         """
         self.num_iterations = num_iterations
         self.horizon.fill_(num_iterations)
-        if kwargs.get("progress") is None:
+        if progress is None:
             self.began.copy_(self.steps)
-        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
+        return learn(
+            self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
+            should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
+        )  # fmt: skip
 
     def initial_state(self) -> State:
         """No recurrent state; what is recorded next does not follow what was recorded last."""

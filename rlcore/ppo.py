@@ -8,6 +8,7 @@ here with tensors.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
-from rlcore.learn import Progress, learn
+from rlcore.learn import Progress, Report, learn
 from rlcore.losses import ppo_loss
 from rlcore.networks import concatenate
-from rlcore.normalization import RunningNormalizer, broken_rewards
+from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
 from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
@@ -69,12 +70,8 @@ class PPO:
         # A feed-forward network learns from sequences of one step, so that there is one text for both.
         self.length = (config.sequence_length or config.num_steps) if self.recurrent else 1
         self.num_sequences = env.num_envs * config.num_steps // self.length
-        check(
-            self.num_sequences % config.num_minibatches == 0,
-            "num_minibatches",
-            config.num_minibatches,
-            f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
-        )
+        remedy = f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout"
+        check(self.num_sequences % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
         if too_small := small_minibatches(config, env.num_envs):
             _log.warning(too_small)
         averaged = config.entropy_reduction == "mean" and not spec.discrete
@@ -107,15 +104,23 @@ class PPO:
         """None: every rollout is learned from."""
         return []
 
-    def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+    def learn(
+        self, num_iterations: int, *, progress: Progress | None = None,
+        on_report: Callable[[Report], None] | None = None, on_iteration: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None, seed: int | None = None, capture_env: bool | None = None,
+    ) -> Progress:  # fmt: skip
+        """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
 
-        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before.
+        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before;
+        without ``seed`` with the agent's.
         """
         self.num_iterations = num_iterations
-        if kwargs.get("progress") is None:
+        if progress is None:
             self.iteration = 0
-        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
+        return learn(
+            self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
+            should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
+        )  # fmt: skip
 
     def initial_state(self) -> State:
         """Zero state of the actor for every env; the critic's state and the rollout, kept here, start anew as well."""
@@ -260,7 +265,7 @@ class PPO:
         outputs, timeout_values, states = self.critic.unroll(
             obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length
         )
-        values, timeout_values = self._denormalize(outputs), self._denormalize(timeout_values)
+        values, timeout_values = (denormalized(x, self.value_normalizer) for x in (outputs, timeout_values))
         if self.timeout_bootstrap == "none":
             timeout_values = torch.zeros_like(timeout_values)
         next_values = bootstrap_values(values, data["terminated"], data["truncated"], timeout_values)
@@ -357,10 +362,6 @@ class PPO:
         """What actions were drawn from."""
         kind = Gaussian if "old_mean" in sample else Categorical
         return kind(*(sample[f"old_{name}"] for name in kind._fields))
-
-    def _denormalize(self, values: Tensor) -> Tensor:
-        normalizer = self.value_normalizer
-        return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
 
     def moved(self) -> list[Tensor]:
         """The statistics of observations; see ``agent.Agent``."""
