@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rlcore.envs.classic import CartPole
 from rlcore.types import Obs
@@ -66,7 +67,12 @@ class CartPolePixels(CartPole):
         middles = (torch.arange(size, device=self.device) + 0.5) * (VIEW / size)  # m, of pixels
         self._pixel = VIEW / size  # m
         self._x = middles - VIEW / 2  # [W]
-        self._y = VIEW - RAIL - middles  # [H], above the rail, from the upper edge down
+        up = VIEW - RAIL - middles  # [H], above the rail, from the upper edge down
+        # Above and below what can be drawn, however the pole stands while an episode lasts, all is black.
+        reach = 2.0 * self._pixel
+        self._above = int((up > POLE_LENGTH + POLE_RADIUS + reach).sum())
+        self._below = int((up < -0.5 * CART_HEIGHT - reach).sum())
+        self._y = up[self._above : size - self._below]
 
     def draw(self, state: Tensor) -> Tensor:
         """Pictures ``[M, H, W]`` uint8 of states ``[M, 4]``.
@@ -75,12 +81,13 @@ class CartPolePixels(CartPole):
         round ends, by the distance of the pixel's middle from its edge.
         """
         x, sin, cos = (part[:, None, None] for part in (state[:, 0], state[:, 2].sin(), state[:, 2].cos()))
-        right, up = self._x - x, self._y[:, None]  # [M, 1, W] and [H, 1], m from the middle of the cart
-        cart = self._covered(right, CART_WIDTH) * self._covered(up, CART_HEIGHT)  # [M, H, W]
+        right, up = self._x - x, self._y[:, None]  # [M, 1, W] and [R, 1], m from the middle of the cart
+        cart = self._covered(right, CART_WIDTH) * self._covered(up, CART_HEIGHT)  # [M, R, W]
         along = right * sin + up * cos
         away = torch.hypot(along - along.clamp(0.0, POLE_LENGTH), right * cos - up * sin)  # m, from its middle line
         pole = ((POLE_RADIUS - away) / self._pixel + 0.5).clamp(0.0, 1.0)
-        return (255.0 * torch.maximum(CART_GRAY * cart, pole)).round().to(torch.uint8)
+        rows = (255.0 * torch.maximum(CART_GRAY * cart, pole)).round().to(torch.uint8)
+        return pad(rows, (0, 0, self._above, self._below))
 
     def _covered(self, middle: Tensor, width: float) -> Tensor:
         """Fraction of a pixel within ``width / 2`` of zero, by where its middle is."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore import DDPG, PPO, SAC, DDPGConfig, PPOConfig, SACConfig
+from rlcore.capture import Captured
 from rlcore.config import ConfigError
 from rlcore.env import VecEnv, spec_of
 from rlcore.env_check import StepCheck, check_obs
@@ -218,3 +219,31 @@ def test_a_group_that_is_neither_vector_nor_image_is_refused(shape: tuple[int, .
     env.observation_spaces = {"camera": gymnasium.spaces.Box(0, 255, shape, dtype=np.uint8)}
     with pytest.raises(ValueError, match=r"'camera' is uint8 of shape .*vectors \[O\] and images \[C, H, W\]"):
         spec_of(env)
+
+
+@pytest.mark.gpu
+def test_pictures_of_the_gpu_are_those_of_the_cpu() -> None:
+    states = torch.rand(256, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([4.8, 0, 0.4, 0])
+    states -= torch.tensor([2.4, 0, 0.2, 0])
+    here = CartPolePixels(1).draw(states)
+    there = CartPolePixels(1, device="cuda").draw(states.cuda()).cpu()
+    off = (here.int() - there.int()).abs()
+    assert off.max() <= 1 and (off > 0).float().mean() < 0.01
+
+
+@pytest.mark.gpu
+def test_steps_recorded_as_a_graph_equal_those_as_written() -> None:
+    envs = [CartPolePixels(64, device="cuda", seed=0, max_episode_length=15) for _ in range(2)]
+    device = envs[0].device
+    steps = [
+        Captured(lambda action, env=env: tuple(env.step(action)[:5]), mode, device, [env.generator])
+        for env, mode in zip(envs, ("graph", "eager"), strict=True)
+    ]
+    assert torch.equal(*(env.reset()["policy"] for env in envs))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        action = torch.randint(2, (64,), generator=generator).cuda()
+        (obs, *flags, final), (wanted, *wanted_flags, wanted_final) = (step(action) for step in steps)
+        assert torch.equal(obs["policy"], wanted["policy"]) and torch.equal(final["policy"], wanted_final["policy"])
+        assert all(torch.equal(a, b) for a, b in zip(flags, wanted_flags, strict=True))
+    assert steps[0].graph is not None
