@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.anchors import Anchors
-from rlcore.capture import Captured, matmul_precision
+from rlcore.capture import Captured, matmul_precision, rebuilt
 from rlcore.config import ConfigError, check
 from rlcore.critics import Critics
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
@@ -24,13 +25,10 @@ from rlcore.observations import choose_groups, concatenate
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
 from rlcore.policies import SquashedPolicy
-from rlcore.replay import Replay, Transitions
+from rlcore.replay import Batch, Replay, Transitions
 from rlcore.rollout import make_trace
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
-
-Batch = dict[str, Tensor]
-"""Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
 
 
 class OffPolicy:
@@ -274,14 +272,12 @@ class OffPolicy:
             transitions = self.replay.sample(
                 rows * config.batch_size, config.gamma, config.n_step, self.timeout_bootstrap
             )
-            whole = {
-                name: value.view(rows, config.batch_size, *value.shape[1:])
-                for name, value in self._batch(transitions).items()
-            }
+            whole = self._batch(transitions)
+            whole = rebuilt(whole, lambda x: x.view(rows, config.batch_size, *x.shape[1:]))
             logs: list[Metrics] = []
             for i in range(rows):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
-                logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
+                logs.append(self._gradient_step(rebuilt(whole, operator.itemgetter(i)), with_actor))
         lost = 1 - transitions.weight.mean()
         means = means_of(logs) | self._faults()
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
@@ -299,20 +295,26 @@ class OffPolicy:
 
     @torch.no_grad()
     def _batch(self, transitions: Transitions) -> Batch:
-        batch: Batch = {}
-        for prefix, obs in (("", transitions.obs), ("next_", transitions.next_obs)):
-            batch[f"{prefix}actor_obs"] = self.policy.normalizer(concatenate(obs, self.policy.groups))
-            batch[f"{prefix}critic_obs"] = batch[f"{prefix}actor_obs"]
-            if self.critic_groups != self.policy.groups:
-                batch[f"{prefix}critic_obs"] = self.critic_normalizer(concatenate(obs, self.critic_groups))
-        weight = transitions.weight / transitions.weight.mean().clamp(min=1 / transitions.weight.numel())
-        reward = transitions.reward
-        return batch | {
-            "action": transitions.action,
-            "reward": reward if self.return_scale is None else reward / self.return_scale(),
-            "discount": transitions.discount,
-            "weight": weight,
-        }
+        actor_obs, critic_obs = self._normalized(transitions.obs)
+        next_actor_obs, next_critic_obs = self._normalized(transitions.next_obs)
+        reward, weight = transitions.reward, transitions.weight
+        return Batch(
+            actor_obs,
+            critic_obs,
+            next_actor_obs,
+            next_critic_obs,
+            transitions.action,
+            reward if self.return_scale is None else reward / self.return_scale(),
+            transitions.discount,
+            weight / weight.mean().clamp(min=1 / weight.numel()),
+        )
+
+    def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """What actor and critics read of observations."""
+        actor_obs = self.policy.normalizer(concatenate(obs, self.policy.groups))
+        if self.critic_groups == self.policy.groups:
+            return actor_obs, actor_obs
+        return actor_obs, self.critic_normalizer(concatenate(obs, self.critic_groups))
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""

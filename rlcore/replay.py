@@ -44,6 +44,19 @@ class Transitions(NamedTuple):
     weight: Tensor  # [B], 1, or 0 where next_obs has been lost or a step is broken: no value is learned
 
 
+class Batch(NamedTuple):
+    """Transitions as networks read them, B of them: vectors of observations joined and normalized."""
+
+    actor_obs: Tensor  # [B, O]
+    critic_obs: Tensor  # [B, O], may be the actor's
+    next_actor_obs: Tensor
+    next_critic_obs: Tensor
+    action: Tensor  # [B, A]
+    reward: Tensor  # [B], normalized if so configured
+    discount: Tensor  # [B]
+    weight: Tensor  # [B], with a mean of 1 over all that were drawn together
+
+
 class Replay:
     """The latest vector steps, time-major ``[C, N, ...]``, each observation stored once.
 
