@@ -262,9 +262,7 @@ class GymnasiumEnv:
                 values[i] = last[group]
         return final
 
-    def _to_torch(
-        self, groups: _Arrays, *others: NDArray[Any], own: bool = False
-    ) -> tuple[Obs, tuple[Tensor, ...]]:
+    def _to_torch(self, groups: _Arrays, *others: NDArray[Any], own: bool = False) -> tuple[Obs, tuple[Tensor, ...]]:
         """Copies of observation groups, rewards ``[N]`` and flags ``[N]``, in one transfer to a GPU.
 
         On a CPU what is our ``own`` is not copied.

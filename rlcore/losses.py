@@ -74,7 +74,8 @@ def ppo_loss(
     error = (value - sample["returns"]).square()
     if clip_value_loss:
         near = sample["value"] + (value - sample["value"]).clamp(-clip_range, clip_range)
-        error = torch.max(error, (near - sample["returns"]).square())
+        other = (near - sample["returns"]).square()
+        error = torch.where(other > error, other, error)
     value_loss = (weight * error).mean()
     entropy = distribution.entropy()
     entropy = entropy if entropy_coef != 0 else entropy.detach()  # without a gradient that comes to nothing

@@ -29,7 +29,7 @@ from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import filled, gae, next_values, room_for_timeouts, standardized
-from rlcore.rollout import Rollout, make_trace, reordered
+from rlcore.rollout import Rollout, make_trace, minibatches, reordered
 from rlcore.types import Metrics, Mode, Obs, State, Step
 
 _log = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class PPO:
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
         self.rollout.write(row)
-        self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
+        self.trace.write(obs)
         if self.recurrent:
             state = cleared(state, broken_observations(row))
         return self.policy.limit(action), state
@@ -184,7 +184,7 @@ class PPO:
             final = concatenate(final_obs, self.critic.groups)
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
         self.rollout.write(row)
-        self.trace.write({"done": done[: self.trace.num_envs]})
+        self.trace.write({"done": done})
         self.rollout.advance()
         self.trace.advance()
 
@@ -217,9 +217,8 @@ class PPO:
                 if config.num_minibatches > 1:  # once an epoch, so that minibatches are views
                     order = torch.randperm(self.num_sequences, device=next_obs.device)
                     shuffled = {name: reordered(value, order) for name, value in batch.items()}
-                parts = {name: value.chunk(config.num_minibatches, 1) for name, value in shuffled.items()}
-                for i in range(config.num_minibatches):
-                    measured = self._minibatch({name: part[i] for name, part in parts.items()})
+                for sample in minibatches(shuffled, config.num_minibatches, dim=1):
+                    measured = self._minibatch(sample)
                     rows.append(torch.stack(list(measured.values())))
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last
         applied = table[:, -1:]

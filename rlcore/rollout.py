@@ -31,7 +31,12 @@ class Rollout:
         self._rows: dict[str, tuple[Tensor, ...]] = {}  # of data, on a CPU
 
     def write(self, rows: Mapping[str, Tensor]) -> None:
-        """Copy ``[N, ...]`` tensors into the present row; a name's first row settles its shape and type."""
+        """Copy tensors ``[N, ...]``, or the first N rows of larger ones, into the present row.
+
+        A name's first row settles its shape and type.
+        """
+        if len(next(iter(rows.values()))) > self.num_envs:
+            rows = {name: value[: self.num_envs] for name, value in rows.items()}
         for name, value in rows.items():
             if name not in self.data:
                 self._keep(name, value.new_zeros((self.num_steps, *value.shape)))
@@ -82,6 +87,14 @@ class Rollout:
 def make_trace(num_envs: int, device: torch.device) -> Rollout:
     """Room for the latest 256 steps of the first few envs: raw observations, for checking an export with."""
     return Rollout(256, min(num_envs, 8), device)
+
+
+def minibatches(fields: Mapping[str, Tensor], number: int, dim: int = 0) -> list[dict[str, Tensor]]:
+    """Cut samples into equal parts, which are views."""
+    if number == 1:
+        return [dict(fields)]
+    parts = [value.chunk(number, dim) for value in fields.values()]
+    return [dict(zip(fields, part, strict=True)) for part in zip(*parts, strict=True)]
 
 
 def reordered(value: Tensor, order: Tensor) -> Tensor:
