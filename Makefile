@@ -43,7 +43,7 @@ $(ISAACLAB)/.installed: setup.cfg
 	touch $@
 
 test-isaaclab: $(ISAACLAB)/.installed
-	$(ISAACLAB)/bin/python -m pytest tests/test_isaaclab3.py --timeout 1200
+	$(ISAACLAB)/bin/python -m pytest tests/test_isaaclab3.py tests/test_simulators.py --timeout 1200
 
 # Trains, evaluates, exports and checks the file; then the file alone is given over 1,000 commands.
 # More settings: make train ARGS="--seed 2"

@@ -31,15 +31,17 @@ import tyro
 from curves import draw, key_of, markdown, named, show, write_csv
 from facts import header, write
 from rich.console import Console
-from timing import Precision, apart, heard_warnings, peak_memory
+from timing import apart, heard_warnings, peak_memory
+from work import Precision
 
 from rlcore.config import ConfigError
 from rlcore.env import spec_of
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
-from rlcore.learn import Progress
-from rlcore.train.algorithms import AGENTS, POLICIES
-from rlcore.train.config import TrainConfig, algorithm, default_config
+from rlcore.learn import Progress, learn
+from rlcore.train.algorithms import algorithm, find
+from rlcore.train.config import TrainConfig
+from rlcore.train.defaults import default_config
 from rlcore.train.evaluate import evaluate
 from rlcore.train.training import EVAL_SEED
 from rlcore.types import Mode
@@ -136,7 +138,7 @@ def train(key: Key, settings: Settings, submitted: float) -> Run:
 
     with heard_warnings() as warnings:
         env = make_env(task, num_envs, settings.device, seed=seed, **own.env)
-        agent = AGENTS[own.algo](env, config, seed=seed, num_iterations=iterations)
+        agent = find(own.algo).agent(env, config, seed=seed, num_iterations=iterations)
         built = time.perf_counter() - began
 
         def on_iteration(progress: Progress) -> None:
@@ -161,7 +163,7 @@ def train(key: Key, settings: Settings, submitted: float) -> Run:
         def late() -> bool:
             return settings.limit is not None and time.perf_counter() - began > settings.limit
 
-        progress = agent.learn(iterations, on_iteration=on_iteration, should_stop=late)
+        progress = learn(env, agent, iterations, seed=seed, on_iteration=on_iteration, should_stop=late)
         if cuda:
             torch.cuda.synchronize()
         total, memory = time.perf_counter() - began, peak_memory(settings.device)
@@ -171,7 +173,7 @@ def train(key: Key, settings: Settings, submitted: float) -> Run:
     return {
         "task": task,
         "algo": algo,
-        "preset": getattr(own, "preset", None),
+        "preset": own.preset,
         "precision": precision,
         "seed": seed,
         "num_envs": num_envs,
@@ -193,7 +195,7 @@ def judge(run: Run, settings: Settings) -> Run:
     own = shipped(run["task"], run["algo"], settings)
     env = make_env(run["task"], settings.eval_envs, settings.device, seed=run["seed"], **own.env)
     config: Any = dataclasses.replace(own.agent, precision="fp32")
-    policy = POLICIES[own.algo](spec_of(env), config).to(settings.device)
+    policy = find(own.algo).policy(spec_of(env), config).to(settings.device)
     curve = []
     for when, state in zip(run["curve"], run["states"], strict=True):
         policy.load_state_dict({name: torch.as_tensor(value) for name, value in state.items()})
@@ -217,7 +219,7 @@ def planned(settings: Settings) -> list[Key]:
     for task in settings.task:
         if simulator_of(task) in ("builtin", "gymnasium"):  # others are refused when they are made, which takes long
             env = make_env(task, 1)
-            if spec_of(env).discrete and set(settings.algo) - {"ppo"}:
+            if spec_of(env).discrete and any(find(algorithm(name)[0]).bounded_actions for name in settings.algo):
                 raise ConfigError(f"--algo: {task} has discrete actions, which SAC and DDPG cannot choose; use ppo")
             env.close()
     pairs: list[tuple[str, Precision]] = []

@@ -6,7 +6,7 @@
 #   PYTHONPATH=SITE ISAACSIM_ASSET_ROOT=SITE/assets rlcore train --task Isaac-Ant presets=newton_mjwarp
 #
 # Isaac Lab, Newton, their physics and USD are in it, and what they import to run without a picture; not torch, NumPy and
-# what rlcore itself needs. Assets are those of isaaclab_assets.py: Cartpole, Ant and Humanoid.
+# what rlcore itself needs. Assets are those of isaaclab_robots.py: Cartpole, Ant and Humanoid.
 set -e
 if [ "$1" = --unpack ]; then
     SITE=$2; shift 2; mkdir -p "$SITE"
@@ -20,7 +20,7 @@ pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --imple
     usd-exchange==3.0.1 rsl-rl-lib==5.5.1 tensordict==0.15.3 pyvers==0.2.3 hydra-core==1.3.8 omegaconf==2.3.1 lazy-loader==0.6 \
     prettytable==3.18.0 wcwidth==0.9.4 trimesh==5.2.0 meshio==5.3.5 shapely==2.2.0 rtree==1.4.1 scipy==1.18.1 attrs==26.1.0 \
     tqdm==4.70.1 glfw==2.11.0 gitpython==3.2.1 gitdb==4.0.12 smmap==5.0.3
-pip download --quiet --no-deps --no-binary=:all: --no-build-isolation --dest "$OUT/wheels" antlr4-python3-runtime==4.9.3
+pip download --quiet --no-deps --no-binary=:all: --dest "$OUT/wheels" antlr4-python3-runtime==4.9.3
 mkdir -p "$SITE"
 for wheel in "$OUT"/wheels/*.whl; do unzip -q -o "$wheel" -d "$SITE"; done
 tar -xzf "$OUT"/wheels/antlr4*.tar.gz -C "$OUT" && cp -r "$OUT"/antlr4*/src/antlr4 "$SITE"
@@ -29,8 +29,8 @@ cd "$SITE"
 rm -rf isaaclab/source warp/tests warp/examples newton/tests mujoco/{experimental,mjx,bin,sysid,testdata,include} \
     mujoco_warp/test_data
 find . -name tests -type d -prune -exec rm -rf {} +
-PYTHONPATH=$SITE python3 "$HERE/isaaclab_assets.py" assets
+PYTHONPATH=$SITE python3 "$HERE/isaaclab_robots.py" assets
 # Of Newton's examples only these files were needed.
 rm -rf newton/examples
-tar -cf - . | xz -T0 -7 -c | split -d -b 60M - "$OUT/isaaclab.tar.xz."
+tar -cf - . | xz -T0 -3 -c | split -d -b 60M - "$OUT/isaaclab.tar.xz."
 rm -rf "$OUT"/antlr4-* && ls -l "$OUT"/isaaclab.tar.xz.*

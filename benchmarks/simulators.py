@@ -4,15 +4,17 @@
     python benchmarks/simulators.py --library rlcore --task $task --seed 1 --json rlcore-1.json
     python benchmarks/simulators.py --library rsl_rl --task $task --seed 1 --json rsl_rl-1.json
     python benchmarks/simulators.py --library rlcore --algo sac --task $task --seed 1 --json rlcore-sac-1.json
+    python benchmarks/simulators.py --library rlcore --task Isaac-Ant presets=newton_mjwarp --json ant-1.json
     python benchmarks/simulators.py --show r*.json --plot go1.png --markdown
 
 One process is one run; runs that are to be compared go one after the other, or each to a GPU of its own. Both
-libraries take what the task ships: rsl_rl through mjlab's own runner, rlcore converted. For both, the reward is the
-mean return of the latest 100 episodes, counted by the same code on the simulator's own step.
+libraries take what the task ships: rsl_rl through the runner that mjlab or Isaac Lab 3 makes, rlcore converted. For
+both, the reward is the mean return of the latest 100 episodes, counted by the same code on the simulator's own step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -21,8 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,21 +33,26 @@ import torch
 import tyro
 from facts import header, write
 from rich.console import Console
-from simulator_curves import draw, markdown, show, summarize
+from simulator_curves import draw, markdown, show
+from simulator_diary import Diary, Window
+from simulator_tasks import Task
+from simulator_tasks import task_of as simulator_task
 from timing import heard_warnings, peak_memory
 from torch import Tensor
 
 from rlcore.env import spec_of
 from rlcore.envs import make_env
-from rlcore.envs.launch import GET_MJLAB
+from rlcore.envs.arrays import as_tensor
+from rlcore.envs.launch import simulator_of
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.export import OnnxPolicy, export_onnx
-from rlcore.learn import Progress, Report
-from rlcore.train.algorithms import AGENTS, POLICIES
-from rlcore.train.config import TrainConfig, algorithm, default_config
+from rlcore.learn import Progress, Report, learn
+from rlcore.train.algorithms import algorithm, find
+from rlcore.train.config import TrainConfig
+from rlcore.train.defaults import default_config
 from rlcore.train.evaluate import Evaluation, evaluate
+from rlcore.train.importers.registered import registered_config
 from rlcore.train.logger import RunLogger
-from rlcore.train.registered import registered_config
 from rlcore.train.training import EVAL_SEED
 
 STEPS = 24
@@ -60,7 +66,9 @@ class Settings:
     library: Literal["rlcore", "rsl_rl", "env", "adapter"] = "rlcore"
     """What runs; env steps the simulator with random actions and nothing else, adapter does so through rlcore's env."""
     task: str = "Mjlab-Cartpole-Balance"
-    """A task of mjlab."""
+    """A task of mjlab or Isaac Lab."""
+    presets: str = ""
+    """Of a task of Isaac Lab 3, as for `rlcore train`; also as presets=NAME."""
     algo: Literal["ppo", "sac", "ddpg", "td3"] = "ppo"
     """What rlcore trains with."""
     preset: Literal["classic", "td3", "gpu"] | None = None
@@ -102,74 +110,6 @@ class Settings:
     """Print the table as Markdown."""
 
 
-class Window:
-    """Mean return of the latest episodes, kept on the device so that counting waits for nothing.
-
-    Of more than ``size`` episodes that end in one step, some are left out.
-    """
-
-    def __init__(self, num_envs: int, device: torch.device, size: int = 100) -> None:
-        self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
-        self.latest = torch.full((size + 1,), torch.nan, device=device)  # and a place for what is not over
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
-        self.size = size
-
-    def record(self, reward: Tensor, done: Tensor) -> None:
-        """Take in one vector step."""
-        self.returns += reward
-        order = done.cumsum(0)  # [N], 1 for the first that ended
-        place = torch.where(done, (self.count + order - 1) % self.size, self.size)
-        self.latest.scatter_(0, place, self.returns)
-        self.count += order[-1]
-        self.returns.masked_fill_(done, 0.0)
-
-    def mean(self) -> Tensor:
-        """NaN until an episode has ended."""
-        return self.latest[:-1].nanmean()
-
-    def watch(self, core: Any) -> None:
-        """Count what an env of mjlab returns."""
-        step = core.step
-
-        def counted(action: Tensor) -> Any:
-            result = step(action)
-            self.record(result[1], result[2] | result[3])
-            return result
-
-        core.step = counted
-
-
-class Diary:
-    """What is known after each iteration, and the time; the device is asked for rewards every 20 iterations only."""
-
-    def __init__(self, report: dict[str, Any], settings: Settings, window: Window | None) -> None:
-        self.report, self.settings, self.window = report, settings, window
-        self.rows: list[dict[str, Any]] = []
-        self.rewards: list[Tensor] = []
-        self.began = time.perf_counter()
-
-    def tick(self, env_steps: int) -> bool:
-        """Note the end of an iteration; returns whether time is up."""
-        seconds = time.perf_counter() - self.began
-        self.rows.append({"iteration": len(self.rows) + 1, "env_steps": env_steps, "seconds": seconds})
-        if self.window is not None:
-            self.rewards.append(self.window.mean())
-        if len(self.rows) % 20 == 0:
-            self.save()
-        return seconds >= self.settings.seconds or len(self.rows) >= self.settings.iterations
-
-    def save(self) -> None:
-        """Write what there is."""
-        first = len(self.rows) - len(self.rewards)
-        if self.rewards:
-            for row, reward in zip(self.rows[first:], torch.stack(self.rewards).tolist(), strict=True):
-                row["reward"] = reward if reward == reward else None
-            self.rewards.clear()
-        self.report["rows"] = self.rows
-        self.report["summary"] = summarize(self.report)
-        write(self.report, self.settings.json)
-
-
 class Enough(Exception):
     """Raised to leave a runner that cannot be asked to stop."""
 
@@ -177,25 +117,29 @@ class Enough(Exception):
 def shipped(settings: Settings) -> TrainConfig:
     """What the task is trained with, as rlcore's."""
     algo, preset = algorithm(settings.algo, settings.preset)
-    num_envs = settings.num_envs or (4096 if algo == "ppo" else None)
-    registered, _ = registered_config(settings.task, num_envs, algo=algo)
+    num_envs = settings.num_envs or (4096 if find(algo).on_policy else None)
+    registered, _ = registered_config(settings.task, num_envs, algo=algo, options=chosen(settings))
     config = default_config(settings.task, settings.config, registered, algo, preset)[0]
     return config if num_envs is None else dataclasses.replace(config, num_envs=num_envs)
+
+
+def chosen(settings: Settings) -> dict[str, Any]:
+    """Options of the task's env by which its settings are chosen, too."""
+    return {"presets": settings.presets} if settings.presets else {}
 
 
 def rlcore_env(settings: Settings, config: TrainConfig, num_envs: int, seed: int, **options: Any) -> Any:
     """The task through rlcore's adapter."""
     own: dict[str, Any] = {} if settings.final_obs == "auto" else {"final_obs": settings.final_obs}
-    own |= {} if settings.randomize_start else {"randomize_start": False}
+    own |= chosen(settings) | ({} if settings.randomize_start else {"randomize_start": False})
     return make_env(settings.task, num_envs, settings.device, seed=seed, **{**config.env, **own, **options})
 
 
-def mjlab_env(settings: Settings) -> Any:
-    """The task as mjlab makes it."""
-    registry: Any = importlib.import_module("mjlab.tasks.registry")
-    cfg = registry.load_env_cfg(settings.task)
-    cfg.scene.num_envs, cfg.seed = settings.num_envs or 4096, settings.seed
-    return importlib.import_module("mjlab.envs").ManagerBasedRlEnv(cfg, device=settings.device)
+def task_of(settings: Settings) -> Task:
+    """The task as its simulator makes it."""
+    return simulator_task(
+        settings.task, settings.num_envs or 4096, settings.seed, settings.device, presets=settings.presets
+    )
 
 
 def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, Any]:
@@ -204,11 +148,13 @@ def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
     env = rlcore_env(settings, config, config.num_envs, settings.seed)
     span = max(1, STEPS // config.agent.num_steps)  # iterations of the algorithm in one of the results
     total = settings.iterations * span
-    agent = AGENTS[config.algo](env, config.agent, seed=settings.seed, num_iterations=total)
+    agent = find(config.algo).agent(env, config.agent, seed=settings.seed, num_iterations=total)
     aside: list[tuple[dict[str, Any], dict[str, Tensor]]] = []
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        quiet = Console(file=nowhere)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        quiet = Console(file=stack.enter_context(open(os.devnull, "w")))
         logs = RunLogger(Path(folder), total=total, log_interval=config.log_interval * span, console=quiet)
+        stack.enter_context(logs)  # closes what writes before the folder goes
         diary, enough = begin(env.core), False
 
         def on_iteration(progress: Progress) -> None:
@@ -227,8 +173,15 @@ def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
             if report.iteration % span == 0:
                 diary.rows[report.iteration // span - 1].update(found)
 
-        with logs:
-            agent.learn(total, on_iteration=on_iteration, on_report=on_report, should_stop=lambda: enough)
+        learn(
+            env,
+            agent,
+            total,
+            seed=settings.seed,
+            on_iteration=on_iteration,
+            on_report=on_report,
+            should_stop=lambda: enough,
+        )
         diary.save()
     facts: dict[str, Any] = {"final_obs": env.final_obs_source, "time_outs": agent.timeout_bootstrap}
     facts["notes"] = list(env.notes)
@@ -238,7 +191,7 @@ def run_rlcore(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
     env.close()
     seed = settings.seed + EVAL_SEED
     judge = rlcore_env(settings, config, settings.eval_envs, seed, randomize_start=False)
-    policy = POLICIES[config.algo](spec, dataclasses.replace(config.agent, precision="fp32")).to(settings.device)
+    policy = find(config.algo).policy(spec, dataclasses.replace(config.agent, precision="fp32")).to(settings.device)
     for row, state in aside:
         policy.load_state_dict(state)
         row["evaluated"] = evaluate(judge, policy, seed).as_dict()
@@ -255,19 +208,15 @@ def figures(result: Evaluation) -> dict[str, Any]:
 
 
 def run_rsl_rl(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, Any]:
-    """Train with rsl_rl as mjlab's training script does, to tensorboard and without checkpoints on the way."""
-    rl: Any = importlib.import_module("mjlab.rl")
-    registry: Any = importlib.import_module("mjlab.tasks.registry")
-    importlib.import_module("mjlab.utils.torch").configure_torch_backends()  # TF32
-    cfg = registry.load_rl_cfg(settings.task)
-    cfg.seed, cfg.logger, cfg.upload_model, cfg.save_interval = settings.seed, "tensorboard", False, 10**9
-    env = mjlab_env(settings)
-    wrapped = rl.RslRlVecEnvWrapper(env, clip_actions=cfg.clip_actions)
-    runner_class = registry.load_runner_cls(settings.task) or rl.MjlabOnPolicyRunner
+    """Train with rsl_rl as the simulator's training script does, to tensorboard, without checkpoints on the way."""
+    importlib.import_module("torch.utils.tensorboard")  # slow, and not to be timed
+    task = task_of(settings)
+    env = task.env()
     with tempfile.TemporaryDirectory() as folder:
-        runner = runner_class(wrapped, dataclasses.asdict(cfg), folder, settings.device)
+        runner, num_steps = task.runner(env, folder)
         runner.save = lambda *_: None  # the first iteration would
-        log, steps, diary = runner.logger.log, cfg.num_steps_per_env * env.num_envs, begin(env)
+        log, core = runner.logger.log, env.unwrapped
+        steps, diary = num_steps * core.num_envs, begin(core)
 
         def logged(**values: Any) -> None:
             log(**values)
@@ -283,6 +232,9 @@ def run_rsl_rl(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, A
             runner.learn(settings.iterations, init_at_random_ep_len=settings.randomize_start)
         except Enough:
             diary.save()
+        finally:
+            if runner.logger.writer is not None:  # else its thread writes on while the folder goes
+                runner.logger.writer.close()
     if settings.evaluations:
         policy, device = runner.get_inference_policy(device=settings.device), settings.device
         env.close()
@@ -306,11 +258,15 @@ def run_alone(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, An
         core = env.core
         env.reset(settings.seed)
     else:
-        env = core = mjlab_env(settings)
+        env = task_of(settings).env()
+        core = env.unwrapped
         env.reset(seed=settings.seed)
         if settings.randomize_start:
-            core.episode_length_buf = torch.randint_like(core.episode_length_buf, core.max_episode_length)
-    size, steps = core.single_action_space.shape[0], config.agent.num_steps
+            elapsed = as_tensor(core.episode_length_buf)
+            elapsed.copy_(torch.randint_like(elapsed, core.max_episode_length))
+    size, steps = sum(core.single_action_space.shape), config.agent.num_steps
+    if not size:
+        raise ValueError(f"--library is {settings.library}, and {settings.task} takes no numbers; choose another task")
     diary = begin(core)
     for iteration in range(1, settings.iterations + 1):
         for _ in range(steps):
@@ -326,29 +282,12 @@ def run_alone(settings: Settings, begin: Callable[[Any], Diary]) -> dict[str, An
 RUNS = {"rlcore": run_rlcore, "rsl_rl": run_rsl_rl, "env": run_alone, "adapter": run_alone}
 
 
-@contextmanager
-def prepared() -> Iterator[None]:
-    """Leave out what mjlab would print of kernels, and what GitPython would demand.
-
-    Raises:
-        ValueError: mjlab is not installed.
-    """
-    quiet_warp()
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    try:
-        importlib.import_module("mjlab.tasks")  # registers them
-    except ModuleNotFoundError as error:
-        if error.name != "mjlab":
-            raise
-        raise ValueError(GET_MJLAB) from None
-    with heard_warnings():
-        yield
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run, or make a table and a picture of runs; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    settings = tyro.cli(Settings, args=arguments)
+    # As `rlcore train` takes it.
+    words = [f"--{word}" if word.startswith("presets=") else word for word in arguments]
+    settings = tyro.cli(Settings, args=words)
     try:
         return _main(arguments, settings)
     except ValueError as error:
@@ -365,6 +304,7 @@ def _main(arguments: list[str], settings: Settings) -> int:
         if settings.plot is not None:
             draw(reports, settings.plot)
         return 0
+    task_of(settings)  # refuses what is no simulator's
     began = time.perf_counter()
     report = header("simulators", arguments, settings) | {"rows": []}
 
@@ -374,10 +314,14 @@ def _main(arguments: list[str], settings: Settings) -> int:
         if window is not None:
             window.watch(core)
         report["setup_s"] = time.perf_counter() - began
-        return Diary(report, settings, window)
+        return Diary(report, window, settings.iterations, settings.seconds, settings.json)
 
-    with prepared():
+    quiet_warp()
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # rsl_rl imports it, and it would demand git
+    with heard_warnings():
         report |= RUNS[settings.library](settings, begin)
+    simulator = simulator_of(settings.task)
+    report["versions"][simulator] = version(simulator)
     report["memory_mib"] = peak_memory(settings.device)
     write(report, settings.json)
     show([report], console)

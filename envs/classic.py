@@ -6,7 +6,6 @@ Constants and equations are those of gymnasium's ``CartPole-v1`` and ``Pendulum-
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -15,19 +14,18 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlcore.envs.torch_env import TorchEnv, drawn
 from rlcore.types import Obs, Step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
-class _Classic:
-    """What the two tasks share: start states, the time limit, resets and saving. The tasks add the physics."""
+class _Classic(TorchEnv):
+    """What the two tasks share: start states, the time limit and resets. The tasks add the physics."""
 
-    task: str
-    deployment: ClassVar[dict[str, Any]]
-    action_space: spaces.Space[Any]
-    capturable = True
+    _buffers: ClassVar[tuple[str, ...]] = ("state", "steps")
     _start_range: tuple[float, ...]  # half-width of the uniform start state, centered on zero
 
     def __init__(
@@ -38,30 +36,11 @@ class _Classic:
         max_episode_length: int,
         observation_high: list[float],
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("max_episode_length", max_episode_length)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{self.task}: {name} is {value!r}; it must be a whole number of at least 1")
+        super().__init__(num_envs, device, seed, max_episode_length)
         high = np.array(observation_high, dtype=np.float32)
-        self.observation_spaces: Mapping[str, spaces.Box] = {"policy": spaces.Box(-high, high, dtype=np.float32)}
-        self.num_envs = num_envs
-        self.max_episode_length = max_episode_length
-        self.state = torch.zeros(num_envs, len(self._start_range), device=device)  # [N, S]
-        self.steps = torch.zeros(num_envs, dtype=torch.int64, device=device)  # [N]
-        self.device = self.state.device
-        self.generator = torch.Generator(self.device)
-        self._high = torch.tensor(self._start_range, device=device)  # [S]
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed)
-
-    def reset(self, seed: int | None = None) -> Obs:
-        """Start a new episode in every env. Without a seed the env's own random numbers go on."""
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        self.state.copy_(self._start_states())
-        self.steps.zero_()
-        return self._observe(self.state)
+        self.observation_spaces = {"policy": spaces.Box(-high, high, dtype=np.float32)}
+        self.state = torch.zeros(num_envs, len(self._start_range), device=self.device)  # [N, S]
+        self._high = torch.tensor(self._start_range, device=self.device)  # [S]
 
     @torch.no_grad()
     def step(self, action: Tensor) -> Step:
@@ -78,65 +57,35 @@ class _Classic:
         # In place, so that the buffers keep their address in a captured graph.
         self.state.copy_(torch.where(done.unsqueeze(1), self._start_states(), state))
         self.steps.copy_(steps.masked_fill(done, 0))
-        return Step(self._observe(self.state), reward, terminated, truncated, self._observe(state), {})
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the future depends on."""
-        return {
-            "state": self.state.clone(),
-            "steps": self.steps.clone(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state_dict`` was taken, on the same kind of device.
-
-        Raises:
-            ValueError: it was taken with another number of envs.
-        """
-        if state["state"].shape != self.state.shape:
-            raise ValueError(
-                f"{self.task}: the saved state has {state['state'].shape[0]} envs, this env has {self.num_envs}; "
-                f"use num_envs={state['state'].shape[0]}"
-            )
-        self.state.copy_(state["state"])
-        self.steps.copy_(state["steps"])
-        self.generator.set_state(state["generator"].cpu())
+        obs, final_obs = self._observations(state, done)
+        return Step(obs, reward, terminated, truncated, final_obs, {})
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[300, 400, 3]``."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        return drawn(self._paint)
 
-        figure = Figure(figsize=(4, 3), dpi=100)
-        canvas = FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-        axes.set_aspect("equal")
-        axes.set_axis_off()
-        self._draw(axes, self.state[0].tolist())
-        canvas.draw()  # type: ignore[no-untyped-call]
-        picture: NDArray[np.uint8] = np.array(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]
-        return np.ascontiguousarray(picture[..., :3])
-
-    def close(self) -> None:
-        """Nothing to release."""
+    def _begin(self) -> Obs:
+        self.state.copy_(self._start_states())
+        self.steps.zero_()
+        return self._observe(self.state)
 
     def _start_states(self) -> Tensor:
         uniform = torch.rand(self.state.shape, generator=self.generator, device=self.device)  # [N, S]
         return (2.0 * uniform - 1.0) * self._high
 
-    def _check_action(self, action: Tensor) -> None:
-        discrete = isinstance(self.action_space, spaces.Discrete)
-        shape = (self.num_envs,) if discrete else (self.num_envs, 1)
-        if action.shape != shape or action.dtype.is_floating_point == discrete:
-            raise ValueError(
-                f"{self.task}: action is {action.dtype} of shape {tuple(action.shape)}; "
-                f"expected {'torch.int64' if discrete else 'torch.float32'} of shape {shape}"
-            )
+    def _paint(self, figure: Figure) -> None:
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set_aspect("equal")
+        axes.set_axis_off()
+        self._draw(axes, self.state[0].tolist())
 
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Next state ``[N, S]``, reward ``[N]``, terminated ``[N]``."""
         raise NotImplementedError
+
+    def _observations(self, reached: Tensor, done: Tensor) -> tuple[Obs, Obs]:
+        """What is seen after resets, of ``self.state``, and before, of the states ``[N, S]`` that were reached."""
+        return self._observe(self.state), self._observe(reached)
 
     def _observe(self, state: Tensor) -> Obs:
         """Observations that share no memory with the state."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,12 +10,14 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlcore.envs.torch_env import TorchEnv, drawn
 from rlcore.types import Obs, Step
 
-_BUFFERS = ("cue", "shown", "steps", "lengths")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
-class Memory:
+class Memory(TorchEnv):
     """Remember one of K symbols; implements ``rlcore.env.VecEnv``.
 
     Observation group ``policy`` ``[N, K + 2]``: the symbol shown (one-hot, zeros for none), whether it is the cue,
@@ -30,13 +31,10 @@ class Memory:
     Episodes last ``max_episode_length`` steps or, if ``min_episode_length`` is given, a random number between the two.
     Where that is more than a rollout, the cue is out of the rollout in which the answer is given, and a policy has to
     carry its state from one rollout to the next. The answer ends the episode: it is terminated, never truncated.
-
-    All state is updated in place and all random numbers come from ``generator``, so that a CUDA graph may capture
-    ``step``.
     """
 
     task = "Memory"
-    capturable = True
+    _buffers = ("cue", "shown", "steps", "lengths")
 
     def __init__(
         self,
@@ -82,43 +80,23 @@ class Memory:
         ):
             if not good:
                 raise ValueError(f"Memory: {name} is {value}; {remedy}")
-        self.num_envs = num_envs
+        super().__init__(num_envs, device, seed, max_episode_length)
         self.num_symbols = num_symbols
-        self.max_episode_length = max_episode_length
         self.cue_steps = cue_steps
         self.distractors = distractors
         self._shortest = shortest
-        self.observation_spaces: Mapping[str, spaces.Box] = {
-            "policy": spaces.Box(0.0, 1.0, (num_symbols + 2,), dtype=np.float32)
-        }
-        self.action_space: spaces.Space[Any] = spaces.Discrete(num_symbols)
+        self.observation_spaces = {"policy": spaces.Box(0.0, 1.0, (num_symbols + 2,), dtype=np.float32)}
+        self.action_space = spaces.Discrete(num_symbols)
         terms = (("symbol", num_symbols), ("is_cue", 1), ("is_question", 1))
         self.deployment: dict[str, Any] = {
             "control_dt": 0.1,  # nothing moves; this is the pace of the animation
             "observation_terms": {"policy": [{"name": name, "size": size} for name, size in terms]},
             "action_terms": [{"name": "answer", "size": 1}],
         }
-        self.cue = torch.zeros(num_envs, dtype=torch.int64, device=device)  # [N]
-        self.shown = torch.zeros_like(self.cue)  # [N], num_symbols for nothing
-        self.steps = torch.zeros_like(self.cue)  # [N], since the episode began
-        self.lengths = torch.zeros_like(self.cue)  # [N], of the episode in flight
-        self.device = self.cue.device
+        self.cue = torch.zeros_like(self.steps)  # [N]
+        self.shown = torch.zeros_like(self.steps)  # [N], num_symbols for nothing
+        self.lengths = torch.zeros_like(self.steps)  # [N], of the episode in flight
         self._symbols = torch.arange(num_symbols, device=self.device)  # [K]
-        self.generator = torch.Generator(self.device)
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed)
-
-    def reset(self, seed: int | None = None) -> Obs:
-        """Start a new episode in every env. Without a seed the env's own random numbers go on."""
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        draws = self._draw()
-        self.cue.copy_(self._new_cue(draws))
-        self.lengths.copy_(self._new_length(draws))
-        self.steps.zero_()
-        return self._show(draws)
 
     @torch.no_grad()
     def step(self, action: Tensor) -> Step:
@@ -127,11 +105,7 @@ class Memory:
         Raises:
             ValueError: the action has the wrong shape or kind of number.
         """
-        if action.shape != (self.num_envs,) or action.dtype.is_floating_point:
-            raise ValueError(
-                f"Memory: action is {action.dtype} of shape {tuple(action.shape)}; "
-                f"expected torch.int64 of shape ({self.num_envs},)"
-            )
+        self._check_action(action)
         self.steps.add_(1)
         done = self.steps >= self.lengths  # [N]
         right = (done & (action == self.cue)).float()  # [N]
@@ -144,47 +118,25 @@ class Memory:
         final_obs = {"policy": obs["policy"].masked_fill(done[:, None], 0.0)}
         return Step(obs, right, done, torch.zeros_like(done), final_obs, {"success": right.clone()})
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything the future depends on."""
-        state: dict[str, Any] = {name: getattr(self, name).clone() for name in _BUFFERS}
-        state["generator"] = self.generator.get_state()
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state_dict`` was taken, on the same kind of device.
-
-        Raises:
-            ValueError: it was taken with another number of envs.
-        """
-        if state["cue"].shape != self.cue.shape:
-            saved = state["cue"].shape[0]
-            raise ValueError(
-                f"Memory: the saved state has {saved} envs, this env has {self.num_envs}; use num_envs={saved}"
-            )
-        for name in _BUFFERS:
-            getattr(self, name).copy_(state[name])
-        self.generator.set_state(state["generator"].cpu())
-
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[300, 400, 3]``: the symbol shown, framed while it is the cue."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
+        return drawn(self._paint)
 
+    def _begin(self) -> Obs:
+        draws = self._draw()
+        self.cue.copy_(self._new_cue(draws))
+        self.lengths.copy_(self._new_length(draws))
+        self.steps.zero_()
+        return self._show(draws)
+
+    def _paint(self, figure: Figure) -> None:
         step, symbol = int(self.steps[0]), int(self.shown[0])
         asked = step == int(self.lengths[0]) - 1
-        figure = Figure(figsize=(4, 3), dpi=100)
-        canvas = FigureCanvasAgg(figure)
         color = f"C{symbol}"
         text = "?" if asked else str(symbol) if symbol < self.num_symbols else ""
         frame = {"edgecolor": color, "facecolor": "none", "linewidth": 6} if step < self.cue_steps else None
         figure.text(0.5, 0.5, text, size=80, ha="center", va="center", color="black" if asked else color, bbox=frame)
         figure.text(0.02, 0.02, f"step {step + 1} of {int(self.lengths[0])}, cue {int(self.cue[0])}", size=10)
-        canvas.draw()  # type: ignore[no-untyped-call]
-        picture: NDArray[np.uint8] = np.array(canvas.buffer_rgba(), dtype=np.uint8)  # type: ignore[no-untyped-call]
-        return np.ascontiguousarray(picture[..., :3])
-
-    def close(self) -> None:
-        """Nothing to release."""
 
     def _draw(self) -> Tensor:
         """All random numbers of one step, uniform in 0..1, ``[4, N]``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rlcore.envs.torch_env import TorchEnv, check_whole
 from rlcore.types import Obs, Step
 
 _BANK_STEPS = 64  # steps after which observations repeat
 
 
-class Null:
+class Null(TorchEnv):
     """Random observations and rewards that ignore the action.
 
     Everything random is drawn once: observations ``[N + 64, O]``, rewards and ends ``[N + 64]``. Step t shows the
@@ -25,6 +25,7 @@ class Null:
     """
 
     task = "Null"
+    capturable = False  # where the window starts is a number of the host's
 
     def __init__(
         self,
@@ -50,23 +51,14 @@ class Null:
         Raises:
             ValueError: a size below 1, or a rate outside 0..1.
         """
-        sizes = {"num_envs": num_envs, "obs_size": obs_size, "action_size": action_size}
-        for name, value in (sizes | {"episode_length": episode_length}).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"Null: {name} is {value!r}; it must be a whole number of at least 1")
+        check_whole("Null", obs_size=obs_size, action_size=action_size, episode_length=episode_length)
         if not isinstance(termination_rate, (int, float)) or not 0.0 <= termination_rate <= 1.0:
             raise ValueError(f"Null: termination_rate is {termination_rate}; it must be in 0..1")
-        self.num_envs = num_envs
-        self.max_episode_length = episode_length
-        self.observation_spaces: Mapping[str, spaces.Box] = {
-            "policy": spaces.Box(-math.inf, math.inf, (obs_size,), dtype=np.float32)
-        }
-        self.action_space: spaces.Space[Any] = spaces.Box(-math.inf, math.inf, (action_size,), dtype=np.float32)
+        super().__init__(num_envs, device, seed, episode_length)
+        self.observation_spaces = {"policy": spaces.Box(-math.inf, math.inf, (obs_size,), dtype=np.float32)}
+        self.action_space = spaces.Box(-math.inf, math.inf, (action_size,), dtype=np.float32)
         self._obs_size = obs_size
-        self._action_shape = (num_envs, action_size)
         self._termination_rate = termination_rate
-        self._steps = torch.zeros(num_envs, dtype=torch.int64, device=device)  # [N]
-        self.device = self._steps.device
         self._fill_bank(0 if seed is None else seed)
 
     def reset(self, seed: int | None = None) -> Obs:
@@ -74,7 +66,7 @@ class Null:
         if seed is not None and seed != self._seed:
             self._fill_bank(seed)
         self._cursor = 0
-        self._steps.zero_()
+        self.steps.zero_()
         return {"policy": self._observations[: self.num_envs]}
 
     @torch.no_grad()
@@ -82,16 +74,15 @@ class Null:
         """Show the next rows; see ``VecEnv.step``.
 
         Raises:
-            ValueError: the action is not ``[N, A]``.
+            ValueError: the action is not ``[N, A]`` float.
         """
-        if action.shape != self._action_shape:
-            raise ValueError(f"Null: action has shape {tuple(action.shape)}; expected {self._action_shape}")
+        self._check_action(action)
         self._cursor = (self._cursor + 1) % _BANK_STEPS
         rows = slice(self._cursor, self._cursor + self.num_envs)
         terminated = self._terminations[rows]  # [N]
-        self._steps.add_(1)
-        truncated = self._steps >= self.max_episode_length  # [N]
-        self._steps.masked_fill_(terminated | truncated, 0)
+        self.steps.add_(1)
+        truncated = self.steps >= self.max_episode_length  # [N]
+        self.steps.masked_fill_(terminated | truncated, 0)
         return Step(
             {"policy": self._observations[rows]},
             self._rewards[rows],
@@ -103,7 +94,7 @@ class Null:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the future depends on."""
-        return {"seed": self._seed, "cursor": self._cursor, "steps": self._steps.clone()}
+        return {"seed": self._seed, "cursor": self._cursor, "steps": self.steps.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken.
@@ -111,16 +102,11 @@ class Null:
         Raises:
             ValueError: it was taken with another number of envs.
         """
-        if state["steps"].shape != self._steps.shape:
-            saved = state["steps"].shape[0]
-            raise ValueError(f"Null: the saved state has {saved} envs, this env has {self.num_envs}")
+        self._check_saved(state, ("seed", "cursor", "steps"))
         if state["seed"] != self._seed:
             self._fill_bank(state["seed"])
         self._cursor = state["cursor"]
-        self._steps.copy_(state["steps"])
-
-    def close(self) -> None:
-        """Nothing to release."""
+        self.steps.copy_(state["steps"])
 
     def _fill_bank(self, seed: int) -> None:
         self._seed = seed

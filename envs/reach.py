@@ -25,6 +25,7 @@ from rlcore.envs.arm import (
     rotation_angle,
     unique_quaternion,
 )
+from rlcore.envs.torch_env import TorchEnv
 from rlcore.types import Obs, Step
 
 if TYPE_CHECKING:
@@ -65,13 +66,8 @@ _DRAWS = 23  # per env and step: 12 of noise, 6 of the joints at reset, 5 of a c
 # yaw = pi. The end effector follows the same rule, so that it equals the command when it has arrived.
 _SIGN = 1
 
-_BUFFERS = (
-    "joint_position", "joint_velocity", "applied_effort", "last_action", "command", "command_left", "episode_steps",
-    "tally", "stiffness", "damping", "inertia", "effort_limit", "velocity_limit",
-)  # fmt: skip
 
-
-class Reach:
+class Reach(TorchEnv):
     """N arms that track poses; implements ``rlcore.env.VecEnv``.
 
     Actions ``[N, 6]``, by ``control``:
@@ -95,10 +91,13 @@ class Reach:
 
     Physical constants ``stiffness damping inertia effort_limit velocity_limit`` are ``[N, 6]``, may be changed at any
     time, and travel with ``state_dict``. ``joint_position``, ``joint_velocity`` and ``applied_effort`` (N m, of the
-    last physics step) are ``[N, 6]``. All state is updated in place, so that a CUDA graph may capture ``step``.
+    last physics step) are ``[N, 6]``.
     """
 
-    capturable = True
+    _buffers = (
+        "joint_position", "joint_velocity", "applied_effort", "last_action", "command", "command_left", "steps",
+        "tally", "stiffness", "damping", "inertia", "effort_limit", "velocity_limit",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -145,7 +144,6 @@ class Reach:
         term, default_scale = CONTROLS[control]
         self.action_scale = default_scale if action_scale is None else action_scale
         for name, value, good in (
-            ("num_envs", num_envs, num_envs >= 1),
             ("action_scale", self.action_scale, self.action_scale > 0),
             ("ik_damping", ik_damping, ik_damping > 0),
             ("noise", noise, noise >= 0),
@@ -158,9 +156,7 @@ class Reach:
         self.task = f"Reach-{arm}-{control}"
         self.control = control
         self.model = ARMS[arm]
-        self.num_envs = num_envs
-        self.device = torch.device(device)
-        self.max_episode_length = EPISODE_STEPS
+        super().__init__(num_envs, device, seed, EPISODE_STEPS)
         self.noise = noise
         self.reset_range = reset_range
         self.ik_damping = ik_damping
@@ -169,7 +165,7 @@ class Reach:
         bound = 1.0 if control == "Torque" else math.inf
         size = sum(size for _, size in OBSERVATION_TERMS)
         self.observation_spaces = {"policy": gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)}
-        self.action_space: gymnasium.Space[Any] = gymnasium.spaces.Box(-bound, bound, (6,), np.float32)
+        self.action_space = gymnasium.spaces.Box(-bound, bound, (6,), np.float32)
         scale = [self.action_scale * x for x in (self.model.effort_limit if control == "Torque" else (1.0,) * 6)]
         offset = list(self.model.home) if control == "JointPos" else [0.0] * 6
         self.deployment: dict[str, Any] = {
@@ -181,11 +177,6 @@ class Reach:
             "quaternions": "w, x, y, z with x >= 0",
         }
 
-        self.generator = torch.Generator(self.device)
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed)
         self._home = torch.tensor(self.model.home, device=self.device)  # [6]
         self._position_limit = torch.tensor(self.model.position_limit, device=self.device)  # [6]
         self._command_low = torch.tensor(_COMMAND_LOW, device=self.device)  # [3]
@@ -201,25 +192,10 @@ class Reach:
         self.last_action = self._per_joint(0.0)
         self.command = torch.zeros(7, num_envs, device=self.device).t()  # [N, 7] position and quaternion
         self.command_left = torch.zeros(num_envs, device=self.device)  # [N] control steps
-        self.episode_steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)  # [N]
         # Of the commands that ended in this episode: count, met, sums of position and orientation errors.
         self.tally = torch.zeros(4, num_envs, device=self.device).t()  # [N, 4]
         self._started = False
         self._picture: ArmPicture | None = None
-
-    def reset(self, seed: int | None = None) -> Obs:
-        """Start a new episode in every env; a seed makes everything that follows repeatable."""
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        draws = self._draw()
-        self.joint_position.copy_(self._start(draws))
-        for buffer in (self.joint_velocity, self.applied_effort, self.last_action, self.episode_steps, self.tally):
-            buffer.zero_()
-        command, left = self._new_command(draws)
-        self.command.copy_(command)
-        self.command_left.copy_(left)
-        self._started = True
-        return self._observe(*self._pose(self.joint_position), draws)
 
     @torch.no_grad()
     def step(self, action: Tensor) -> Step:
@@ -229,11 +205,10 @@ class Reach:
             action: ``[N, 6]``.
 
         Raises:
-            ValueError: the action has another shape.
+            ValueError: the action has another shape or kind of number.
             RuntimeError: ``reset`` has not been called.
         """
-        if action.shape != (self.num_envs, 6):
-            raise ValueError(f"{self.task}: action has shape {tuple(action.shape)}; it must be ({self.num_envs}, 6)")
+        self._check_action(action)
         if not self._started:
             raise RuntimeError(f"{self.task}: call reset() before step()")
         self.last_action.copy_(action)
@@ -264,8 +239,8 @@ class Reach:
         command, left = self._new_command(draws)
         _replace(self.command, ended[:, None], command)
 
-        self.episode_steps.add_(1)
-        truncated = self.episode_steps >= self.max_episode_length
+        self.steps.add_(1)
+        truncated = self.steps >= self.max_episode_length
         final_obs = self._observe(position, quaternion, draws)
         over = truncated[:, None]
         _replace(self.command, over, command)
@@ -273,7 +248,7 @@ class Reach:
         _replace(self.joint_position, over, start)
         for buffer in (self.joint_velocity, self.last_action, self.tally):
             buffer.masked_fill_(over, 0.0)
-        self.episode_steps.masked_fill_(truncated, 0)
+        self.steps.masked_fill_(truncated, 0)
         obs = self._observe(
             torch.where(over, start_position, position), torch.where(over, start_quaternion, quaternion), draws
         )
@@ -285,41 +260,38 @@ class Reach:
         }
         return Step(obs, reward, torch.zeros_like(truncated), truncated, final_obs, log)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the future depends on, random generator included."""
-        state: dict[str, Any] = {name: getattr(self, name).clone() for name in _BUFFERS}
-        state["generator"] = self.generator.get_state()
-        return state
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` returned.
 
         Raises:
             ValueError: an entry is missing or was made with another number of envs.
         """
-        for name in (*_BUFFERS, "generator"):
-            if name not in state:
-                raise ValueError(f"{self.task}: the saved state has no '{name}'; it belongs to another task")
-            if name in _BUFFERS and state[name].shape != getattr(self, name).shape:
-                raise ValueError(
-                    f"{self.task}: saved '{name}' has shape {tuple(state[name].shape)}, this env needs "
-                    f"{tuple(getattr(self, name).shape)}; use the same num_envs as the saved run"
-                )
-        for name in _BUFFERS:
-            getattr(self, name).copy_(state[name])
-        self.generator.set_state(state["generator"].cpu())
+        if "episode_steps" in state:  # as it was written before
+            state = {**state, "steps": state["episode_steps"]}
+        super().load_state_dict(state)
         self._started = True
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, uint8 ``[H, W, 3]``: the arm, its end-effector frame (solid), the command (dotted)."""
         if self._picture is None:
             self._picture = ArmPicture(self.model)
-        text = f"{self.task}  {int(self.episode_steps[0]) * CONTROL_DT:5.2f} s"
+        text = f"{self.task}  {int(self.steps[0]) * CONTROL_DT:5.2f} s"
         return self._picture.draw(self.joint_position[0], self.command[0], text)
 
     def close(self) -> None:
         """Drop the picture; there is nothing else to release."""
         self._picture = None
+
+    def _begin(self) -> Obs:
+        draws = self._draw()
+        self.joint_position.copy_(self._start(draws))
+        for buffer in (self.joint_velocity, self.applied_effort, self.last_action, self.steps, self.tally):
+            buffer.zero_()
+        command, left = self._new_command(draws)
+        self.command.copy_(command)
+        self.command_left.copy_(left)
+        self._started = True
+        return self._observe(*self._pose(self.joint_position), draws)
 
     def _per_joint(self, values: float | tuple[float, ...]) -> Tensor:
         # Stored joint by joint: the kinematics read one joint of all envs at a time.

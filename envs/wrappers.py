@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import Selective, VecEnv, dtype_of, is_capturable, is_stateful, name_of
 from rlcore.types import Obs, Step, begins
 
 
@@ -19,9 +19,9 @@ class _Wrapper:
 
     def __init__(self, env: VecEnv, suffix: str) -> None:
         self.env = env
-        self.task = f"{getattr(env, 'task', type(env).__name__)}-{suffix}"
+        self.task = f"{name_of(env)}-{suffix}"
         self.deployment: dict[str, Any] = dict(getattr(env, "deployment", {}))
-        self.capturable = bool(getattr(env, "capturable", False))
+        self.capturable = is_capturable(env)
         self.num_envs = env.num_envs
         self.device = env.device
         self.observation_spaces: Mapping[str, gymnasium.spaces.Box] = env.observation_spaces
@@ -36,12 +36,11 @@ class _Wrapper:
     @property
     def final_groups(self) -> tuple[str, ...] | None:
         """Of the inner env, if it has them."""
-        groups: tuple[str, ...] | None = self.env.final_groups  # type: ignore[attr-defined]
-        return groups
+        return cast(Selective, self.env).final_groups  # without them an AttributeError, as for anything it lacks
 
     @final_groups.setter
     def final_groups(self, groups: tuple[str, ...]) -> None:
-        self.env.final_groups = groups  # type: ignore[attr-defined]
+        cast(Selective, self.env).final_groups = groups
 
     def close(self) -> None:
         """Release the inner env."""
@@ -123,11 +122,12 @@ class Delayed(_Wrapper):
         if isinstance(delay, bool) or not isinstance(delay, int) or delay < 1:
             raise ValueError(f"{self.task}: delay is {delay!r}; use a whole number of at least 1")
         self.deployment["observation_delay_steps"] = delay
-        self._queue = {  # [delay, N, O] by group, on their way: the next to be shown first
-            group: torch.zeros(delay, env.num_envs, *space.shape, device=env.device)
+        self._queue = {  # [delay, N, O] by group, or of images, on their way: the next to be shown first
+            group: torch.zeros(delay, env.num_envs, *space.shape, dtype=dtype_of(space), device=env.device)
             for group, space in env.observation_spaces.items()
         }
-        if hasattr(env, "state_dict"):  # else the wrapper must not have it either
+        if is_stateful(env):  # else the wrapper must not be so either
+            self._stateful = env
             self.state_dict = self._state_dict
             self.load_state_dict = self._load_state_dict
 
@@ -142,19 +142,20 @@ class Delayed(_Wrapper):
     def step(self, action: Tensor) -> Step:
         """Advance the inner env, and show what it showed ``delay`` steps ago; see ``VecEnv.step``."""
         step = self.env.step(action)
-        done = begins(step)[:, None]  # [N, 1]
+        begun = begins(step)  # [N]
         obs, final_obs = {}, {}
         for group, queue in self._queue.items():
             now = step.obs[group]  # [N, O]
             late = queue[0].clone()
             final_obs[group] = late
+            done = begun.view(-1, *[1] * (now.dim() - 1))  # [N, 1], or [N, 1, 1, 1] of images
             obs[group] = torch.where(done, now, late)
             queue.copy_(torch.where(done, now, torch.cat((queue[1:], now[None]))))
         return step._replace(obs=obs, final_obs=final_obs)
 
     def _state_dict(self) -> dict[str, Any]:
         queue = {group: values.clone() for group, values in self._queue.items()}
-        return {"env": self.env.state_dict(), "queue": queue}  # type: ignore[attr-defined]
+        return {"env": self._stateful.state_dict(), "queue": queue}
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         for group, queue in self._queue.items():
@@ -164,6 +165,6 @@ class Delayed(_Wrapper):
                     f"{self.task}: the saved state has {saved.shape[1]} envs and a delay of {saved.shape[0]} steps, "
                     f"this env {queue.shape[1]} and {queue.shape[0]}; use those of the saved run"
                 )
-        self.env.load_state_dict(state["env"])  # type: ignore[attr-defined]
+        self._stateful.load_state_dict(state["env"])
         for group, queue in self._queue.items():
             queue.copy_(state["queue"][group])

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlcore.agent import Policy
 from rlcore.env import VecEnv
 from rlcore.export.metadata import ExportError
 from rlcore.normalization import UNUSABLE, RunningNormalizer
 from rlcore.recurrent import cleared
-from rlcore.types import Obs, Policy, begins
+from rlcore.types import Obs, begins
 
 ENOUGH = 64
 """Finite observations that a recording must have, where it has others, too."""

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlcore.agent import Policy
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.export.metadata import ExportError, build_metadata, encode_metadata, load_model
 from rlcore.export.observations import finite_part, observed, record, still_inputs, too_few
 from rlcore.export.parity import ParityReport, cpu_copy, verify
-from rlcore.types import Policy
 
 OPSET = 11
 STATE_NAMES = ("h", "c")

@@ -31,10 +31,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlcore.agent import Policy
 from rlcore.export.metadata import ExportError
 from rlcore.export.observations import finite_part, too_few
 from rlcore.export.runner import OnnxPolicy
-from rlcore.types import Obs, Policy, State
+from rlcore.types import Obs, State
 
 RANDOM_SHAPE = (32, 32)  # steps, envs
 END_RATE = 0.1  # chance of a random step to end its episode

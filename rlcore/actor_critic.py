@@ -9,13 +9,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rlcore.agent import Policy
 from rlcore.config import ConfigError, check, check_positive
 from rlcore.distributions import CategoricalHead, Distribution, GaussianHead, StdType
 from rlcore.env import EnvSpec
+from rlcore.env_check import check_flat
 from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate, orthogonal_
 from rlcore.normalization import make_normalizer
 from rlcore.recurrent import cleared
-from rlcore.types import Obs, Policy, State
+from rlcore.types import Obs, State
 
 _NO_BOUND = 1e6
 """Action bounds this far out are a way to write that there are none; servo and motor commands stay below."""
@@ -86,6 +88,7 @@ class ActorPolicy(Policy):
 
     def __init__(self, spec: EnvSpec, config: ActorCriticConfig) -> None:
         super().__init__()
+        check_flat(spec, config.actor_obs, config.critic_obs)
         self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
         self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
         size = sum(self.observation_sizes.values())

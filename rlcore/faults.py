@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.launcher import nothing
+from rlcore.arrays import nothing
 from rlcore.types import Metrics
 
 PREFIX = "fault/"

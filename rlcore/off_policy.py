@@ -10,25 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.adam import FlatAdam, descend, flat
+from rlcore.anchors import Anchors
+from rlcore.arrays import nothing
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
-from rlcore.distributional import categorical_loss
+from rlcore.critics import Critics
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
-from rlcore.launcher import nothing
-from rlcore.learn import Progress, learn
+from rlcore.learn import Progress, Report, learn
 from rlcore.networks import Network, choose_groups, concatenate, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
-from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.q_losses import value_loss
-from rlcore.q_networks import Critics, SquashedPolicy
+from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
+from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
+from rlcore.policies import SquashedPolicy
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import make_trace, minibatches
 from rlcore.statistics import means_of
-from rlcore.types import Metrics, Mode, Obs, State, Step
-from rlcore.update_kernels import NO_LIMIT
+from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 Batch = dict[str, Tensor]
 """Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
@@ -99,7 +98,7 @@ class OffPolicy:
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
         self.trace = make_trace(env.num_envs, device)
-        self.timeout_bootstrap = config.timeout_bootstrap
+        self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
         self.fault_groups = fault_groups(policy.groups, self.critic_groups)
         self.broken = Latest(device)
@@ -108,6 +107,7 @@ class OffPolicy:
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes()
+        self.anchors = Anchors(self)
 
     def _memory(self, sizes: dict[str, int]) -> Replay:
         config, env = self.config, self.env
@@ -129,28 +129,35 @@ class OffPolicy:
     def _notes(self) -> tuple[str, ...]:
         """What a run prints when it begins."""
         config, policy = self.config, self.policy
-        low, high = policy.center - policy.reach, policy.center + policy.reach
+        low, high = policy.low, policy.high
         bounds = [f"{a:g} to {b:g}" for a, b in zip(low.tolist(), high.tolist(), strict=True)]
         numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])  # one for all, or each in order
         source = "env" if config.action_low is None and config.action_high is None else "settings"
         first = self.first_rows * self.env.num_envs
-        return f"actions within {numbers}, from the {source}", self._steps_note(f"from step {first:,} on")
+        return f"actions within {numbers}, from the {source}", steps_note(self.num_updates, f"from step {first:,} on")
 
-    def _steps_note(self, when: str) -> str:
-        steps = "1 gradient step" if self.num_updates == 1 else f"{self.num_updates} gradient steps"
-        return f"{steps} an iteration, {when}"
+    def warnings(self, num_iterations: int) -> list[str]:
+        """What makes a run of so many further iterations slow or useless."""
+        return warnings(self.config, self.env.num_envs, self.num_updates, self.first_rows - self.stored, num_iterations)
 
-    def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+    def learn(
+        self, num_iterations: int, *, progress: Progress | None = None,
+        on_report: Callable[[Report], None] | None = None, on_iteration: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None, seed: int | None = None, capture_env: bool | None = None,
+    ) -> Progress:  # fmt: skip
+        """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
 
         Settings that change over the run reach their end there. Without ``progress`` the run begins anew, its schedules
-        included, with what has been learned and stored before.
+        included, with what has been learned and stored before; without ``seed`` with the agent's.
         """
         self.num_iterations = num_iterations
         self.horizon.fill_(num_iterations)
-        if kwargs.get("progress") is None:
+        if progress is None:
             self.began.copy_(self.steps)
-        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
+        return learn(
+            self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
+            should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
+        )  # fmt: skip
 
     def initial_state(self) -> State:
         """No recurrent state; what is recorded next does not follow what was recorded last."""
@@ -163,9 +170,9 @@ class OffPolicy:
         return ()
 
     @torch.no_grad()
-    def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:
+    def act(self, obs: Obs, state: State) -> tuple[Tensor, State]:
         """Choose exploring actions ``[N, A]``, overwritten by the next call."""
-        return self._act(obs), None, state
+        return self._act(obs), state
 
     def _choose(self, obs: Obs) -> Tensor:
         actor_obs = concatenate(obs, self.policy.groups)
@@ -181,7 +188,8 @@ class OffPolicy:
         self.steps += 1
         if nothing(warm):
             return action
-        return torch.where(warm, self.policy.center + self.policy.reach * (2 * drawn - 1), action)
+        uniform = self.policy.action_bias + self.policy.action_scale * (2 * drawn - 1)
+        return torch.where(warm, uniform, action)
 
     def _explore(self, normalized: Tensor) -> Tensor:
         """Choose actions ``[N, A]`` within their bounds for normalized observations ``[N, O]``."""
@@ -190,7 +198,7 @@ class OffPolicy:
     def _end_episodes(self, done: Tensor) -> None:
         """Forget what exploration carries along, where ``done`` ``[N]``."""
 
-    def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
+    def record(self, obs: Obs, action: Tensor, state: State, step: Step) -> None:
         """Store one vector step.
 
         Raises:
@@ -238,6 +246,7 @@ class OffPolicy:
         Raises:
             ConfigError: a setting changes over the run, whose length nobody gave.
         """
+        self.anchors.check(self)
         self.iteration += 1
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():
@@ -309,38 +318,18 @@ class OffPolicy:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""
         raise NotImplementedError
 
-    def _improve_critics(self, batch: Batch, next_action: Tensor, bonus: Tensor | None = None) -> Metrics:
-        """Move every critic towards what ``next_action`` ``[B, A]`` leads to.
-
-        Args:
-            batch: samples.
-            next_action: chosen in the next observations.
-            bonus: ``[B]``, what the next value is worth beside what the target critics say; none: nothing.
-        """
-        reward, discount, weight = batch["reward"], batch["discount"], batch["weight"]
-        if self.config.value_loss == "categorical":
-            shift = reward if bonus is None else reward + discount * bonus
-            with torch.no_grad():
-                following = self.target_critics.output(batch["next_critic_obs"], next_action)
-            output = self.critics.output(batch["critic_obs"], batch["action"])  # [critics, B, atoms]
-            fixed = (following, shift, discount, weight)
-            loss, means = categorical_loss(output, *fixed, *self.config.value_range, self.config.q_reduce)
-            mean = means.mean()
-        else:
-            with torch.no_grad():
-                following = self.target_critics(batch["next_critic_obs"], next_action)
-            values = self.critics(batch["critic_obs"], batch["action"])  # [critics, B]
-            loss, mean = value_loss(values, following, reward, discount, weight, bonus, self.config.q_reduce)
-        metrics = {"loss/value": loss.detach(), "policy/value": mean}
+    def _critic_step(self, loss: Tensor, value: Tensor) -> Metrics:
+        """Take the critics' step down their loss; ``value`` is the mean of what they say."""
+        metrics = {"loss/value": loss.detach(), "policy/value": value}
         return metrics | {"policy/value_gradient_norm": descend(self.critic_optimizer, loss)}
 
-    def _improve_actor(self, loss: Tensor) -> Metrics:
-        """Take the actor's step; the critics' own gradients are not wanted."""
+    def _actor_step(self, loss: Tensor) -> Metrics:
+        """Take the actor's step down its loss; the critics' own gradients are not wanted."""
         return {"loss/policy": loss.detach(), "policy/gradient_norm": descend(self.actor_optimizer, loss)}
 
     @torch.no_grad()
-    def _follow(self, target: Tensor, source: FlatAdam) -> None:
-        """Move target networks, whose parameters are in one buffer, a part of the way.
+    def _polyak_update(self, target: Tensor, source: FlatAdam) -> None:
+        """Move target networks, whose parameters are in one buffer, ``tau`` of the way (arXiv:1509.02971, section 3).
 
         Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
         """
@@ -396,5 +385,5 @@ class OffPolicy:
         elif state["stored"]:
             first = self.first_rows * self.env.num_envs
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
-            self.notes = (*self.notes[:-1], self._steps_note(wait))
+            self.notes = (*self.notes[:-1], steps_note(self.num_updates, wait))
         self.trace.load_state_dict(state["trace"])

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from rlcore.config import ConfigError, check, check_positive, nearest
-from rlcore.distributional import Reduce
+from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
-from rlcore.replay import Home, Timeout
+from rlcore.replay import Home
+from rlcore.types import Timeout
 
 C = TypeVar("C", bound="OffPolicyConfig")
 
@@ -40,6 +41,9 @@ GPU: dict[str, Any] = {
 
 def _network() -> NetworkConfig:
     return NetworkConfig(hidden_dims=(256, 256), activation="relu", init="default")
+
+
+_MOST_SAMPLES = 1000  # drawn for one new step before a warning; 256 in the classic preset, 8 in the other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +164,14 @@ class OffPolicyConfig:
         remedy = "with value_loss mse it would limit values to the root of the width; set hidden"
         check(wide, "critic.unit_norm", self.critic.unit_norm, remedy)
 
+    def samples_at_once(self, num_envs: int) -> int:
+        """Samples of a gradient step."""
+        return self.batch_size
+
+    def scheduled(self) -> str:
+        """The learning rate, if it falls over the run."""
+        return "learning rate" if self.lr_schedule == "cosine" else ""
+
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:
         """Settings by the name of the preset they belong to; what is not named is as in the dataclass."""
@@ -180,3 +192,35 @@ class OffPolicyConfig:
         if name not in known:
             raise ConfigError(f"preset: '{name}' is no preset of {cls.__name__}; {nearest(name, known)}")
         return cls(**{**known[name], **changes})
+
+
+def steps_note(num_updates: int, when: str) -> str:
+    """What a run says of its gradient steps."""
+    steps = "1 gradient step" if num_updates == 1 else f"{num_updates} gradient steps"
+    return f"{steps} an iteration, {when}"
+
+
+def warnings(
+    config: OffPolicyConfig, num_envs: int, num_updates: int, missing_rows: int, num_iterations: int
+) -> list[str]:
+    """What makes a run slow or useless.
+
+    Args:
+        config: settings.
+        num_envs: copies of the task.
+        num_updates: gradient steps an iteration.
+        missing_rows: vector steps until learning begins.
+        num_iterations: that are left.
+    """
+    steps, samples, told = config.num_steps * num_envs, num_updates * config.batch_size, []
+    if samples > _MOST_SAMPLES * steps:
+        told.append(
+            f"every iteration draws {samples:,} samples for its {steps:,} new steps; give more --num-envs, or less "
+            "--agent.num-updates or --agent.batch-size"
+        )
+    if 0 < num_iterations * config.num_steps < missing_rows:
+        told.append(
+            f"nothing will be learned: {num_iterations * steps:,} steps are left, and learning begins after "
+            f"{missing_rows * num_envs:,}; give more --num-iterations or less --agent.learning-starts"
+        )
+    return told

@@ -8,31 +8,34 @@ here with tensors.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcore.actor_critic import Critic, build_policy
-from rlcore.adam import FlatAdam
+from rlcore.anchors import Anchors
+from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import ConfigError, check, settings_of
 from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
-from rlcore.launcher import nothing
-from rlcore.learn import Progress, learn
+from rlcore.learn import Progress, Report, learn
 from rlcore.losses import ppo_loss
 from rlcore.networks import concatenate
-from rlcore.normalization import RunningNormalizer, broken_rewards
+from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
+from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
-from rlcore.returns import filled, gae, next_values, room_for_timeouts, standardized
-from rlcore.rollout import Rollout, make_trace, minibatches, reordered
-from rlcore.types import Metrics, Mode, Obs, State, Step
+from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, standardized
+from rlcore.rollout import Rollout, make_trace, minibatches, reordered, sequences
+from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
+_FOR_TARGETS = {"reward", "terminated", "truncated", "valid", "final_obs"}
 
 
 class PPO:
@@ -58,8 +61,7 @@ class PPO:
         self.num_steps, self.iteration, self.step = config.num_steps, 0, 0
         if seed is not None:
             torch.manual_seed(seed)
-        spec = spec_of(env)
-        device = torch.device(env.device)
+        spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
@@ -68,20 +70,16 @@ class PPO:
         # A feed-forward network learns from sequences of one step, so that there is one text for both.
         self.length = (config.sequence_length or config.num_steps) if self.recurrent else 1
         self.num_sequences = env.num_envs * config.num_steps // self.length
-        check(
-            self.num_sequences % config.num_minibatches == 0,
-            "num_minibatches",
-            config.num_minibatches,
-            f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
-        )
+        remedy = f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout"
+        check(self.num_sequences % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
         if too_small := small_minibatches(config, env.num_envs):
             _log.warning(too_small)
         averaged = config.entropy_reduction == "mean" and not spec.discrete
         self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
         want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
-        per_env = room_for_timeouts(config.num_steps, env.max_episode_length)
-        self.num_timeouts = env.num_envs * min(config.num_steps, per_env)
+        few = room_for_timeouts(config.num_steps, env.max_episode_length)
+        self.num_timeouts = env.num_envs * min(config.num_steps, few)
         self.value_normalizer = RunningNormalizer(1, warmup=10).to(device) if config.normalize_value else None
         actor = list(self.policy.parameters())
         critic = [p for p in self.critic.parameters() if not any(p is q for q in actor)]  # the trunk may be shared
@@ -91,24 +89,38 @@ class PPO:
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
         self.trace = make_trace(env.num_envs, device)
-        self.timeout_bootstrap = config.timeout_bootstrap
+        self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
+        self.anchors = Anchors(self)
         self.mode: Mode = config.mode
+        self.notes = ()
         self._begin = Captured(self._begin_sequence, config.mode, device)
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
         self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
 
-    def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+    def warnings(self, num_iterations: int) -> list[str]:
+        """None: every rollout is learned from."""
+        return []
 
-        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before.
+    def learn(
+        self, num_iterations: int, *, progress: Progress | None = None,
+        on_report: Callable[[Report], None] | None = None, on_iteration: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None, seed: int | None = None, capture_env: bool | None = None,
+    ) -> Progress:  # fmt: skip
+        """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
+
+        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before;
+        without ``seed`` with the agent's.
         """
         self.num_iterations = num_iterations
-        if kwargs.get("progress") is None:
+        if progress is None:
             self.iteration = 0
-        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
+        return learn(
+            self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
+            should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
+        )  # fmt: skip
 
     def initial_state(self) -> State:
         """Zero state of the actor for every env; the critic's state and the rollout, kept here, start anew as well."""
@@ -119,12 +131,11 @@ class PPO:
         self.starts.rewind()
         return self.policy.initial_state(self.env.num_envs)
 
-    def act(self, obs: Obs, state: State) -> tuple[Tensor, None, State]:
+    def act(self, obs: Obs, state: State) -> tuple[Tensor, State]:
         """Sample actions ``[N, A]``, overwritten by the next call, and write them into the rollout's present row."""
         if self.recurrent and self.step % self.length == 0:
             self._begin(state)
-        action, next_state = self._act(obs, state)
-        return action, None, next_state
+        return self._act(obs, state)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _begin_sequence(self, state: State) -> None:
@@ -158,7 +169,7 @@ class PPO:
             state = cleared(state, broken_observations(row))
         return self.policy.limit(action), state
 
-    def record(self, obs: Obs, action: Tensor, extras: None, state: State, step: Step) -> None:
+    def record(self, obs: Obs, action: Tensor, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
@@ -202,6 +213,7 @@ class PPO:
                 raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
             remaining = max(0.0, 1 - self.iteration / self.num_iterations)
             self.learning_rate.fill_(self.config.learning_rate * remaining)
+        self.anchors.check(self)
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
@@ -252,14 +264,14 @@ class PPO:
         outputs, timeout_values, states = self.critic.unroll(
             obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length
         )
-        values, timeout_values = self._denormalize(outputs), self._denormalize(timeout_values)
+        values, timeout_values = (denormalized(x, self.value_normalizer) for x in (outputs, timeout_values))
         if self.timeout_bootstrap == "none":
             timeout_values = torch.zeros_like(timeout_values)
-        following = next_values(values, data["terminated"], data["truncated"], timeout_values)
+        next_values = bootstrap_values(values, data["terminated"], data["truncated"], timeout_values)
         values = values[:-1]  # [T, N]
         cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         reward = data["reward"].masked_fill(broken_reward, 0.0)
-        advantages, returns = gae(reward, values, following, cut, config.gamma, config.gae_lambda)
+        advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda)
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
         weight = learned / learned.float().mean()
@@ -276,7 +288,9 @@ class PPO:
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
-        kept = {name: value for name, value in data.items() if name not in _ROLLOUT_ONLY}
+        kept = {
+            name: value for name, value in data.items() if name not in _FOR_TARGETS and not name.endswith("_broken")
+        }
         # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
         kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
         if self.recurrent:
@@ -284,15 +298,11 @@ class PPO:
         if config.precision == "bf16" and not self.recurrent:
             for name in kept.keys() & {"actor_obs", "critic_obs"}:  # once, and not in each minibatch
                 kept[name] = kept[name].bfloat16() if kept[name].is_cuda else kept[name]
-        batch = {name: self._sequences(value) for name, value in kept.items()}
+        batch = {name: sequences(value, self.length) for name, value in kept.items()}
         for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
             batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
         batch["log_prob"] = self._old_distribution(batch).log_prob(batch["action"])
         return batch, about
-
-    def _sequences(self, value: Tensor) -> Tensor:
-        """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]``."""
-        return value.view(-1, self.length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
 
     def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
@@ -352,12 +362,8 @@ class PPO:
         kind = Gaussian if "old_mean" in sample else Categorical
         return kind(*(sample[f"old_{name}"] for name in kind._fields))
 
-    def _denormalize(self, values: Tensor) -> Tensor:
-        normalizer = self.value_normalizer
-        return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
-
     def moved(self) -> list[Tensor]:
-        """The statistics of observations; see ``types.Agent``."""
+        """The statistics of observations; see ``agent.Agent``."""
         return [*self.policy.normalizer.buffers(), *self.critic.normalizer.buffers()]
 
     def recording(self) -> dict[str, Tensor]:
@@ -392,8 +398,3 @@ class PPO:
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
         self.trace.load_state_dict(state["trace"])
-
-
-_ROLLOUT_ONLY = set(
-    ["reward", "terminated", "truncated", "valid", "final_obs", "actor_broken", "critic_broken", "final_broken"]
-)

@@ -105,6 +105,14 @@ class PPOConfig(ActorCriticConfig):
         check(1 < self.kl_factor < math.inf, "kl_factor", self.kl_factor, "set more than 1")
         check(0 <= self.kl_band[0] < self.kl_band[1], "kl_band", self.kl_band, "set two rising multiples")
 
+    def samples_at_once(self, num_envs: int) -> int:
+        """Samples of a minibatch."""
+        return num_envs * self.num_steps // self.num_minibatches
+
+    def scheduled(self) -> str:
+        """The learning rate, if it falls over the run."""
+        return "learning rate" if self.lr_schedule == "linear" else ""
+
 
 def small_minibatches(config: PPOConfig, num_envs: int) -> str:
     """What is wrong with minibatches of fewer than 32 samples, and the remedy; empty where nothing is.
@@ -114,7 +122,7 @@ def small_minibatches(config: PPOConfig, num_envs: int) -> str:
         num_envs: copies of the task (N), on which the size of a minibatch depends.
     """
     total = num_envs * config.num_steps
-    size = total // config.num_minibatches
+    size = config.samples_at_once(num_envs)
     if size >= SMALL_MINIBATCH:
         return ""
     recurrent = any(net.rnn.type != "none" for net in (config.actor, config.critic))

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rlcore.launcher import arrays
-from rlcore.update_kernels import gather
+from rlcore.arrays import arrays
+from rlcore.dispatch import accelerated
 
 
 class Rollout:
@@ -35,7 +35,7 @@ class Rollout:
 
         A name's first row settles its shape and type.
         """
-        if len(next(iter(rows.values()))) > self.num_envs:
+        if len(next(iter(rows.values()), ())) > self.num_envs:
             rows = {name: value[: self.num_envs] for name, value in rows.items()}
         for name, value in rows.items():
             if name not in self.data:
@@ -100,5 +100,25 @@ def minibatches(fields: Mapping[str, Tensor], number: int, dim: int = 0) -> list
 def reordered(value: Tensor, order: Tensor) -> Tensor:
     """Sequences ``[L, S, ...]`` in another order ``[S]``."""
     if len(value) == 1:
-        return gather({"": value[0]}, order)[""].unsqueeze(0)
+        return gather(value[0], order).unsqueeze(0)
     return value.index_select(1, order)
+
+
+def sequences(value: Tensor, length: int) -> Tensor:
+    """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]`` of ``length`` L steps; S is ``T / L * N``."""
+    return value.view(-1, length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+
+def gather(value: Tensor, index: Tensor) -> Tensor:
+    """Pick rows ``[B]`` by index from ``[N, ...]``; where all rows are one memory, so are the results.
+
+    The field may lie in host memory that the GPU of the index can address.
+    """
+    if value.stride(0) == 0:
+        return value[:1].expand(len(index), *value.shape[1:])
+    return _gather(value, index)
+
+
+@accelerated("gather:gather", of=1)
+def _gather(value: Tensor, index: Tensor) -> Tensor:
+    return value.index_select(0, index)

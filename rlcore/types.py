@@ -5,9 +5,14 @@ Shapes are written with T steps, N envs, B samples of a batch, O numbers of obse
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from rlcore.agent import Agent as Agent
+    from rlcore.agent import Policy as Policy
 
 Obs = dict[str, Tensor]
 """Observation groups by name, each ``[N, O]`` float32 on the env's device."""
@@ -20,6 +25,9 @@ Metrics = dict[str, Tensor]
 
 Mode = Literal["graph", "graph+compile", "compile", "eager"]
 """How an agent runs on CUDA: recorded as graphs, fused by ``torch.compile``, both, or as written."""
+
+Timeout = Literal["final_obs", "value", "none"]
+"""What a time-out is worth: the value of the true last observation, of the one before it, or nothing."""
 
 
 class Step(NamedTuple):
@@ -35,6 +43,9 @@ class Step(NamedTuple):
     """``[N]`` bool, false where the env began a new episode instead of taking the action, with reward 0 and no end, as
     gymnasium's NEXT_STEP autoreset has it: nothing is learned from such a row. None, which is to be so in all steps of
     an env: every one took its action."""
+    signals: dict[str, Tensor] | None = None
+    """``[N]`` float32 each, values of this step beside the reward, by name: costs, intrinsic rewards, terms of the
+    reward. The same names in every step."""
 
 
 def begins(step: Step) -> Tensor:
@@ -53,77 +64,21 @@ def detached(obs: Obs) -> Obs:
 def detached_step(step: Step) -> Step:
     """A step of which no tensor holds on to a graph; see ``detached``."""
     final = step.final_obs or {}
-    parts = (step.reward, *step.obs.values(), *final.values(), *step.log.values())
+    signals = step.signals or {}
+    parts = (step.reward, *step.obs.values(), *final.values(), *step.log.values(), *signals.values())
     if not any(isinstance(part, Tensor) and part.requires_grad for part in parts):
         return step
     log = {name: value.detach() if isinstance(value, Tensor) else value for name, value in step.log.items()}
     final_obs = None if step.final_obs is None else detached(final)
+    if step.signals is not None:
+        step = step._replace(signals=detached(step.signals))
     return step._replace(obs=detached(step.obs), reward=step.reward.detach(), final_obs=final_obs, log=log)
 
 
-class Policy(nn.Module):
-    """A deterministic controller: normalization, network, squashing and action limits in one module.
+if not TYPE_CHECKING:
 
-    Evaluation, play and export all run this module, so they cannot disagree.
-    """
-
-    observation_sizes: dict[str, int]
-    """Size of each observation group it reads, in the order in which they are concatenated."""
-
-    def initial_state(self, num_envs: int) -> State:
-        """Zero recurrent state for ``num_envs`` envs; ``()`` when there is none."""
-        return ()
-
-    def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
-        """Map observations to actions ``[N, A]`` float32 (``[N]`` int64 when discrete) and the next state."""
-        raise NotImplementedError
-
-
-class Agent(Protocol):
-    """A learning algorithm as the training loop sees it."""
-
-    num_steps: int
-    """Vector steps between two updates."""
-
-    mode: Mode
-    """How it runs on CUDA."""
-
-    @property
-    def policy(self) -> Policy:
-        """The deterministic policy as learned so far."""
-        ...
-
-    def initial_state(self) -> State:
-        """Recurrent state at the start of an episode, for every env."""
-        ...
-
-    def act(self, obs: Obs, state: State) -> tuple[Tensor, Any, State]:
-        """Choose an exploring action; also what ``record`` needs to know of the choice, and the next state."""
-        ...
-
-    def record(self, obs: Obs, action: Tensor, extras: Any, state: State, step: Step) -> None:
-        """Store one vector step."""
-        ...
-
-    def moved(self) -> list[Tensor]:
-        """What of ``state_dict`` acting and recording change, and ``initial_state`` does not set anew.
-
-        Put back as it was, and ``initial_state`` called, a rollout that was broken off is as if it had not been.
-        """
-        ...
-
-    def update(self) -> Metrics:
-        """Learn from what has been recorded."""
-        ...
-
-    def recording(self) -> dict[str, Tensor]:
-        """Recent observations ``[T, M, O]`` by group and ``done`` ``[T, M]``, for checking an export."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that learning depends on, as tensors and plain values."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` returned, in place."""
-        ...
+    def __getattr__(name: str) -> Any:
+        """``Agent`` and ``Policy`` from where they once lived; their module needs this one."""
+        if name in ("Agent", "Policy"):
+            return getattr(import_module("rlcore.agent"), name)
+        raise AttributeError(f"module 'rlcore.types' has no attribute '{name}'")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -16,12 +19,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlcore import replay_kernels, update_kernels
+from rlcore import dispatch
 from rlcore.replay import Home
 from rlcore.types import Step
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
+
+ROOT = Path(__file__).parent.parent
 
 CPU_SECONDS = 300
 
@@ -70,6 +75,14 @@ def seeded() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the robots that come with Isaac Lab 3's Newton, to be named by ``ISAACSIM_ASSET_ROOT``."""
+    folder = tmp_path_factory.mktemp("assets")
+    subprocess.run([sys.executable, ROOT / "benchmarks" / "isaaclab_robots.py", folder], check=True)
+    return folder
+
+
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device in turn."""
@@ -103,9 +116,14 @@ class Place(NamedTuple):
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> Place:
     if not INTERPRETED:
         pytest.skip("needs TRITON_INTERPRET=1")
-    for module in (replay_kernels, update_kernels):
-        monkeypatch.setattr(module, "available", lambda device: True)
+    monkeypatch.setattr(dispatch, "_interpreted", True)
     return Place(torch.device("cpu"))
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where kernels run: a GPU, or without one Triton's interpreter on the CPU."""
+    return torch.device("cuda") if request.param == "cuda" else _interpreted(monkeypatch).device
 
 
 KERNEL_PLACES = ["interpreter", *(pytest.param(f"cuda {home}", marks=pytest.mark.gpu) for home in ("env", "host"))]
@@ -133,9 +151,9 @@ def check_that_nothing_waits(learner: Any, obs: Any, iterations: int) -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(iterations):
-            action, _, _ = learner.act(obs, ())
+            action, _ = learner.act(obs, ())
             step = learner.env.step(action)
-            learner.record(obs, action, None, (), step)
+            learner.record(obs, action, (), step)
             learner.update()
             obs = step.obs
     finally:

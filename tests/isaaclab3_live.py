@@ -51,7 +51,7 @@ def push(env: Any, env_ids: Any) -> None:
     robot.write_root_velocity_to_sim_index(root_velocity=velocity, env_ids=env_ids)
 
 
-def record(task: str, way: str, case: str, file: str) -> dict[str, Any]:
+def record(task: str, way: str, case: str, file: str, device: str = "cpu") -> dict[str, Any]:
     """Step an env with actions that are always the same, and write what it returned."""
     import gymnasium
     from isaaclab.app import launch_simulation
@@ -63,7 +63,7 @@ def record(task: str, way: str, case: str, file: str) -> dict[str, Any]:
     import isaaclab_tasks  # noqa: F401  # registers them
 
     cfg = load_env_cfg(task, {"presets": "newton_mjwarp"})
-    cfg.scene.num_envs, cfg.sim.device, cfg.seed, cfg.episode_length_s = N, "cpu", 3, 0.2
+    cfg.scene.num_envs, cfg.sim.device, cfg.seed, cfg.episode_length_s = N, device, 3, 0.2
     if case == "sensors":
         sensors(cfg)
     with launch_simulation(cfg, {}):
@@ -73,7 +73,7 @@ def record(task: str, way: str, case: str, file: str) -> dict[str, Any]:
         steps: list[dict[str, Any]] = []
         for _ in range(STEPS):
             assert env.action_space.shape is not None
-            step = env.step(torch.randn(N, *env.action_space.shape, generator=generator))
+            step = env.step(torch.randn(N, *env.action_space.shape, generator=generator).to(device))
             steps.append(
                 {
                     "returned": [*step.obs.values(), step.reward, step.terminated, step.truncated],
@@ -88,7 +88,7 @@ def record(task: str, way: str, case: str, file: str) -> dict[str, Any]:
 
 def compare(first: str, second: str) -> dict[str, Any]:
     """Steps in which two recordings differ, and rows of last observations that are not those after the reset."""
-    plain, hooked = torch.load(first), torch.load(second)
+    plain, hooked = (torch.load(file, map_location="cpu") for file in (first, second))
     different = [
         i
         for i, (a, b) in enumerate(zip(plain, hooked, strict=True))
@@ -105,7 +105,7 @@ def compare(first: str, second: str) -> dict[str, Any]:
 def configurations() -> dict[str, Any]:
     """Read the settings of every registered task."""
     from rlcore.config import ConfigError
-    from rlcore.train.registered import registered_config, registered_names
+    from rlcore.train.importers.registered import registered_config, registered_names
 
     warnings.simplefilter("ignore")
     names = registered_names("isaaclab")

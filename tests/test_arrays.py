@@ -8,19 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore import normalization, replay_kernels, statistics
+from rlcore import normalization, replay_rows, statistics
+from rlcore.arrays import arrays, nothing
+from rlcore.dispatch import plain
 from rlcore.distributions import Gaussian
-from rlcore.launcher import arrays, nothing
 from rlcore.losses import ppo_loss
+from rlcore.optimizer import clipped_adam
 from rlcore.replay import Replay
-from rlcore.replay_kernels import read_windows_reference
+from rlcore.replay_rows import read_windows
 from rlcore.statistics import EpisodeStatistics
 from rlcore.types import Step
-from rlcore.update_kernels import clipped_adam, clipped_adam_reference
 
 
 def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (normalization, replay_kernels, statistics):
+    for module in (normalization, replay_rows, statistics):
         monkeypatch.setattr(module, "arrays", lambda *tensors: (torch, *tensors))
 
 
@@ -73,7 +74,7 @@ def test_a_replay_memory_is_the_same_by_numpy_and_torch(
         for drawn in (True, False):
             start = torch.randint(2**62 if drawn else 20, (200,))
             given = (memory.outcomes, start, env, 0.9, n_step, timeout, memory.num_finals, drawn)
-            found.append(tuple(read_windows_reference(*given)))
+            found.append(tuple(read_windows(*given)))
         return tuple(memory.state_dict(47).values()), found
 
     fast = run()
@@ -89,7 +90,7 @@ def test_a_step_that_looks_at_its_norm_is_that_of_the_twin(loss: float, max_norm
     buffers: list[list[Tensor]] = [[start.clone(), *torch.zeros(2, 100), torch.zeros(())] for _ in range(2)]
     for _ in range(5):
         gradient, results = torch.randn(100), []
-        for take, (value, moment, square, count) in zip((clipped_adam, clipped_adam_reference), buffers, strict=True):
+        for take, (value, moment, square, count) in zip((clipped_adam, plain(clipped_adam)), buffers, strict=True):
             given = (value, gradient, moment, square, count, torch.tensor(0.01), torch.tensor(loss))
             limits: Any = {"max_norm": max_norm} | ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-8})
             results.append(take(*given, **limits))

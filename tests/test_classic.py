@@ -10,6 +10,7 @@ from conftest import assert_same
 from torch import Tensor
 
 from rlcore.envs.classic import CartPole, Pendulum, _Classic
+from rlcore.envs.memory import Memory
 from rlcore.types import Step
 
 TASKS = {"CartPole": (CartPole, "CartPole-v1"), "Pendulum": (Pendulum, "Pendulum-v1")}
@@ -196,9 +197,13 @@ def test_a_restored_state_continues_bit_for_bit(task: str) -> None:
     assert_same(rest, rollout(restored, 40, seed=9))
 
 
-def test_a_state_of_another_number_of_envs_is_refused() -> None:
+def test_a_state_of_another_number_of_envs_or_task_is_refused() -> None:
     with pytest.raises(ValueError, match=r"8 envs.*num_envs=8"):
         CartPole(num_envs=4).load_state_dict(CartPole(num_envs=8).state_dict())
+    with pytest.raises(ValueError, match="no 'state'; it belongs to another task"):
+        CartPole(num_envs=4).load_state_dict(Memory(num_envs=4).state_dict())
+    with pytest.raises(ValueError, match=r"'state' has shape \(4, 4\), this env needs \(4, 2\)"):
+        Pendulum(num_envs=4).load_state_dict(CartPole(num_envs=4).state_dict())
 
 
 @pytest.mark.parametrize(

@@ -376,7 +376,7 @@ def test_figures_that_cannot_be_written_end_in_one_line(
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_ctrl_c_that_an_import_swallows_still_ends_the_command(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlcore.train import commands
+    from rlcore.train.commands import eval as command
 
     started: list[str] = []
 
@@ -389,7 +389,7 @@ def test_a_ctrl_c_that_an_import_swallows_still_ends_the_command(broken: bool, m
                 raise AttributeError("half imported") from None
         return lambda: started.append("job") or 0
 
-    monkeypatch.setattr(commands, "eval_command", swallow)
+    monkeypatch.setattr(command, "eval_command", swallow)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     try:
         assert main(["eval"]) == 130

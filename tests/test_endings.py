@@ -25,8 +25,9 @@ from torch import Tensor
 from rlcore import Step, spec_of
 from rlcore.checkpoint import load_checkpoint
 from rlcore.learn import Progress
-from rlcore.train import ending, training
+from rlcore.train import ending
 from rlcore.train import run as run_module
+from rlcore.train.algorithms import ALGORITHMS
 from rlcore.train.cli import main
 from rlcore.train.ending import Output, OutputClosed, describe, full_disk, is_mistake
 from rlcore.train.run import RunFolder, RunLocked
@@ -197,12 +198,12 @@ def test_an_env_that_fails_before_an_iteration_is_done_leaves_nothing_to_go_on_f
 def test_an_update_that_is_broken_off_goes_back_to_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    update = training.AGENTS["ppo"].update  # type: ignore[attr-defined]
+    update = ALGORITHMS["ppo"].agent.update  # type: ignore[attr-defined]
 
     def failing(self: Any) -> Any:
         return throw(torch.OutOfMemoryError("no memory")) if self.iteration == 3 else update(self)
 
-    monkeypatch.setattr(training.AGENTS["ppo"], "update", failing)
+    monkeypatch.setattr(ALGORITHMS["ppo"].agent, "update", failing)
     assert main(words(tmp_path, "--save-interval", "2")) == 70
     said = capsys.readouterr().err
     assert "OutOfMemoryError: no memory" in said and "the update of iteration 4 was broken off" in said

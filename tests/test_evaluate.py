@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlcore.agent import Policy
 from rlcore.train.evaluate import Evaluation, evaluate, t_interval, t_quantile, wilson_interval
-from rlcore.types import Obs, Policy, State, Step
+from rlcore.types import Obs, State, Step
 
 
 class Lengths:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import rlcore.export.runner
 from rlcore import PPO, PPOConfig
+from rlcore.agent import Policy
 from rlcore.env import EnvSpec, spec_of
 from rlcore.envs import make_env
 from rlcore.export import ExportError, OnnxPolicy, config_hash, export_onnx, read_metadata, verify
-from rlcore.types import Obs, Policy, State
+from rlcore.types import Obs, State
 
 SIZES = {"policy": 7, "goal": 3}
 TOLERANCE = 1e-5

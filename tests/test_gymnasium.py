@@ -13,7 +13,8 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig
-from rlcore.env import VecEnv, check_step, spec_of
+from rlcore.env import VecEnv, spec_of
+from rlcore.env_check import check_step
 from rlcore.envs import make_env
 from rlcore.envs.gymnasium import NO_TIME_LIMIT, GymnasiumEnv
 from rlcore.envs.wrappers import Delayed
@@ -49,7 +50,7 @@ class Counter(gymnasium.Env[Any, Any]):
             "discrete": spaces.Discrete(3, start=1),
             "box": spaces.Box(-1, 1, (2,), dtype=np.float64),
             "matrix": spaces.Box(-1, 1, (2, 3), dtype=np.float32),
-            "multi": spaces.MultiDiscrete([2, 2]),
+            "multi": spaces.MultiBinary(2),
         }
         self.observation_space, self.action_space = layouts[layout], actions[action]
         self.length, self.terminates, self.layout, self.reuse = length, terminates, layout, reuse
@@ -266,7 +267,7 @@ def test_bounds_beyond_float32_become_infinite() -> None:
         (lambda: Counter(), "takes a gymnasium VectorEnv, got Counter"),
         (lambda: sync(layout="text"), "observation 'policy' is Text.*rlcore takes a Box, Discrete"),
         (lambda: sync(layout="many"), "observation 'policy' is Discrete.*1,000,000 numbers.*at most 100,000"),
-        (lambda: sync(action="multi"), "MultiDiscrete.*not supported"),
+        (lambda: sync(action="multi"), "MultiBinary.*not supported"),
     ],
 )
 def test_a_vector_env_that_cannot_work_is_refused_with_the_remedy(build: Callable[[], Any], message: str) -> None:

@@ -14,7 +14,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from rlcore.env import check_step, spec_of
+from rlcore.env import spec_of
+from rlcore.env_check import check_step
 from rlcore.envs import make_env
 from rlcore.envs.gymnasium import GymnasiumEnv
 from rlcore.export import read_metadata

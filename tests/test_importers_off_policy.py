@@ -11,10 +11,10 @@ from test_importers import agent, changed, row
 
 from rlcore.config import ConfigError, load_yaml
 from rlcore.envs import make_env
-from rlcore.train.algorithms import AGENTS
+from rlcore.train.algorithms import find
 from rlcore.train.cli import main
 from rlcore.train.config import read_config
-from rlcore.train.importers import Conversion, convert, convert_file, guess_library
+from rlcore.train.importers.convert import Conversion, convert, convert_file, guess_library
 
 DATA = Path(__file__).parent / "data"
 
@@ -150,7 +150,7 @@ def test_result_trains(name: str) -> None:
     small = {"buffer_size": 400, "learning_starts": 10, "batch_size": 4, "critic_obs": ["policy"]}
     config = read_config({**conversion.config, "agent": {**conversion.config["agent"], **small}})
     assert config.preset == "classic"  # type: ignore[attr-defined]  # of SAC and DDPG
-    learner = AGENTS[config.algo](make_env("Pendulum", number), config.agent, seed=1)
+    learner = find(config.algo).agent(make_env("Pendulum", number), config.agent, seed=1)
     before = [parameter.clone() for parameter in learner.policy.parameters()]
     learner.learn(12)
     after = list(learner.policy.parameters())

@@ -22,13 +22,6 @@ if importlib.util.find_spec("isaaclab_newton") is None:
 RELEASE = version("isaaclab")
 
 
-@pytest.fixture(scope="session")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("assets")
-    subprocess.run([sys.executable, ROOT / "benchmarks" / "isaaclab_assets.py", folder], check=True)
-    return folder
-
-
 def run(assets: Path, *words: str, timeout: int = 900) -> subprocess.CompletedProcess[str]:
     """In a process of its own: there is one simulation in each."""
     variables = {**os.environ, "PYTHONPATH": str(ROOT), "ISAACSIM_ASSET_ROOT": str(assets), "OMP_NUM_THREADS": "1"}

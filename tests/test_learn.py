@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rlcore.env
-import rlcore.learn
+import rlcore.report
 from rlcore import PPO, SAC, NetworkConfig, PPOConfig, SACConfig, Step
-from rlcore.env import StepCheck
+from rlcore.env_check import StepCheck
 from rlcore.envs.null import Null
 from rlcore.faults import Latest, broken_steps, culprits, far_numbers
 from rlcore.learn import EpisodeStatistics, Faults, Progress, Report, begin, resume, snapshot
@@ -116,7 +116,7 @@ def test_loop_counts_reports_and_stops() -> None:
 
 def test_collecting_and_learning_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
-    monkeypatch.setattr(rlcore.learn.time, "perf_counter", lambda: now)  # this machine may be busy with other things
+    monkeypatch.setattr(rlcore.report.time, "perf_counter", lambda: now)  # this machine may be busy with other things
 
     class Slow(Null):
         def step(self, action: Tensor) -> Step:
@@ -242,7 +242,7 @@ def test_checkpoints_on_cuda_count_it_too() -> None:
 @pytest.mark.parametrize("when", ["reset", "first step", "later step", "evaluation"])
 def test_what_an_env_must_not_return_is_named(when: str, changes: dict[str, Any], message: str) -> None:
     class Wrong(Null):
-        steps = 0
+        taken = 0
 
         def reset(self, seed: int | None = None) -> Obs:
             obs = super().reset(seed)
@@ -250,8 +250,8 @@ def test_what_an_env_must_not_return_is_named(when: str, changes: dict[str, Any]
 
         def step(self, action: Tensor) -> Step:
             step = super().step(action)
-            self.steps += 1
-            if when == "reset" or (self.steps == 1 and when != "first step"):
+            self.taken += 1
+            if when == "reset" or (self.taken == 1 and when != "first step"):
                 return step
             parts = {name: change(getattr(step, name)) for name, change in changes.items() if name != "obs"}
             if "obs" in changes:
@@ -294,12 +294,12 @@ def test_a_missing_observation_is_named() -> None:
 @pytest.mark.parametrize("first", [1, 3])
 def test_a_step_that_is_none_is_named(change: Any, message: str, first: int) -> None:
     class Wrong(Null):
-        steps = 0
+        taken = 0
 
         def step(self, action: Tensor) -> Step:
-            self.steps += 1
+            self.taken += 1
             right = super().step(action)
-            return right if self.steps < first else change(right)  # type: ignore[no-any-return]
+            return right if self.taken < first else change(right)  # type: ignore[no-any-return]
 
     with pytest.raises(ValueError, match="Null: " + message):
         PPO(Wrong(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
@@ -307,7 +307,7 @@ def test_a_step_that_is_none_is_named(change: Any, message: str, first: int) -> 
 
 def test_a_step_that_is_like_the_one_before_is_not_checked_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     env, calls = Null(4, obs_size=3, action_size=2), []
-    monkeypatch.setattr(rlcore.env, "check_step", lambda env, step: calls.append(step))
+    monkeypatch.setattr(rlcore.env_check, "check_step", lambda env, step: calls.append(step))
     check = StepCheck(env)
     env.reset()
     step = env.step(torch.zeros(4, 2))

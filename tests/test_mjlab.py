@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore.env import VecEnv, check_step, spec_of, want_final_obs
+from rlcore.env import VecEnv, spec_of, want_final_obs
+from rlcore.env_check import check_step
 from rlcore.envs import make_env
 from rlcore.envs.mjlab import MjlabEnv, quiet_warp
 from rlcore.stage import reset_at, stage_of

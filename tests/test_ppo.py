@@ -17,11 +17,11 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig, Step
-from rlcore.adam import FlatAdam
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import Report
 from rlcore.networks import choose_groups
+from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import rate_by_kl
 from rlcore.recurrent import RNNConfig, cleared
 from rlcore.train.evaluate import evaluate
@@ -70,9 +70,9 @@ def config(**changes: Any) -> PPOConfig:
 def collect(agent: PPO, seed: int = 0) -> list[Step]:
     obs, steps = agent.env.reset(seed), []
     for _ in range(agent.num_steps):
-        action, extras, _ = agent.act(obs, ())
+        action, _ = agent.act(obs, ())
         steps.append(agent.env.step(action))
-        agent.record(obs, action, extras, (), steps[-1])
+        agent.record(obs, action, (), steps[-1])
         obs = steps[-1].obs
     return steps
 
@@ -398,9 +398,9 @@ def rolled_out(agent: PPO) -> tuple[list[Obs], list[Step]]:
     """A rollout: observations, those after it included, and what the env answered."""
     before, state, steps = [agent.env._obs()], agent.initial_state(), []
     for _ in range(agent.num_steps):
-        action, extras, state = agent.act(before[-1], state)
+        action, state = agent.act(before[-1], state)
         steps.append(agent.env.step(action))
-        agent.record(before[-1], action, extras, state, steps[-1])
+        agent.record(before[-1], action, state, steps[-1])
         state = cleared(state, steps[-1].terminated | steps[-1].truncated) if state else state
         before.append(steps[-1].obs)
     return before, steps
@@ -554,13 +554,13 @@ def test_without_a_report_what_is_broken_is_logged_once(caplog: pytest.LogCaptur
     agent.learn(2)
     agent.env.count = 5  # it breaks in the next rollout again
     agent.learn(5)
-    said = [record.getMessage() for record in caplog.records if record.name == "rlcore.learn"]
+    said = [record.getMessage() for record in caplog.records if record.name == "rlcore.report"]
     broken = "the reward is not finite, or beyond 10,000 times the usual one"
     broken += " (if that is meant, lower agent.reward_scale): env 2, once"
     assert said == [f"iteration {i}: 1 sample is left out of learning (rollout/dropped); {broken}" for i in (2, 1)]
     caplog.clear()
     PPO(Broken("reward"), config(), seed=0).learn(4, on_report=lambda report: None)
-    assert not [record for record in caplog.records if record.name == "rlcore.learn"]
+    assert not [record for record in caplog.records if record.name == "rlcore.report"]
 
 
 def test_a_rollout_that_was_broken_off_leaves_nothing_behind() -> None:

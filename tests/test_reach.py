@@ -96,7 +96,7 @@ def test_wrong_action_shape_and_missing_reset_are_refused() -> None:
     with pytest.raises(RuntimeError, match="call reset"):
         env.step(torch.zeros(2, 6))
     env.reset()
-    with pytest.raises(ValueError, match=r"action has shape \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"action is torch.float32 of shape \(2, 5\)"):
         env.step(torch.zeros(2, 5))
 
 
@@ -347,7 +347,7 @@ def test_success_is_judged_at_the_end_of_each_interval() -> None:
 
     # The command that the time-out cuts does not count, and the next episode starts at nothing.
     env.command_left.fill_(50)
-    env.episode_steps.fill_(359)
+    env.steps.fill_(359)
     step = env.step(torch.zeros(3, 6))
     assert step.truncated.all()
     torch.testing.assert_close(step.log["num_goals"], torch.full((3,), 2.0))
@@ -372,7 +372,7 @@ def test_episodes_last_360_steps_and_only_time_out() -> None:
 def test_a_new_episode_starts_at_rest_near_home() -> None:
     env = Reach(num_envs=64, seed=0, noise=0.0)
     env.reset()
-    env.episode_steps[:32] = 359
+    env.steps[:32] = 359
     env.command_left.fill_(30)
     before = env.command.clone()
     obs = env.step(random_actions(1, 64)[0]).obs["policy"]
@@ -404,7 +404,7 @@ def test_final_obs_is_what_an_episode_without_end_would_have_seen() -> None:
 def test_only_the_rows_that_ended_differ_from_final_obs() -> None:
     env = Reach(num_envs=6, seed=0)
     env.reset()
-    env.episode_steps[[1, 4]] = 359
+    env.steps[[1, 4]] = 359
     step = env.step(random_actions(1, 6)[0])
     assert step.final_obs is not None
     differs = (step.obs["policy"] != step.final_obs["policy"]).any(1)
@@ -429,7 +429,7 @@ def test_state_dict_continues_bit_for_bit(control: str, tmp_path: Any) -> None:
     env = Reach(control=control, num_envs=4, seed=0)
     env.reset()
     env.inertia.uniform_(0.5, 2.0)
-    env.episode_steps.fill_(300)
+    env.steps.fill_(300)
     actions = random_actions(130, 4)
     for action in actions[:30]:
         env.step(action)
@@ -441,6 +441,16 @@ def test_state_dict_continues_bit_for_bit(control: str, tmp_path: Any) -> None:
         assert torch.equal(a.obs["policy"], b.obs["policy"])
         assert torch.equal(a.reward, b.reward)
         assert all(torch.equal(torch.as_tensor(a.log[k]), torch.as_tensor(b.log[k])) for k in a.log)
+
+
+def test_state_from_before_the_counter_was_renamed_is_taken() -> None:
+    env, other = Reach(num_envs=2, seed=0), Reach(num_envs=2, seed=1)
+    env.reset()
+    env.steps.fill_(300)
+    state = env.state_dict()
+    state["episode_steps"] = state.pop("steps")
+    other.load_state_dict(state)
+    assert other.steps.tolist() == [300, 300]
 
 
 def test_state_of_another_size_or_task_is_refused_untouched() -> None:
@@ -460,7 +470,7 @@ def test_returned_tensors_do_not_change_with_later_steps() -> None:
     tensors = [step.obs["policy"], step.reward, step.truncated, *(torch.as_tensor(v) for v in step.log.values())]
     copies = [t.clone() for t in tensors]
     env.command_left.fill_(1)
-    env.episode_steps.fill_(359)
+    env.steps.fill_(359)
     env.step(random_actions(1, 3, seed=1)[0])
     assert all(torch.equal(t, copy) for t, copy in zip(tensors, copies, strict=True))
 
@@ -479,7 +489,7 @@ def test_step_reads_nothing_on_the_host_and_keeps_its_buffers(control: str) -> N
     env = Reach(control=control, num_envs=3, seed=0)
     env.reset()
     places = {name: value.data_ptr() for name, value in vars(env).items() if isinstance(value, Tensor)}
-    env.episode_steps[1] = 359
+    env.steps[1] = 359
     action = random_actions(1, 3)[0]
     with Recorder() as recorder:
         env.step(action)

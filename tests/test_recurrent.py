@@ -99,9 +99,9 @@ def rollout(agent: PPO) -> dict[str, Tensor]:
     """One rollout by hand, laid out as the update sees it."""
     obs, state = agent.env.reset(3), agent.initial_state()
     for _ in range(agent.num_steps):
-        action, _, following = agent.act(obs, state)
+        action, following = agent.act(obs, state)
         step = agent.env.step(action)
-        agent.record(obs, action, None, state, step)
+        agent.record(obs, action, state, step)
         going = (~(step.terminated | step.truncated)).float()[None, :, None]
         obs, state = step.obs, tuple(part * going for part in following)
     batch: dict[str, Tensor] = agent._targets(agent.next_obs)[0]

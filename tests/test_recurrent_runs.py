@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore import PPO, EnvSpec, NetworkConfig, PPOConfig, Step, spec_of
+from rlcore.agent import Policy
 from rlcore.checkpoint import load_checkpoint
 from rlcore.envs import make_env
 from rlcore.export import ExportError, OnnxPolicy, export_onnx, verify
@@ -21,7 +22,7 @@ from rlcore.recurrent import RNNConfig
 from rlcore.train.cli import main
 from rlcore.train.evaluate import Controller, evaluate
 from rlcore.train.play import frames
-from rlcore.types import Obs, Policy, State
+from rlcore.types import Obs, State
 
 Kind = Literal["none", "lstm", "gru"]
 MEMORY = {"min_episode_length": 6, "max_episode_length": 9, "cue_steps": 1}

@@ -16,8 +16,10 @@ from rlcore.checkpoint import load_checkpoint
 from rlcore.config import from_dict, load_yaml
 from rlcore.learn import Report
 from rlcore.train import logger as logger_module
+from rlcore.train.algorithms import CONFIGS
 from rlcore.train.arguments import free_value, split_words
-from rlcore.train.config import CONFIGS, TrainConfig, changes, default_config, safe_name, shipped_config
+from rlcore.train.config import TrainConfig, changes, safe_name
+from rlcore.train.defaults import default_config, shipped_config
 from rlcore.train.logger import Average, MetricsFile, RunLogger
 from rlcore.train.play import check_output, write_animation
 from rlcore.train.run import RunFolder, locate

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import subprocess
+import sys
+import threading
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +17,8 @@ import pytest
 import simulator_curves
 import simulators
 import torch
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_window_is_the_mean_of_the_latest_episodes() -> None:
@@ -109,6 +116,8 @@ def test_what_cannot_run_or_be_drawn_ends_in_one_line(
     monkeypatch.setattr(simulators.importlib, "import_module", missing)
     for words, said in (
         (["--library", "env"], "mjlab is not installed; run: pip install"),
+        (["--task", "Pendulum"], "--task is 'Pendulum', which is no task of mjlab or Isaac Lab"),
+        (["presets=newton_mjwarp"], "--presets is 'newton_mjwarp', which tasks of mjlab do not have; leave it out"),
         (["--show", str(tmp_path / "env.json"), "--plot", str(tmp_path / "out.png")], "--plot: none of these runs"),
     ):
         assert simulators.main(words) == 2
@@ -121,7 +130,7 @@ def test_what_cannot_run_or_be_drawn_ends_in_one_line(
 @pytest.mark.parametrize("library", ["rlcore", "rsl_rl", "env", "adapter"])
 def test_real_cartpole_is_measured(library: str, tmp_path: Path) -> None:
     pytest.importorskip("mjlab", reason="mjlab is not installed")
-    path = tmp_path / "out.json"
+    path, before = tmp_path / "out.json", writers()
     words = ["--library", library, "--num-envs", "8", "--iterations", "3", "--warmup", "1", "--device", "cpu"]
     assert simulators.main([*words, "--json", str(path)]) == 0
     report = json.loads(path.read_text())
@@ -129,3 +138,64 @@ def test_real_cartpole_is_measured(library: str, tmp_path: Path) -> None:
     assert report["summary"]["env_steps_per_s"] > 0
     trained = library in ("rlcore", "rsl_rl")
     assert all(("learn_s" in row) == trained for row in report["rows"])
+    assert writers() == before
+
+
+def writers() -> list[threading.Thread]:
+    """Threads that write events for tensorboard."""
+    return [thread for thread in threading.enumerate() if type(thread).__module__.startswith("tensorboard.")]
+
+
+@pytest.mark.slow
+@pytest.mark.cpu_seconds(600)
+@pytest.mark.parametrize("library", ["rlcore", "rsl_rl"])
+def test_a_run_that_fails_writes_no_more(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the folder for its events could not be removed."""
+    pytest.importorskip("mjlab", reason="mjlab is not installed")
+    before = writers()
+
+    def fail(*_: Any) -> bool:
+        assert len(writers()) == len(before) + 1
+        raise RuntimeError("out of patience")
+
+    monkeypatch.setattr(simulators.Diary, "tick", fail)
+    words = ["--library", library, "--num-envs", "8", "--iterations", "3", "--device", "cpu"]
+    with pytest.raises(RuntimeError, match="out of patience"):
+        simulators.main(words)
+    assert writers() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("isaaclab_newton") is None, reason="Isaac Lab 3 is not installed")
+@pytest.mark.parametrize("library", ["rlcore", "rsl_rl", "env", "adapter"])
+def test_real_cartpole_of_isaac_lab_is_measured(library: str, assets: Path, tmp_path: Path) -> None:
+    """In a process of its own: there is one simulation in each."""
+    path, trained = tmp_path / "out.json", library in ("rlcore", "rsl_rl")
+    words = ["--task", "Isaac-Cartpole-Direct", "presets=newton_mjwarp", "--library", library, "--num-envs", "8"]
+    words += ["--iterations", "3", "--warmup", "1", "--device", "cpu", "--json", str(path)]
+    if trained:
+        words += ["--evaluations", "1", "--eval-envs", "4"]
+    if library == "rlcore":
+        words += ["--onnx", str(tmp_path / "policy.onnx")]
+    done = subprocess.run(
+        [sys.executable, simulators.__file__, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ISAACSIM_ASSET_ROOT": str(assets), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    report = json.loads(path.read_text())
+    steps = report["rows"][0]["env_steps"]
+    assert [row["env_steps"] for row in report["rows"]] == [steps, 2 * steps, 3 * steps] and steps == 16 * 8
+    assert report["summary"]["env_steps_per_s"] > 0
+    assert all(("learn_s" in row) == trained for row in report["rows"])
+    assert ("evaluated" in report["rows"][-1]) == trained
+    assert report["versions"]["isaaclab"].startswith("3.")
+    if library == "rsl_rl":
+        counted = [(row["reward"], row["return"]) for row in report["rows"] if "return" in row]
+        assert counted and [ours for ours, _ in counted] == pytest.approx([theirs for _, theirs in counted], rel=1e-5)
+    if library == "rlcore":
+        assert report["final_obs"] == "hook" and report["evaluation"]["parity"]
+        means = [report["evaluation"][which]["return_mean"] for which in ("policy", "file")]
+        assert means[0] == pytest.approx(means[1], rel=1e-3)

@@ -1,17 +1,179 @@
-"""The algorithms by name: one line each in every table."""
+"""The algorithms: one record each, which the command line, runs, checkpoints and conversions read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from rlcore import ddpg, sac
 from rlcore.actor_critic import build_policy
+from rlcore.agent import Algorithm, Preset
+from rlcore.config import ConfigError, nearest
+from rlcore.envs import look_here
+from rlcore.envs.launch import PYTHON_PREFIX
 from rlcore.ppo import PPO
-from rlcore.types import Policy
+from rlcore.ppo_config import PPOConfig
 
-AGENTS: dict[str, Callable[..., Any]] = {"ppo": PPO, "sac": sac.SAC, "ddpg": ddpg.DDPG}
-"""From env, settings, ``seed`` and ``num_iterations`` to what learns."""
+CONFIGS = Path(__file__).resolve().parent / "configs"
+"""Folder of the files that are shipped for tasks; PPO's are in it, those of others in one each."""
 
-POLICIES: dict[str, Callable[..., Policy]] = {"ppo": build_policy, "sac": sac.build_policy, "ddpg": ddpg.build_policy}
-"""From an env's description and settings to an untrained policy."""
+FEW = "for one or a few envs"
+
+ALGORITHMS: dict[str, Algorithm[Any]] = {
+    "ppo": Algorithm(
+        name="ppo", agent=PPO, config=PPOConfig, policy=build_policy, shipped=CONFIGS, unnamed_entries=True
+    ),
+    "sac": Algorithm(
+        name="sac",
+        agent=sac.SAC,
+        config=sac.SACConfig,
+        policy=sac.build_policy,
+        on_policy=False,
+        bounded_actions=True,
+        presets={
+            "classic": Preset(about=FEW, shipped=CONFIGS / "sac"),
+            "gpu": Preset(
+                about="for hundreds and more",
+                settings=sac.SACConfig.presets()["gpu"],
+                shipped=CONFIGS / "sac-gpu",
+                cuda=True,
+            ),
+        },
+    ),
+    "ddpg": Algorithm(
+        name="ddpg",
+        agent=ddpg.DDPG,
+        config=ddpg.DDPGConfig,
+        policy=ddpg.build_policy,
+        on_policy=False,
+        bounded_actions=True,
+        aliases={"td3": "td3"},
+        presets={
+            "classic": Preset(about=FEW, shipped=CONFIGS / "ddpg"),
+            "td3": Preset(
+                about="for the same with what makes it TD3",
+                settings=ddpg.DDPGConfig.presets()["td3"],
+                shipped=CONFIGS / "ddpg",
+            ),
+            "gpu": Preset(
+                about="for hundreds of envs and more",
+                settings=ddpg.DDPGConfig.presets()["gpu"],
+                shipped=CONFIGS / "ddpg-gpu",
+                cuda=True,
+            ),
+        },
+    ),
+}
+"""By name. One of a user's own stands in a file of its own, see ``find``."""
+
+ALIASES = {alias: name for name, record in ALGORITHMS.items() for alias in record.aliases}
+"""Other names, and whose they are."""
+
+NAMES = "{" + ",".join([*ALGORITHMS, *ALIASES, "FILE.py"]) + "}"
+"""What ``--help`` says that an algorithm may be called."""
+
+_own: dict[Path, ModuleType] = {}  # files of users that have been imported
+
+
+def find(algo: object, where: str = "algo") -> Algorithm[Any]:
+    """The record of an algorithm.
+
+    Args:
+        algo: a name of ``ALGORITHMS``, or where a record of one's own is: ``FILE.py`` or ``module:NAME``; see
+            ``written_as``.
+        where: whose value it is, for messages.
+
+    Raises:
+        ConfigError: there is no such algorithm; one line that names the nearest, or what is there instead.
+    """
+    if isinstance(algo, str):
+        if algo in ALGORITHMS:
+            return ALGORITHMS[algo]
+        place, _, name = algo.removeprefix(PYTHON_PREFIX).partition(":")
+        if place.endswith(".py"):
+            return _record(_file(Path(place), where), name, algo, where)
+        if name:
+            return _record(_module(place, where), name, algo, where)
+    known = [*ALGORITHMS, *ALIASES] if where.startswith("-") else ALGORITHMS
+    raise ConfigError(f"{where}: {algo!r} is no algorithm; {nearest(str(algo), known)}")
+
+
+def algorithm(name: str, preset: str | None = None) -> tuple[str, str | None]:
+    """Algorithm and preset that a command line means: ``td3`` is a name for DDPG with a preset.
+
+    Raises:
+        ConfigError: ``td3`` with a preset that does not make DDPG that.
+    """
+    if name not in ALIASES:
+        return written_as(name), preset
+    record = ALGORITHMS[ALIASES[name]]
+    plain = next(iter(record.presets))
+    if preset == plain:
+        raise ConfigError(
+            f"--preset is '{plain}', which is {record.name.upper()} without what makes it {name}; leave it out, or add "
+            f"--algo {record.name}"
+        )
+    return record.name, preset or record.aliases[name]
+
+
+def written_as(name: str) -> str:
+    """How a configuration names an algorithm, so that it is found from other folders, too.
+
+    One of a user's own is the absolute path of its file, of which ``a2c`` is short for that of ``a2c.py`` in the
+    present folder; or ``module:NAME`` of an installed module.
+    """
+    place, colon, record = name.removeprefix(PYTHON_PREFIX).partition(":")
+    if name in ALGORITHMS:
+        return name
+    if not colon and not place.endswith(".py") and Path(f"{place}.py").is_file():
+        place = f"{place}.py"
+    if place.endswith(".py"):
+        return f"{Path(place).resolve()}{colon}{record}"
+    return f"{place}{colon}{record}"
+
+
+def _file(path: Path, where: str) -> ModuleType:
+    """Import a file, or the one of its name in the present folder where it is no more, as on another machine."""
+    found = next((file for file in (path, Path(path.name)) if file.is_file()), None)
+    if found is None:
+        raise ConfigError(f"{where}: there is no file '{path}'; put it there, or run in the folder that has it")
+    found = found.resolve()
+    if found not in _own:
+        if str(found.parent) not in sys.path:
+            sys.path.append(str(found.parent))  # for what lies beside it, but after what is installed
+        name = f"rlcore_algorithm_{found.stem}"
+        spec = importlib.util.spec_from_file_location(name, found)
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look up their types
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        _own[found] = module
+    return _own[found]
+
+
+def _module(name: str, where: str) -> ModuleType:
+    look_here()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise ConfigError(
+            f"{where}: there is no module '{error.name}'; install it, run in the folder that has it, or give FILE.py"
+        ) from error
+
+
+def _record(module: ModuleType, name: str, algo: str, where: str) -> Algorithm[Any]:
+    there = {key: value for key, value in vars(module).items() if isinstance(value, Algorithm)}
+    if name in there or (not name and len(there) == 1):
+        return there[name or next(iter(there))]
+    what = f"'{name}' in it is no rlcore.Algorithm" if name else f"it has {len(there)} records of rlcore.Algorithm"
+    remedy = f"there is {', '.join(there)}: write {algo.partition(':')[0]}:NAME" if there else "give it one"
+    raise ConfigError(f"{where}: '{algo}': {what}; {remedy}")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcore.agent import Policy
 from rlcore.env import EnvSpec
 from rlcore.stage import Stage, same_stage
-from rlcore.train.algorithms import POLICIES
+from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig
 from rlcore.train.evaluate import Evaluation
-from rlcore.types import Policy
 
 
 class Best:
@@ -29,7 +29,7 @@ class Best:
     """
 
     def __init__(self, config: TrainConfig, spec: EnvSpec, device: torch.device) -> None:
-        self._build: Callable[[], Policy] = lambda: POLICIES[config.algo](spec, config.agent).to(device).eval()
+        self._build: Callable[[], Policy] = lambda: find(config.algo).policy(spec, config.agent).to(device).eval()
         self._weights: dict[str, Tensor] | None = None
         self._stage: Stage | None = None
         self._resumed = False

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from rlcore.agent import Policy
 from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting, load_checkpoint
 from rlcore.config import from_dict
 from rlcore.env import EnvSpec, VecEnv
@@ -23,11 +24,10 @@ from rlcore.export.metadata import plain
 from rlcore.export.observations import finite_part, too_few
 from rlcore.files import whole_file
 from rlcore.stage import Stage, stage_figures, stage_text
-from rlcore.train.algorithms import POLICIES
+from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options
 from rlcore.train.run import RunFolder
-from rlcore.types import Policy
 
 FINAL_SEED = 2_000_003
 """Added to the run's seed for the figures that are reported: other episodes than those that chose the checkpoint."""
@@ -46,7 +46,7 @@ def restore_policy(checkpoint: Path, device: torch.device | str = "cpu") -> tupl
     with fitting(checkpoint):
         config = read_config(content["config"], source=str(checkpoint))
         spec = from_dict(EnvSpec, content["spec"], f"{checkpoint}: spec")
-        policy = POLICIES[config.algo](spec, config.agent).to(device)
+        policy = find(config.algo).policy(spec, config.agent).to(device)
         policy.load_state_dict(content["agent"]["policy"])
     return policy.eval(), spec, content
 
@@ -84,7 +84,7 @@ def export_checkpoint(
     with fitting(checkpoint):
         task, options = content["config"]["task"], content["config"].get("env", {})
         facts = {
-            "algorithm": content["config"].get("algo", "ppo"),
+            "algorithm": find(content["config"].get("algo", TrainConfig.algo)).name,
             "iteration": content["progress"]["iteration"],
             "env_steps": content["progress"]["env_steps"],
             "config_hash": config_hash(content["config"]),

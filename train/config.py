@@ -1,4 +1,4 @@
-"""What decides a training run, and how its layers are put together."""
+"""What decides a training run."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Literal
 
-import gymnasium
 import torch
+import tyro
 
-from rlcore.config import ConfigError, check, from_dict, load_yaml, nearest, shown, to_dict
-from rlcore.ddpg import DDPGConfig
-from rlcore.envs.launch import SIMULATORS, simulator_of
-from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.agent import Algorithm
+from rlcore.config import ConfigError, check, from_dict, shown, to_dict
+from rlcore.device import checked_device
 from rlcore.ppo_config import PPOConfig
-from rlcore.sac import SACConfig
-
-CONFIGS = Path(__file__).resolve().parent / "configs"
-"""Folder of the files that are shipped for tasks; see ``shipped_config``."""
+from rlcore.train.algorithms import NAMES, find
 
 LARGEST_SEED = 2**31 - 1
 """Evaluations add to the seed, and NumPy takes no more than 32 bits."""
@@ -69,8 +65,9 @@ class TrainConfig:
 
     task: str
     """What to train: a built-in task such as CartPole, or gym:<id>; `rlcore tasks` lists them."""
-    algo: Literal["ppo", "sac", "ddpg"] = "ppo"
-    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
+    algo: Annotated[str, tyro.conf.arg(metavar=NAMES)] = "ppo"
+    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3, and FILE.py
+    or module:NAME is one of your own."""
     num_envs: int = 1024
     """Copies of the task that are stepped together."""
     num_iterations: int = 300
@@ -106,6 +103,9 @@ class TrainConfig:
     env: dict[str, Any] = field(default_factory=dict)
     """Options of the task, as `--env.<option> VALUE`; see the task's description."""
 
+    preset: ClassVar[str | None] = None
+    """A field where the algorithm has presets: the settings that the agent's began with."""
+
     def __post_init__(self) -> None:
         """Refuse values that no run can have.
 
@@ -136,52 +136,33 @@ class TrainConfig:
         _refuse_huge(to_dict(self))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SACTrainConfig(TrainConfig):
-    """A training run with SAC. The same file and seed give the same run."""
-
-    algo: Literal["ppo", "sac", "ddpg"] = "sac"
-    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
-    preset: Literal["classic", "gpu"] = "classic"
-    """Settings to begin with, which files and command line change: classic for one or a few envs, gpu for hundreds and
-    more. Without it, that of the file that is shipped for the task; gpu for tasks of simulators, else classic."""
-    agent: SACConfig = field(default_factory=SACConfig)  # type: ignore[assignment]
-    """Settings of the algorithm."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DDPGTrainConfig(TrainConfig):
-    """A training run with DDPG. The same file and seed give the same run."""
-
-    algo: Literal["ppo", "sac", "ddpg"] = "ddpg"
-    """Learning algorithm; the settings of the agent are its own. --algo td3 means ddpg with the preset td3."""
-    preset: Literal["classic", "td3", "gpu"] = "classic"
-    """Settings to begin with, which files and command line change: classic for one or a few envs, td3 for the same with
-    what makes it TD3, gpu for hundreds of envs and more. Without it, that of the file that is shipped for the task; gpu
-    for tasks of simulators, else classic."""
-    agent: DDPGConfig = field(default_factory=DDPGConfig)  # type: ignore[assignment]
-    """Settings of the algorithm."""
+@cache
+def _config_class(algo: str) -> type[TrainConfig]:
+    if algo == TrainConfig.algo:
+        return TrainConfig
+    record = find(algo)
+    own: list[tuple[str, Any, Any]] = [
+        ("algo", Annotated[str, tyro.conf.arg(metavar=NAMES)], algo),
+        ("agent", record.config, field(default_factory=record.config)),
+        ("num_envs", int, record.num_envs),
+        ("num_iterations", int, record.num_iterations),
+    ]
+    if record.presets:
+        names: Any = Literal[tuple(record.presets)]
+        own.append(("preset", Annotated[names, tyro.conf.arg(help=_about(record))], record.default_preset))
+    about = f"A training run with {record.name.upper()}. The same file and seed give the same run."
+    inside = {"__doc__": about, "__module__": __name__}
+    name = f"{record.name.upper()}TrainConfig"
+    return make_dataclass(name, own, bases=(TrainConfig,), namespace=inside, frozen=True, kw_only=True)
 
 
-CONFIG_CLASSES: dict[str, type[TrainConfig]] = {"ppo": TrainConfig, "sac": SACTrainConfig, "ddpg": DDPGTrainConfig}
-"""Settings of a run by algorithm."""
-
-_AGENTS: dict[str, type[OffPolicyConfig]] = {"sac": SACConfig, "ddpg": DDPGConfig}
-
-
-def algorithm(name: str, preset: str | None = None) -> tuple[str, str | None]:
-    """Algorithm and preset that a command line means: ``td3`` is a name for DDPG with a preset.
-
-    Raises:
-        ConfigError: ``td3`` with a preset that does not make DDPG that.
-    """
-    if name != "td3":
-        return name, preset
-    if preset == "classic":
-        raise ConfigError(
-            "--preset is 'classic', which is DDPG without what makes it td3; leave it out, or add --algo ddpg"
-        )
-    return "ddpg", preset or "td3"
+def _about(record: Algorithm[Any]) -> str:
+    """What ``--help`` says of presets."""
+    *most, last = (f"{name} {preset.about}" for name, preset in record.presets.items())
+    return (
+        f"Settings to begin with, which files and command line change: {', '.join(most)}, {last}. Without it, that of "
+        "the file that is shipped for the task; gpu for tasks of simulators, else classic."
+    )
 
 
 def config_class(algo: object, where: str = "algo") -> type[TrainConfig]:
@@ -190,10 +171,8 @@ def config_class(algo: object, where: str = "algo") -> type[TrainConfig]:
     Raises:
         ConfigError: there is no such algorithm.
     """
-    if not isinstance(algo, str) or algo not in CONFIG_CLASSES:
-        known = [*CONFIG_CLASSES, "td3"] if where.startswith("-") else CONFIG_CLASSES
-        raise ConfigError(f"{where}: {algo!r} is no algorithm; {nearest(str(algo), known)}")
-    return CONFIG_CLASSES[algo]
+    find(algo, where)
+    return _config_class(str(algo))
 
 
 def read_config(data: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
@@ -230,10 +209,7 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        have = torch.cuda.device_count()
-        raise ConfigError(f"device is '{name}' and PyTorch sees {have} CUDA devices here; use --device cpu")
+    device = checked_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches kernels on the present one, whatever they are given
     return device
@@ -242,100 +218,6 @@ def resolve_device(name: str) -> torch.device:
 def safe_name(task: str) -> str:
     """A task's name as the name of a file: ``gym:ALE/Pong-v5`` gives ``gym_ALE_Pong-v5``."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", task)
-
-
-def shipped_config(task: str, algo: str = "ppo", preset: str = "classic") -> Path | None:
-    """The file in ``train/configs`` for a task or, failing that, for its family.
-
-    PPO's are in the folder itself, those of others in one each, and those of the preset ``gpu`` in another, such as
-    ``sac-gpu``. ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``, ``Reach-UR5e`` and ``Reach``, a gymnasium id last for
-    its family, such as ``gym_mujoco``, and ``gym``, and every task for ``default``.
-    """
-    folder = CONFIGS if algo == "ppo" else CONFIGS / (f"{algo}-gpu" if preset == "gpu" else algo)
-    name = safe_name(task)[:200]  # file systems take no longer names
-    names = [name]
-    while "-" in name:
-        name = name.rpartition("-")[0]
-        names.append(name)
-    if task.startswith("gym:"):
-        names += [*_gymnasium_family(task.removeprefix("gym:")), "gym"]
-    names.append("default")
-    return next((path for name in names if (path := folder / f"{name}.yaml").is_file()), None)
-
-
-def _gymnasium_family(env_id: str) -> list[str]:
-    """What a file for all tasks of one of gymnasium's own folders is called; nothing for ids of others."""
-    entry_point = getattr(gymnasium.registry.get(env_id), "entry_point", None)
-    found = re.match(r"gymnasium\.envs\.(\w+)\.", entry_point) if isinstance(entry_point, str) else None
-    return [] if found is None else [f"gym_{found[1]}"]
-
-
-def preset_of(task: str, algo: str, file: Path | None = None) -> str | None:
-    """The preset that a task is trained with if the command line names none; None for PPO, which has no presets.
-
-    It is the one that the given file names, else the one that a file is shipped with for the task, else ``gpu`` for the
-    tasks of simulators, which are many envs on a GPU.
-    """
-    if algo == "ppo":
-        return None
-    named = None if file is None else load_yaml(file).get("preset")
-    if named is not None:
-        return str(named)
-    for preset in ("classic", "gpu"):
-        path = shipped_config(task, algo, preset)
-        if path is not None and path.stem != "default":
-            return preset
-    return "gpu" if simulator_of(task) in SIMULATORS else "classic"
-
-
-def default_config(
-    task: str,
-    file: Path | None = None,
-    registered: Mapping[str, Any] | None = None,
-    algo: str = "ppo",
-    preset: str | None = None,
-) -> tuple[TrainConfig, list[Path]]:
-    """Defaults of the dataclass, then of the shipped file or what the task is registered with, then the given file.
-
-    A given file's own ``algo`` has to be the one that is asked for. SAC and DDPG begin with a preset: see ``preset_of``
-    for what it is unless named.
-
-    Returns:
-        The configuration, and the files it came from.
-
-    Raises:
-        ConfigError: a file is missing, or has an unknown key or an impossible value, or there is no such preset.
-    """
-    own = config_class(algo)
-    registered = registered or {}
-    given = {} if file is None else load_yaml(file)
-    if CONFIG_CLASSES.get(str(given.get("algo")), own) is not own:
-        raise ConfigError(f"--algo is '{algo}', and {file} has the settings of '{given['algo']}'; leave one out")
-    own_preset = given.get("preset")
-    if preset is not None and own_preset not in (None, preset):
-        raise ConfigError(f"--preset is '{preset}', and {file} has the settings of '{own_preset}'; leave one out")
-    preset = preset or registered.get("preset") or preset_of(task, algo, file)
-    if preset is not None and algo == "ppo":
-        raise ConfigError(f"--preset is '{preset}', and ppo has none; leave it out, or add --algo sac or --algo ddpg")
-    # What a task is registered with stands in the place of what is shipped for it.
-    shipped = None if "agent" in registered else shipped_config(task, algo, preset or "classic")
-    files = [path for path in (shipped, file) if path is not None]
-    begin = {} if preset is None else {"preset": preset, "agent": to_dict(_AGENTS[algo].preset(preset))}
-    data = _merged(_merged(to_dict(own(task=task)), begin), registered)
-    config = from_dict(own, data)
-    for path in files:
-        data = _merged(data, load_yaml(path))
-        # Converted once per layer, so that an error names the file that it comes from.
-        config = from_dict(own, data, source=str(path))
-    return config, files
-
-
-def task_of(file: Path) -> str | None:
-    """The task that a configuration file names, if any."""
-    task = load_yaml(file).get("task")
-    if task is not None and not isinstance(task, str):
-        raise ConfigError(f"{file}: task is {task!r}; give the name of a task, see `rlcore tasks`")
-    return task
 
 
 def changes(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -366,12 +248,3 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``, section by section."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result

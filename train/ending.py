@@ -18,7 +18,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
-    from rlcore.learn import Progress
+    from rlcore.resume import Progress
     from rlcore.train.run import RunFolder
 
 USAGE = 2

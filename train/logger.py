@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlcore.files import whole_file
-from rlcore.learn import Faults, Report
+from rlcore.report import Faults, Report
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

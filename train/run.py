@@ -19,6 +19,7 @@ except ImportError:  # not on Windows
 from rlcore.checkpoint import save_checkpoint
 from rlcore.config import load_yaml, save_yaml
 from rlcore.files import remove_stale
+from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, read_config, safe_name
 
 
@@ -48,7 +49,7 @@ class RunFolder:
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
         """Make a new folder, never one that exists, and write the configuration into it."""
-        parent = Path(config.runs_dir) / safe_name(config.task) / config.algo
+        parent = Path(config.runs_dir) / safe_name(config.task) / find(config.algo).name
         stem = time.strftime("%Y%m%d-%H%M%S") + (f"-{config.name}" if config.name else "")
         path, number = parent / stem, 1
         while True:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 import yaml
@@ -17,12 +17,13 @@ from rlcore.config import ConfigError, to_dict
 from rlcore.env import spec_of
 from rlcore.envs import make_env
 from rlcore.envs.launch import SIMULATORS, simulator_of
-from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.q_networks import action_bounds
-from rlcore.train.config import algorithm, default_config, read_config
+from rlcore.train.algorithms import NAMES, algorithm, find
+from rlcore.train.config import TrainConfig, read_config
+from rlcore.train.defaults import default_config
 from rlcore.train.ending import standard_output
-from rlcore.train.importers import Conversion, convert_file, show, tell
-from rlcore.train.registered import env_options, registered_config
+from rlcore.train.importers.account import show, tell
+from rlcore.train.importers.convert import Conversion, convert_file
+from rlcore.train.importers.registered import env_options, registered_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +32,9 @@ class ConfigArguments:
 
     task: str | None = None
     """Task whose configuration to print; with a file of several sections, the one to convert."""
-    algo: Literal["ppo", "sac", "ddpg", "td3"] | None = None
-    """Learning algorithm that the task is trained with; td3 is DDPG with the preset td3. None: ppo, or the file's."""
+    algo: Annotated[str | None, tyro.conf.arg(metavar=NAMES)] = None
+    """Learning algorithm that the task is trained with; td3 is DDPG with the preset td3, and FILE.py or module:NAME one
+    of your own. None: ppo, or the file's."""
     preset: str | None = None
     """Preset of SAC or DDPG, classic, td3 (DDPG alone) or gpu; None: the one that the task is trained with."""
     file: Path | None = None
@@ -61,7 +63,9 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
     task, library = args.task or "TASK", args.library
     conversion: Conversion | None = None
     settings: dict[str, Any] = {}
-    algo, preset = algorithm(args.algo or "ppo", args.preset)
+    asked = args.algo or TrainConfig.algo
+    algo, preset = algorithm(asked, args.preset)
+    record = find(algo, "--algo")
     if args.file is not None:
         if args.preset is not None:
             raise ConfigError(f"--preset is '{args.preset}', and {args.file} has settings of its own; leave one out")
@@ -84,7 +88,7 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
             raise ConfigError(f"--skrl-version is '{args.skrl_version}', and there is no --file; leave it out")
         if simulator_of(task) in SIMULATORS:
             if library is not None or preset is None:
-                settings, conversion = registered_config(task, args.num_envs, library, args.algo or "ppo", options)
+                settings, conversion = registered_config(task, args.num_envs, library, asked, options)
                 preset = None  # td3 is the name of an algorithm there
             else:
                 settings = {"env": env_options(algo)}
@@ -92,12 +96,10 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
             raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
         own = default_config(task, registered=settings, algo=algo, preset=preset)[0]
         if simulator_of(task) not in SIMULATORS:  # making theirs takes long
-            agent: object = own.agent
             with contextlib.closing(
                 make_env(task, 1, **own.env, **(options or {}))
             ) as env:  # refuses what is not there
-                if isinstance(agent, OffPolicyConfig):
-                    action_bounds(spec_of(env), agent)
+                record.policy(spec_of(env), own.agent)  # refuses an env that it is not for
         settings = to_dict(own)
         settings |= {} if args.num_envs is None else {"num_envs": args.num_envs}
     if options:

@@ -11,15 +11,18 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from rlcore.agent import Agent, Policy
 from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
-from rlcore.env import check_obs, spec_of, want_final_obs
+from rlcore.env import spec_of, want_final_obs
+from rlcore.env_check import check_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
-from rlcore.learn import Progress, Report, begin, learn, restore, snapshot
-from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.learn import learn
+from rlcore.report import Report
+from rlcore.resume import Progress, begin, restore, snapshot
 from rlcore.stage import Stage, lent, reset_at, stage_of
-from rlcore.train.algorithms import AGENTS
+from rlcore.train.algorithms import find
 from rlcore.train.best import Best, told_of_stages
 from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
@@ -29,9 +32,6 @@ from rlcore.train.evaluate import ENDLESS, Evaluation, evaluate, evaluation_opti
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.threads import use_threads
-from rlcore.types import Policy
-
-_MOST_SAMPLES = 1000  # drawn for one new step before a warning; 256 in the classic preset, 8 in the other
 
 EVAL_SEED = 1_000_003
 """Added to the run's seed for the evaluations that choose the best checkpoint."""
@@ -104,10 +104,13 @@ class Training:
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.first_stage = stage_of(self.eval_env)
         self.spec = spec_of(self.env)
-        build = AGENTS[config.algo]
+        self.algorithm = find(config.algo)
         with notes_shown(console), settings_as_typed(config.agent):
-            self.agent = build(self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations)
-        self.notes += use_threads(config.threads, samples_at_once(config), self.agent.policy, self.device)
+            self.agent: Agent = self.algorithm.agent(
+                self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations
+            )
+        samples = config.agent.samples_at_once(config.num_envs)
+        self.notes += use_threads(config.threads, samples, self.agent.policy, self.device)
         if content is not None:
             altered, told = env_changes(content, self.config, self.env, resumed_from)
             self.notes += told
@@ -242,42 +245,30 @@ class Training:
     def _say_what_is_ahead(self) -> None:
         config, env, run = self.config, self.env, self.run
         assert run is not None
-        sizes = ", ".join(f"{group} {size}" for group, size in self.spec.observation_sizes.items())
-        steps = config.agent.num_steps * env.num_envs
+        steps = self.agent.num_steps * env.num_envs
         endless = env.max_episode_length >= ENDLESS
         limit = "no time limit" if endless else f"episodes of {env.max_episode_length} steps"
-        preset = f" with the preset {config.preset}" if hasattr(config, "preset") else ""
+        preset = "" if config.preset is None else f" with the preset {config.preset}"
         for line in (
-            f"task         {config.task}, observations: {sizes}, action: {self.spec.action_text}",
-            f"algorithm    {config.algo}{preset} on {self.device}, seed {config.seed}",
-            f"envs         {env.num_envs} x {config.agent.num_steps} steps = {steps:,} steps an iteration, "
+            f"task         {config.task}, observations: {self.spec.observation_text}, action: {self.spec.action_text}",
+            f"algorithm    {self.algorithm.name}{preset} on {self.device}, seed {config.seed}",
+            f"envs         {env.num_envs} x {self.agent.num_steps} steps = {steps:,} steps an iteration, "
             f"{config.num_iterations} iteration{'s' * (config.num_iterations != 1)}, {limit}",
             f"time-outs    {TIMEOUTS[self.bootstrap]}",
             f"run folder   {run.path}",
         ):
             say(self.console, line)
-        for note in self.notes:
-            say(self.console, f"note         {note}")
-        for note in (note for who in (env, self.agent, self.agent.policy) for note in getattr(who, "notes", ())):
-            say(self.console, f"note         {note}")
-        if getattr(config, "preset", None) == "gpu" and self.device.type == "cpu":
-            slow = "the preset gpu is made for CUDA, and slow on a CPU once learning begins"
-            say(self.console, f"note         {slow}; --preset classic is for a CPU and few envs")
-        samples = getattr(self.agent, "num_updates", 0) * getattr(config.agent, "batch_size", 0)
-        if samples > _MOST_SAMPLES * steps:
-            say(
-                self.console,
-                f"warning      every iteration draws {samples:,} samples for its {steps:,} new steps; give more "
-                "--num-envs, or less --agent.num-updates or --agent.batch-size",
+        notes = [*self.notes, *getattr(env, "notes", ()), *self.agent.notes, *self.agent.policy.notes]
+        if config.preset is not None and self.algorithm.presets[config.preset].cuda and self.device.type == "cpu":
+            notes.append(
+                f"the preset {config.preset} is made for CUDA, and slow on a CPU once learning begins; --preset "
+                f"{self.algorithm.default_preset} is for a CPU and few envs"
             )
-        first, stored = getattr(self.agent, "first_rows", 0), getattr(self.agent, "stored", 0)
+        for note in notes:
+            say(self.console, f"note         {note}")
         left = config.num_iterations - (0 if self.progress is None else self.progress.iteration)
-        if 0 < left * config.agent.num_steps < first - stored:
-            say(
-                self.console,
-                f"warning      nothing will be learned: {left * steps:,} steps are left, and learning begins after "
-                f"{(first - stored) * env.num_envs:,}; give more --num-iterations or less --agent.learning-starts",
-            )
+        for warning in self.agent.warnings(left):
+            say(self.console, f"warning      {warning}")
         if self.shares_env:
             say(self.console, "note         evaluations use the training env, and then put it back as it was")
         for line in told_of_stages(self.first_stage, config.eval_stage):
@@ -292,10 +283,8 @@ class Training:
                 )
             if not self.exact:
                 say(self.console, "             episodes in flight start anew: they cannot be put back as they were")
-            rate = getattr(config.agent, "lr_schedule", "constant") in ("linear", "cosine")
-            target = getattr(config.agent, "target_std_end", None) is not None
-            falls = "learning rate" if rate else "target deviation"
-            if (rate or target) and self.planned_before != config.num_iterations:
+            falls = config.agent.scheduled()
+            if falls and self.planned_before != config.num_iterations:
                 say(
                     self.console,
                     f"note         the {falls} falls over {config.num_iterations} iterations now, not "
@@ -353,11 +342,3 @@ class Training:
     def _content(self, progress: Progress) -> dict[str, Any]:
         own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec)}
         return own | snapshot(self.env, self.agent, progress)
-
-
-def samples_at_once(config: TrainConfig) -> int:
-    """Samples of a gradient step."""
-    agent: Any = config.agent  # also of an algorithm whose settings are none of PPO's
-    if isinstance(agent, OffPolicyConfig):
-        return agent.batch_size
-    return int(config.num_envs * agent.num_steps // agent.num_minibatches)
