@@ -202,9 +202,9 @@ def _put(ring: Any, place: Tensor, value: Any) -> None:
     if not place.is_cpu:
         ring.index_copy_(0, place, value.to(ring.dtype).unsqueeze(0))
     elif isinstance(ring, Tensor):
-        ring[int(place.item())].copy_(value)
+        ring[int(place.numpy()[0])].copy_(value)
     else:
-        ring[place.item()] = value
+        ring[place.numpy()[0]] = value
 
 
 def _broken(value: Tensor) -> Tensor | None:
