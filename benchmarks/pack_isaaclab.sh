@@ -1,7 +1,7 @@
 #!/bin/bash
 # Isaac Lab 3.0.0 on Newton for a Linux machine with a GPU, Python 3.12, torch 2.11 or newer and no network.
 #
-#   benchmarks/pack_isaaclab.sh OUT             # here, with a network: parts of 60 MiB, OUT/isaaclab.tar.xz.00, .01, ...
+#   benchmarks/pack_isaaclab.sh OUT             # here, with a network: parts of 59 MiB, OUT/isaaclab.tar.xz.00, .01, ...
 #   benchmarks/pack_isaaclab.sh --unpack SITE OUT/isaaclab.tar.xz.*                                             # there
 #   PYTHONPATH=SITE ISAACSIM_ASSET_ROOT=SITE/assets rlcore train --task Isaac-Ant presets=newton_mjwarp
 #
@@ -32,5 +32,5 @@ find . -name tests -type d -prune -exec rm -rf {} +
 PYTHONPATH=$SITE python3 "$HERE/isaaclab_robots.py" assets
 # Of Newton's examples only these files were needed.
 rm -rf newton/examples
-tar -cf - . | xz -T0 -3 -c | split -d -b 60M - "$OUT/isaaclab.tar.xz."
+tar -cf - . | xz -T0 -1 -c | split -d -b 59M - "$OUT/isaaclab.tar.xz."
 rm -rf "$OUT"/antlr4-* && ls -l "$OUT"/isaaclab.tar.xz.*
