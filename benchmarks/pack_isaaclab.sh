@@ -7,10 +7,11 @@
 #
 # Isaac Lab, Newton, their physics and USD are in it, and what they import to run without a picture; not torch, NumPy and
 # what rlcore itself needs. Assets are those of isaaclab_robots.py: Cartpole, Ant and Humanoid.
-set -e
+set -eo pipefail
 if [ "$1" = --unpack ]; then
     SITE=$2; shift 2; mkdir -p "$SITE"
-    exec cat "$@" | python3 -c 'import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall(sys.argv[1])' "$SITE"
+    cat "$@" | python3 -c 'import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall(sys.argv[1])' "$SITE"
+    exit
 fi
 OUT=$(mkdir -p "${1:?where to}" && cd "$1" && pwd); HERE=$(cd "$(dirname "$0")" && pwd); SITE=$OUT/site
 PLATFORMS=$(for glibc in 2_34 2_31 2_28 2_27 2_17; do echo --platform manylinux_${glibc}_x86_64; done)
