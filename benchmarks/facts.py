@@ -1,4 +1,4 @@
-"""What every report begins with, and how it looks in Markdown."""
+"""What every report begins with, how it looks in Markdown, and what its cells say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +69,30 @@ def pipes(heads: list[str], rows: list[list[str]], left: tuple[int, ...] = ()) -
     """A Markdown table; columns are right-aligned but for ``left``."""
     rule = ["---" if column in left else "--:" for column in range(len(heads))]
     return "\n".join(f"| {' | '.join(row)} |" for row in [heads, rule, *rows])
+
+
+def label(result: dict[str, Any], full: bool = False) -> str:
+    """What a line or row is called: a library with its precision, and of rlcore what is not as usual."""
+    words = [str(result["name"]), str(result["precision"])]
+    if result["name"] == "rlcore" and (full or result["mode"] != "graph"):
+        words.append(str(result["mode"]))
+    return " ".join(words) + (", env in the graph" if result.get("env_in_graph") else "")
+
+
+def setup(result: dict[str, Any]) -> str:
+    """Seconds lost before the first usual iteration."""
+    return f"{result['setup']['lost_s']:.1f}" + (" cold" if result["setup"]["cold"] else "")
+
+
+def memory(result: dict[str, Any]) -> str:
+    """The most that torch reserved, in MiB; empty on a CPU."""
+    return "" if result["memory_mib"] is None else f"{result['memory_mib']['reserved']:,.0f}"
+
+
+def ratio(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
+    """Another's time for an iteration by this one's; of several rounds the median of their ratios (least..most)."""
+    rounds = [[r["iteration_ms"] for r in result.get("rounds", ())] for result in (theirs, mine)]
+    if theirs is mine or len(rounds[0]) < 2 or len(rounds[0]) != len(rounds[1]):
+        return f"{theirs['iteration_ms']['median'] / mine['iteration_ms']['median']:.2f}×"
+    found = [a / b for a, b in zip(*rounds, strict=True)]
+    return f"{statistics.median(found):.2f}× ({min(found):.2f}..{max(found):.2f})"

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peers import Mark, Peer, Subject, ignore, version
+from peers import Peer, version
+from work import Mark, ReplayWork, Subject, Turn, Work, ignore
 
 from rlcore.env import VecEnv
-
-if TYPE_CHECKING:
-    from offpolicy import ReplayWork
-    from timing import Turn, Work
 
 
 def refuse(task: str, device: str, names: tuple[str, ...] | list[str]) -> None:

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from rlcore import Step
 from rlcore.checkpoint import load_checkpoint
-from rlcore.train import train_command, training  # noqa: F401  # once, not in each process that is forked
+from rlcore.train import training  # noqa: F401  # once, not in each process that is forked
 from rlcore.train.cli import main
+from rlcore.train.commands import train  # noqa: F401
 from rlcore.types import Obs
 
 ENVS, STEPS, INTERVAL = 8, 8, 5

@@ -31,7 +31,8 @@ import tyro
 from curves import draw, key_of, markdown, named, show, write_csv
 from facts import header, write
 from rich.console import Console
-from timing import Precision, apart, heard_warnings, peak_memory
+from timing import apart, heard_warnings, peak_memory
+from work import Precision
 
 from rlcore.config import ConfigError
 from rlcore.env import spec_of

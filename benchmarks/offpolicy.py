@@ -22,17 +22,16 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import offpolicy_peers
 import tyro
-from facts import header, write
+from facts import header, label, write
 from gymnasium_peers import refuse
 from offpolicy_report import markdown, show
-from peers import Subject
-from report import label
 from rich.console import Console
-from timing import Base, Precision, Prepared, Processes, Turn, env_of, looped, note_missing, take_turns
+from timing import Processes, env_of, looped, note_missing, take_turns
+from work import Algo, Precision, Prepared, Preset, ReplayWork, Shape, Subject
 
 from rlcore.ddpg import DDPG, DDPGConfig
 from rlcore.env import VecEnv
@@ -40,42 +39,7 @@ from rlcore.networks import NetworkConfig
 from rlcore.sac import SAC, SACConfig
 from rlcore.types import Mode
 
-Algo = Literal["sac", "ddpg"]
-Preset = Literal["classic", "gpu"]
-
 AGENTS: dict[str, tuple[Callable[..., Any], Any]] = {"sac": (SAC, SACConfig), "ddpg": (DDPG, DDPGConfig)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape(Base):
-    """What all libraries share."""
-
-    obs: int = 123
-    """Size of the observation of the Null task."""
-    actions: int = 37
-    """Size of the action of the Null task."""
-    iterations: int = 50
-    """Vector steps to time, each way and in each round."""
-    warmup: int = 10
-    """Vector steps before the first that counts; rlcore records its graphs in them."""
-    batch: int = 8192
-    """Samples of a gradient step."""
-    buffer: int = 1_000_000
-    """Transitions in the replay memory."""
-    actor: tuple[int, ...] = (512, 256, 128)
-    """Hidden layers of the actor, ReLU."""
-    critic: tuple[int, ...] = (1024, 512, 256)
-    """Hidden layers of each critic, ReLU."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplayWork(Shape, Turn):
-    """What one process is to time."""
-
-    algo: Algo
-    preset: Preset
-    updates: int
-    """Gradient steps after a vector step."""
 
 
 @dataclass(frozen=True, kw_only=True)

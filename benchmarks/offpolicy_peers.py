@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium_peers
 from gymnasium import spaces
-from peers import Mark, SkrlEnv, Subject, ignore, version
+from peers import SkrlEnv, version
+from work import Mark, ReplayWork, Subject, ignore
 
 from rlcore.env import VecEnv
-
-if TYPE_CHECKING:
-    from offpolicy import ReplayWork
 
 _BOTH = "concatenate([OBSERVATIONS, ACTIONS])"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from facts import pipes, preamble
-from report import label, memory, ratio, setup
+from facts import label, memory, pipes, preamble, ratio, setup
 from rich.console import Console
 from rich.table import Table
 

@@ -7,36 +7,16 @@ and adaptive learning rate, and writes no logs and no checkpoints while it is ti
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from work import Mark, Subject, Work, ignore
 
 from rlcore.env import VecEnv
 from rlcore.types import Obs
-
-if TYPE_CHECKING:
-    from timing import Work
-
-Mark = Callable[[str], None]
-"""Called with ``collect`` when the last step of a rollout is stored and with ``learn`` when the update is over."""
-
-
-class Subject(NamedTuple):
-    """One library, ready to run."""
-
-    version: str
-    timing: str
-    """Where its iteration was cut into collect and learn."""
-    run: Callable[[int, Mark], None]
-    """Does that many iterations, marking the end of each phase."""
-    reported: dict[str, list[float]]
-    """Phase times in milliseconds by the library's own clock, appended at each iteration; no synchronization added."""
-    facts: Mapping[str, float] = MappingProxyType({})
-    """What else is to be known of it."""
 
 
 class Peer(NamedTuple):
@@ -376,10 +356,6 @@ def rl_games(env: VecEnv, work: Work, scratch: str) -> Subject:
         run,
         reported,
     )
-
-
-def ignore(phase: str) -> None:
-    """The mark before there is a clock."""
 
 
 def version(package: str) -> str:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Work, heard_warnings, prepare
+from timing import heard_warnings, prepare
 from torch.profiler import ProfilerActivity, profile, record_function
+from work import Work
 
 ON_DEVICE = {"kernel", "gpu_memcpy", "gpu_memset"}
 """Categories of a trace's events; where there are none, as on the CPU, operators take their place."""

@@ -6,7 +6,6 @@ python benchmarks/report.py out.json learning.json --plot steps.png > results.md
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import curves
+import offpolicy_report
 import tyro
-from facts import pipes, preamble
+from facts import label, memory, pipes, preamble, ratio, setup
 from rich.console import Console
 from rich.table import Table
 
@@ -34,14 +34,6 @@ NOTE = (
     "iterations; cold is the first of its process, CUDA's own start included."
 )
 KERNELS = 10  # rows of the profile's table
-
-
-def label(result: dict[str, Any], full: bool = False) -> str:
-    """What a line or row is called: a library with its precision, and of rlcore what is not as usual."""
-    words = [str(result["name"]), str(result["precision"])]
-    if result["name"] == "rlcore" and (full or result["mode"] != "graph"):
-        words.append(str(result["mode"]))
-    return " ".join(words) + (", env in the graph" if result.get("env_in_graph") else "")
 
 
 def title(report: dict[str, Any]) -> str:
@@ -128,31 +120,10 @@ def shortened(kernel: str) -> str:
     return kernel if len(kernel) <= 90 else kernel[:89] + "…"
 
 
-def setup(result: dict[str, Any]) -> str:
-    """Seconds lost before the first usual iteration."""
-    return f"{result['setup']['lost_s']:.1f}" + (" cold" if result["setup"]["cold"] else "")
-
-
-def memory(result: dict[str, Any]) -> str:
-    """The most that torch reserved, in MiB; empty on a CPU."""
-    return "" if result["memory_mib"] is None else f"{result['memory_mib']['reserved']:,.0f}"
-
-
 def markdown(reports: list[dict[str, Any]]) -> str:
     """All reports as the sections of a Markdown file."""
-    import offpolicy_report  # which needs what is above
-
     makers = {"throughput": _markdown, "learning": curves.markdown, "offpolicy": offpolicy_report.markdown}
     return "\n\n".join(makers[report["kind"]](report) for report in reports)
-
-
-def ratio(theirs: dict[str, Any], mine: dict[str, Any]) -> str:
-    """Another's time for an iteration by this one's; of several rounds the median of their ratios (least..most)."""
-    rounds = [[r["iteration_ms"] for r in result.get("rounds", ())] for result in (theirs, mine)]
-    if theirs is mine or len(rounds[0]) < 2 or len(rounds[0]) != len(rounds[1]):
-        return f"{theirs['iteration_ms']['median'] / mine['iteration_ms']['median']:.2f}×"
-    found = [a / b for a, b in zip(*rounds, strict=True)]
-    return f"{statistics.median(found):.2f}× ({min(found):.2f}..{max(found):.2f})"
 
 
 def _markdown(report: dict[str, Any]) -> str:

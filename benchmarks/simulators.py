@@ -42,8 +42,8 @@ from torch import Tensor
 
 from rlcore.env import spec_of
 from rlcore.envs import make_env
+from rlcore.envs.arrays import as_tensor
 from rlcore.envs.launch import simulator_of
-from rlcore.envs.manager import as_tensor
 from rlcore.envs.mjlab import quiet_warp
 from rlcore.export import OnnxPolicy, export_onnx
 from rlcore.learn import Progress, Report, learn
@@ -51,8 +51,8 @@ from rlcore.train.algorithms import algorithm, find
 from rlcore.train.config import TrainConfig
 from rlcore.train.defaults import default_config
 from rlcore.train.evaluate import Evaluation, evaluate
+from rlcore.train.importers.registered import registered_config
 from rlcore.train.logger import RunLogger
-from rlcore.train.registered import registered_config
 from rlcore.train.training import EVAL_SEED
 
 STEPS = 24

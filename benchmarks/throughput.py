@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from facts import header, write
+from facts import header, label, write
 from gymnasium_peers import refuse
 from profiler import profile_iteration
-from report import label, markdown, plot, show
+from report import markdown, plot, show
 from rich.console import Console
-from timing import PEERS, Common, Precision, Processes, Work, note_missing, take_turns
+from timing import PEERS, Processes, note_missing, take_turns
+from work import Common, Precision, Work
 
 from rlcore.types import Mode
 

@@ -15,88 +15,30 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium_peers
 import peers
 import torch
 from gymnasium import spaces
-from peers import Mark, Subject, ignore
 from rich.console import Console
+from work import Mark, Prepared, Subject, Turn, Work, ignore
 
 from rlcore import __version__
 from rlcore.agent import Agent
-from rlcore.env import VecEnv
+from rlcore.env import VecEnv, is_capturable
 from rlcore.envs import make_env
 from rlcore.learn import Report, learn
 from rlcore.networks import NetworkConfig
 from rlcore.ppo import PPO, PPOConfig
 from rlcore.recurrent import RNNConfig
-from rlcore.types import Metrics, Mode
+from rlcore.types import Metrics
 
 T = TypeVar("T")
 
-Prepared = tuple[VecEnv, Subject]
-Precision = Literal["fp32", "tf32", "bf16"]
 PEERS = peers.PEERS | gymnasium_peers.PEERS
 """Other libraries with PPO, by the name that ``--peers`` takes."""
 PHASES = ("collect", "learn", "iteration")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """What every timing has."""
-
-    task: str = "Null"
-    """A task of `rlcore tasks`; Null costs next to nothing, so that the library is timed and not the simulator."""
-    obs: int = 48
-    """Size of the observation of the Null task."""
-    actions: int = 12
-    """Size of the action of the Null task."""
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
-    """Where envs and networks live."""
-    threads: int | None = None
-    """CPU threads of torch; its own choice by default."""
-    iterations: int = 20
-    """Iterations to time, each way and in each round; beyond 4,096 envs fewer in proportion, but at least 5."""
-    warmup: int = 5
-    """Iterations before the first that counts; rlcore records its graphs in the third."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Turn(Base):
-    """What one process is to time, whatever the algorithm."""
-
-    num_envs: int
-    precision: Precision
-    mode: Mode = "graph"
-    """Of rlcore."""
-    capture_env: bool = True
-    """Of rlcore: whether the env may be recorded together with the rollout."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Common(Base):
-    """What all libraries and all numbers of envs share."""
-
-    num_steps: int = 24
-    """Vector steps an iteration."""
-    epochs: int = 5
-    """Passes over what was collected."""
-    minibatches: int = 4
-    """Updates a pass."""
-    hidden: tuple[int, ...] = (512, 256, 128)
-    """Hidden layers of actor and critic, ELU."""
-    rnn: Literal["none", "lstm", "gru"] = "none"
-    """Recurrent layer of 256 before the hidden layers of actor and critic; rlcore and rsl_rl only."""
-    normalize_obs: bool = False
-    """Normalize observations, in every library."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work(Common, Turn):
-    """What one process is to time of PPO."""
 
 
 class Stopwatch:
@@ -242,7 +184,7 @@ def measure(name: str, work: Any, submitted: float, prepare: Callable[..., Prepa
         "num_envs": work.num_envs,
         "precision": work.precision,
         "mode": work.mode if name == "rlcore" else None,
-        "env_in_graph": graphs and work.capture_env and bool(getattr(env, "capturable", False)),
+        "env_in_graph": graphs and work.capture_env and is_capturable(env),
         "samples": {
             "collect_ms": watch.times["collect"][watch.apart],
             "learn_ms": watch.times["learn"][watch.apart],

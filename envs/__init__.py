@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -10,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
+from rlcore.names import nearest_names
 
 if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and its launcher is in this package
     import torch
@@ -31,6 +31,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR10-IK": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "IK"}),
     "Reach-UR10-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "Torque"}),
     "CartPole": ("rlcore.envs.classic:CartPole", {}),
+    "CartPole-Pixels": ("rlcore.envs.pixels:CartPolePixels", {}),
     "Pendulum": ("rlcore.envs.classic:Pendulum", {}),
     "Memory": ("rlcore.envs.memory:Memory", {}),
     "Null": ("rlcore.envs.null:Null", {}),
@@ -67,7 +68,7 @@ def make_env(
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1")
-    device = _checked_device(device)
+    device = _placed(device)
     simulator = simulator_of(task) if task not in TASKS else "builtin"
     if simulator == "isaaclab":
         from rlcore.envs.isaaclab import make_isaaclab
@@ -146,7 +147,7 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
     _check_options(task, cls, options, set(common), [])
     made: Any = cls(**{name: value for name, value in common.items() if name in parameters}, **options)
     env: VecEnv = made
-    if _checked_device(getattr(env, "device", device)) != device:  # one without is refused later, by what it lacks
+    if _placed(getattr(env, "device", device)) != device:  # one without is refused later, by what it lacks
         remedy = "let it take an argument device" if "device" not in parameters else "let it heed its argument device"
         raise ValueError(
             f"{task}: it is on '{env.device}' in place of '{device}'; {remedy}, or give --device {env.device}"
@@ -162,17 +163,13 @@ def load(place: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _checked_device(device: str | torch.device) -> torch.device:
+def _placed(device: str | torch.device) -> torch.device:
+    """A device that is there, with its index, so that it equals the device of the tensors made on it."""
     import torch
 
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not a torch device; use 'cpu', 'cuda' or 'cuda:0'") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device '{device}' is not available: torch sees {torch.cuda.device_count()} CUDA devices")
-    # With its index, so that it equals the device of the tensors made on it.
-    return torch.empty(0, device=device).device
+    from rlcore.device import checked_device
+
+    return torch.empty(0, device=checked_device(device)).device
 
 
 def _unknown_task(task: str) -> str:
@@ -185,12 +182,6 @@ def _unknown_task(task: str) -> str:
     hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
     named = f"'{task}'" if len(task) <= 200 else f"'{task[:200]}...'"
     return f"unknown task {named}: {hint}`rlcore tasks` lists them, and {GYM_PREFIX}<id> takes any gymnasium id"
-
-
-def nearest_names(name: str, valid: Any, count: int = 3) -> list[str]:
-    """Valid names most like ``name`` whatever their case, best first; empty when none is near."""
-    by_lower = {str(v).lower(): str(v) for v in valid}
-    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), list(by_lower), n=count, cutoff=0.5)]
 
 
 def unknown_option(task: str, option: str, valid: list[str]) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class _Classic(TorchEnv):
     """What the two tasks share: start states, the time limit and resets. The tasks add the physics."""
 
-    _buffers = ("state", "steps")
+    _buffers: ClassVar[tuple[str, ...]] = ("state", "steps")
     _start_range: tuple[float, ...]  # half-width of the uniform start state, centered on zero
 
     def __init__(
@@ -57,7 +57,8 @@ class _Classic(TorchEnv):
         # In place, so that the buffers keep their address in a captured graph.
         self.state.copy_(torch.where(done.unsqueeze(1), self._start_states(), state))
         self.steps.copy_(steps.masked_fill(done, 0))
-        return Step(self._observe(self.state), reward, terminated, truncated, self._observe(state), {})
+        obs, final_obs = self._observations(state, done)
+        return Step(obs, reward, terminated, truncated, final_obs, {})
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, ``[300, 400, 3]``."""
@@ -81,6 +82,10 @@ class _Classic(TorchEnv):
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Next state ``[N, S]``, reward ``[N]``, terminated ``[N]``."""
         raise NotImplementedError
+
+    def _observations(self, reached: Tensor, done: Tensor) -> tuple[Obs, Obs]:
+        """What is seen after resets, of ``self.state``, and before, of the states ``[N, S]`` that were reached."""
+        return self._observe(self.state), self._observe(reached)
 
     def _observe(self, state: Tensor) -> Obs:
         """Observations that share no memory with the state."""

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import look_here, unknown_option
-from rlcore.envs.gym_spaces import flat_action_space, flatten, flatten_batch, group_spaces, parts_of, terms_of
-from rlcore.envs.gym_wrappers import CopyObservation, wrapper_of
+from rlcore.envs.gym_spaces import Arrays, flat_action_space, layouts_of, terms_of, to_torch
+from rlcore.envs.gym_wrappers import CopyObservation, WithActionMask, masked, wrapper_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
@@ -30,7 +30,6 @@ NO_TIME_LIMIT = 1_000_000
 _MUJOCO_NEEDS = {"mujoco", "imageio", "glfw"}
 """Modules that gymnasium's MuJoCo tasks import."""
 
-_Arrays = dict[str, NDArray[Any]]  # observation groups, [N, ...] each
 _Answer = tuple[Any, ...]
 """Observations after and before resets, the same if there were none; rewards, terminated, truncated ``[N]``; and with
 NEXT_STEP autoreset which of them are of a step, ``[N]``."""
@@ -43,9 +42,10 @@ class GymnasiumEnv:
     With NEXT_STEP the step after that does so, which is marked as none of the episode's (``Step.valid``).
 
     An observation becomes the group ``policy``, the keys of a ``Dict`` become groups; all are flat and float32: choices
-    (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. ``Box`` and
-    ``Discrete`` actions are passed on as they are, without clipping: the policy applies its own action limits, and an
-    env may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
+    (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. Only images
+    (see ``gym_spaces.image_axes``), stacked ones too, become ``[N, C, H, W]`` uint8. Actions (``Box``, ``Discrete``,
+    ``MultiDiscrete``) are passed on as they are, without clipping: the policy applies its own action limits, and an env
+    may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
     Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
     ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
     """
@@ -89,24 +89,31 @@ class GymnasiumEnv:
         # make_vec leaves a changed time limit in the arguments of the spec.
         limit = spec.kwargs.get("max_episode_steps", spec.max_episode_steps) if spec is not None else None
         self.max_episode_length = int(max_episode_length or limit or NO_TIME_LIMIT)
-        self.observation_spaces: Mapping[str, spaces.Box] = group_spaces(self.task, env.single_observation_space)
+        layouts = layouts_of(self.task, env.single_observation_space)
+        self.observation_spaces: Mapping[str, spaces.Box] = {group: layout.box for group, layout in layouts.items()}
         self.action_space: spaces.Space[Any] = flat_action_space(self.task, env.single_action_space)
         self.deployment: dict[str, Any] = {}
         control_dt = getattr(sub_env.unwrapped, "dt", None) if sub_env is not None else None
         if isinstance(control_dt, float):
             self.deployment["control_dt"] = control_dt
         self._seed = seed
-        self._discrete = isinstance(self.action_space, spaces.Discrete)
+        self._discrete = not isinstance(self.action_space, spaces.Box)
         self._action_shape = (self.num_envs, *(self.action_space.shape or ()))
         # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
         self._sub_envs = list(env.envs) if type(env) is SyncVectorEnv else []
         self._named = isinstance(env.single_observation_space, spaces.Dict)
-        parts = parts_of(env.single_observation_space)
-        self._laid_out = {group: part for group, part in parts.items() if not isinstance(part, spaces.Box)}
-        flat = {group: self.observation_spaces[group].shape for group in self._laid_out}
-        self._shapes = {group: part.shape or () for group, part in parts.items()} | flat
-        if self._laid_out:
-            self.deployment["observation_terms"] = {group: terms_of(group, part) for group, part in parts.items()}
+        self._laid_out = {group: layout for group, layout in layouts.items() if layout.converts}
+        self._shapes = {
+            group: (layout.box if layout.converts else layout.space).shape or () for group, layout in layouts.items()
+        }
+        self._memory = [
+            (group, (self.num_envs, *shape), self.observation_spaces[group].dtype)
+            for group, shape in self._shapes.items()
+        ]
+        if any(layout.axes is None for layout in self._laid_out.values()):
+            self.deployment["observation_terms"] = {
+                group: terms_of(group, layout.space) for group, layout in layouts.items() if layout.axes is None
+            }
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env; env i is seeded with ``seed + i``.
@@ -121,7 +128,7 @@ class GymnasiumEnv:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
             raise EnvFailed(_failed(self.task, "reset()", error)) from error
-        return self._to_torch(self._groups(observation))[0]
+        return to_torch(self.observation_spaces, self._groups(observation), (), self.device)[0]
 
     def step(self, action: Tensor) -> Step:
         """Step every env; see ``VecEnv.step``.
@@ -136,9 +143,9 @@ class GymnasiumEnv:
         advance = self._step_each if self._sub_envs else self._step_together
         groups, final, *others = advance(self._to_numpy(action))  # others: [N] each
         own = bool(self._sub_envs)
-        obs, (reward, ended, cut, *valid) = self._to_torch(groups, *others, own=own)
-        final_obs = obs if final is groups else self._to_torch(final, own=own)[0]
-        return Step(obs, reward, ended, cut, final_obs, {}, *valid)
+        obs, (reward, ended, cut, *valid) = to_torch(self.observation_spaces, groups, others, self.device, own)
+        final_obs = obs if final is groups else to_torch(self.observation_spaces, final, (), self.device, own)[0]
+        return Step(obs, reward, ended, cut, final_obs, {}, valid[0] if valid else None)
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
@@ -173,7 +180,7 @@ class GymnasiumEnv:
         self.env.close()
 
     def _step_each(self, actions: NDArray[Any]) -> _Answer:
-        groups = {group: np.empty((self.num_envs, *shape), np.float32) for group, shape in self._shapes.items()}
+        groups: Arrays = {group: np.empty(shape, dtype) for group, shape, dtype in self._memory}
         reward = np.empty(self.num_envs, np.float32)
         terminated, truncated = np.empty((2, self.num_envs), np.bool_)
         begun: dict[int, Any] = {}  # first observations of new episodes, by env
@@ -191,11 +198,11 @@ class GymnasiumEnv:
             raise EnvFailed(_failed(self.task, "step()", error)) from error
         return groups, final, reward, terminated, truncated
 
-    def _put(self, groups: _Arrays, i: int, observation: Any) -> None:
+    def _put(self, groups: Arrays, i: int, observation: Any) -> None:
         for group, shape in self._shapes.items():
             value = observation[group] if self._named else observation
             if group in self._laid_out:
-                value = flatten(self._laid_out[group], value)
+                value = self._laid_out[group].row(value)
             if getattr(value, "shape", None) != shape and np.shape(value) != shape:
                 raise ValueError(f"observation '{group}' has shape {np.shape(value)}, its space {shape}")
             groups[group][i] = value
@@ -232,20 +239,21 @@ class GymnasiumEnv:
         array = (action.detach() if action.is_cpu else action.detach().cpu()).numpy()
         if isinstance(single, spaces.Discrete):
             return np.asarray(array + single.start, dtype=single.dtype)
-        return np.array(array, dtype=single.dtype).reshape(self.num_envs, *single.shape)  # type: ignore[misc]
+        array = np.array(array, dtype=single.dtype).reshape(self.num_envs, *single.shape)  # type: ignore[misc]
+        return array + single.start if isinstance(single, spaces.MultiDiscrete) else array
 
-    def _groups(self, observation: Any) -> _Arrays:
+    def _groups(self, observation: Any) -> Arrays:
         """Groups ``[N, ...]`` of what the vector env gives."""
         groups = dict(observation) if self._named else {"policy": observation}
-        for group, space in self._laid_out.items():
-            groups[group] = flatten_batch(space, groups[group], self.num_envs)
+        for group, layout in self._laid_out.items():
+            groups[group] = layout.rows(groups[group], self.num_envs)
         return groups
 
-    def _groups_of_one(self, observation: Any) -> _Arrays:
+    def _groups_of_one(self, observation: Any) -> Arrays:
         groups = dict(observation) if self._named else {"policy": observation}
-        return groups | {group: flatten(space, groups[group]) for group, space in self._laid_out.items()}
+        return groups | {group: layout.row(groups[group]) for group, layout in self._laid_out.items()}
 
-    def _final(self, groups: _Arrays, done: NDArray[np.bool_], infos: Mapping[str, Any]) -> _Arrays:
+    def _final(self, groups: Arrays, done: NDArray[np.bool_], infos: Mapping[str, Any]) -> Arrays:
         """Observations before the reset; rows of episodes that go on hold the current observation."""
         given = infos.get("final_obs")
         present = np.asarray(infos.get("_final_obs", np.full(self.num_envs, given is not None)))
@@ -262,26 +270,6 @@ class GymnasiumEnv:
                 values[i] = last[group]
         return final
 
-    def _to_torch(self, groups: _Arrays, *others: NDArray[Any], own: bool = False) -> tuple[Obs, tuple[Tensor, ...]]:
-        """Copies of observation groups, rewards ``[N]`` and flags ``[N]``, in one transfer to a GPU.
-
-        On a CPU what is our ``own`` is not copied.
-        """
-        if self.device.type == "cpu":
-            taken = np.asarray if own else np.array
-            obs = {group: taken(groups[group], np.float32) for group in self.observation_spaces}
-            rest = [taken(x, np.bool_ if i else np.float32) for i, x in enumerate(others)]
-            tensors = {group: torch.from_numpy(value.reshape(self.num_envs, -1)) for group, value in obs.items()}
-            return tensors, tuple(map(torch.from_numpy, rest))
-        arrays = [np.asarray(groups[group]).reshape(-1) for group in self.observation_spaces] + list(others)
-        # concatenate copies: vector envs may write their next observations into the same arrays.
-        flat = torch.from_numpy(np.concatenate(arrays, dtype=np.float32, casting="unsafe")).to(self.device)
-        parts = flat.split_with_sizes([len(array) for array in arrays])
-        count = len(self.observation_spaces)
-        views = [part.view(self.num_envs, -1) for part in parts[:count]]
-        others_there = (part != 0 if i else part for i, part in enumerate(parts[count:]))
-        return dict(zip(self.observation_spaces, views, strict=True)), tuple(others_there)
-
 
 def make_gymnasium(
     env_id: str,
@@ -291,6 +279,7 @@ def make_gymnasium(
     *,
     vectorization: str = "sync",
     wrappers: str | Sequence[str | Callable[[gymnasium.Env[Any, Any]], gymnasium.Env[Any, Any]]] = (),
+    action_mask: bool | None = None,
     **options: Any,
 ) -> VecEnv:
     """Build a vector env from a gymnasium id.
@@ -304,6 +293,8 @@ def make_gymnasium(
             bring their own vector env.
         wrappers: put around every sub-env, the first one innermost: functions, names of ``gymnasium.wrappers`` or
             ``module:Class``; not with ``vector_entry_point``.
+        action_mask: whether ``info["action_mask"]`` becomes an observation group of that name, ``[N, n]``, 1 where a
+            choice is possible; by default of envs that have a method of that name. Not with ``vector_entry_point``.
         **options: for ``gymnasium.make``, such as ``render_mode`` and ``max_episode_steps``, and the env's own.
 
     Raises:
@@ -318,6 +309,10 @@ def make_gymnasium(
         look_here()
     named = wrappers.replace(",", " ").split() if isinstance(wrappers, str) else wrappers
     wrappers = [wrapper_of(env_id, own) if isinstance(own, str) else own for own in named]
+    if action_mask is not None and not isinstance(action_mask, bool):
+        raise ValueError(f"gym:{env_id}: action_mask is {action_mask!r}; use True, False or None")
+    if vectorization != "vector_entry_point" and action_mask is not False:
+        wrappers = [*wrappers, WithActionMask if action_mask else masked]
     arguments: dict[str, Any] = {"wrappers": wrappers}
     if vectorization != "vector_entry_point":
         arguments["vector_kwargs"] = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -366,7 +361,7 @@ def _options_of(env_id: str) -> list[str]:
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     own = [name for name, p in inspect.signature(creator).parameters.items() if p.kind in kinds]
-    common = ["render_mode", "max_episode_steps", "disable_env_checker", "vectorization", "wrappers"]
+    common = ["render_mode", "max_episode_steps", "disable_env_checker", "vectorization", "wrappers", "action_mask"]
     return list(dict.fromkeys([*own, *common]))
 
 

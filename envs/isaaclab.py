@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.envs import look_here, nearest_names
+from rlcore.envs import look_here
 from rlcore.envs.launch import GET_ISAACLAB, ISAACLAB_SITE, SIM_MODULES, full_name, launcher_args
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
 from rlcore.envs.presets import alternatives_of, load_env_cfg, load_external_tasks
 from rlcore.envs.rewind import Rewind, flatten
+from rlcore.names import nearest_names
 from rlcore.types import Obs, Step
 
 FinalObs = Literal["auto", "extras", "hook", "off"]

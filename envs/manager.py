@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.envs import unknown_option
+from rlcore.envs.arrays import as_tensor
 from rlcore.envs.deployment import describe, suggested_bounds
 from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters
 from rlcore.types import Obs
@@ -261,22 +261,6 @@ class SimulatorEnv:
 def as_names(names: str | Sequence[str]) -> list[str]:
     """Names, or the words of one text: a command line has no lists without brackets."""
     return re.findall(r"[^\s,()\[\]]+", names) if isinstance(names, str) else list(names)
-
-
-def as_tensor(value: Any) -> Tensor:
-    """A simulator's array as a tensor, without copying where that is possible.
-
-    Isaac Lab 3 hands out warp arrays and proxies of them that have the tensor as ``.torch``.
-    """
-    if isinstance(value, Tensor):
-        return value
-    inner = getattr(value, "torch", None)
-    if isinstance(inner, Tensor):
-        return inner
-    if type(value).__module__.partition(".")[0] == "warp":
-        converted: Tensor = importlib.import_module("warp").to_torch(value)
-        return converted
-    return torch.as_tensor(value)
 
 
 def apply_overrides(task: str, cfg: Any, overrides: Mapping[str, Any]) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.envs import look_here, nearest_names
+from rlcore.envs import look_here
 from rlcore.envs.launch import GET_MJLAB, full_name
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
+from rlcore.names import nearest_names
 from rlcore.types import Obs, Step
 
 FinalObs = Literal["auto", "hook", "manual", "off"]

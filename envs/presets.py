@@ -9,9 +9,9 @@ from typing import Any
 
 import gymnasium
 
-from rlcore.envs import nearest_names
 from rlcore.envs.launch import SELECTORS
 from rlcore.envs.manager import as_names
+from rlcore.names import nearest_names
 
 
 def load_env_cfg(name: str, options: Mapping[str, Any], paths: Mapping[str, str] | None = None) -> Any:

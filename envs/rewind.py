@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.envs.manager import as_tensor
+from rlcore.envs.arrays import is_array, view_of
 
 _TERM_STATE = ("_group_obs_term_history_buffer", "_group_obs_term_delay_buffer", "_group_obs_class_instances")
 
@@ -106,18 +106,12 @@ class Rewind:
         return _Saved(x, attributes, list(arrays.values()), containers)
 
     def _view(self, value: Any) -> Tensor | None:
-        """The memory of an array as a tensor; None for everything else."""
-        if isinstance(value, Tensor):
-            return value
-        if type(value).__name__ not in ("array", "ProxyArray"):  # of warp, and of Isaac Lab 3 around one
-            return None
+        """``view_of``, remembered from one time to the next."""
+        if not is_array(value):
+            return view_of(value)
         if id(value) not in self._views:
             known, view = self._known.get(id(value), (None, None))
-            if known is not value:
-                view = None
-                with contextlib.suppress(TypeError, ValueError, RuntimeError):  # arrays of structs
-                    view = as_tensor(value)
-            self._views[id(value)] = (value, view)
+            self._views[id(value)] = (value, view if known is value else view_of(value))
         return self._views[id(value)][1]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import types
 from collections import deque
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlcore.envs.arrays import view_of
 from rlcore.stage import rows_of
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def _entries(node: Any, seen: set[int], path: str = "", depth: int = _DEPTH) -> 
 def _has_parts(value: Any) -> bool:
     if isinstance(value, (dict, deque)) or (isinstance(value, (list, tuple)) and not _is_plain(value)):
         return True
-    if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType)) or _view(value) is not None:
+    if isinstance(value, (type, types.ModuleType, types.FunctionType, types.MethodType)) or view_of(value) is not None:
         return False
     return hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _FOREIGN
 
@@ -274,19 +274,9 @@ def hold(core: Any) -> Callable[[], bool]:
     return put_back
 
 
-def _view(value: Any) -> Tensor | None:
-    """A tensor, or what Isaac Lab 3 has in its place as one in the same memory."""
-    if isinstance(value, Tensor):
-        return value
-    inner = getattr(value, "torch", None) if hasattr(type(value), "torch") else None
-    if inner is None and type(value).__module__.partition(".")[0] == "warp" and type(value).__name__ == "array":
-        inner = importlib.import_module("warp").to_torch(value)
-    return inner if isinstance(inner, Tensor) else None
-
-
 def _copy(value: Any) -> Any:
     """What is needed to put a value back."""
-    view = _view(value)
+    view = view_of(value)
     if view is not None:
         return view.detach().clone()
     if isinstance(value, np.ndarray):
@@ -298,7 +288,7 @@ def _copy(value: Any) -> Any:
 
 @torch.no_grad()
 def _restore(entry: _Entry, copy: Any) -> None:
-    value, view = entry.value, _view(entry.value)
+    value, view = entry.value, view_of(entry.value)
     if isinstance(value, Tensor) and value.is_inference():
         value = copy
     elif view is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.env import Selective, VecEnv, is_capturable, is_stateful, name_of
+from rlcore.env import Selective, VecEnv, dtype_of, is_capturable, is_stateful, name_of
 from rlcore.types import Obs, Step, begins
 
 
@@ -122,8 +122,8 @@ class Delayed(_Wrapper):
         if isinstance(delay, bool) or not isinstance(delay, int) or delay < 1:
             raise ValueError(f"{self.task}: delay is {delay!r}; use a whole number of at least 1")
         self.deployment["observation_delay_steps"] = delay
-        self._queue = {  # [delay, N, O] by group, on their way: the next to be shown first
-            group: torch.zeros(delay, env.num_envs, *space.shape, device=env.device)
+        self._queue = {  # [delay, N, O] by group, or of images, on their way: the next to be shown first
+            group: torch.zeros(delay, env.num_envs, *space.shape, dtype=dtype_of(space), device=env.device)
             for group, space in env.observation_spaces.items()
         }
         if is_stateful(env):  # else the wrapper must not be so either
@@ -142,12 +142,13 @@ class Delayed(_Wrapper):
     def step(self, action: Tensor) -> Step:
         """Advance the inner env, and show what it showed ``delay`` steps ago; see ``VecEnv.step``."""
         step = self.env.step(action)
-        done = begins(step)[:, None]  # [N, 1]
+        begun = begins(step)  # [N]
         obs, final_obs = {}, {}
         for group, queue in self._queue.items():
             now = step.obs[group]  # [N, O]
             late = queue[0].clone()
             final_obs[group] = late
+            done = begun.view(-1, *[1] * (now.dim() - 1))  # [N, 1], or [N, 1, 1, 1] of images
             obs[group] = torch.where(done, now, late)
             queue.copy_(torch.where(done, now, torch.cat((queue[1:], now[None]))))
         return step._replace(obs=obs, final_obs=final_obs)

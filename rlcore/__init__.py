@@ -8,54 +8,67 @@ from typing import TYPE_CHECKING, Any
 from rlcore._version import __version__
 
 if TYPE_CHECKING:
-    from rlcore.agent import Agent, Policy
-    from rlcore.config import ConfigError
-    from rlcore.ddpg import DDPG, DDPGConfig
-    from rlcore.env import EnvSpec, VecEnv, spec_of
-    from rlcore.networks import NetworkConfig
-    from rlcore.ppo import PPO
-    from rlcore.ppo_config import PPOConfig
-    from rlcore.sac import SAC, SACConfig
-    from rlcore.types import Step
+    from rlcore.agent import Agent as Agent
+    from rlcore.agent import Algorithm as Algorithm
+    from rlcore.agent import Policy as Policy
+    from rlcore.agent import Preset as Preset
+    from rlcore.config import ConfigError as ConfigError
+    from rlcore.ddpg import DDPG as DDPG
+    from rlcore.ddpg import DDPGConfig as DDPGConfig
+    from rlcore.dispatch import kernels_off as kernels_off
+    from rlcore.env import EnvSpec as EnvSpec
+    from rlcore.env import VecEnv as VecEnv
+    from rlcore.env import spec_of as spec_of
+    from rlcore.networks import NetworkConfig as NetworkConfig
+    from rlcore.ppo import PPO as PPO
+    from rlcore.ppo_config import PPOConfig as PPOConfig
+    from rlcore.sac import SAC as SAC
+    from rlcore.sac import SACConfig as SACConfig
+    from rlcore.types import Step as Step
+else:
+    _HOMES = {
+        "agent": ("Agent", "Algorithm", "Policy", "Preset"),
+        "config": ("ConfigError",),
+        "ddpg": ("DDPG", "DDPGConfig"),
+        "dispatch": ("kernels_off",),
+        "env": ("EnvSpec", "VecEnv", "spec_of"),
+        "networks": ("NetworkConfig",),
+        "ppo": ("PPO",),
+        "ppo_config": ("PPOConfig",),
+        "sac": ("SAC", "SACConfig"),
+        "types": ("Step",),
+    }
 
-_HOMES = {
-    "PPO": "ppo",
-    "PPOConfig": "ppo_config",
-    "SAC": "sac",
-    "SACConfig": "sac",
-    "DDPG": "ddpg",
-    "DDPGConfig": "ddpg",
-    "NetworkConfig": "networks",
-    "ConfigError": "config",
-    "EnvSpec": "env",
-    "VecEnv": "env",
-    "spec_of": "env",
-    "Agent": "agent",
-    "Policy": "agent",
-    "Step": "types",
-}
+    def __getattr__(name: str) -> Any:
+        """Import on first use: the command line must answer ``--help`` before PyTorch has loaded."""
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"rlcore.{home}"), name)
+        raise AttributeError(f"module 'rlcore' has no attribute '{name}'")
+
 
 __all__ = [
     "DDPG",
     "PPO",
     "SAC",
     "Agent",
+    "Algorithm",
     "ConfigError",
     "DDPGConfig",
     "EnvSpec",
     "NetworkConfig",
     "PPOConfig",
     "Policy",
+    "Preset",
     "SACConfig",
     "Step",
     "VecEnv",
     "__version__",
+    "kernels_off",
     "spec_of",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import on first use: the command line must answer ``--help`` before PyTorch has loaded."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'rlcore' has no attribute '{name}'")
-    return getattr(import_module(f"rlcore.{_HOMES[name]}"), name)
+def __dir__() -> list[str]:
+    """What is offered, imported so far or not."""
+    return sorted({*globals(), *__all__})

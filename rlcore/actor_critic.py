@@ -13,8 +13,9 @@ from rlcore.agent import Policy
 from rlcore.config import ConfigError, check, check_positive
 from rlcore.distributions import CategoricalHead, Distribution, GaussianHead, StdType
 from rlcore.env import EnvSpec
-from rlcore.networks import Network, NetworkConfig, choose_groups, concatenate, orthogonal_
+from rlcore.networks import Network, NetworkConfig, orthogonal_
 from rlcore.normalization import make_normalizer
+from rlcore.observations import choose_groups, concatenate, groups_of, images, vectors
 from rlcore.recurrent import cleared
 from rlcore.types import Obs, State
 
@@ -40,6 +41,8 @@ class ActorCriticConfig:
     """Observation groups of the actor; none: 'policy', else 'actor'."""
     critic_obs: tuple[str, ...] | None = None
     """Observation groups of the critic; none: 'critic', else the actor's."""
+    action_mask: str | None = None
+    """Observation group that tells which choices there are now, 1 for each that is and 0 for each that is not."""
     init_std: float = 1.0
     """Standard deviation of actions at the start, before they are scaled."""
     std_type: StdType = "softplus"
@@ -87,15 +90,20 @@ class ActorPolicy(Policy):
 
     def __init__(self, spec: EnvSpec, config: ActorCriticConfig) -> None:
         super().__init__()
-        self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
-        self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
+        chosen, _ = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        self.observation_sizes, image_shapes = vectors(spec, chosen), images(spec, chosen)
+        self.groups = tuple(self.observation_sizes)
+        self.mask = config.action_mask
+        if self.mask is not None:
+            _check_mask(spec, self.mask)
+        self.raw_shapes = {**image_shapes, **({} if self.mask is None else {self.mask: (spec.action_size,)})}
         size = sum(self.observation_sizes.values())
         self.normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs)
-        self.trunk = Network(size, config.actor)
+        self.trunk = Network(size, config.actor, image_shapes)
         features = self.trunk.size
         self.head: GaussianHead | CategoricalHead
         if spec.discrete:
-            self.head = CategoricalHead(features, spec.action_size)
+            self.head = CategoricalHead(features, spec.action_parts or spec.action_size)
         else:
             self.head = GaussianHead(
                 features,
@@ -128,14 +136,20 @@ class ActorPolicy(Policy):
         return self.trunk.initial_state(num_envs)
 
     def distribution(
-        self, normalized: Tensor, state: State = (), keep: Tensor | None = None
+        self, normalized: Tensor, state: State = (), keep: Tensor | None = None, raw: Obs | None = None
     ) -> tuple[Distribution, State]:
-        """Map a sequence of normalized observations ``[T, N, O]`` to action distributions and the next state.
+        """Map a sequence of observations to action distributions and the next state.
 
-        ``keep`` ``[T, N, 1]`` is 0 where an episode begins.
+        Args:
+            normalized: vectors ``[T, N, O]``.
+            state: before the first step.
+            keep: ``[T, N, 1]``, 0 where an episode begins.
+            raw: the groups of ``raw_shapes``, ``[T, N, ...]`` each.
         """
-        output, state = self.trunk(normalized, self.head.linear, state, keep)
-        return self.head(output), state
+        output, state = self.trunk(normalized, self.head.linear, state, keep, raw)
+        if isinstance(self.head, GaussianHead):
+            return self.head(output), state
+        return self.head(output, None if self.mask is None or raw is None else raw[self.mask]), state
 
     def limit(self, action: Tensor) -> Tensor:
         """Bring the distribution's actions ``[N, A]`` into the env's bounds: scaled to them if so set, then cut off."""
@@ -182,7 +196,8 @@ class ActorPolicy(Policy):
         """Return the most likely action within its bounds, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
         state = state or self.initial_state(normalized.shape[0])
-        distribution, state = self.distribution(normalized.unsqueeze(0), state)
+        raw = {group: obs[group].unsqueeze(0) for group in self.raw_shapes}
+        distribution, state = self.distribution(normalized.unsqueeze(0), state, None, raw)
         return self.limit(distribution.mode.squeeze(0)), state
 
 
@@ -221,6 +236,17 @@ def _about_one(low: float, high: float) -> bool:
     return 0.8 <= -low <= 1.25 and 0.8 <= high <= 1.25
 
 
+def _check_mask(spec: EnvSpec, group: str) -> None:
+    check(spec.discrete, "action_mask", group, "the env's actions are no choices; set none")
+    size = spec.observation_sizes.get(group)
+    vectors_there = ", ".join(spec.observation_sizes) or "none"
+    check(
+        size is not None, "action_mask", group, f"the env has no such vector among its observations ({vectors_there})"
+    )
+    remedy = f"that group has {size} numbers, and there are {spec.action_size} choices; name one of as many"
+    check(size == spec.action_size, "action_mask", group, remedy)
+
+
 class Critic(nn.Module):
     """State values from its own observation groups, or from the actor's features.
 
@@ -235,18 +261,19 @@ class Critic(nn.Module):
 
     def __init__(self, spec: EnvSpec, config: ActorCriticConfig, policy: ActorPolicy) -> None:
         super().__init__()
-        _, self.groups = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
-        same = self.groups == policy.groups
-        if config.share_trunk and not same:
+        actor, chosen = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        if config.share_trunk and actor != chosen:
             raise ConfigError(
-                f"share_trunk: the actor reads {policy.groups} and the critic {self.groups}; a shared trunk needs the "
+                f"share_trunk: the actor reads {actor} and the critic {chosen}; a shared trunk needs the "
                 "same groups, set critic_obs to the actor's or share_trunk to false"
             )
         if config.share_trunk and policy.trunk.recurrent:
             raise ConfigError("share_trunk: a recurrent actor cannot share its trunk; set share_trunk to false")
-        size = sum(spec.observation_sizes[group] for group in self.groups)
+        sizes, self.raw_shapes = vectors(spec, chosen), images(spec, chosen)
+        self.groups, size = tuple(sizes), sum(sizes.values())
+        same = self.groups == policy.groups
         self.normalizer = policy.normalizer if same else make_normalizer(size, config.normalize_obs, config.clip_obs)
-        self.trunk = policy.trunk if config.share_trunk else Network(size, config.critic)
+        self.trunk = policy.trunk if config.share_trunk else Network(size, config.critic, self.raw_shapes)
         self.value = nn.Linear(self.trunk.size, 1)
         if config.critic.init == "orthogonal":
             orthogonal_(self.value, 1.0)
@@ -255,12 +282,11 @@ class Critic(nn.Module):
         """Zero recurrent state for ``num_envs`` envs; ``()`` for a feed-forward critic."""
         return self.trunk.initial_state(num_envs)
 
-    def forward(self, normalized: Tensor, state: State = (), keep: Tensor | None = None) -> tuple[Tensor, State]:
-        """Map a sequence of normalized observations ``[T, N, O]`` to values ``[T, N]`` and the next state.
-
-        ``keep`` ``[T, N, 1]`` is 0 where an episode begins.
-        """
-        output, state = self.trunk(normalized, self.value, state, keep)
+    def forward(
+        self, normalized: Tensor, state: State = (), keep: Tensor | None = None, raw: Obs | None = None
+    ) -> tuple[Tensor, State]:
+        """Map a sequence of observations to values ``[T, N]`` and the next state; see ``ActorPolicy.distribution``."""
+        output, state = self.trunk(normalized, self.value, state, keep, raw)
         return output.squeeze(-1), state
 
     def unroll(
@@ -272,7 +298,9 @@ class Critic(nn.Module):
         carried: State,
         keep: Tensor,
         length: int,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        raw: Obs | None = None,
+        final_raw: Obs | None = None,
+    ) -> tuple[Tensor, Tensor, State]:
         """Value a whole rollout, normalized.
 
         Args:
@@ -284,16 +312,19 @@ class Critic(nn.Module):
             carried: recurrent state at the rollout's start, moved on in place to the next one's.
             keep: ``[T + 1, N, 1]``, 0 where an episode begins.
             length: steps of the sequences that will be learned from.
+            raw: images that come with ``obs``, by group.
+            final_raw: those that come with ``final_obs``.
 
         Returns:
             Values of ``obs`` ``[T + 1, N]`` and, where timed out, of ``final_obs`` ``[T, N]``, and the recurrent states
             where sequences begin, ``[T / length, N, layers, hidden]`` each.
         """
         steps = len(obs) - 1
+        raw, final_raw = raw or {}, final_raw or {}
         starts: list[State] = []
         after: list[State] = []
         if not self.trunk.recurrent:
-            values, state = self.forward(obs)
+            values, state = self.forward(obs, raw=raw)
         else:
             # Step by step: the value of a time-out needs the state that its episode ended with.
             state, rows, begins = carried, [], keep == 0
@@ -304,7 +335,7 @@ class Critic(nn.Module):
                         target.copy_(part)
                 elif t % length == 0:
                     starts.append(state)
-                value, state = self.forward(obs[t : t + 1], state)
+                value, state = self.forward(obs[t : t + 1], state, None, {g: x[t : t + 1] for g, x in raw.items()})
                 rows.append(value)
                 after.append(state)
             values = torch.cat(rows)
@@ -318,11 +349,14 @@ class Critic(nn.Module):
             chosen.scatter_(0, place, torch.arange(len(place), device=place.device))
             chosen = chosen[:-1]
             state = tuple(part.index_select(1, chosen) for part in state)
-            found = self.forward(final_obs.flatten(0, 1).index_select(0, chosen).unsqueeze(0), state)[0]
+            last, *seen = (
+                x.flatten(0, 1).index_select(0, chosen).unsqueeze(0) for x in (final_obs, *final_raw.values())
+            )
+            found = self.forward(last, state, None, dict(zip(final_raw, seen, strict=True)))[0]
             found = found.squeeze(0).index_select(0, place.clamp(max=num_timeouts - 1)).view_as(timeout_values)
             timeout_values = torch.where((place < num_timeouts).view_as(timed_out), found, timeout_values)
         begun = (torch.stack([part.transpose(0, 1) for part in parts]) for parts in zip(*starts, strict=True))
-        return values, timeout_values, {f"critic_state_{i}": parts for i, parts in enumerate(begun)}
+        return values, timeout_values, tuple(begun)
 
 
 def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:

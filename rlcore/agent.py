@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
@@ -20,7 +21,9 @@ class Policy(nn.Module):
     """
 
     observation_sizes: dict[str, int]
-    """Size of each observation group it reads, in the order in which they are concatenated."""
+    """Size of each observation group that it reads as a vector, in the order in which they are concatenated."""
+    raw_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+    """Shape of each group that it reads besides, as it comes: images ``[C, H, W]``, and masks of choices."""
 
     @property
     def notes(self) -> Sequence[str]:

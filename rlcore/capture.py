@@ -161,7 +161,7 @@ class Captured:
         return result
 
     def _record(self, args: tuple[Any, ...]) -> Any:
-        static = _rebuilt(args, lambda tensor: tensor.detach().clone())
+        static = rebuilt(args, lambda tensor: tensor.detach().clone())
         graph, side = torch.cuda.CUDAGraph(), _stream("side", self._index())
         try:
             with self._recording(graph, side):
@@ -266,12 +266,13 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(item)
 
 
-def _rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Dicts, tuples and lists of tensors, with each tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {key: _rebuilt(item, change) for key, item in value.items()}
+        return {key: rebuilt(item, change) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        items = [_rebuilt(item, change) for item in value]
+        items = [rebuilt(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ import dacite
 import yaml
 
 from rlcore.files import whole_file
+from rlcore.names import nearest_names
 
 T = TypeVar("T")
 
@@ -34,9 +34,7 @@ class ConfigError(ValueError):
 
 def closest(name: str, valid: Iterable[str]) -> str | None:
     """The valid name that a mistyped one probably means, whatever the case of its letters; None when none is close."""
-    folded = {v.lower(): v for v in valid}
-    found = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
-    return folded[found[0]] if found else None
+    return next(iter(nearest_names(name, valid, 1, cutoff=0.6)), None)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

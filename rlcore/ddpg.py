@@ -13,14 +13,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcore.adam import flat
+from rlcore.anchors import Anchors
 from rlcore.config import check, settings_of
+from rlcore.critics import frozen
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
+from rlcore.losses import actor_loss, critic_loss
 from rlcore.off_policy import Batch, OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.q_losses import actor_loss
-from rlcore.q_networks import SquashedPolicy, frozen
+from rlcore.optimizer import flat
+from rlcore.policies import SquashedPolicy
 from rlcore.types import Metrics
 
 
@@ -93,6 +95,7 @@ class DDPG(OffPolicy):
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
+        self.anchors = Anchors(self)  # which has a target policy as well by now
 
     def _explore(self, normalized: Tensor) -> Tensor:
         policy = self.policy
@@ -100,7 +103,7 @@ class DDPG(OffPolicy):
         noise = self.deviation.value * self.held.draw()
         if self.config.noise == "ou":
             noise = self.noise.mul_(1 - self.config.noise_decay).add_(noise)
-        return policy.limit(action + policy.reach * noise)
+        return policy.limit(action + policy.action_scale * noise)
 
     def _end_episodes(self, done: Tensor) -> None:
         self.noise.masked_fill_(done.unsqueeze(1), 0.0)
@@ -108,21 +111,29 @@ class DDPG(OffPolicy):
             self.deviation.end(done)
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
-        config, policy = self.config, self.target_policy
+        """Equations of arXiv:1509.02971, and of TD3 (arXiv:1802.09477) with its settings."""
+        config, policy, weight = self.config, self.target_policy, batch["weight"]
+        # What target networks do next and say of it.
         with torch.no_grad():
-            action = policy.squash(policy.output(batch["next_actor_obs"]))
-            if config.target_noise > 0:
-                noise = config.target_noise * torch.randn_like(action)
+            next_action = policy.squash(policy.output(batch["next_actor_obs"]))
+            if config.target_noise > 0:  # target policy smoothing, TD3 section 5.3
+                noise = config.target_noise * torch.randn_like(next_action)
                 noise = noise.clamp(-config.target_noise_clip, config.target_noise_clip)
-                action = policy.limit(action + policy.reach * noise)
-        metrics = self._improve_critics(batch, action)
-        if with_actor:  # the targets wait for it too, as in TD3
+                next_action = policy.limit(next_action + policy.action_scale * noise)
+            next_output = self.target_critics.output(batch["next_critic_obs"], next_action)
+        # The target, eq. 5, or the lower of two critics', TD3 eq. 10; and the critics' distance from it, eq. 4.
+        output = self.critics.output(batch["critic_obs"], batch["action"])
+        fixed = batch["reward"], batch["discount"], weight
+        loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
+        metrics = self._critic_step(loss, value)
+        if with_actor:  # less often than the critics, and the targets wait for it too: TD3 section 5.2
+            # Up the first critic along the deterministic policy gradient, eq. 6.
             action = self.policy.squash(self.policy.output(batch["actor_obs"]))
             with frozen(self.critic_optimizer.parameters):
-                value = self.critics(batch["critic_obs"], action, count=1)
-            metrics |= self._improve_actor(actor_loss(value, batch["weight"], "mean")[0])
-            self._follow(self.target_critic_buffer, self.critic_optimizer)
-            self._follow(self.target_policy_buffer, self.actor_optimizer)
+                values = self.critics(batch["critic_obs"], action, count=1)
+            metrics |= self._actor_step(actor_loss(values, weight, "mean")[0])
+            self._polyak_update(self.target_critic_buffer, self.critic_optimizer)
+            self._polyak_update(self.target_policy_buffer, self.actor_optimizer)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from rlcore.dispatch import accelerated
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -71,7 +74,77 @@ class Categorical(NamedTuple):
         return (self.log_probs.exp() * (self.log_probs - new.log_probs)).sum(-1)
 
 
-Distribution = Gaussian | Categorical
+class MultiCategorical(NamedTuple):
+    """One of K choices in each of D dimensions, independently; those of fewer choices are filled with impossible ones.
+
+    ``log_probs`` are normalized in each dimension.
+    """
+
+    log_probs: Tensor  # [..., D, K]
+
+    @property
+    def mode(self) -> Tensor:
+        """Most likely choices, ``[..., D]`` int64."""
+        return self.log_probs.argmax(-1)
+
+    def sample(self) -> Tensor:
+        """Draw by the Gumbel-max trick, ``[..., D]`` int64."""
+        return Categorical(self.log_probs).sample()
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Log probability of choices ``[..., D]``, summed over dimensions, ``[...]``."""
+        return Categorical(self.log_probs).log_prob(action).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Entropy in nats, summed over dimensions, ``[...]``."""
+        return Categorical(self.log_probs).entropy().sum(-1)
+
+    def kl(self, new: MultiCategorical) -> Tensor:
+        """KL(self || new) in nats, summed over dimensions, ``[...]``."""
+        return Categorical(self.log_probs).kl(Categorical(new.log_probs)).sum(-1)
+
+
+@accelerated("tanh_gaussian:tanh_gaussian")
+def tanh_gaussian(
+    output: Tensor, noise: Tensor, log_std_range: tuple[float, float], action_scale: Tensor, action_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Actions of a Gaussian that a tanh squashes into bounds, and their log density, differentiably by ``output``.
+
+    Haarnoja et al. 2018 (arXiv:1812.05905), appendix C, with the width of the bounds in the Jacobian.
+
+    Args:
+        output: ``[B, 2 A]``, means and logarithms of the standard deviations before the tanh.
+        noise: ``[B, A]``, standard normal.
+        log_std_range: bounds of the latter.
+        action_scale: ``[A]``, half the width of the action bounds.
+        action_bias: ``[A]``, their middle.
+
+    Returns:
+        Actions ``[B, A]``, and their log density ``[B]`` in the env's action units.
+    """
+    mean, log_std = output.chunk(2, -1)
+    log_std = log_std.clamp(*log_std_range)
+    raw = mean + log_std.exp() * noise
+    # log(1 - tanh(raw)^2) in a form that does not overflow.
+    slope = action_scale.log() + 2 * (math.log(2) - raw - F.softplus(-2 * raw))
+    # The Gaussian's, whose deviation from the mean is known to be the noise.
+    density = -0.5 * (noise * noise + LOG_2PI) - log_std - slope
+    return action_bias + action_scale * torch.tanh(raw), density.sum(-1)
+
+
+def sample_tanh_gaussian(
+    output: Tensor, log_std_range: tuple[float, float], action_scale: Tensor, action_bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Do as ``tanh_gaussian`` does with noise from the device's default generator."""
+    kind = torch.float64 if output.dtype == torch.float64 else torch.float32
+    noise = torch.randn(len(output), output.shape[1] // 2, device=output.device, dtype=kind)
+    return tanh_gaussian(output, noise, log_std_range, action_scale, action_bias)
+
+
+Distribution = Gaussian | Categorical | MultiCategorical
+
+IMPOSSIBLE = -1e8
+"""Logit of what cannot be chosen: its probability is exactly 0, and 0 times its logarithm is 0 and not NaN."""
 
 
 StdType = Literal["softplus", "log", "scalar"]
@@ -105,6 +178,7 @@ class GaussianHead(nn.Module):
         std_type: StdType = "softplus",
     ) -> None:
         super().__init__()
+        self.kind = Gaussian
         self.actions, self.min_std, self.max_std, self.std_type = actions, min_std, max_std, std_type
         self.linear = nn.Linear(features, 2 * actions if state_dependent else actions)
         # A softplus is close to the identity for large values and never below zero, so the floor needs no clamp whose
@@ -138,12 +212,38 @@ class GaussianHead(nn.Module):
 
 
 class CategoricalHead(nn.Module):
-    """Linear logits over K choices; ``linear`` is applied by the caller."""
+    """Linear logits over choices; ``linear`` is applied by the caller.
 
-    def __init__(self, features: int, actions: int) -> None:
+    Args:
+        features: size of the input.
+        choices: K, or those of each dimension.
+    """
+
+    def __init__(self, features: int, choices: int | Sequence[int]) -> None:
         super().__init__()
-        self.linear = nn.Linear(features, actions)
+        sizes = [choices] if isinstance(choices, int) else list(choices)
+        self.linear = nn.Linear(features, sum(sizes))
+        self.kind: type[Categorical | MultiCategorical] = Categorical if isinstance(choices, int) else MultiCategorical
+        self.shape: tuple[int, int] | None = None if isinstance(choices, int) else (len(sizes), max(sizes))
+        # Where in the output each dimension's choices stand; what fills it up is anywhere.
+        places = [sum(sizes[:d]) + min(k, size - 1) for d, size in enumerate(sizes) for k in range(max(sizes))]
+        filled = [[k >= size for k in range(max(sizes))] for size in sizes]
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.register_buffer("filled", torch.tensor(filled), persistent=False)
 
-    def forward(self, output: Tensor) -> Categorical:
-        """Turn the linear layer's output ``[..., K]`` into the action distribution."""
-        return Categorical(F.log_softmax(output, dim=-1))
+    places: Tensor  # [D * K]
+    filled: Tensor  # [D, K] bool
+
+    def forward(self, output: Tensor, mask: Tensor | None = None) -> Categorical | MultiCategorical:
+        """Turn the linear layer's output into the action distribution.
+
+        Args:
+            output: ``[..., K]``, of all dimensions one after the other where there are several.
+            mask: of the same shape, 0 for what must not be chosen now; a dimension of zeros alone is as one of ones.
+        """
+        if mask is not None:
+            output = torch.where(mask > 0, output, IMPOSSIBLE)
+        if self.shape is None:
+            return Categorical(F.log_softmax(output, dim=-1))
+        logits: Tensor = output.index_select(-1, self.places).unflatten(-1, self.shape)  # type: ignore[no-untyped-call]
+        return MultiCategorical(F.log_softmax(logits.masked_fill(self.filled, IMPOSSIBLE), dim=-1))

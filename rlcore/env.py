@@ -44,9 +44,9 @@ class VecEnv(Protocol):
     num_envs: int
     device: torch.device
     observation_spaces: Mapping[str, gymnasium.spaces.Box]
-    """Space of each observation group of one env, shape ``[O]``."""
+    """Space of each observation group of one env: shape ``[O]``, or ``[C, H, W]`` uint8 or float32 for images."""
     action_space: gymnasium.Space[Any]
-    """``Box`` of shape ``[A]`` or ``Discrete``, of one env."""
+    """``Box`` of shape ``[A]``, ``Discrete`` or ``MultiDiscrete`` of shape ``[K]``, of one env."""
     max_episode_length: int
     """Steps after which an episode is cut."""
 
@@ -160,21 +160,35 @@ class EnvSpec:
 
     task: str
     observation_sizes: dict[str, int]
-    """Size of each observation group."""
+    """Size of each flat observation group."""
     discrete: bool
     """Whether actions are indices rather than vectors."""
     action_size: int
-    """A, or the number of choices when discrete."""
+    """A, or the number of choices when discrete, of all parts together when there are several."""
     action_low: list[float] = field(default_factory=list)
     action_high: list[float] = field(default_factory=list)
     """Bounds per action dimension, infinite where there is none; empty when discrete."""
+    action_parts: list[int] = field(default_factory=list)
+    """Number of choices of each part of a ``MultiDiscrete`` action; empty otherwise."""
+    image_shapes: dict[str, list[int]] = field(default_factory=dict)
+    """``[C, H, W]`` of each observation group that is an image; ``observation_sizes`` has none of these."""
+    image_types: dict[str, str] = field(default_factory=dict)
+    """``uint8``, 0 to 255, or ``float32`` for each of them."""
     deployment: dict[str, Any] = field(default_factory=dict)
     """For the exported file: ``control_dt`` in seconds, ``observation_terms`` (group to list of ``{name, size}``),
     ``action_terms`` (list of ``{name, size, scale, offset}``), ``joint_names``; whatever the env knows of these."""
 
     @property
+    def observation_text(self) -> str:
+        """The observation groups and their sizes in words."""
+        images = {group: "×".join(map(str, shape)) for group, shape in self.image_shapes.items()}
+        return ", ".join(f"{group} {size}" for group, size in (self.observation_sizes | images).items())
+
+    @property
     def action_text(self) -> str:
         """The size of an action in words."""
+        if self.action_parts:
+            return f"{len(self.action_parts)} choices of {', '.join(map(str, self.action_parts))}"
         if self.discrete:
             return f"{self.action_size} choices"
         return "1 number" if self.action_size == 1 else f"{self.action_size} numbers"
@@ -184,8 +198,9 @@ def spec_of(env: VecEnv) -> EnvSpec:
     """Describe an env.
 
     Raises:
-        ValueError: the env lacks something, an observation group is not a flat ``Box``, or the action space is neither
-            a flat ``Box`` nor ``Discrete``; the message names the space and what to do.
+        ValueError: the env lacks something, an observation group is no ``Box`` of ``[O]`` or ``[C, H, W]``, or the
+            action space is none of a flat ``Box``, ``Discrete`` and ``MultiDiscrete``; the message names the space and
+            what to do.
     """
     needed = ("num_envs", "device", "observation_spaces", "action_space", "max_episode_length", "reset", "step")
     missing = [name for name in needed if not hasattr(env, name)]
@@ -202,36 +217,52 @@ def spec_of(env: VecEnv) -> EnvSpec:
             "such as {'policy': Box(...)}"
         )
     sizes: dict[str, int] = {}
+    image_shapes: dict[str, list[int]] = {}
+    image_types: dict[str, str] = {}
     for group, space in env.observation_spaces.items():
         if not isinstance(space, gymnasium.spaces.Box):
             raise ValueError(f"{task}: observation group '{group}' is {space!r}; describe it by a Box of one env")
-        if len(space.shape) != 1:
+        if is_image(space):
+            image_shapes[group], image_types[group] = list(space.shape), space.dtype.name
+        elif len(space.shape) == 1:
+            sizes[group] = int(space.shape[0])
+        else:
             raise ValueError(
-                f"{task}: observation group '{group}' has shape {tuple(space.shape)}; rlcore trains on flat groups: "
-                "flatten it in the env or leave it out of the groups"
+                f"{task}: observation group '{group}' is {space.dtype} of shape {tuple(space.shape)}; rlcore takes "
+                "vectors [O] and images [C, H, W] of uint8 or float32: give it so, or leave it out of the groups"
             )
-        sizes[group] = int(space.shape[0])
-    deployment = dict(getattr(env, "deployment", {}))
     action = env.action_space
-    if isinstance(action, gymnasium.spaces.Discrete):
-        if action.start != 0:
-            raise ValueError(f"{task}: Discrete actions start at {action.start}; wrap the env so that they start at 0")
-        return EnvSpec(
-            task=found_as, observation_sizes=sizes, discrete=True, action_size=int(action.n), deployment=deployment
-        )
+    common: dict[str, Any] = {
+        "task": found_as,
+        "observation_sizes": sizes,
+        "image_shapes": image_shapes,
+        "image_types": image_types,
+        "deployment": dict(getattr(env, "deployment", {})),
+    }
+    if isinstance(action, (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)):
+        if np.any(action.start != 0):
+            kind = type(action).__name__
+            raise ValueError(f"{task}: {kind} actions start at {action.start}; wrap the env so that they start at 0")
+        if isinstance(action, gymnasium.spaces.Discrete):
+            return EnvSpec(discrete=True, action_size=int(action.n), **common)
+        if len(action.shape) == 1:
+            parts = action.nvec.tolist()
+            return EnvSpec(discrete=True, action_size=sum(parts), action_parts=parts, **common)
     if not isinstance(action, gymnasium.spaces.Box) or len(action.shape) != 1:
-        raise ValueError(f"{task}: action space {action} is not supported; use a flat Box or Discrete")
+        raise ValueError(f"{task}: action space {action} is not supported; use a flat Box, Discrete or MultiDiscrete")
     low = [float(x) if math.isfinite(x) else -math.inf for x in action.low]
     high = [float(x) if math.isfinite(x) else math.inf for x in action.high]
-    return EnvSpec(
-        task=found_as,
-        observation_sizes=sizes,
-        discrete=False,
-        action_size=int(action.shape[0]),
-        action_low=low,
-        action_high=high,
-        deployment=deployment,
-    )
+    return EnvSpec(discrete=False, action_size=int(action.shape[0]), action_low=low, action_high=high, **common)
+
+
+def is_image(space: gymnasium.spaces.Box) -> bool:
+    """Whether the space of an observation group, as rlcore's envs have it, is that of images ``[C, H, W]``."""
+    return len(space.shape) == 3 and space.dtype in (np.uint8, np.float32)
+
+
+def dtype_of(space: gymnasium.spaces.Box) -> torch.dtype:
+    """What the tensors of an observation group are of: uint8 for images that are, float32 for all else."""
+    return torch.uint8 if is_image(space) and space.dtype == np.uint8 else torch.float32
 
 
 def want_final_obs(env: VecEnv, groups: Iterable[str]) -> None:

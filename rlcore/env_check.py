@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.env import VecEnv, is_selective, name_of
+from rlcore.config import ConfigError
+from rlcore.env import EnvSpec, VecEnv, dtype_of, is_selective, name_of
 from rlcore.types import Obs, Step
 
 
@@ -18,7 +20,7 @@ def check_obs(env: VecEnv, obs: Obs, source: str, final: bool = False) -> None:
 
     Args:
         env: where they come from.
-        obs: groups, ``[N, O]`` each.
+        obs: groups, ``[N, O]`` or ``[N, C, H, W]`` each.
         source: the method that gave them, ``reset`` or ``step``, for messages.
         final: they are ``Step.final_obs``, which may leave out groups that nobody reads.
 
@@ -36,7 +38,37 @@ def check_obs(env: VecEnv, obs: Obs, source: str, final: bool = False) -> None:
             continue
         if group not in obs:
             raise ValueError(f"{name_of(env)}: {source}() left out the observation '{group}'; it has {', '.join(obs)}")
-        _check(env, f"{source}()'s observation '{group}'", obs[group], torch.float32, (env.num_envs, *space.shape))
+        _check(env, f"{source}()'s observation '{group}'", obs[group], dtype_of(space), (env.num_envs, *space.shape))
+
+
+def check_flat(spec: EnvSpec, actor: Sequence[str] | None, critic: Sequence[str] | None) -> None:
+    """Refuse, for networks that read vectors alone and choose once, an env that gives or takes something else.
+
+    Args:
+        spec: of the env.
+        actor: groups that are configured for the actor; None for the default, see ``networks.choose_groups``.
+        critic: those for the critic.
+
+    Raises:
+        ConfigError: an image would be read, or an action has several parts; the message names it and the remedy.
+    """
+    groups = [*spec.observation_sizes, *spec.image_shapes]
+    usual = [group for group in ("policy", "actor") if group in groups][:1] or groups
+    if actor is None and spec.image_shapes and len(usual) > 1:
+        raise ConfigError(f"actor_obs: the env has no group 'policy' or 'actor'; choose from {', '.join(groups)}")
+    for group in (*(usual if actor is None else actor), *(critic or ())):
+        if group in spec.image_shapes:
+            shape = "×".join(map(str, spec.image_shapes[group]))
+            others = f"name others in actor_obs and critic_obs ({', '.join(spec.observation_sizes)})"
+            raise ConfigError(
+                f"{spec.task}: observation '{group}' is an image of {shape}, and the networks read vectors; "
+                f"{others if spec.observation_sizes else 'let the env give a vector in its place or beside it'}"
+            )
+    if spec.action_parts:
+        raise ConfigError(
+            f"{spec.task}: actions are {spec.action_text}, and policies choose once; wrap the env so that its actions "
+            f"are Discrete({math.prod(spec.action_parts)}) or a Box"
+        )
 
 
 def check_step(env: VecEnv, step: Step) -> None:
@@ -58,7 +90,16 @@ def check_step(env: VecEnv, step: Step) -> None:
     _check(env, "truncated", step.truncated, torch.bool, (env.num_envs,))
     if step.valid is not None:
         _check(env, "valid", step.valid, torch.bool, (env.num_envs,))
+    if step.signals is not None:
+        _check_signals(env, step.signals)
     _check_log(env, step.log)
+
+
+def _check_signals(env: VecEnv, signals: Any) -> None:
+    if not isinstance(signals, Mapping):
+        raise ValueError(f"{name_of(env)}: signals are {type(signals).__name__}; return a dict of tensors by name")
+    for name, value in signals.items():
+        _check(env, f"the signal '{name}'", value, torch.float32, (env.num_envs,))
 
 
 def _check_log(env: VecEnv, log: Any) -> None:
@@ -90,12 +131,13 @@ class StepCheck:
         self.env = env
         self._right: Any = None
         self._skips = False
+        self._signals: tuple[str, ...] = ()
 
     def __call__(self, step: Step) -> None:
         """Refuse a wrong step.
 
         Raises:
-            ValueError: as ``check_step``; or ``Step.valid`` is there in some steps alone.
+            ValueError: as ``check_step``; or ``Step.valid`` or a signal is there in some steps alone.
         """
         try:
             obs, final = step.obs, step.final_obs
@@ -106,6 +148,9 @@ class StepCheck:
             if final is not None and final is not obs:
                 parts += final.values()
                 names += final
+            if step.signals:
+                parts += step.signals.values()
+                names += step.signals
             found = [*names, *[(x.shape, x.dtype, x.device) for x in parts]]
         except (AttributeError, TypeError, RuntimeError):
             found = None  # no step, no groups or no tensors, which check_step explains
@@ -117,7 +162,13 @@ class StepCheck:
                     f"{name_of(self.env)}: step() gave 'valid' in some steps and not in others; return it in every "
                     "step, all true where no env began anew"
                 )
-            self._right, self._skips = found, skips
+            signals = tuple(step.signals or ())
+            if self._right is not None and signals != self._signals:
+                raise ValueError(
+                    f"{name_of(self.env)}: step() gave the signals ({', '.join(self._signals)}) before and "
+                    f"({', '.join(signals)}) now; return the same in every step, in the same order"
+                )
+            self._right, self._skips, self._signals = found, skips, signals
         elif step.log or not isinstance(step.log, dict):
             _check_log(self.env, step.log)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.launcher import nothing
+from rlcore.arrays import nothing
 from rlcore.types import Metrics
 
 PREFIX = "fault/"
@@ -64,15 +64,17 @@ def lost_steps(
 
 
 @torch.no_grad()
-def broken_steps(columns: Mapping[str, Tensor]) -> Metrics:
+def broken_steps(sources: Mapping[str, Tensor | None]) -> Metrics:
     """Count broken steps, and find the env that has most of them.
 
     Args:
-        columns: by source, which column of each step's numbers is broken, int32 ``[T, N]``; -1 where none is.
+        sources: by name, which column of each step's numbers is broken, int32 ``[T, N]``; -1 where none is. None: there
+            is no such source.
 
     Returns:
         Of each source: in how many steps, in how many envs, in which of these most often, and a column there.
     """
+    columns = {name: column for name, column in sources.items() if column is not None}
     table = torch.stack(list(columns.values()))  # [S, T, N]
     if nothing(table >= 0):
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,22 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlcore import kernels, launcher
-from rlcore.config import ConfigError, check, nearest
+from rlcore.activations import MODULES, Activation
+from rlcore.capture import side_by_side
+from rlcore.config import check
+from rlcore.dispatch import accelerated
+from rlcore.encoders import CNNConfig, Encoders, Shape
 from rlcore.recurrent import RNN, RNNConfig
 from rlcore.types import Obs, State
 
-Activation = Literal["elu", "relu", "tanh", "silu", "gelu", "leaky_relu", "selu"]
-
-_ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "elu": nn.ELU,
-    "relu": nn.ReLU,
-    "tanh": nn.Tanh,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "leaky_relu": nn.LeakyReLU,
-    "selu": nn.SELU,
+# In place, as nothing else reads what a layer's product leaves: no new memory, which would be as large as the layer.
+_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": F.elu_,
+    "relu": F.relu_,
+    "tanh": torch.tanh_,
+    "leaky_relu": F.leaky_relu_,
+    "selu": F.selu_,
 }
+ACTIVATIONS = frozenset(_IN_PLACE)
+"""Activations of ``mlp``: those whose derivative follows from their output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class NetworkConfig:
     """Initial weights: orthogonal (gain sqrt 2, outputs 0.01 for actions and 1 for values), or PyTorch's default."""
     rnn: RNNConfig = field(default_factory=RNNConfig)
     """A recurrent layer, for tasks where the present observation is not enough."""
+    cnn: CNNConfig = field(default_factory=CNNConfig)
+    """Convolutions for image groups; their features go before the vectors, to all other layers."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -63,6 +67,55 @@ class NetworkConfig:
         # A perceptron's gain is the length of its rows, and layer_norm has weights that would have to be held as well.
         fits = self.unit_norm == "none" or self.kind == "residual"
         check(fits, "unit_norm", self.unit_norm, "a perceptron needs the length of its rows; set kind to residual")
+
+
+def _rounds(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str, precision: str, *_: Any, **__: Any
+) -> bool:
+    return precision != "fp32"
+
+
+@accelerated("mlp:mlp", when=_rounds)
+def mlp(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    activation: str,
+    precision: str = "fp32",
+    head: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Apply hidden layers ``y = act(y @ w.T + b)`` one after the other, and a linear head, differentiably.
+
+    Args:
+        x: input ``[..., K]``, float32 (or bfloat16 where the precision is).
+        weights: float32 ``[N, K]`` of each layer.
+        biases: float32 ``[N]`` of each layer.
+        activation: one of ``ACTIVATIONS``.
+        precision: on CUDA ``tf32``, products of numbers in TF32, to which outputs of layers are rounded, weights and
+            ``x`` cut off; ``bf16``, products and stored outputs of the layers in bfloat16; ``fp32``, as PyTorch is set,
+            which is what a CPU does. Sums, head, result and gradients are float32 in all. What cuBLAS does follows
+            PyTorch's own setting for TF32 besides.
+        head: weight ``[A, N]`` and bias ``[A]`` of a last layer without activation; its gradients cost next to nothing.
+
+    Returns:
+        Features ``[..., N]`` of the last layer, or the head's output ``[..., A]``, float32.
+    """
+    shape = x.shape[:-1]
+    x = x.to(weights[0].dtype)
+    x = x if len(shape) == 1 else x.reshape(-1, x.shape[-1])  # of more dimensions products are views
+    if x.is_cuda and precision == "bf16":
+        with torch.autocast("cuda", torch.bfloat16):
+            x = _hidden(x, weights, biases, activation).float()
+    else:
+        x = _hidden(x, weights, biases, activation)
+    y = F.linear(x, *head) if head is not None else x
+    return y if len(shape) == 1 else y.view(*shape, y.shape[-1])
+
+
+def _hidden(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str) -> Tensor:
+    for w, b in zip(weights, biases, strict=True):
+        x = _IN_PLACE[activation](F.linear(x, w, b))
+    return x
 
 
 class MLP(nn.Module):
@@ -80,16 +133,16 @@ class MLP(nn.Module):
         self.precision = "fp32"
         """How CUDA multiplies: fp32, tf32, or bf16; inputs, outputs and weights are float32 in any case."""
         self.fused = False
-        """Whether CUDA runs activations inside the products, by kernels of our own; fp32 has none."""
-        self.known = config.activation in kernels.ACTIVATIONS and len(config.hidden_dims) > 0 and not config.layer_norm
-        """Whether those kernels can do it."""
+        """Whether CUDA runs the hidden layers as ``mlp`` does, whose kernels have activations inside the products."""
+        self.known = config.activation in ACTIVATIONS and len(config.hidden_dims) > 0 and not config.layer_norm
+        """Whether ``mlp`` can do it."""
         self.activation = config.activation
         self.layers = nn.Sequential()
         for width in config.hidden_dims:
             self.layers.append(nn.Linear(inputs, width))
             if config.layer_norm:
                 self.layers.append(nn.LayerNorm(width))
-            self.layers.append(_ACTIVATIONS[config.activation]())
+            self.layers.append(MODULES[config.activation]())
             inputs = width
         self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
         # Looked up once, for small networks: a module takes as long to find its weight as a small product does.
@@ -103,13 +156,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
-        fused = x.is_cuda and self.fused and launcher.available(x.device)
-        if self.known and (fused or not x.is_cuda):
+        # On a CPU it spares the calls of a module for each layer and activation, and of autocast.
+        if self.known and (self.fused or not x.is_cuda):
             weights, biases = self._weights, self._biases
             last = None if head is None else (head.weight, head.bias)
-            if not fused:  # spares the calls of a module for each layer and activation, and of autocast
-                return kernels.mlp_reference(x, weights, biases, self.activation, last)
-            return kernels.mlp(x, weights, biases, self.activation, self.precision, last)
+            return mlp(x, weights, biases, self.activation, self.precision, last)
         with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda and self.precision == "bf16"):
             features = self.layers(x).float()
         return features if head is None else head(features)  # type: ignore[no-any-return]
@@ -140,7 +191,7 @@ class Residual(nn.Module):
         self.entry = nn.Linear(inputs, self.size)
         self.widen = nn.ModuleList(nn.Linear(self.size, wide) for _ in config.hidden_dims)
         self.narrow = nn.ModuleList(nn.Linear(wide, self.size, bias=False) for _ in config.hidden_dims)
-        self.activation = _ACTIVATIONS[config.activation]()
+        self.activation = MODULES[config.activation]()
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
@@ -181,13 +232,16 @@ class Network(nn.Module):
     """Hidden layers, with a recurrent layer before or after them if configured.
 
     Args:
-        inputs: size of the input.
+        inputs: size of the vectors that it reads.
         config: see ``NetworkConfig``.
+        images: shapes of the image groups that it reads besides.
     """
 
-    def __init__(self, inputs: int, config: NetworkConfig) -> None:
+    def __init__(self, inputs: int, config: NetworkConfig, images: Mapping[str, Shape] | None = None) -> None:
         super().__init__()
         rnn = config.rnn
+        self.encoders = Encoders(images, config.cnn, config.init) if images else None
+        inputs += 0 if self.encoders is None else self.encoders.size
         before, after = (rnn.type != "none" and rnn.position == place for place in ("before", "after"))
         self.before = RNN(inputs, rnn) if before else None
         layers = MLP if config.kind == "mlp" else Residual
@@ -202,14 +256,87 @@ class Network(nn.Module):
         rnn = self.before or self.after
         return rnn.initial_state(num_envs) if rnn is not None else ()
 
-    def forward(self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
-        """Map a sequence ``[T, N, inputs]`` to a linear head's output and the next state; see ``RNN.forward``."""
+    def forward(
+        self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None, raw: Obs | None = None
+    ) -> tuple[Tensor, State]:
+        """Map a sequence to a linear head's output and the next state; see ``RNN.forward``.
+
+        Args:
+            x: ``[T, N, inputs]``, or ``[B, inputs]`` without a recurrent layer.
+            head: what follows the last layer.
+            state: before the first step.
+            keep: ``[T, N, 1]``, 0 where an episode begins.
+            raw: images ``[T, N, C, H, W]`` by group, where it reads any; it may hold others.
+        """
+        if self.encoders is not None:
+            assert raw is not None, "a network that reads images is given none"
+            x = self.encoders(raw, x)
         if self.before is not None:
             x, state = self.before(x, state, keep, self.mlp.precision)
         if self.after is None:
             return self.mlp(x, head), state
         x, state = self.after(self.mlp(x), state, keep, self.mlp.precision)
         return head(x), state
+
+
+_MOST_ROWS, _WIDEST = 512, 512
+"""Up to here one kernel for all layers is taken to be faster than one for each; counted by launches, not measured."""
+
+
+def _small(trunk: Network, x: Tensor) -> bool:
+    mlp = trunk.mlp
+    if not (isinstance(mlp, MLP) and mlp.known) or trunk.recurrent or mlp.precision not in ("fp32", "tf32"):
+        return False
+    return x.dim() == 2 and x.shape[0] <= _MOST_ROWS and all(layer.out_features <= _WIDEST for layer in mlp.linear())
+
+
+def _small_one(trunk: Network, head: nn.Linear, x: Tensor) -> bool:
+    return _small(trunk, x)
+
+
+def _small_ones(trunks: Sequence[Network], heads: Sequence[nn.Linear], x: Tensor, *_: Any, **__: Any) -> bool:
+    return _small(trunks[0], x)
+
+
+@accelerated("ensemble:network_output", of=2, when=_small_one)
+def network_output(trunk: Network, head: nn.Linear, x: Tensor) -> Tensor:
+    """Map ``[B, inputs]`` to a linear head's output ``[B, outputs]``, by a network without memory."""
+    return trunk(x, head, ())[0]  # type: ignore[no-any-return]
+
+
+@accelerated("ensemble:network_outputs", of=2, when=_small_ones)
+def network_outputs(
+    trunks: Sequence[Network],
+    heads: Sequence[nn.Linear],
+    x: Tensor,
+    action: Tensor | None = None,
+    count: int | None = None,
+) -> Tensor:
+    """Map the same input through networks of equal shape without memory, differentiably.
+
+    Args:
+        trunks: hidden layers of each of C networks, one or more.
+        heads: last layer of each, without activation.
+        x: ``[B, K]``, float32.
+        action: ``[B, A]``, joined to it; or none.
+        count: networks to ask, from the first on; none: all.
+
+    Returns:
+        ``[count, B, outputs]``.
+    """
+    x = x if action is None else torch.cat([x, action], -1)
+    return torch.stack(_each(trunks, heads, x, 0, len(heads) if count is None else count))
+
+
+def _each(trunks: Sequence[Network], heads: Sequence[nn.Linear], x: Tensor, first: int, last: int) -> list[Tensor]:
+    if last - first == 1:
+        trunk, head = trunks[first], heads[first]
+        # Our kernels take in a head of few outputs; a wide one is better left to cuBLAS.
+        return [head(trunk.mlp(x)) if head.out_features > 1 else trunk(x, head, ())[0]]
+    one, others = side_by_side(
+        lambda: _each(trunks, heads, x, first, first + 1), lambda: _each(trunks, heads, x, first + 1, last), len(x)
+    )
+    return one + others
 
 
 def orthogonal_(module: nn.Module, gain: float) -> None:
@@ -232,47 +359,3 @@ def unit_weights(network: nn.Module, config: NetworkConfig) -> list[Tensor]:
         return []
     parts = [m for m in network.modules() if isinstance(m, Residual)] if config.unit_norm == "hidden" else [network]
     return [layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)]
-
-
-def concatenate(obs: Obs, groups: Sequence[str]) -> Tensor:
-    """Join observation groups in the given order, ``[..., O]``."""
-    return obs[groups[0]] if len(groups) == 1 else torch.cat([obs[group] for group in groups], dim=-1)
-
-
-def choose_groups(
-    sizes: Mapping[str, int], actor: Sequence[str] | None, critic: Sequence[str] | None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Settle which observation groups feed the actor and which the critic.
-
-    Unless configured, the actor reads ``policy``, else ``actor``, else the only group there is; the critic reads
-    ``critic``, else what the actor reads.
-
-    Args:
-        sizes: size of each group that there is.
-        actor: groups that are configured for the actor; None for the default.
-        critic: those for the critic.
-
-    Returns:
-        The actor's groups and the critic's, each in the order in which they are joined.
-
-    Raises:
-        ConfigError: a configured group does not exist or is named twice, none is named, or there is no default for the
-            actor.
-    """
-    for key, groups in (("actor_obs", actor), ("critic_obs", critic)):
-        if groups is not None:
-            distinct = 0 < len(groups) == len(set(groups))
-            check(distinct, key, groups, f"name one or more of {', '.join(sizes)}, each once")
-        for group in groups or ():
-            if group not in sizes:
-                raise ConfigError(f"{key}: the env has no observation group '{group}'; {nearest(group, sizes)}")
-    if actor is None:
-        default = next((group for group in ("policy", "actor") if group in sizes), None)
-        if default is None and len(sizes) == 1:
-            default = next(iter(sizes))
-        if default is None:
-            raise ConfigError(f"actor_obs: the env has no group 'policy' or 'actor'; choose from {', '.join(sizes)}")
-        actor = (default,)
-    if critic is None:
-        critic = ("critic",) if "critic" in sizes else actor
-    return tuple(actor), tuple(critic)

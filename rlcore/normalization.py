@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlcore.launcher import arrays, available
-from rlcore.normalizer_kernels import normalize, update_statistics
+from rlcore.arrays import arrays
+from rlcore.dispatch import accelerated
 
 UNUSABLE = 1e10
 """A number of this magnitude cannot be used where nothing limits what a network reads."""
@@ -18,11 +18,11 @@ UNUSABLE = 1e10
 REWARD_LIMIT = 1e4
 """A reward is broken that is so many times the usual one; see ``broken_rewards``."""
 
-_WIDE = 20.0  # deviations from the mean to which a number is brought back
-_TOLD = 50.0  # times as far, where a number is told of: contacts and other rare events are not faults
-_HUGE = 1e3  # deviations from the mean, and at least
-_FLOOR = 1e5  # this much, beyond which a number does not count,
-_MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
+WIDE = 20.0  # deviations from the mean to which a number is brought back
+TOLD = 50.0  # times as far, where a number is told of: contacts and other rare events are not faults
+HUGE = 1e3  # deviations from the mean, and at least
+FLOOR = 1e5  # this much, beyond which a number does not count,
+MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
 _SQUARED = 1e15  # below this, squares and their sums do not overflow
 _HALF_LIFE = 5000  # vector steps
 
@@ -75,16 +75,12 @@ class RunningNormalizer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
+    @accelerated("normalizer:update", of=1)
     def update(self, x: Tensor) -> None:
         """Take a batch ``[B, size]`` into the statistics."""
         x, rows = x.to(self.mean.dtype), len(x)
-        if available(x.device):
-            parts = self.mean, self.var, self.count, self.huge, self.outliers
-            limits = _HUGE, _FLOOR, _WIDE, _TOLD
-            update_statistics(x, *parts, epsilon=self.epsilon, warmup=self.warmup, limits=limits, memory=_MEMORY)
-            return
         if self._ordinary(x):
-            self.huge.mul_(_MEMORY / (_MEMORY + rows))
+            self.huge.mul_(MEMORY / (MEMORY + rows))
             self.count.add_(rows)
             share = (rows / self.count).float()
             batch_var, batch_mean = torch.var_mean(x, dim=0, correction=0)  # [size] each
@@ -93,12 +89,12 @@ class RunningNormalizer(nn.Module):
             return
         delta = x - self.mean  # [B, size]
         far, deviation = delta.abs(), self.var.sqrt()
-        limit = (_HUGE * deviation).clamp(min=_FLOOR)
+        limit = (HUGE * deviation).clamp(min=FLOOR)
         settled = self.count + rows > self.warmup * rows
-        near = torch.where(settled, _WIDE * (deviation + self.epsilon), torch.inf)
+        near = torch.where(settled, WIDE * (deviation + self.epsilon), torch.inf)
         known = far < torch.inf  # false for NaN, too
-        beyond = known & (far > torch.minimum(_TOLD * near, limit))
-        self.huge.mul_(_MEMORY).add_((known & (far > limit)).sum(0)).div_(_MEMORY + rows)
+        beyond = known & (far > torch.minimum(TOLD * near, limit))
+        self.huge.mul_(MEMORY).add_((known & (far > limit)).sum(0)).div_(MEMORY + rows)
         counts = known & ((far <= limit) | (self.huge > 0.5))
         number = counts.sum(0).double()  # [size]
         some = number.clamp(min=1).float()
@@ -125,10 +121,10 @@ class RunningNormalizer(nn.Module):
         far = x.numpy() - mean
         most = np.abs(far, out=far).max(0)  # [size], NaN where there is one
         deviation = np.sqrt(var)
-        near = most <= _WIDE * (deviation + np.float32(self.epsilon))
+        near = most <= WIDE * (deviation + np.float32(self.epsilon))
         if not near.all():
             settled = count + len(x) > self.warmup * len(x)
-            near |= ~settled & (most <= np.maximum(_HUGE * deviation, np.float32(_FLOOR)))
+            near |= ~settled & (most <= np.maximum(HUGE * deviation, np.float32(FLOOR)))
         return bool(near.all() and most.max(initial=0) < _SQUARED)
 
     def _total_var(self, batch_var: Tensor, batch_mean: Tensor, share: Tensor) -> Tensor:
@@ -146,10 +142,9 @@ class RunningNormalizer(nn.Module):
         y = (x - self.mean) / (self.var.sqrt() + self.epsilon)
         return y if self.clip is None else y.clamp(-self.clip, self.clip)
 
+    @accelerated("normalizer:normalized", of=1)
     def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Normalize ``[B, size]`` for a network that must not see what is not finite; see ``usable``."""
-        if available(x.device):
-            return normalize(x, self.mean, self.var, self.epsilon, self.clip, UNUSABLE)
         return usable((x - self.mean) / (self.var.sqrt() + self.epsilon), self.clip)
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -188,7 +183,7 @@ class ReturnScale(nn.Module):
         statistics = self.statistics
         statistics.update(self.running.unsqueeze(1))
         # A return that is too far away would stay so for as long as the discount remembers it.
-        most = statistics.mean.abs() + _WIDE * (statistics.var.sqrt() + statistics.epsilon)
+        most = statistics.mean.abs() + WIDE * (statistics.var.sqrt() + statistics.epsilon)
         most = torch.where(statistics.count > statistics.warmup * len(reward), most, torch.inf)
         self.running.clamp_(-most, most)
         torch.maximum(self.largest.mul_(0.5 ** (1 / _HALF_LIFE)), self.running.abs().amax(), out=self.largest)
@@ -243,8 +238,8 @@ class NoNormalizer(nn.Module):
 
     def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return ``[B, size]`` as a network can read it; see ``usable``."""
-        if available(x.device):
-            return normalize(x, None, None, 0.0, None, UNUSABLE)
+        if x.shape[1] == 0:  # of a network that reads images alone
+            return x, x.new_full((len(x),), -1, dtype=torch.int32)
         return usable(x, None)
 
 
@@ -253,6 +248,7 @@ def _nowhere(rows: int) -> Tensor:
     return torch.full((rows,), -1, dtype=torch.int32)
 
 
+@accelerated("normalizer:usable")
 def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
     """Limit numbers that a network is to read, and find those that it must not.
 
@@ -276,4 +272,9 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
 
 def make_normalizer(size: int, wanted: bool, clip: float | None) -> RunningNormalizer | NoNormalizer:
     """The normalizer of observations ``[..., size]``, or what stands in its place."""
-    return RunningNormalizer(size, clip=clip) if wanted else NoNormalizer()
+    return RunningNormalizer(size, clip=clip) if wanted and size > 0 else NoNormalizer()
+
+
+def denormalized(values: Tensor, normalizer: RunningNormalizer | None) -> Tensor:
+    """Bring what a critic says, ``[...]``, to the scale of returns, if it was learned with a normalizer."""
+    return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)

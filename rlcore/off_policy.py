@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.adam import FlatAdam, descend, flat
+from rlcore.anchors import Anchors
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
-from rlcore.distributional import categorical_loss
+from rlcore.critics import Critics
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
-from rlcore.learn import Progress, learn
-from rlcore.networks import Network, choose_groups, concatenate, unit_weights
+from rlcore.learn import Progress, Report, learn
+from rlcore.networks import Network, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
+from rlcore.observations import choose_groups, concatenate
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
-from rlcore.q_losses import value_loss
-from rlcore.q_networks import Critics, SquashedPolicy
+from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
+from rlcore.policies import SquashedPolicy
 from rlcore.replay import Replay, Transitions
 from rlcore.rollout import make_trace
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
-from rlcore.update_kernels import NO_LIMIT
 
 Batch = dict[str, Tensor]
 """Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
@@ -107,6 +107,7 @@ class OffPolicy:
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes()
+        self.anchors = Anchors(self)
 
     def _memory(self, sizes: dict[str, int]) -> Replay:
         config, env = self.config, self.env
@@ -128,7 +129,7 @@ class OffPolicy:
     def _notes(self) -> tuple[str, ...]:
         """What a run prints when it begins."""
         config, policy = self.config, self.policy
-        low, high = policy.center - policy.reach, policy.center + policy.reach
+        low, high = policy.low, policy.high
         bounds = [f"{a:g} to {b:g}" for a, b in zip(low.tolist(), high.tolist(), strict=True)]
         numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])  # one for all, or each in order
         source = "env" if config.action_low is None and config.action_high is None else "settings"
@@ -139,17 +140,24 @@ class OffPolicy:
         """What makes a run of so many further iterations slow or useless."""
         return warnings(self.config, self.env.num_envs, self.num_updates, self.first_rows - self.stored, num_iterations)
 
-    def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+    def learn(
+        self, num_iterations: int, *, progress: Progress | None = None,
+        on_report: Callable[[Report], None] | None = None, on_iteration: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None, seed: int | None = None, capture_env: bool | None = None,
+    ) -> Progress:  # fmt: skip
+        """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
 
         Settings that change over the run reach their end there. Without ``progress`` the run begins anew, its schedules
-        included, with what has been learned and stored before.
+        included, with what has been learned and stored before; without ``seed`` with the agent's.
         """
         self.num_iterations = num_iterations
         self.horizon.fill_(num_iterations)
-        if kwargs.get("progress") is None:
+        if progress is None:
             self.began.copy_(self.steps)
-        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
+        return learn(
+            self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
+            should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
+        )  # fmt: skip
 
     def initial_state(self) -> State:
         """No recurrent state; what is recorded next does not follow what was recorded last."""
@@ -175,7 +183,7 @@ class OffPolicy:
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
             action = self._explore(normalized)  # [N, A]
-        uniform = self.policy.center + self.policy.reach * (2 * torch.rand_like(action) - 1)
+        uniform = self.policy.action_bias + self.policy.action_scale * (2 * torch.rand_like(action) - 1)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
         return torch.where(warm, uniform, action)
@@ -236,6 +244,7 @@ class OffPolicy:
         Raises:
             ConfigError: a setting changes over the run, whose length nobody gave.
         """
+        self.anchors.check(self)
         self.iteration += 1
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():
@@ -309,38 +318,18 @@ class OffPolicy:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""
         raise NotImplementedError
 
-    def _improve_critics(self, batch: Batch, next_action: Tensor, bonus: Tensor | None = None) -> Metrics:
-        """Move every critic towards what ``next_action`` ``[B, A]`` leads to.
-
-        Args:
-            batch: samples.
-            next_action: chosen in the next observations.
-            bonus: ``[B]``, what the next value is worth beside what the target critics say; none: nothing.
-        """
-        reward, discount, weight = batch["reward"], batch["discount"], batch["weight"]
-        if self.config.value_loss == "categorical":
-            shift = reward if bonus is None else reward + discount * bonus
-            with torch.no_grad():
-                following = self.target_critics.output(batch["next_critic_obs"], next_action)
-            output = self.critics.output(batch["critic_obs"], batch["action"])  # [critics, B, atoms]
-            fixed = (following, shift, discount, weight)
-            loss, means = categorical_loss(output, *fixed, *self.config.value_range, self.config.q_reduce)
-            mean = means.mean()
-        else:
-            with torch.no_grad():
-                following = self.target_critics(batch["next_critic_obs"], next_action)
-            values = self.critics(batch["critic_obs"], batch["action"])  # [critics, B]
-            loss, mean = value_loss(values, following, reward, discount, weight, bonus, self.config.q_reduce)
-        metrics = {"loss/value": loss.detach(), "policy/value": mean}
+    def _critic_step(self, loss: Tensor, value: Tensor) -> Metrics:
+        """Take the critics' step down their loss; ``value`` is the mean of what they say."""
+        metrics = {"loss/value": loss.detach(), "policy/value": value}
         return metrics | {"policy/value_gradient_norm": descend(self.critic_optimizer, loss)}
 
-    def _improve_actor(self, loss: Tensor) -> Metrics:
-        """Take the actor's step; the critics' own gradients are not wanted."""
+    def _actor_step(self, loss: Tensor) -> Metrics:
+        """Take the actor's step down its loss; the critics' own gradients are not wanted."""
         return {"loss/policy": loss.detach(), "policy/gradient_norm": descend(self.actor_optimizer, loss)}
 
     @torch.no_grad()
-    def _follow(self, target: Tensor, source: FlatAdam) -> None:
-        """Move target networks, whose parameters are in one buffer, a part of the way.
+    def _polyak_update(self, target: Tensor, source: FlatAdam) -> None:
+        """Move target networks, whose parameters are in one buffer, ``tau`` of the way (arXiv:1509.02971, section 3).
 
         Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
         """

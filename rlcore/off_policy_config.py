@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from rlcore.config import ConfigError, check, check_positive, nearest
-from rlcore.distributional import Reduce
+from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
-from rlcore.replay import Home, Timeout
+from rlcore.replay import Home
+from rlcore.types import Timeout
 
 C = TypeVar("C", bound="OffPolicyConfig")
 

@@ -1,42 +1,38 @@
 """Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) for batches of environments.
 
-Everything from observation to optimizer step stays on the device: no value is read by the host, no shape depends on
-data, and what other implementations decide with ``if`` (learning rate, early stop, skipping a broken step) is decided
-here with tensors.
+Everything stays on the device: no value is read by the host, no shape depends on data, and what other implementations
+decide with ``if`` (learning rate, early stop, skipping a broken step) is decided here with tensors.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlcore.actor_critic import Critic, build_policy
-from rlcore.adam import FlatAdam
-from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
+from rlcore.anchors import Anchors
+from rlcore.arrays import nothing
+from rlcore.capture import Captured, compiled, matmul_precision, rebuilt, side_by_side
 from rlcore.config import ConfigError, check, settings_of
-from rlcore.distributions import Categorical, Distribution, Gaussian
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
-from rlcore.launcher import nothing
-from rlcore.learn import Progress, learn
+from rlcore.learn import Progress, Report, learn
 from rlcore.losses import ppo_loss
-from rlcore.networks import concatenate
-from rlcore.normalization import RunningNormalizer, broken_rewards
+from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
+from rlcore.observations import as_stored, concatenate, unread
+from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
-from rlcore.returns import filled, gae, next_values, room_for_timeouts, standardized
-from rlcore.rollout import Rollout, make_trace, reordered, sequences
+from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, scaled_reward, standardized
+from rlcore.rollout import Rollout, Samples, make_trace, minibatches, sequences
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
-
-
-_ROLLOUT_ONLY = {"reward", "terminated", "truncated", "valid", "final_obs"}
-_ROLLOUT_ONLY |= {"actor_broken", "critic_broken", "final_broken"}
 
 
 class PPO:
@@ -62,8 +58,7 @@ class PPO:
         self.num_steps, self.iteration, self.step = config.num_steps, 0, 0
         if seed is not None:
             torch.manual_seed(seed)
-        spec = spec_of(env)
-        device = torch.device(env.device)
+        spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
@@ -72,17 +67,14 @@ class PPO:
         # A feed-forward network learns from sequences of one step, so that there is one text for both.
         self.length = (config.sequence_length or config.num_steps) if self.recurrent else 1
         self.num_sequences = env.num_envs * config.num_steps // self.length
-        check(
-            self.num_sequences % config.num_minibatches == 0,
-            "num_minibatches",
-            config.num_minibatches,
-            f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout",
-        )
+        remedy = f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout"
+        check(self.num_sequences % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
         if too_small := small_minibatches(config, env.num_envs):
             _log.warning(too_small)
         averaged = config.entropy_reduction == "mean" and not spec.discrete
         self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
-        want_final_obs(env, self.critic.groups if config.timeout_bootstrap == "final_obs" else ())
+        finals = (*self.critic.groups, *self.critic.raw_shapes) if config.timeout_bootstrap == "final_obs" else ()
+        want_final_obs(env, finals)
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         few = room_for_timeouts(config.num_steps, env.max_episode_length)
         self.num_timeouts = env.num_envs * min(config.num_steps, few)
@@ -97,8 +89,10 @@ class PPO:
         self.trace = make_trace(env.num_envs, device)
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
+        self.anchors = Anchors(self)
         self.mode: Mode = config.mode
-        self.notes = ()
+        self.raw_groups = tuple(dict.fromkeys((*self.policy.raw_shapes, *self.critic.raw_shapes)))
+        self.notes = unread(spec, (*self.policy.groups, *self.critic.groups, *self.raw_groups))
         self._begin = Captured(self._begin_sequence, config.mode, device)
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
@@ -109,15 +103,22 @@ class PPO:
         """None: every rollout is learned from."""
         return []
 
-    def learn(self, num_iterations: int, **kwargs: Any) -> Progress:
-        """Train until ``num_iterations`` iterations in all; further arguments as ``rlcore.learn.learn``.
+    def learn(
+        self, num_iterations: int, *, progress: Progress | None = None,
+        on_report: Callable[[Report], None] | None = None, on_iteration: Callable[[Progress], None] | None = None,
+        should_stop: Callable[[], bool] | None = None, seed: int | None = None, capture_env: bool | None = None,
+    ) -> Progress:  # fmt: skip
+        """Train until ``num_iterations`` iterations in all; see ``rlcore.learn.learn``.
 
-        Without ``progress`` the run begins anew, its linear schedule included, with what has been learned before.
+        Without ``progress`` it begins anew, with what has been learned; without ``seed`` by the one it was built with.
         """
         self.num_iterations = num_iterations
-        if kwargs.get("progress") is None:
+        if progress is None:
             self.iteration = 0
-        return learn(self.env, self, num_iterations, **{"seed": self.seed, **kwargs})
+        return learn(
+            self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
+            should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
+        )  # fmt: skip
 
     def initial_state(self) -> State:
         """Zero state of the actor for every env; the critic's state and the rollout, kept here, start anew as well."""
@@ -136,7 +137,7 @@ class PPO:
 
     @torch.no_grad()
     def _begin_sequence(self, state: State) -> None:
-        self.starts.write({f"actor_state_{i}": part.transpose(0, 1) for i, part in enumerate(state)})
+        self.starts.write({str(i): part.transpose(0, 1) for i, part in enumerate(state)})
         self.starts.advance()
 
     @torch.no_grad()
@@ -152,9 +153,13 @@ class PPO:
         row["actor_obs"], row["actor_broken"] = self.policy.normalizer.usable(actor_obs)
         if self.critic.groups != self.policy.groups:
             row["critic_obs"], row["critic_broken"] = self.critic.normalizer.usable(critic_obs)
+        raw = as_stored(obs, self.raw_groups)
+        row |= {f"raw_{group}": value for group, value in raw.items()}
         with matmul_precision(self.config.precision):
-            sequence = row["actor_obs"].unsqueeze(0) if self.recurrent else row["actor_obs"]
-            distribution, state = self.policy.distribution(sequence, state)
+            sequence = row["actor_obs"]
+            if self.recurrent:
+                sequence, raw = sequence.unsqueeze(0), {group: value.unsqueeze(0) for group, value in raw.items()}
+            distribution, state = self.policy.distribution(sequence, state, None, raw)
         if self.recurrent:
             distribution = type(distribution)(*(part.squeeze(0) if part.dim() > 1 else part for part in distribution))
         action = distribution.sample()
@@ -172,17 +177,14 @@ class PPO:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self._record(step.reward, step.terminated, step.truncated, final_obs, step.valid)
-        self.next_obs = concatenate(step.obs, self.critic.groups).detach()  # [N, O]
+        self.next_obs = {group: step.obs[group].detach() for group in (*self.critic.groups, *self.critic.raw_shapes)}
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
     def _store(
         self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None, valid: Tensor | None
     ) -> None:
-        reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
-        if self.config.reward_clip is not None:
-            # The difference is 0, or NaN where the reward is not finite, which no limit is to hide.
-            reward = reward.clamp(-self.config.reward_clip, self.config.reward_clip) + (reward - reward)
+        reward = scaled_reward(reward, self.config.reward_scale, self.config.reward_clip)
         row = {"reward": reward, "terminated": terminated, "truncated": truncated}
         if valid is not None:  # what is no step ends there, so that nothing is carried on to the episode that begins
             row |= {"terminated": terminated | ~valid, "valid": valid}
@@ -191,6 +193,7 @@ class PPO:
         if final_obs is not None and not ("final_obs" in self.rollout.data and nothing(done)):
             final = concatenate(final_obs, self.critic.groups)
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
+            row |= {f"final_raw_{g}": value for g, value in as_stored(final_obs, self.critic.raw_shapes).items()}
         self.rollout.write(row)
         self.trace.write({"done": done[: self.trace.num_envs]})
         self.rollout.advance()
@@ -210,24 +213,20 @@ class PPO:
                 raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
             remaining = max(0.0, 1 - self.iteration / self.num_iterations)
             self.learning_rate.fill_(self.config.learning_rate * remaining)
+        self.anchors.check(self)
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
 
-    def _improve(self, next_obs: Tensor) -> Metrics:
+    def _improve(self, next_obs: Obs) -> Metrics:
         config = self.config
         rows: list[Tensor] = []
         with matmul_precision(config.precision):
             batch, about = self._targets(next_obs)
-            self.stopped = torch.zeros((), dtype=torch.bool, device=next_obs.device)
+            self.stopped = torch.zeros((), dtype=torch.bool, device=batch.weight.device)
             for _ in range(config.num_epochs):
-                shuffled = batch
-                if config.num_minibatches > 1:  # once an epoch, so that minibatches are views
-                    order = torch.randperm(self.num_sequences, device=next_obs.device)
-                    shuffled = {name: reordered(value, order) for name, value in batch.items()}
-                parts = {name: value.chunk(config.num_minibatches, 1) for name, value in shuffled.items()}
-                for i in range(config.num_minibatches):
-                    measured = self._minibatch({name: part[i] for name, part in parts.items()})
+                for samples in minibatches(batch, config.num_minibatches):
+                    measured = self._minibatch(samples)
                     rows.append(torch.stack(list(measured.values())))
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last
         applied = table[:, -1:]
@@ -239,7 +238,7 @@ class PPO:
         return metrics
 
     @torch.no_grad()
-    def _targets(self, next_obs: Tensor) -> tuple[dict[str, Tensor], Metrics]:
+    def _targets(self, next_obs: Obs) -> tuple[Samples, Metrics]:
         """Compute advantages and returns, and lay the rollout out as sequences ``[L, S, ...]``.
 
         A step whose one-step error (delta in equation 16 of arXiv:1506.02438) needs a number that cannot be used gets
@@ -249,7 +248,7 @@ class PPO:
         config, data = self.config, self.rollout.data
         done = data["terminated"] | data["truncated"]  # [T, N]
         timed_out = data["truncated"] & ~data["terminated"]
-        next_obs, next_broken = self.critic.normalizer.usable(next_obs)
+        following, next_broken = self.critic.normalizer.usable(concatenate(next_obs, self.critic.groups))  # [N, O]
         final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
         broken_obs, broken_reward = broken_observations(data), broken_rewards(data["reward"])
         final_broken = None if final_obs is None else torch.where(timed_out, data["final_broken"], -1)
@@ -257,18 +256,21 @@ class PPO:
         # A broken observation empties the memory of a recurrent network, as the end of an episode does.
         keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
         critic_obs = data.get("critic_obs", data["actor_obs"])
-        obs = torch.cat([critic_obs, next_obs.unsqueeze(0)])  # [T + 1, N, O]
+        obs = torch.cat([critic_obs, following.unsqueeze(0)])  # [T + 1, N, O]
+        seen = as_stored(next_obs, self.critic.raw_shapes)
+        raw = {group: torch.cat([data[f"raw_{group}"], value.unsqueeze(0)]) for group, value in seen.items()}
+        finals = {} if final_obs is None else {group: data[f"final_raw_{group}"] for group in raw}
         outputs, timeout_values, states = self.critic.unroll(
-            obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length
+            obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length, raw, finals
         )
-        values, timeout_values = self._denormalize(outputs), self._denormalize(timeout_values)
+        values, timeout_values = (denormalized(x, self.value_normalizer) for x in (outputs, timeout_values))
         if self.timeout_bootstrap == "none":
             timeout_values = torch.zeros_like(timeout_values)
-        following = next_values(values, data["terminated"], data["truncated"], timeout_values)
+        next_values = bootstrap_values(values, data["terminated"], data["truncated"], timeout_values)
         values = values[:-1]  # [T, N]
         cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         reward = data["reward"].masked_fill(broken_reward, 0.0)
-        advantages, returns = gae(reward, values, following, cut, config.gamma, config.gae_lambda)
+        advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda)
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
         weight = learned / learned.float().mean()
@@ -278,33 +280,40 @@ class PPO:
         if self.value_normalizer is not None:
             self.value_normalizer.update(returns.where(learned, torch.nan).reshape(-1, 1))
             returns = self.value_normalizer(returns.unsqueeze(-1)).squeeze(-1)
-        sources = {name.removesuffix("_broken"): data[name] for name in data if name.endswith("_broken")}
-        sources["reward"] = broken_reward.int() - 1
-        about |= broken_steps(sources if final_broken is None else sources | {"final": final_broken})
+        sources = {"actor": data["actor_broken"], "critic": data.get("critic_broken"), "final": final_broken}
+        about |= broken_steps({"reward": broken_reward.int() - 1, **sources})
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic.normalizer}
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
-        kept = {name: value for name, value in data.items() if name not in _ROLLOUT_ONLY}
-        # The critic's own output, whatever it meant: clip_value_loss limits how far that moves.
-        kept |= {"value": outputs[:-1], "advantage": advantages, "returns": returns, "weight": weight}
-        if self.recurrent:
-            kept["keep"] = keep[:-1]
-        if config.precision == "bf16" and not self.recurrent:
-            for name in kept.keys() & {"actor_obs", "critic_obs"}:  # once, and not in each minibatch
-                kept[name] = kept[name].bfloat16() if kept[name].is_cuda else kept[name]
-        batch = {name: sequences(value, self.length) for name, value in kept.items()}
-        for name, value in (self.starts.data | states).items():  # [T / L, N, layers, hidden]
-            batch[name] = value.flatten(0, 1).transpose(0, 1)  # [layers, S, hidden]
-        batch["log_prob"] = self._old_distribution(batch).log_prob(batch["action"])
-        return batch, about
+        actor_obs, other_obs = data["actor_obs"], data.get("critic_obs")
+        if config.precision == "bf16" and not self.recurrent and actor_obs.is_cuda:  # once, and not in each minibatch
+            actor_obs, other_obs = actor_obs.bfloat16(), None if other_obs is None else other_obs.bfloat16()
+        old = self.policy.head.kind(*(data[f"old_{name}"] for name in self.policy.head.kind._fields))
+        rollout = Samples(
+            action=data["action"],
+            old=old,
+            log_prob=old.log_prob(data["action"]),
+            value=outputs[:-1],  # the critic's own, whatever it meant: clip_value_loss limits how far that moves
+            advantage=advantages,
+            returns=returns,
+            weight=weight,
+            actor_obs=actor_obs,
+            critic_obs=other_obs,
+            raw={group: data[f"raw_{group}"] for group in self.raw_groups},
+            keep=keep[:-1] if self.recurrent else None,
+        )
+        laid_out = rebuilt(rollout, lambda x: sequences(x, self.length))
+        begun = (tuple(self.starts.data.values()), states)  # [T / L, N, layers, hidden]
+        actor, critic = (tuple(x.flatten(0, 1).transpose(0, 1) for x in parts) for parts in begun)
+        return laid_out._replace(actor_state=actor, critic_state=critic), about
 
-    def _minibatch(self, sample: dict[str, Tensor]) -> Metrics:
+    def _minibatch(self, samples: Samples) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
         config = self.config
         for optimizer in self.optimizers:
             optimizer.zero_grad()
-        loss, metrics = self._loss(self, sample)
+        loss, metrics = self._loss(self, samples)
         loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             allowed = (loss.abs() < torch.inf) & ~self.stopped  # which NaN fails; isfinite takes four operators
@@ -323,26 +332,26 @@ class PPO:
             metrics["policy/gradient_norm"], metrics["applied"] = norm, taken
         return metrics
 
-    def _evaluate(self, sample: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+    def _evaluate(self, samples: Samples) -> tuple[Tensor, Metrics]:
         """The loss on sequences ``[L, B, ...]``, and what to log of it."""
-        config, keep = self.config, sample.get("keep")
-        states = [[sample[name] for name in sample if name.startswith(f"{who}_state")] for who in ("actor", "critic")]
+        config, keep, raw = self.config, samples.keep, samples.raw
+        critic_obs = samples.actor_obs if samples.critic_obs is None else samples.critic_obs
         (distribution, _), (value, _) = side_by_side(  # value [L, B]
-            lambda: self.policy.distribution(sample["actor_obs"], tuple(states[0]), keep),
-            lambda: self.critic(sample.get("critic_obs", sample["actor_obs"]), tuple(states[1]), keep),
-            sample["advantage"].numel(),
+            lambda: self.policy.distribution(samples.actor_obs, samples.actor_state, keep, raw),
+            lambda: self.critic(critic_obs, samples.critic_state, keep, raw),
+            samples.advantage.numel(),
         )
         if config.burn_in > 0 and self.recurrent:
             # A deviation for all states [A] has no steps to leave out.
             parts = (part[config.burn_in :] if part.dim() > 1 else part for part in distribution)
             distribution = type(distribution)(*parts)
             value = value[config.burn_in :]
-            sample = {name: part[config.burn_in :] for name, part in sample.items() if "_state" not in name}
+            samples = samples._replace(actor_state=(), critic_state=())  # which the networks have read
+            samples = rebuilt(samples, lambda x: x[config.burn_in :])
         loss, metrics = ppo_loss(
             distribution,
-            self._old_distribution(sample),
             value,
-            sample,
+            samples,
             clip_range=config.clip_range,
             value_coef=config.value_coef,
             entropy_coef=self.entropy_coef,
@@ -351,15 +360,6 @@ class PPO:
             bounds=(config.bounds_loss_coef, config.bounds_loss_limit),
         )
         return loss, {name: value.detach() for name, value in metrics.items()}
-
-    def _old_distribution(self, sample: dict[str, Tensor]) -> Distribution:
-        """What actions were drawn from."""
-        kind = Gaussian if "old_mean" in sample else Categorical
-        return kind(*(sample[f"old_{name}"] for name in kind._fields))
-
-    def _denormalize(self, values: Tensor) -> Tensor:
-        normalizer = self.value_normalizer
-        return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)
 
     def moved(self) -> list[Tensor]:
         """The statistics of observations; see ``agent.Agent``."""

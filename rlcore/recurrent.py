@@ -7,16 +7,14 @@ that depends on data, so the same text runs in a CUDA graph.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlcore import launcher
-from rlcore.capture import compiling
 from rlcore.config import check
-from rlcore.recurrent_kernels import sequence
+from rlcore.dispatch import accelerated
 from rlcore.types import State
 
 
@@ -74,18 +72,17 @@ class RNN(nn.Module):
             state: before the first step, ``[layers, N, hidden]`` each.
             keep: ``[T, N, 1]`` float, 0 where an episode begins at that step and the state is to be cleared first;
                 None keeps it throughout.
-            precision: how CUDA multiplies, see ``recurrent_kernels.sequence``.
+            precision: how CUDA multiplies, see ``sequence``.
 
         Returns:
             Outputs ``[T, N, hidden]`` and the state after the last step.
         """
-        fused = launcher.available(x.device) and x.dtype == torch.float32 and not compiling()
         last: list[tuple[Tensor, ...]] = []
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, (nn.LSTMCell, nn.GRUCell))
             parameters = (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh)
             now = tuple(part[layer] for part in state)
-            x, now = sequence(x, now, keep, parameters, precision) if fused else _plain(x, now, keep, parameters)
+            x, now = sequence(x, now, keep, parameters, precision)
             last.append(now)
         if len(last) == 1:
             return x, tuple(part.unsqueeze(0) for part in last[0])
@@ -97,10 +94,27 @@ def cleared(state: State, done: Tensor) -> State:
     return tuple(torch.where(done.view(1, -1, 1), 0.0, part) for part in state)
 
 
-def _plain(
-    x: Tensor, state: State, keep: Tensor | None, parameters: tuple[Tensor, Tensor, Tensor, Tensor]
+def _is_float32(x: Tensor, *others: Any) -> bool:
+    return x.dtype == torch.float32
+
+
+@accelerated("recurrent:sequence", when=_is_float32)
+def sequence(
+    x: Tensor, state: State, keep: Tensor | None, parameters: tuple[Tensor, Tensor, Tensor, Tensor], precision: str
 ) -> tuple[Tensor, State]:
-    """One layer over a sequence in plain PyTorch: the reference, what the CPU runs and what is exported."""
+    """Run one recurrent layer over a sequence, differentiably.
+
+    Args:
+        x: input ``[T, N, inputs]``.
+        state: before the first step, ``[N, hidden]`` each: ``(h, c)`` for an LSTM, ``(h,)`` for a GRU.
+        keep: ``[T, N, 1]`` float, 0 where the state is to be cleared before that step; None keeps it throughout.
+        parameters: ``weight_ih, weight_hh, bias_ih, bias_hh`` as in ``torch.nn.LSTMCell`` and ``torch.nn.GRUCell``.
+        precision: ``fp32``, ``tf32`` or ``bf16``, to which the kernels' products round their inputs; sums, state,
+            result and gradients are float32. This text multiplies as PyTorch is set.
+
+    Returns:
+        Outputs ``[T, N, hidden]`` and the state after the last step.
+    """
     weight_ih, weight, bias_ih, bias = parameters
     # [T, N, gates * hidden], one product for the sequence; an LSTM's biases only ever appear as a sum.
     gates = F.linear(x, weight_ih, bias_ih + bias if len(state) == 2 else bias_ih)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError, check
-from rlcore.launcher import available
-from rlcore.memory import Needs, Room, pinned_zeros, size_text
-from rlcore.replay_kernels import (
+from rlcore.device_memory import Needs, Room, pinned_zeros, size_text
+from rlcore.dispatch import kernels_run
+from rlcore.replay_rows import (
     BROKEN,
     CUT,
     GOING,
@@ -24,10 +24,9 @@ from rlcore.replay_kernels import (
     write_outcomes,
     write_rows,
 )
-from rlcore.replay_kernels import Timeout as Timeout
 from rlcore.returns import room_for_timeouts
-from rlcore.types import Obs
-from rlcore.update_kernels import gather
+from rlcore.rollout import gather
+from rlcore.types import Obs, Timeout
 
 Home = Literal["env", "host"]
 
@@ -94,10 +93,11 @@ class Replay:
             raise ConfigError(f"final_capacity: {final_capacity!r} is not possible; set at least num_envs ({num_envs})")
         row = sum(observation_sizes.values()) * dtype.itemsize
         self.on_host = home == "host" and device.type == "cuda"
-        if self.on_host and not available(device):
+        if self.on_host and not kernels_run(device):
             raise ConfigError(
                 f"buffer_device: 'host' is not possible; {device} reads host memory by Triton kernels, and Triton is "
-                "not installed or does not run there; install triton, or set buffer_device to env"
+                "not installed, does not run there or is switched off (RLCORE_KERNELS=0); install triton, or set "
+                "buffer_device to env"
             )
         seen = (total + self.num_finals + 1) * row
         large, small = seen + total * 4 * action_size, total * (4 + 4)
@@ -109,7 +109,7 @@ class Replay:
             others["store_obs to bf16"] = {**needs, main: needs[main] - seen // 2}
         if self.on_host:
             others["buffer_device to env"] = {device: self.num_bytes}
-        elif device.type == "cuda" and available(device):
+        elif device.type == "cuda" and kernels_run(device):
             others["buffer_device to host"] = {torch.device("cpu"): large, device: small}
         room = Room(capacity, 2 * num_envs, needs, others)
         room.check()
@@ -208,7 +208,7 @@ class Replay:
         ends = {group: read_ends(ring, self.final_obs[group], windows) for group, ring in self.obs.items()}
         return Transitions(
             {group: obs for group, (obs, _) in ends.items()},
-            gather({"action": self.action.flatten(0, 1)}, windows.begin)["action"],
+            gather(self.action.flatten(0, 1), windows.begin),
             windows.reward,
             windows.discount,
             {group: next_obs for group, (_, next_obs) in ends.items()},

@@ -9,7 +9,7 @@ import torch
 
 from rlcore.agent import Agent
 from rlcore.checkpoint import fitting
-from rlcore.env import VecEnv
+from rlcore.env import VecEnv, is_exact, is_stateful
 from rlcore.env_check import check_obs
 from rlcore.report import Stopwatch
 from rlcore.stage import Stage, reset_at, saved_stage, stage_of
@@ -46,6 +46,8 @@ class Progress:
         check_obs(env, self.obs, "reset")
         self.episodes.returns.zero_()
         self.episodes.lengths.zero_()
+        for sums in self.episodes.signals.values():
+            sums.zero_()
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the episodes in flight."""
@@ -57,6 +59,7 @@ class Progress:
             "state": list(self.state),
             "returns": self.episodes.returns,
             "lengths": self.episodes.lengths,
+            "signals": dict(self.episodes.signals),
         }
 
 
@@ -90,18 +93,22 @@ def resume(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress
 def restore(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progress, bool]:
     """``resume`` that ends in whatever comes of content that does not fit, for callers that know its file."""
     saved = content["progress"]
-    own = content["env"] is not None and hasattr(env, "load_state_dict")
-    exact = own and getattr(env, "exact_state", True) and saved["obs"] is not None
-    if own and not exact and getattr(env, "exact_state", True):
-        env.load_state_dict(content["env"])  # type: ignore[attr-defined]  # its generator and what a reset may read
+    whole = is_stateful(env) and is_exact(env) and content["env"] is not None
+    exact = whole and saved["obs"] is not None
+    if whole and not exact and is_stateful(env):
+        env.load_state_dict(content["env"])  # its generator and what a reset may read
     progress = begin(env, agent, stage=None if exact else saved_stage(env, content))
     agent.load_state_dict(content["agent"])
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
-    if exact:
-        env.load_state_dict(content["env"])  # type: ignore[attr-defined]
+    if exact and is_stateful(env):
+        env.load_state_dict(content["env"])
         progress.obs, progress.state = saved["obs"], tuple(saved["state"])
         progress.episodes.returns.copy_(saved["returns"])
         progress.episodes.lengths.copy_(saved["lengths"])
+        signals = saved.get("signals", {})  # since version 0.2
+        progress.episodes.expect(tuple(signals))
+        for name, sums in signals.items():
+            progress.episodes.signals[name].copy_(sums)
     else:
         progress.state = agent.initial_state()  # once more: what was loaded belongs to episodes that do not go on
     torch.set_rng_state(content["rng"]["cpu"].cpu())
@@ -133,7 +140,7 @@ def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
 
 def _state_of(env: VecEnv, progress: Progress) -> dict[str, Any]:
     try:
-        return {"env": env.state_dict() if hasattr(env, "state_dict") else None, "stage": stage_of(env)}
+        return {"env": env.state_dict() if is_stateful(env) else None, "stage": stage_of(env)}
     except Exception:
         if not progress.broken_off:
             raise

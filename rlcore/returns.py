@@ -7,26 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from rlcore.launcher import array, available, constexpr, kernel, num_blocks, tl
-
-
-def _gae_kernel(
-    rewards: array, values: array, following: array, done: array, advantages: array, returns: array, N: array,
-    T: constexpr, GAMMA: constexpr, DECAY: constexpr, BLOCK: constexpr,
-) -> None:  # fmt: skip
-    """Do as ``gae_reference`` does; one program follows BLOCK envs from the last step to the first."""
-    env = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = env < N
-    tail = tl.zeros((BLOCK,), tl.float32)
-    at = env.to(tl.int64) + (T - 1) * N
-    for _ in range(T):
-        value = tl.load(values + at, mask=inside, other=0.0)
-        delta = tl.load(rewards + at, mask=inside, other=0.0) + GAMMA * tl.load(following + at, mask=inside, other=0.0)
-        going = tl.load(done + at, mask=inside, other=1) == 0
-        tail = delta - value + tl.where(going, DECAY * tail, 0.0)
-        tl.store(advantages + at, tail, mask=inside)
-        tl.store(returns + at, tail + value, mask=inside)
-        at -= N
+from rlcore.dispatch import accelerated
 
 
 def room_for_timeouts(steps: int, max_episode_length: int) -> int:
@@ -38,7 +19,13 @@ def room_for_timeouts(steps: int, max_episode_length: int) -> int:
     return 1 + math.ceil(4 * steps / min(max(1, max_episode_length), 100))
 
 
-def next_values(values: Tensor, terminated: Tensor, truncated: Tensor, timeout_values: Tensor) -> Tensor:
+def scaled_reward(reward: Tensor, scale: float, limit: float | None) -> Tensor:
+    """Multiply rewards and then limit them to +- ``limit``; what is not finite becomes NaN there, and is not hidden."""
+    reward = reward if scale == 1 else reward * scale
+    return reward if limit is None else reward.clamp(-limit, limit) + (reward - reward)
+
+
+def bootstrap_values(values: Tensor, terminated: Tensor, truncated: Tensor, timeout_values: Tensor) -> Tensor:
     """Value of what follows each step, as its bootstrap may use it.
 
     Args:
@@ -47,19 +34,20 @@ def next_values(values: Tensor, terminated: Tensor, truncated: Tensor, timeout_v
         truncated: bool ``[T, N]``; the episode was cut, ``values[t + 1]`` belongs to the next one.
         timeout_values: V of the state that the cut hid, ``[T, N]``; read where truncated.
     """
-    following = torch.where(truncated, timeout_values, values[1:])
-    return torch.where(terminated, torch.zeros_like(following), following)
+    after = torch.where(truncated, timeout_values, values[1:])
+    return torch.where(terminated, torch.zeros_like(after), after)
 
 
+@accelerated("gae:gae")
 def gae(
-    rewards: Tensor, values: Tensor, following: Tensor, done: Tensor, gamma: float, gae_lambda: float
+    rewards: Tensor, values: Tensor, next_values: Tensor, done: Tensor, gamma: float, gae_lambda: float
 ) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation, equation 16 of Schulman et al. 2016 (arXiv:1506.02438).
 
     Args:
         rewards: ``[T, N]``.
         values: V(s_t), ``[T, N]``.
-        following: value after each step, ``[T, N]``, from ``next_values``.
+        next_values: V(s_t+1) as the bootstrap may use it, ``[T, N]``, from ``bootstrap_values``.
         done: bool ``[T, N]``, terminated or truncated: the sum stops here.
         gamma: discount per step.
         gae_lambda: weight of longer estimates; 0 is one-step TD, 1 is Monte Carlo.
@@ -67,26 +55,7 @@ def gae(
     Returns:
         Advantages and returns (advantage + value), ``[T, N]`` each.
     """
-    if available(rewards.device):
-        parts = [part.contiguous() for part in (rewards, values, following)]
-        advantages, returns = torch.empty_like(parts[0]), torch.empty_like(parts[0])
-        steps, envs = rewards.shape
-        kernel(_gae_kernel)[(num_blocks(envs, _BLOCK),)](
-            *parts, done.contiguous().view(torch.uint8), advantages, returns, envs,
-            steps, gamma, gamma * gae_lambda, _BLOCK, num_warps=1,
-        )  # fmt: skip
-        return advantages, returns
-    return gae_reference(rewards, values, following, done, gamma, gae_lambda)
-
-
-_BLOCK = 32  # envs of a program: with few of them the way through memory takes longest, so many programs share it
-
-
-def gae_reference(
-    rewards: Tensor, values: Tensor, following: Tensor, done: Tensor, gamma: float, gae_lambda: float
-) -> tuple[Tensor, Tensor]:
-    """Do as ``gae`` does in plain PyTorch, in the type of the rewards."""
-    delta = rewards + gamma * following - values  # [T, N]
+    delta = rewards + gamma * next_values - values  # [T, N]
     tail = torch.zeros_like(delta[0])  # [N]
     tails: list[Tensor] = []
     for step, over in zip(reversed(delta.unbind()), reversed(done.unbind()), strict=True):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlcore.launcher import arrays
-from rlcore.update_kernels import gather
+from rlcore.arrays import arrays
+from rlcore.capture import rebuilt
+from rlcore.dispatch import accelerated
+from rlcore.distributions import Distribution
+from rlcore.types import Obs, State
 
 
 class Rollout:
@@ -84,13 +89,57 @@ def make_trace(num_envs: int, device: torch.device) -> Rollout:
     return Rollout(256, min(num_envs, 8), device)
 
 
-def reordered(value: Tensor, order: Tensor) -> Tensor:
+class Samples(NamedTuple):
+    """A rollout laid out as S sequences of L steps, or some of them, ready for the loss."""
+
+    action: Tensor  # [L, S, A]; [L, S] or [L, S, parts] of choices
+    old: Distribution  # [L, S, ...], what actions were drawn from
+    log_prob: Tensor  # [L, S], of the action by that
+    value: Tensor  # [L, S], the critic's output when the rollout was collected
+    advantage: Tensor  # [L, S]
+    returns: Tensor  # [L, S], what the critic is to learn
+    weight: Tensor  # [L, S], 0 for what is not to be learned from, with a mean of 1 over the rollout
+    actor_obs: Tensor  # [L, S, O], normalized vectors
+    critic_obs: Tensor | None = None  # [L, S, O]; None: the actor's
+    raw: Obs = {}  # noqa: RUF012  # images and masks by group, [L, S, ...]; never changed
+    actor_state: State = ()  # [layers, S, hidden] each, where sequences begin
+    critic_state: State = ()
+    keep: Tensor | None = None  # [L, S, 1], 0 where an episode begins; None without a recurrent network
+
+
+def minibatches(rollout: Samples, number: int) -> Iterator[Samples]:
+    """Shuffle the sequences, all at once so that parts are views, and cut them into so many equal parts."""
+    count = rollout.weight.shape[1]
+    if number > 1:
+        order = torch.randperm(count, device=rollout.weight.device)
+        rollout = rebuilt(rollout, lambda x: _reordered(x, order))
+    size = count // number
+    for first in range(0, count, size):
+        yield rebuilt(rollout, functools.partial(torch.narrow, dim=1, start=first, length=size))
+
+
+def _reordered(value: Tensor, order: Tensor) -> Tensor:
     """Sequences ``[L, S, ...]`` in another order ``[S]``."""
     if len(value) == 1:
-        return gather({"": value[0]}, order)[""].unsqueeze(0)
+        return gather(value[0], order).unsqueeze(0)
     return value.index_select(1, order)
 
 
 def sequences(value: Tensor, length: int) -> Tensor:
     """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]`` of ``length`` L steps; S is ``T / L * N``."""
     return value.view(-1, length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
+
+
+def gather(value: Tensor, index: Tensor) -> Tensor:
+    """Pick rows ``[B]`` by index from ``[N, ...]``; where all rows are one memory, so are the results.
+
+    The field may lie in host memory that the GPU of the index can address.
+    """
+    if value.stride(0) == 0:
+        return value[:1].expand(len(index), *value.shape[1:])
+    return _gather(value, index)
+
+
+@accelerated("gather:gather", of=1)
+def _gather(value: Tensor, index: Tensor) -> Tensor:
+    return value.index_select(0, index)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import check, check_positive, settings_of
+from rlcore.critics import frozen
+from rlcore.distributions import sample_tanh_gaussian
 from rlcore.env import EnvSpec, VecEnv
+from rlcore.losses import actor_loss, critic_loss, temperature_gradient
 from rlcore.off_policy import Batch, OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.q_losses import actor_loss
-from rlcore.q_networks import SquashedPolicy, frozen
-from rlcore.squashed import squashed_sample
+from rlcore.policies import SquashedPolicy
 from rlcore.types import Metrics
 
 
@@ -121,12 +122,12 @@ class SAC(OffPolicy):
             self.temperature_optimizer.learning_rate = rate
 
     def _target_entropy(self, deviation: float | None) -> float:
-        """In the env's units, in which a box of half widths ``reach`` has ``log(reach)`` more than one of +-1.
+        """In the env's units, in which bounds of half width ``scale`` have ``log(scale)`` more than those of +-1.
 
         Raises:
             ConfigError: no distribution within the bounds has as much, so that the temperature would rise without end.
         """
-        number, scale = self.policy.actions, float(self.policy.reach.log().sum())
+        number, scale = self.policy.actions, float(self.policy.action_scale.log().sum())
         if deviation is not None:
             return number * (0.5 * math.log(2 * math.pi * math.e) + math.log(deviation)) + scale
         if self.config.target_entropy is None:
@@ -148,32 +149,42 @@ class SAC(OffPolicy):
     def _sample(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions ``[B, A]`` and their log density ``[B]``, for normalized observations ``[B, O]``."""
         policy = self.policy
-        return squashed_sample(policy.output(normalized), self.config.log_std_range, policy.center, policy.reach)
+        bounds = policy.action_scale, policy.action_bias
+        return sample_tanh_gaussian(policy.output(normalized), self.config.log_std_range, *bounds)
 
     def _explore(self, normalized: Tensor) -> Tensor:
         mean, log_std = self.policy.output(normalized).chunk(2, -1)
         return self.policy.squash(mean + log_std.clamp(*self.config.log_std_range).exp() * self.held.draw())
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
+        """Equations of arXiv:1812.05905; with n steps the entropy of those in between is left out."""
+        config, weight = self.config, batch["weight"]
+        # The soft value of what comes next, eq. 3: what target critics say, and the entropy bonus.
         with torch.no_grad():
             temperature = self.log_temperature.exp()
-            action, log_prob = self._sample(batch["next_actor_obs"])
-            if self.config.center_entropy:
-                log_prob = log_prob + self.target_entropy
-        # With n steps the entropy of those in between is left out.
-        metrics = self._improve_critics(batch, action, -(temperature * log_prob))
+            next_action, next_log_prob = self._sample(batch["next_actor_obs"])
+            if config.center_entropy:
+                next_log_prob = next_log_prob + self.target_entropy
+            bonus = -(temperature * next_log_prob)
+            next_output = self.target_critics.output(batch["next_critic_obs"], next_action)
+        # The soft Bellman target, eq. 2, and the critics' distance from it, eq. 5.
+        output = self.critics.output(batch["critic_obs"], batch["action"])
+        fixed = batch["reward"], batch["discount"], weight, bonus
+        loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
+        metrics = self._critic_step(loss, value)
         if with_actor:
+            # The actor's loss, eq. 9, through actions that are differentiable by the policy's output.
             action, log_prob = self._sample(batch["actor_obs"])
             with frozen(self.critic_optimizer.parameters):
-                value = self.critics(batch["critic_obs"], action)
-            loss, entropy = actor_loss(value, batch["weight"], self.config.q_reduce, log_prob, temperature)
-            metrics |= self._improve_actor(loss)
-            if self.config.learn_temperature:
-                # The derivative of log_temperature * (entropy - target_entropy).
-                self.log_temperature.grad = entropy - self.target_entropy
+                values = self.critics(batch["critic_obs"], action)
+            loss, entropy = actor_loss(values, weight, config.q_reduce, log_prob, temperature)
+            metrics |= self._actor_step(loss)
+            if config.learn_temperature:
+                # The temperature's loss, eq. 18: its derivative is all that the step needs.
+                self.log_temperature.grad = temperature_gradient(entropy, self.target_entropy)
                 self.temperature_optimizer.step(self.log_temperature.grad)
             metrics |= {"policy/entropy": entropy, "policy/temperature": temperature}
-        self._follow(self.target_critic_buffer, self.critic_optimizer)
+        self._polyak_update(self.target_critic_buffer, self.critic_optimizer)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import VecEnv, is_exact, name_of
 from rlcore.types import Obs
 
 Stage = dict[str, Any]
@@ -37,7 +37,7 @@ _MOST_SHOWN = 8
 def stage_of(env: VecEnv) -> Stage | None:
     """A copy of the stage that an env stands at; None where it has none, or does not tell."""
     give: Callable[[], Mapping[str, Any]] | None = getattr(env, "stage_dict", None)
-    if give is None and not getattr(env, "exact_state", True):
+    if give is None and not is_exact(env):
         give = getattr(env, "state_dict", None)
     state = None if give is None else give()
     if not state:
@@ -48,7 +48,7 @@ def stage_of(env: VecEnv) -> Stage | None:
 def saved_stage(env: VecEnv, content: dict[str, Any]) -> Stage | None:
     """The stage that a checkpoint was written at, if an env of its task has one."""
     stage: Stage | None = content.get("stage")
-    if "stage" not in content and content["env"] is not None and not getattr(env, "exact_state", True):
+    if "stage" not in content and content["env"] is not None and not is_exact(env):
         stage = {"num_envs": env.num_envs, "clocks": [], "state": content["env"]}  # as it was written before
     return stage
 
@@ -135,7 +135,7 @@ def stage_text(stage: Stage | None) -> str:
 
 
 def _load(env: Any, stage: Stage) -> None:
-    name = getattr(env, "task", type(env).__name__)
+    name = name_of(env)
     load = getattr(env, "load_stage_dict" if hasattr(env, "stage_dict") else "load_state_dict", None)
     if load is None:
         raise ValueError(f"{name} tells its stage and takes none; give it load_stage_dict, beside stage_dict")

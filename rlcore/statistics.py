@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from rlcore.arrays import arrays
 from rlcore.capture import Captured
-from rlcore.launcher import arrays
 from rlcore.types import Metrics, Mode, Step
 
 
@@ -31,6 +33,9 @@ class EpisodeStatistics:
         self._arrays = arrays(self.returns, self.lengths, self.totals)
         self.logs: dict[tuple[str, ...], Tensor] = {}
         """By the names that a step's log had: weighted sums and weights, [2, names]."""
+        self.signals: dict[str, Tensor] = {}
+        """Sum of each signal over the episode in flight, [N] each, views of one tensor."""
+        self._signals = self._signal_totals = self.totals
         self._count = Captured(self._count_step, mode, device)
 
     @torch.no_grad()
@@ -39,6 +44,30 @@ class EpisodeStatistics:
         self._count(step.reward, step.terminated, step.truncated, step.valid)
         if step.log:
             self._record_log(step)
+        if step.signals:
+            self._record_signals(step, step.signals)
+
+    def expect(self, names: Sequence[str]) -> None:
+        """Make room for the signals of these names, unless they are known."""
+        if tuple(names) != tuple(self.signals):
+            self._signals = self.returns.new_zeros(len(names), len(self.returns))  # [S, N]
+            self._signal_totals = self.returns.new_zeros(4, len(names))  # of steps, how many; of episodes, how many
+            self.signals = dict(zip(names, self._signals.unbind(), strict=True))
+
+    def _record_signals(self, step: Step, signals: Mapping[str, Tensor]) -> None:
+        """Add a step's signals. One that is not finite is left out, and with it the sum of its episode."""
+        self.expect(tuple(signals))
+        values = torch.stack(list(signals.values()))  # [S, N]
+        done = step.terminated | step.truncated  # [N]
+        finite = values.abs() < torch.inf  # false for NaN, too
+        if step.valid is not None:
+            finite = finite & step.valid
+            values = values.where(step.valid, 0.0)
+        sums = self._signals.add_(values)
+        ended = done & (sums.abs() < torch.inf)
+        parts = (values.where(finite, 0.0), finite, sums.where(ended, 0.0), ended)
+        self._signal_totals += torch.stack([part.sum(1, dtype=values.dtype) for part in parts])
+        sums.masked_fill_(done, 0.0)
 
     @np.errstate(all="ignore")
     def _count_step(self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None) -> None:
@@ -91,7 +120,10 @@ class EpisodeStatistics:
         self.logs[names] += torch.cat(parts, 1)
 
     def read(self) -> Metrics:
-        """Return means as device scalars, NaN where nothing ended, and start anew."""
+        """Return means as device scalars, NaN where nothing ended, and start anew.
+
+        Of a signal ``signal/NAME`` is the mean over steps and ``signal/NAME_episode`` that of sums over episodes.
+        """
         xp, sums = arrays(self.totals)
         episodes, rewards, sound, steps = (sums[i : i + 1] for i in range(3, 7))
         with np.errstate(all="ignore"):
@@ -109,6 +141,12 @@ class EpisodeStatistics:
             keys = ["rollout/success" if name == "success" else f"env/{name}" for name in totals]
             means |= zip(keys, (sums / weights).unbind(), strict=True)
             torch._foreach_zero_(list(self.logs.values()))
+        if self.signals:
+            steps_sum, number, episodes_sum, ended = self._signal_totals
+            means |= {f"signal/{name}": x for name, x in zip(self.signals, (steps_sum / number).unbind(), strict=True)}
+            sums = (episodes_sum / ended).unbind()
+            means |= {f"signal/{name}_episode": x for name, x in zip(self.signals, sums, strict=True)}
+            self._signal_totals.zero_()
         return means
 
 

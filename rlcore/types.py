@@ -43,6 +43,9 @@ class Step(NamedTuple):
     """``[N]`` bool, false where the env began a new episode instead of taking the action, with reward 0 and no end, as
     gymnasium's NEXT_STEP autoreset has it: nothing is learned from such a row. None, which is to be so in all steps of
     an env: every one took its action."""
+    signals: dict[str, Tensor] | None = None
+    """``[N]`` float32 each, values of this step beside the reward, by name: costs, intrinsic rewards, terms of the
+    reward. The same names in every step."""
 
 
 def begins(step: Step) -> Tensor:
@@ -61,11 +64,14 @@ def detached(obs: Obs) -> Obs:
 def detached_step(step: Step) -> Step:
     """A step of which no tensor holds on to a graph; see ``detached``."""
     final = step.final_obs or {}
-    parts = (step.reward, *step.obs.values(), *final.values(), *step.log.values())
+    signals = step.signals or {}
+    parts = (step.reward, *step.obs.values(), *final.values(), *step.log.values(), *signals.values())
     if not any(isinstance(part, Tensor) and part.requires_grad for part in parts):
         return step
     log = {name: value.detach() if isinstance(value, Tensor) else value for name, value in step.log.items()}
     final_obs = None if step.final_obs is None else detached(final)
+    if step.signals is not None:
+        step = step._replace(signals=detached(step.signals))
     return step._replace(obs=detached(step.obs), reward=step.reward.detach(), final_obs=final_obs, log=log)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rlcore import replay_kernels, update_kernels
+from rlcore import dispatch
 from rlcore.replay import Home
 from rlcore.types import Step
 
@@ -116,9 +116,14 @@ class Place(NamedTuple):
 def _interpreted(monkeypatch: pytest.MonkeyPatch) -> Place:
     if not INTERPRETED:
         pytest.skip("needs TRITON_INTERPRET=1")
-    for module in (replay_kernels, update_kernels):
-        monkeypatch.setattr(module, "available", lambda device: True)
+    monkeypatch.setattr(dispatch, "_interpreted", True)
     return Place(torch.device("cpu"))
+
+
+@pytest.fixture(params=["interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def kernel_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where kernels run: a GPU, or without one Triton's interpreter on the CPU."""
+    return torch.device("cuda") if request.param == "cuda" else _interpreted(monkeypatch).device
 
 
 KERNEL_PLACES = ["interpreter", *(pytest.param(f"cuda {home}", marks=pytest.mark.gpu) for home in ("env", "host"))]

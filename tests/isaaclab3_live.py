@@ -105,7 +105,7 @@ def compare(first: str, second: str) -> dict[str, Any]:
 def configurations() -> dict[str, Any]:
     """Read the settings of every registered task."""
     from rlcore.config import ConfigError
-    from rlcore.train.registered import registered_config, registered_names
+    from rlcore.train.importers.registered import registered_config, registered_names
 
     warnings.simplefilter("ignore")
     names = registered_names("isaaclab")

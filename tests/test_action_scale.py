@@ -22,7 +22,7 @@ from rlcore.envs import make_env
 from rlcore.export import OnnxPolicy, export_onnx, read_metadata
 from rlcore.recurrent import RNNConfig
 from rlcore.train.cli import main
-from rlcore.train.importers import convert
+from rlcore.train.importers.convert import convert
 from rlcore.types import Obs
 
 SMALL = NetworkConfig(hidden_dims=(16,), activation="tanh")

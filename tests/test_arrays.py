@@ -8,19 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore import normalization, replay_kernels, statistics
+from rlcore import normalization, replay_rows, statistics
+from rlcore.arrays import arrays, nothing
+from rlcore.dispatch import plain
 from rlcore.distributions import Gaussian
-from rlcore.launcher import arrays, nothing
 from rlcore.losses import ppo_loss
+from rlcore.optimizer import clipped_adam
 from rlcore.replay import Replay
-from rlcore.replay_kernels import read_windows_reference
+from rlcore.replay_rows import read_windows
+from rlcore.rollout import Samples
 from rlcore.statistics import EpisodeStatistics
 from rlcore.types import Step
-from rlcore.update_kernels import clipped_adam, clipped_adam_reference
 
 
 def by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (normalization, replay_kernels, statistics):
+    for module in (normalization, replay_rows, statistics):
         monkeypatch.setattr(module, "arrays", lambda *tensors: (torch, *tensors))
 
 
@@ -73,7 +75,7 @@ def test_a_replay_memory_is_the_same_by_numpy_and_torch(
         for drawn in (True, False):
             start = torch.randint(2**62 if drawn else 20, (200,))
             given = (memory.outcomes, start, env, 0.9, n_step, timeout, memory.num_finals, drawn)
-            found.append(tuple(read_windows_reference(*given)))
+            found.append(tuple(read_windows(*given)))
         return tuple(memory.state_dict(47).values()), found
 
     fast = run()
@@ -89,7 +91,7 @@ def test_a_step_that_looks_at_its_norm_is_that_of_the_twin(loss: float, max_norm
     buffers: list[list[Tensor]] = [[start.clone(), *torch.zeros(2, 100), torch.zeros(())] for _ in range(2)]
     for _ in range(5):
         gradient, results = torch.randn(100), []
-        for take, (value, moment, square, count) in zip((clipped_adam, clipped_adam_reference), buffers, strict=True):
+        for take, (value, moment, square, count) in zip((clipped_adam, plain(clipped_adam)), buffers, strict=True):
             given = (value, gradient, moment, square, count, torch.tensor(0.01), torch.tensor(loss))
             limits: Any = {"max_norm": max_norm} | ({"beta1": 0.9, "beta2": 0.999, "eps": 1e-8})
             results.append(take(*given, **limits))
@@ -105,10 +107,11 @@ def test_the_surrogate_has_the_gradient_of_the_lower_of_the_two() -> None:
     action[:, :8], old.mean[:, :8] = 0.0, mean.detach()[:, :8]  # ratios of exactly 1
     policy, advantage = Gaussian(mean, torch.ones(2)), torch.randn(1, 64)
     zeros, ones = torch.zeros(1, 64), torch.ones(1, 64)
-    sample = {"action": action, "log_prob": old.log_prob(action), "advantage": advantage, "returns": zeros}
+    log_prob = old.log_prob(action)
+    samples = Samples(action, old, log_prob, zeros, advantage, zeros, ones, actor_obs=zeros)
     options: Any = {"clip_range": 0.2, "value_coef": 0.0, "entropy_coef": 0.0, "clip_value_loss": False}
-    loss, _ = ppo_loss(policy, old, zeros, sample | {"value": zeros, "weight": ones}, **options)
-    ratio = (policy.log_prob(action) - sample["log_prob"]).exp()
+    loss, _ = ppo_loss(policy, zeros, samples, **options)
+    ratio = (policy.log_prob(action) - log_prob).exp()
     expected = -torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
     assert torch.equal(loss, expected)
     assert torch.equal(*(torch.autograd.grad(x, mean, retain_graph=True)[0] for x in (loss, expected)))

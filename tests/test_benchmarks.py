@@ -14,7 +14,8 @@ import pytest
 import report as report_module
 from profiler import costs
 from throughput import Settings
-from timing import Work, count, merge, spread
+from timing import count, merge, spread
+from work import Work
 
 ROOT = Path(__file__).parent.parent
 ARGUMENTS = (

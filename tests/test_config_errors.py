@@ -247,7 +247,7 @@ def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(
     ("algo", "part"),
     [
         ("sac", "--algo is 'ddpg', and my.yaml has the settings of 'sac'; leave one out"),
-        ("[1]", "my.yaml: algo: [1] is not one of"),
+        ("[1]", "my.yaml: algo: [1] is no algorithm; valid: ddpg, ppo, sac"),
     ],
 )
 def test_a_file_of_another_algorithm_is_refused_as_such(
@@ -376,7 +376,7 @@ def test_figures_that_cannot_be_written_end_in_one_line(
 
 @pytest.mark.parametrize("broken", [False, True])
 def test_a_ctrl_c_that_an_import_swallows_still_ends_the_command(broken: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlcore.train import commands
+    from rlcore.train.commands import eval as command
 
     started: list[str] = []
 
@@ -389,7 +389,7 @@ def test_a_ctrl_c_that_an_import_swallows_still_ends_the_command(broken: bool, m
                 raise AttributeError("half imported") from None
         return lambda: started.append("job") or 0
 
-    monkeypatch.setattr(commands, "eval_command", swallow)
+    monkeypatch.setattr(command, "eval_command", swallow)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     try:
         assert main(["eval"]) == 130

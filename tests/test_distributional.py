@@ -9,8 +9,7 @@ import torch
 from conftest import error
 from torch import Tensor
 
-from rlcore import distributional
-from rlcore.distributional import Reduce, categorical_loss, expected_value, project
+from rlcore.losses import Reduce, categorical_loss, expected_value, project
 
 CUDA = torch.device("cuda")
 REDUCES: tuple[Reduce, ...] = ("min", "mean", "own")
@@ -166,9 +165,9 @@ def first_target() -> list[float]:
 def target_of(device: torch.device, shift: float, discount: float) -> list[float]:
     """What a critic of 11 atoms one apart learns: where its probabilities are known, the gradient tells."""
     logits = torch.zeros(1, 1, 11, device=device, requires_grad=True)
-    following = torch.arange(11.0, device=device).sin().view(1, 1, 11)
+    next_logits = torch.arange(11.0, device=device).sin().view(1, 1, 11)
     numbers = [torch.full((1,), x, device=device) for x in (shift, discount, 1.0)]
-    loss, _ = categorical_loss(logits, following, *numbers, *SUPPORT, "own")
+    loss, _ = categorical_loss(logits, next_logits, *numbers, *SUPPORT, "own")
     loss.backward()
     assert logits.grad is not None
     assert float(loss.detach()) == pytest.approx(math.log(11), rel=1e-5)  # the mass is 1
@@ -191,7 +190,7 @@ def test_expected_value_and_its_gradient(device: torch.device, shape: tuple[int,
 
 
 def test_impossible_input_is_refused() -> None:
-    logits, following, *rest = batch(2, 4, 5)
+    logits, next_logits, *rest = batch(2, 4, 5)
     for message, change in {
         "support": {"high": -5.0},
         "reduce": {"reduce": "max"},
@@ -199,7 +198,7 @@ def test_impossible_input_is_refused() -> None:
         "discount": {"discount": rest[1].unsqueeze(1)},
     }.items():
         names = ("logits", "next_logits", "shift", "discount", "weight", "low", "high", "reduce")
-        given = dict(zip(names, (logits, following, *rest, *SUPPORT, "min"), strict=True))
+        given = dict(zip(names, (logits, next_logits, *rest, *SUPPORT, "min"), strict=True))
         with pytest.raises(ValueError, match=message):
             categorical_loss(**{**given, **change})  # type: ignore[arg-type]
 
@@ -235,10 +234,10 @@ def test_kernel_is_right(critics: int, rows: int, atoms: int, low: float, high: 
 @pytest.mark.gpu
 def test_bfloat16_is_only_how_logits_and_their_gradient_are_stored() -> None:
     inputs = batch(2, 500, 101)
-    logits, following = (t.to(CUDA, torch.bfloat16) for t in inputs[:2])
+    logits, next_logits = (t.to(CUDA, torch.bfloat16) for t in inputs[:2])
     rest = [t.to(CUDA) for t in inputs[2:]]
-    got = run((logits, following, *rest), *SUPPORT, "min")  # type: ignore[arg-type]
-    expected = run((logits.float(), following.float(), *rest), *SUPPORT, "min")  # type: ignore[arg-type]
+    got = run((logits, next_logits, *rest), *SUPPORT, "min")  # type: ignore[arg-type]
+    expected = run((logits.float(), next_logits.float(), *rest), *SUPPORT, "min")  # type: ignore[arg-type]
     assert got[2].dtype == torch.bfloat16
     torch.testing.assert_close(got[:2], expected[:2])
     torch.testing.assert_close(got[2], expected[2].bfloat16(), rtol=1e-2, atol=0)
@@ -265,10 +264,3 @@ def test_a_recorded_loss_computes_what_a_plain_one_does() -> None:
         recorded = step()
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(plain, recorded, strict=True))
-
-
-def test_the_module_has_no_kernel_of_a_name_that_another_has() -> None:
-    from rlcore import kernels, update_kernels
-
-    names = [{n for n in vars(m) if n.endswith("_kernel")} for m in (distributional, kernels, update_kernels)]
-    assert sum(map(len, names)) == len(set.union(*names))

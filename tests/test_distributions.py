@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Independent, Normal, kl_divergence
 
-from rlcore.distributions import Categorical, CategoricalHead, Gaussian, GaussianHead, StdType
+from rlcore.distributions import Categorical, CategoricalHead, Gaussian, GaussianHead, MultiCategorical, StdType
 
 
 def gaussians() -> tuple[Gaussian, Gaussian]:
@@ -59,6 +59,54 @@ def test_categorical_samples_have_the_stated_frequencies() -> None:
     p = Categorical((probabilities + 1e-12).log().log_softmax(-1).expand(200_000, 4))
     frequency = torch.bincount(p.sample(), minlength=4) / 200_000
     torch.testing.assert_close(frequency, probabilities, rtol=0, atol=0.004)
+
+
+def multi(seed: int, mask: torch.Tensor | None = None) -> tuple[MultiCategorical, list[TorchCategorical]]:
+    """A distribution over 3, 2 and 4 choices, and the same as one of PyTorch's for each dimension."""
+    torch.manual_seed(seed)
+    logits = torch.randn(50, 9, dtype=torch.float64)
+    distribution = CategoricalHead(8, (3, 2, 4))(logits, mask)
+    assert isinstance(distribution, MultiCategorical)
+    if mask is not None:
+        logits = logits.masked_fill(mask == 0, -torch.inf)
+    return distribution, [TorchCategorical(logits=part) for part in logits.split((3, 2, 4), -1)]
+
+
+MASK = torch.tensor([1.0, 0, 1, 1, 1, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("mask", [None, MASK])
+def test_several_choices_agree_with_torch_distributions(mask: torch.Tensor | None) -> None:
+    (p, reference_p), (q, reference_q) = multi(0, mask), multi(1, mask)
+    action = p.sample()
+    assert action.shape == (50, 3) and action.dtype == torch.int64
+    expected = torch.stack([part.log_prob(action[:, d]) for d, part in enumerate(reference_p)], -1).sum(-1)
+    torch.testing.assert_close(p.log_prob(action), expected)
+    entropy = [-(part.probs * part.probs.clamp(min=1e-300).log()).sum(-1) for part in reference_p]
+    torch.testing.assert_close(p.entropy(), torch.stack(entropy).sum(0))
+    divergence = [kl_divergence(a, b) for a, b in zip(reference_p, reference_q, strict=True)]
+    torch.testing.assert_close(p.kl(q), torch.stack(divergence).sum(0))
+    assert torch.equal(p.mode, torch.stack([part.probs.argmax(-1) for part in reference_p], -1))
+
+
+@pytest.mark.parametrize("choices", [9, (3, 2, 4)])
+def test_masked_choices_are_never_made_and_have_no_gradient(choices: int | tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(5000, 9, requires_grad=True)
+    distribution = CategoricalHead(8, choices)(logits, MASK)
+    action = distribution.sample()
+    if isinstance(choices, tuple):
+        action = action + torch.tensor([0, 3, 5])
+    assert set(action.flatten().tolist()) == {0, 2, 3, 4, 7, 8}
+    drawn = distribution.sample()
+    (distribution.log_prob(drawn).sum() + distribution.entropy().sum() + distribution.kl(distribution).sum()).backward()  # type: ignore[arg-type,no-untyped-call]
+    assert logits.grad is not None and torch.isfinite(logits.grad).all()
+    assert (logits.grad[:, MASK == 0] == 0).all() and (logits.grad[:, MASK > 0] != 0).any()
+
+
+def test_where_nothing_is_allowed_everything_is() -> None:
+    p = CategoricalHead(8, 4)(torch.randn(3, 4), torch.zeros(4))
+    torch.testing.assert_close(p.log_probs.exp(), torch.full((3, 4), 0.25))
 
 
 STD_TYPES: tuple[StdType, ...] = ("softplus", "log", "scalar")

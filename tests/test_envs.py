@@ -47,11 +47,11 @@ def test_built_in_task_keeps_the_contract(task: str) -> None:
     assert spec.task == task
 
     def check_groups(obs: dict[str, Tensor]) -> None:
-        assert {group: tuple(values.shape) for group, values in obs.items()} == {
-            group: (NUM_ENVS, size) for group, size in spec.observation_sizes.items()
-        }
-        for values in obs.values():
-            assert values.dtype == torch.float32
+        vectors = {group: [size] for group, size in spec.observation_sizes.items()}
+        wanted = {group: (NUM_ENVS, *shape) for group, shape in (vectors | spec.image_shapes).items()}
+        assert {group: tuple(values.shape) for group, values in obs.items()} == wanted
+        for group, values in obs.items():
+            assert values.dtype == (torch.uint8 if group in spec.image_shapes else torch.float32)
             assert values.device == env.device
             assert torch.isfinite(values).all()
 
@@ -81,7 +81,7 @@ def test_what_a_controller_needs_adds_up_to_the_spaces(task: str) -> None:
         assert spec.deployment == {}
         return
     assert spec.deployment["control_dt"] > 0
-    for group, terms in spec.deployment["observation_terms"].items():
+    for group, terms in spec.deployment.get("observation_terms", {}).items():
         assert sum(term["size"] for term in terms) == spec.observation_sizes[group]
     action_size = 1 if spec.discrete else spec.action_size
     assert sum(term["size"] for term in spec.deployment["action_terms"]) == action_size
@@ -217,7 +217,7 @@ def test_make_env_refuses_an_impossible_number_of_envs(num_envs: Any) -> None:
         make_env("CartPole", num_envs)
 
 
-@pytest.mark.parametrize(("device", "message"), [("gpu", "device 'gpu'"), ("cuda:99", "device 'cuda:99'")])
+@pytest.mark.parametrize(("device", "message"), [("gpu", "device is 'gpu'"), ("cuda:99", "device is 'cuda:99'")])
 def test_make_env_refuses_a_device_that_is_not_there(device: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_env("CartPole", 2, device=device)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlcore.memory import free_memory
+from rlcore.device_memory import free_memory
 from rlcore.train.cli import main
 
 CPU = torch.device("cpu")
@@ -106,7 +106,7 @@ LIMITED = """
 import resource
 import torch
 from rlcore import ConfigError, memory, replay
-from rlcore.memory import free_memory, size_text
+from rlcore.device_memory import free_memory, size_text
 
 cpu = torch.device("cpu")
 pages = int(open("/proc/self/statm").read().split()[0])
@@ -140,7 +140,7 @@ def test_a_limited_process_is_refused_and_not_killed() -> None:
 def test_remedies_are_named_as_they_are_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rlcore.memory.free_memory", lambda device: 2**20)
+    monkeypatch.setattr("rlcore.device_memory.free_memory", lambda device: 2**20)
     words = ["--task", "Pendulum", "--algo", "sac", "--agent.learning-starts", "4", "--runs-dir", str(tmp_path)]
     assert main(["train", *words, "--agent.buffer-size", "45_000"]) == 2
     error = capsys.readouterr().err

@@ -50,7 +50,7 @@ class Counter(gymnasium.Env[Any, Any]):
             "discrete": spaces.Discrete(3, start=1),
             "box": spaces.Box(-1, 1, (2,), dtype=np.float64),
             "matrix": spaces.Box(-1, 1, (2, 3), dtype=np.float32),
-            "multi": spaces.MultiDiscrete([2, 2]),
+            "multi": spaces.MultiBinary(2),
         }
         self.observation_space, self.action_space = layouts[layout], actions[action]
         self.length, self.terminates, self.layout, self.reuse = length, terminates, layout, reuse
@@ -267,7 +267,7 @@ def test_bounds_beyond_float32_become_infinite() -> None:
         (lambda: Counter(), "takes a gymnasium VectorEnv, got Counter"),
         (lambda: sync(layout="text"), "observation 'policy' is Text.*rlcore takes a Box, Discrete"),
         (lambda: sync(layout="many"), "observation 'policy' is Discrete.*1,000,000 numbers.*at most 100,000"),
-        (lambda: sync(action="multi"), "MultiDiscrete.*not supported"),
+        (lambda: sync(action="multi"), "MultiBinary.*not supported"),
     ],
 )
 def test_a_vector_env_that_cannot_work_is_refused_with_the_remedy(build: Callable[[], Any], message: str) -> None:
@@ -353,7 +353,7 @@ def test_a_vector_entry_point_is_taken_and_its_reset_rows_are_left_out_of_ppo() 
     assert skipped.any()
     assert torch.equal(skipped[1:], (done & ~skipped)[:-1])  # each follows an end, and none else does
     batch, about = agent._targets(agent.next_obs)
-    assert torch.equal(batch["weight"].view(64, 4) == 0, skipped)
+    assert torch.equal(batch.weight.view(64, 4) == 0, skipped)
     assert about["rollout/dropped"] == 0  # it counts what is broken
     ends, taken = int((done & ~skipped).sum()), int((~skipped).sum())
     assert reports[0].metrics["rollout/episodes"] == ends

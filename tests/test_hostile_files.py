@@ -32,7 +32,7 @@ from rlcore.train import conclude
 from rlcore.train.arguments import UsageError, free_value
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
-from rlcore.train.importers import read_yaml
+from rlcore.train.importers.source import read_yaml
 
 MUTATIONS = int(os.environ.get("MUTATIONS", "40"))
 """Random changes of a configuration that are tried; 500 take about three minutes."""

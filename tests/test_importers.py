@@ -27,7 +27,10 @@ from rlcore.config import ConfigError, from_dict
 from rlcore.envs import make_env
 from rlcore.ppo import PPO
 from rlcore.train.config import TrainConfig
-from rlcore.train.importers import Conversion, Row, convert, convert_file, find_agent_config, guess_library, show
+from rlcore.train.importers.account import show
+from rlcore.train.importers.convert import Conversion, convert, convert_file, guess_library
+from rlcore.train.importers.source import find_agent_config
+from rlcore.train.importers.translation import Row
 
 DATA = Path(__file__).parent / "data"
 

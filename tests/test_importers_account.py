@@ -18,7 +18,7 @@ from rlcore.config import ConfigError
 from rlcore.envs import make_env
 from rlcore.ppo import PPO, PPOConfig
 from rlcore.train.cli import main
-from rlcore.train.importers import convert, convert_file
+from rlcore.train.importers.convert import convert, convert_file
 
 OLD = DATA / "skrl_before_1_3.yaml"
 TUTORIAL = DATA / "rl_games_tutorial.yaml"

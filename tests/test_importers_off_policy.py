@@ -14,7 +14,7 @@ from rlcore.envs import make_env
 from rlcore.train.algorithms import find
 from rlcore.train.cli import main
 from rlcore.train.config import read_config
-from rlcore.train.importers import Conversion, convert, convert_file, guess_library
+from rlcore.train.importers.convert import Conversion, convert, convert_file, guess_library
 
 DATA = Path(__file__).parent / "data"
 

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from rlcore.env import VecEnv, spec_of
 from rlcore.envs import launch, make_env
+from rlcore.envs.arrays import as_tensor
 from rlcore.envs.isaaclab import IsaacLabEnv
-from rlcore.envs.manager import apply_overrides, as_tensor
+from rlcore.envs.manager import apply_overrides
 from rlcore.envs.rewind import Rewind
 
 STANDINS = Path(__file__).parent / "isaaclab_standins"
@@ -167,7 +168,11 @@ def test_arrays_that_leave_no_version_and_odd_layouts_are_put_back_too() -> None
         """As of Isaac Lab 3, around memory that kernels of warp write."""
 
         def __init__(self, memory: Tensor) -> None:
-            self.torch = memory
+            self.memory = memory
+
+        @property
+        def torch(self) -> Tensor:
+            return self.memory
 
     core = SimpleNamespace(
         array=ProxyArray(torch.zeros(2)), expanded=torch.zeros(1).expand(4), sparse=torch.eye(3).to_sparse(), scene=None
@@ -368,8 +373,10 @@ def test_devices_may_differ_without_a_gpu_too() -> None:
 
 
 def test_arrays_of_isaac_lab_3_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    proxy = SimpleNamespace(torch=torch.ones(2))
-    assert as_tensor(proxy) is proxy.torch
+    class ProxyArray:
+        torch = torch.ones(2)
+
+    assert as_tensor(ProxyArray()) is ProxyArray.torch
     array = type("array", (), {"__module__": "warp._src.types"})()
     module = types.ModuleType("warp")
     vars(module)["to_torch"] = lambda value: torch.full((3,), 2.0)

@@ -9,7 +9,7 @@ import torch
 from conftest import Place
 from torch import Tensor
 
-from rlcore import normalization
+from rlcore.dispatch import kernels_off, plain
 from rlcore.normalization import NoNormalizer, ReturnScale, RunningNormalizer, broken_rewards, reward_limit, usable
 
 
@@ -159,7 +159,7 @@ def test_broken_rewards_are_told_from_large_ones() -> None:
 
 
 def test_a_divisor_of_rewards_comes_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(normalization, "_HALF_LIFE", 100)
+    monkeypatch.setattr("rlcore.normalization._HALF_LIFE", 100)
     scale, done = ReturnScale(8, gamma=0.9, limit=5.0), torch.zeros(8, dtype=torch.bool)
     for _ in range(300):
         scale.update(torch.randn(8), done)
@@ -200,9 +200,7 @@ def test_constant_feature_gives_zero_and_outliers_are_clipped() -> None:
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (5, 3), (64, 33), (200, 40), (8200, 1)])
 @pytest.mark.parametrize("clip", [None, 5.0])
-def test_kernels_equal_their_twin(
-    rows: int, size: int, clip: float | None, kernel_place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_equal_the_plain_functions(rows: int, size: int, clip: float | None, kernel_place: Place) -> None:
     device = kernel_place.device
     twin, normalizer = (RunningNormalizer(size, clip=clip, warmup=4) for _ in range(2))
     normalizer.to(device)
@@ -213,10 +211,9 @@ def test_kernels_equal_their_twin(
         x = torch.where(wild, torch.tensor([torch.nan, torch.inf, -1e15, 3e38, 500.0, -1e6])[step % 6], x)
         if step > 7:
             x[:, 0] = 1e7 * torch.randn(rows)  # for good
-        monkeypatch.setattr(normalization, "available", lambda device: False)
-        twin.update(x)
-        expected = twin.usable(x)
-        monkeypatch.setattr(normalization, "available", lambda device: True)
+        with kernels_off():
+            twin.update(x)
+            expected = twin.usable(x)
         normalizer.update(x.to(device))
         for name, value in twin.named_buffers():
             torch.testing.assert_close(getattr(normalizer, name).cpu(), value, rtol=1e-4, atol=1e-5, msg=name)
@@ -224,4 +221,5 @@ def test_kernels_equal_their_twin(
         torch.testing.assert_close(y.cpu(), expected[0], rtol=1e-3, atol=1e-3)
         assert torch.equal(broken.cpu(), expected[1])
         raw = NoNormalizer().usable(x.to(device))
-        assert torch.equal(raw[0].cpu(), usable(x, None)[0]) and torch.equal(raw[1].cpu(), usable(x, None)[1])
+        for got, right in zip(raw, plain(usable)(x, None), strict=True):
+            assert torch.equal(got.cpu(), right)

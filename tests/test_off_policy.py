@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, SACConfig
-from rlcore.adam import FlatAdam, descend
 from rlcore.config import load_yaml
-from rlcore.distributional import categorical_loss_reference, expected_value_reference
+from rlcore.critics import frozen
+from rlcore.dispatch import plain
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.exploration import Deviation, HeldNoise
 from rlcore.learn import Report, learn, resume, snapshot
+from rlcore.losses import critic_loss, cross_entropy, expected_value
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
-from rlcore.q_networks import frozen
+from rlcore.optimizer import FlatAdam, descend
 from rlcore.train.algorithms import CONFIGS
 from rlcore.train.cli import main
 from rlcore.train.defaults import default_config
@@ -484,7 +485,7 @@ def test_what_was_dropped_is_counted_over_all_steps_of_an_iteration(when: int) -
 
 
 @pytest.mark.parametrize("kind", [SAC, DDPG])
-def test_target_networks_begin_as_what_they_follow(kind: Any) -> None:
+def test_target_networks_begin_as_copies(kind: Any) -> None:
     learner = agent(kind, preset="gpu")
     pairs = [(learner.target_critics, learner.critics)]
     pairs += [(learner.target_policy, learner.policy)] if kind is DDPG else []
@@ -529,15 +530,15 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
     data, action, bonus = batch(), torch.rand(24, 2), torch.randn(24)
     with torch.no_grad():
         for parameter in learner.target_critics.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # at first they are as what they follow
+            parameter.add_(0.1 * torch.randn_like(parameter))  # at first they are copies
         output = learner.critics.output(data["critic_obs"], data["action"])
         following = learner.target_critics.output(data["next_critic_obs"], action)
         if loss == "categorical":
             shift = data["reward"] + data["discount"] * bonus
-            expected, _ = categorical_loss_reference(
+            expected, _ = plain(cross_entropy)(
                 output, following, shift, data["discount"], data["weight"], -3.0, 2.0, reduce
             )
-            each = expected_value_reference(output, -3.0, 2.0)
+            each = plain(expected_value)(output, -3.0, 2.0)
             torch.testing.assert_close(learner.critics(data["critic_obs"], data["action"]), each)
             value = float(each.mean())
         else:
@@ -549,14 +550,17 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
                     target = float(data["reward"][i]) + float(data["discount"][i]) * (chosen + float(bonus[i]))
                     total += float(data["weight"][i]) * (float(output[c, i]) - target) ** 2 / 24
             expected, value = torch.tensor(total), float(output.mean())
-    metrics = learner._improve_critics(data, action, bonus)
+        next_output = learner.target_critics.output(data["next_critic_obs"], action)
+    output = learner.critics.output(data["critic_obs"], data["action"])
+    rows, kind_of = (data["reward"], data["discount"], data["weight"], bonus), learner.critics.support
+    metrics = learner._critic_step(*critic_loss(output, next_output, *rows, reduce=reduce, support=kind_of))  # type: ignore[arg-type]
     assert float(metrics["loss/value"]) == pytest.approx(float(expected), rel=1e-4)
     assert float(metrics["policy/value"]) == pytest.approx(value, rel=1e-4, abs=1e-5)
 
 
 def test_target_std_is_the_entropy_of_a_normal_distribution_in_the_units_of_the_env() -> None:
     learner = agent(target_std=0.15)
-    reference = torch.distributions.Normal(0.0, 0.15 * learner.policy.reach).entropy().sum()
+    reference = torch.distributions.Normal(0.0, 0.15 * learner.policy.action_scale).entropy().sum()
     assert learner.target_entropy == pytest.approx(float(reference), rel=1e-6)
 
 
@@ -567,7 +571,7 @@ def test_target_std_falls_along_a_cosine_and_temperature_follows_its_entropy() -
     learner.learn(40, on_report=lambda r: seen.append((r.iteration, r.metrics.get("policy/target_entropy", math.nan))))
     for iteration, found in seen[5:]:
         std = 0.1 * 4 ** ((1 + math.cos(math.pi * iteration / 40)) / 2)  # geometrically from one to the other
-        expected = torch.distributions.Normal(0.0, std * learner.policy.reach).entropy().sum()
+        expected = torch.distributions.Normal(0.0, std * learner.policy.action_scale).entropy().sum()
         assert found == pytest.approx(float(expected), rel=1e-5), iteration
     data = batch()
     metrics = learner._gradient_step(data, with_actor=True)
@@ -577,17 +581,18 @@ def test_target_std_falls_along_a_cosine_and_temperature_follows_its_entropy() -
         agent(**changes).update()
 
 
-def test_centered_entropy_shifts_targets_by_its_target_and_the_temperature_not() -> None:
+def test_centered_entropy_shifts_targets_by_its_target_and_the_temperature_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: dict[bool, Tensor] = {}
     for center in (False, True):
         learner, data = agent(center_entropy=center, target_entropy=-3.0, init_temperature=0.5), batch()
-        improve = learner._improve_critics
 
-        def noted(data: Any, action: Tensor, bonus: Tensor, center: bool = center, improve: Any = improve) -> Any:
-            seen[center] = bonus
-            return improve(data, action, bonus)
+        def noted(*args: Any, center: bool = center, **settings: Any) -> Any:
+            seen[center] = args[-1]
+            return critic_loss(*args, **settings)
 
-        learner._improve_critics = noted
+        monkeypatch.setattr("rlcore.sac.critic_loss", noted)
         torch.manual_seed(5)
         metrics = learner._gradient_step(data, with_actor=True)
         seen_entropy = float(metrics["policy/entropy"])

@@ -17,13 +17,15 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig, Step
-from rlcore.adam import FlatAdam
+from rlcore.capture import rebuilt
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import Report
-from rlcore.networks import choose_groups
+from rlcore.observations import choose_groups
+from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import rate_by_kl
 from rlcore.recurrent import RNNConfig, cleared
+from rlcore.rollout import Samples
 from rlcore.train.evaluate import evaluate
 from rlcore.types import Obs
 
@@ -133,22 +135,23 @@ def test_first_minibatch_has_ratio_one_and_no_divergence() -> None:
 
 
 @torch.no_grad()
-def reference_loss(agent: PPO, sample: dict[str, Tensor]) -> Tensor:
+def reference_loss(agent: PPO, sample: Samples) -> Tensor:
     """The loss sample by sample in plain float64 Python."""
     c = agent.config
     total = 0.0
-    (mean, std), _ = agent.policy.distribution(sample["actor_obs"])
-    values, _ = agent.critic(sample["critic_obs"])
+    (mean, std), _ = agent.policy.distribution(sample.actor_obs)
+    assert sample.critic_obs is not None
+    values, _ = agent.critic(sample.critic_obs)
     mean, std, values = mean[0], std.expand_as(mean)[0], values[0]
-    sample = {name: value[0] for name, value in sample.items()}
+    sample = rebuilt(sample, lambda x: x[0])
     for i in range(len(values)):
         log_prob = sum(
             -0.5 * ((float(a) - float(m)) / float(s)) ** 2 - math.log(float(s)) - 0.5 * math.log(2 * math.pi)
-            for a, m, s in zip(sample["action"][i], mean[i], std[i], strict=True)
+            for a, m, s in zip(sample.action[i], mean[i], std[i], strict=True)
         )
-        ratio, advantage = math.exp(log_prob - float(sample["log_prob"][i])), float(sample["advantage"][i])
+        ratio, advantage = math.exp(log_prob - float(sample.log_prob[i])), float(sample.advantage[i])
         surrogate = min(ratio * advantage, min(max(ratio, 1 - c.clip_range), 1 + c.clip_range) * advantage)
-        value, old, target = float(values[i]), float(sample["value"][i]), float(sample["returns"][i])
+        value, old, target = float(values[i]), float(sample.value[i]), float(sample.returns[i])
         near = old + min(max(value - old, -c.clip_range), c.clip_range)
         entropy = sum(math.log(float(s)) + 0.5 * math.log(2 * math.pi * math.e) for s in std[i])
         total += -surrogate + c.value_coef * max((value - target) ** 2, (near - target) ** 2) - c.entropy_coef * entropy
@@ -164,8 +167,8 @@ def test_loss_equals_the_formula_written_out() -> None:
     for p in agent.policy.parameters():
         p.data += 0.1 * torch.randn_like(p)
     expected = reference_loss(agent, batch)
-    new = Normal(*(part.detach() for part in agent.policy.distribution(batch["actor_obs"])[0]))
-    divergence = kl_divergence(Normal(batch["old_mean"], batch["old_std"]), new).sum(-1).mean()
+    new = Normal(*(part.detach() for part in agent.policy.distribution(batch.actor_obs)[0]))
+    divergence = kl_divergence(Normal(batch.old.mean, batch.old.std), new).sum(-1).mean()
     metrics = agent._minibatch(batch)
     torch.testing.assert_close(metrics["policy/kl"], divergence, rtol=1e-4, atol=1e-6)
     loss = metrics["loss/policy"] + 0.7 * metrics["loss/value"] - 0.03 * metrics["policy/entropy"]
@@ -189,7 +192,7 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str, room: int | N
             return float(agent.critic(agent.critic.normalizer(obs).view(1, 1, -1))[0])
 
     batch, _ = agent._targets(agent.next_obs)
-    returns = batch["returns"].reshape(6, 8)
+    returns = batch.returns.reshape(6, 8)
     seen = 0
     for t, step in enumerate(steps):
         for n in range(8):
@@ -209,22 +212,24 @@ def test_time_out_modes_bootstrap_from_the_stated_value(mode: str, room: int | N
 
 
 def test_advantages_are_standardized_over_the_batch_or_the_minibatch_or_not() -> None:
-    def prepared(kind: str) -> tuple[PPO, dict[str, Tensor]]:
+    def prepared(kind: str) -> tuple[PPO, Samples]:
         agent = PPO(Scripted(), config(normalize_advantage=kind), seed=0)
         collect(agent)
         return agent, agent._targets(agent.next_obs)[0]
 
-    raw = prepared("none")[1]["advantage"]
+    raw = prepared("none")[1].advantage
     assert raw.mean().abs() > 0.05
     expected = (raw - raw.mean()) / raw.std(correction=0)
-    torch.testing.assert_close(prepared("batch")[1]["advantage"], expected)
+    torch.testing.assert_close(prepared("batch")[1].advantage, expected)
     agent, batch = prepared("minibatch")
-    torch.testing.assert_close(batch["advantage"], raw)
-    part = {name: value[:, :16] for name, value in batch.items()}
-    moved = {**part, "log_prob": part["log_prob"] + 0.1 * torch.randn(1, 16)}
-    standard = (moved["advantage"] - moved["advantage"].mean()) / moved["advantage"].std(correction=0)
+    torch.testing.assert_close(batch.advantage, raw)
+    part = rebuilt(batch, lambda x: x[:, :16])
+    moved = part._replace(log_prob=part.log_prob + 0.1 * torch.randn(1, 16))
+    standard = (moved.advantage - moved.advantage.mean()) / moved.advantage.std(correction=0)
     loss = agent._evaluate(moved)[1]["loss/policy"]
-    torch.testing.assert_close(loss, prepared("none")[0]._evaluate({**moved, "advantage": standard})[1]["loss/policy"])
+    torch.testing.assert_close(
+        loss, prepared("none")[0]._evaluate(moved._replace(advantage=standard))[1]["loss/policy"]
+    )
 
 
 def test_bounds_loss_adds_the_squared_distance_of_means_beyond_the_limit() -> None:
@@ -279,7 +284,7 @@ def test_skipped_minibatches_leave_the_learning_rate() -> None:
     batch, _ = agent._targets(agent.next_obs)
     agent.stopped = torch.zeros((), dtype=torch.bool)
     agent.policy.head.linear.bias.data += 0.02  # a KL that asks for a higher rate
-    broken = {**batch, "advantage": torch.full_like(batch["advantage"], math.nan)}
+    broken = batch._replace(advantage=torch.full_like(batch.advantage, math.nan))
     assert 0 < agent._minibatch(broken)["policy/kl"] < 0.005
     assert agent.learning_rate == pytest.approx(1e-3)
     agent._minibatch(batch)
@@ -455,8 +460,8 @@ def test_advantages_beside_broken_steps_equal_a_loop(changes: dict[str, Any], mo
     learned = ~advantage.isnan()
     assert 20 < learned.sum() < 90
     assert about["rollout/dropped"] == 96 - learned.sum()
-    torch.testing.assert_close(back(agent, batch["weight"]), learned * (96 / learned.sum()))
-    torch.testing.assert_close(back(agent, batch["advantage"])[learned], advantage[learned], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(back(agent, batch.weight), learned * (96 / learned.sum()))
+    torch.testing.assert_close(back(agent, batch.advantage)[learned], advantage[learned], rtol=1e-4, atol=1e-4)
 
 
 def back(agent: PPO, value: Tensor) -> Tensor:
@@ -472,24 +477,24 @@ def test_the_loss_is_that_of_the_samples_that_are_left(changes: dict[str, Any]) 
     batch, _ = agent._targets(agent.next_obs)
     for p in (*agent.policy.parameters(), *agent.critic.parameters()):
         p.data += 0.05 * torch.randn_like(p)
-    left_out = batch["weight"] == 0
+    left_out = batch.weight == 0
     assert left_out.any()
 
-    def measured(sample: dict[str, Tensor]) -> list[Tensor]:
+    def measured(sample: Samples) -> list[Tensor]:
         agent.optimizers[0].zero_grad()
         loss, metrics = agent._evaluate(sample)
         loss.backward()
         metrics.pop("policy/std", None)  # of all samples
         return [loss.detach(), *metrics.values(), *(p.grad for p in agent.optimizers[0].parameters)]
 
-    other = {name: value.clone() for name, value in batch.items()}
-    for name in ("advantage", "returns", "value", "log_prob"):
-        other[name][left_out] += 0.3
+    other = rebuilt(batch, torch.clone)
+    for column in (other.advantage, other.returns, other.value, other.log_prob):
+        column[left_out] += 0.3
     for one, two in zip(measured(batch), measured(other), strict=True):
         torch.testing.assert_close(one, two)
     if not agent.recurrent:
-        some = {name: value[:, ~left_out[0]] for name, value in batch.items()}
-        some["weight"] = torch.ones_like(some["weight"])
+        some = rebuilt(batch, lambda x: x[:, ~left_out[0]])
+        some = some._replace(weight=torch.ones_like(some.weight))
         for one, two in zip(measured(batch), measured(some), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
 
@@ -608,7 +613,7 @@ def test_target_kl_stops_the_update_and_later_minibatches_change_nothing() -> No
     batch, _ = one._targets(one.next_obs)
     one.stopped = torch.zeros((), dtype=torch.bool)
     index = torch.randperm(one.num_sequences).chunk(3)[0]
-    one._minibatch({name: value[:, index] for name, value in batch.items()})
+    one._minibatch(rebuilt(batch, lambda x: x[:, index]))
     torch.testing.assert_close(flat(agent), flat(one))
 
 
@@ -661,7 +666,7 @@ def test_explained_variance_is_the_share_of_the_returns_that_the_critic_foretold
     agent = PPO(Scripted(), config(), seed=0)
     collect(agent)
     batch, metrics = agent._targets(agent.next_obs)
-    expected = 1 - (batch["returns"] - batch["value"]).var() / batch["returns"].var()
+    expected = 1 - (batch.returns - batch.value).var() / batch.returns.var()
     torch.testing.assert_close(metrics["policy/explained_variance"], expected)
     assert agent.update()["policy/explained_variance"] == metrics["policy/explained_variance"]
 
@@ -709,9 +714,9 @@ def test_normalized_values_predict_the_same_returns() -> None:
     before = deepcopy(agent.value_normalizer)
     batch, _ = agent._targets(agent.next_obs)
     assert before is not None and agent.value_normalizer is not None
-    inside = agent.value_normalizer.inverse(batch["returns"].unsqueeze(-1)).squeeze(-1)
-    old = before.inverse(batch["value"].unsqueeze(-1)).squeeze(-1)
-    torch.testing.assert_close(inside - old, batch["advantage"], rtol=1e-4, atol=1e-4)
+    inside = agent.value_normalizer.inverse(batch.returns.unsqueeze(-1)).squeeze(-1)
+    old = before.inverse(batch.value.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(inside - old, batch.advantage, rtol=1e-4, atol=1e-4)
 
 
 def test_value_clipping_begins_at_the_critics_own_output() -> None:
@@ -719,9 +724,9 @@ def test_value_clipping_begins_at_the_critics_own_output() -> None:
     agent = PPO(make_env("Pendulum", 8, seed=0), config(normalize_value=True), seed=0)
     collect(agent)
     batch, _ = agent._targets(agent.next_obs)
-    value, _ = agent.critic(batch["actor_obs"])
-    torch.testing.assert_close(batch["value"], value)
-    assert (batch["returns"].std() - 1).abs() < 0.05
+    value, _ = agent.critic(batch.actor_obs)
+    torch.testing.assert_close(batch.value, value)
+    assert (batch.returns.std() - 1).abs() < 0.05
 
 
 def test_networks_begin_orthogonal_with_the_stated_gains_and_deviation() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from rlcore.envs import launch, make_env
 from rlcore.train.cli import main
-from rlcore.train.registered import registered_config
+from rlcore.train.importers.registered import registered_config
 
 TASK = "Isaac-Preset"
 

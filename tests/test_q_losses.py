@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore.distributional import Reduce
-from rlcore.q_losses import actor_loss, actor_loss_reference, value_loss, value_loss_reference
+from rlcore.dispatch import plain
+from rlcore.losses import Reduce, actor_loss, td_loss
 
-CUDA = torch.device("cuda")
 REDUCES: list[Reduce] = ["min", "mean", "own"]
 
 
 def samples(critics: int, rows: int) -> list[Tensor]:
-    """Values, following, reward, discount, weight, bonus; the last three samples have no weight."""
+    """Values, next_values, reward, discount, weight, bonus; the last three samples have no weight."""
     weight = torch.rand(rows)
     weight[-3:] = 0
     return [*torch.randn(2, critics, rows), torch.randn(rows), torch.rand(rows), weight, torch.randn(rows)]
@@ -28,13 +27,13 @@ def chosen(each: list[float], reduce: Reduce, own: int) -> float:
 
 @pytest.mark.parametrize("reduce", REDUCES)
 @pytest.mark.parametrize("with_bonus", [True, False])
-def test_value_loss_is_a_loop_over_samples(reduce: Reduce, with_bonus: bool) -> None:
-    values, following, reward, discount, weight, bonus = (t.double() for t in samples(3, 17))
-    loss, mean = value_loss(values, following, reward, discount, weight, bonus if with_bonus else None, reduce)
+def test_td_loss_is_a_loop_over_samples(reduce: Reduce, with_bonus: bool) -> None:
+    values, next_values, reward, discount, weight, bonus = (t.double() for t in samples(3, 17))
+    loss, mean = td_loss(values, next_values, reward, discount, weight, bonus if with_bonus else None, reduce)
     total = 0.0
     for i in range(17):
         for c in range(3):
-            future = chosen(following[:, i].tolist(), reduce, c) + with_bonus * float(bonus[i])
+            future = chosen(next_values[:, i].tolist(), reduce, c) + with_bonus * float(bonus[i])
             error = float(values[c, i]) - (float(reward[i]) + float(discount[i]) * future)
             total += float(weight[i]) * error**2 / 17
     assert float(loss) == pytest.approx(total)
@@ -57,12 +56,12 @@ def test_actor_loss_is_a_loop_over_samples(reduce: Reduce) -> None:
 
 
 def test_no_gradient_reaches_what_critics_are_to_learn() -> None:
-    values, following = torch.randn(2, 2, 9).requires_grad_().unbind()
+    values, next_values = torch.randn(2, 2, 9).requires_grad_().unbind()
     values.retain_grad()
-    following.retain_grad()
+    next_values.retain_grad()
     reward, discount, weight = torch.rand(3, 9)
-    value_loss(values, following, reward, discount, weight, None, "min")[0].backward()
-    assert values.grad is not None and following.grad is None
+    td_loss(values, next_values, reward, discount, weight, None, "min")[0].backward()
+    assert values.grad is not None and next_values.grad is None
 
 
 def gradients(fn: Any, leaves: list[Tensor], *fixed: Any) -> list[Tensor]:
@@ -71,27 +70,29 @@ def gradients(fn: Any, leaves: list[Tensor], *fixed: Any) -> list[Tensor]:
     return [loss.detach(), other, *torch.autograd.grad(1.7 * loss, leaves)]
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("reduce", REDUCES)
 @pytest.mark.parametrize(("critics", "rows"), [(2, 256), (1, 5), (3, 3000)])
 @pytest.mark.parametrize("with_bonus", [True, False])
-def test_value_loss_kernel_is_right(reduce: Reduce, critics: int, rows: int, with_bonus: bool) -> None:
+def test_td_loss_kernel_is_right(
+    reduce: Reduce, critics: int, rows: int, with_bonus: bool, kernel_device: torch.device
+) -> None:
     values, *fixed = samples(critics, rows)
     fixed = fixed if with_bonus else fixed[:-1]
     end: list[Any] = [reduce] if with_bonus else [None, reduce]
-    got = gradients(value_loss, [values.to(CUDA)], *(t.to(CUDA) for t in fixed), *end)
-    again = gradients(value_loss, [values.to(CUDA)], *(t.to(CUDA) for t in fixed), *end)
-    expected = gradients(value_loss_reference, [values.double()], *(t.double() for t in fixed), *end)
+    got = gradients(td_loss, [values.to(kernel_device)], *(t.to(kernel_device) for t in fixed), *end)
+    again = gradients(td_loss, [values.to(kernel_device)], *(t.to(kernel_device) for t in fixed), *end)
+    expected = gradients(plain(td_loss), [values.double()], *(t.double() for t in fixed), *end)
     for a, b, c in zip(got, expected, again, strict=True):
         torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-5 / rows)
         assert torch.equal(a, c)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("reduce", REDUCES)
 @pytest.mark.parametrize(("critics", "rows"), [(2, 256), (1, 5), (3, 3000)])
 @pytest.mark.parametrize("soft", [True, False])
-def test_actor_loss_kernel_is_right(reduce: Reduce, critics: int, rows: int, soft: bool) -> None:
+def test_actor_loss_kernel_is_right(
+    reduce: Reduce, critics: int, rows: int, soft: bool, kernel_device: torch.device
+) -> None:
     values, log_prob, temperature = torch.randn(critics, rows), torch.randn(rows), torch.tensor(0.3)
     weight = samples(critics, rows)[4]
     values[:, 1] = 0.5  # equal ones share the gradient
@@ -103,19 +104,18 @@ def test_actor_loss_kernel_is_right(reduce: Reduce, critics: int, rows: int, sof
             return gradients(lambda v, p: fn(v, share, reduce, p, price), leaves)
         return gradients(lambda v: fn(v, share, reduce, None, None), leaves)
 
-    got, again = (run(actor_loss, torch.float32, CUDA) for _ in range(2))
-    expected = run(actor_loss_reference, torch.float64, torch.device("cpu"))
+    got, again = (run(actor_loss, torch.float32, kernel_device) for _ in range(2))
+    expected = run(plain(actor_loss), torch.float64, torch.device("cpu"))
     for a, b, c in zip(got, expected, again, strict=True):
         torch.testing.assert_close(a.cpu().double(), b, rtol=1e-5, atol=1e-6)
         assert torch.equal(a, c)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("place", range(6))
 @pytest.mark.parametrize("reduce", REDUCES)
-def test_loss_is_not_finite_where_an_input_is_not(place: int, reduce: Reduce) -> None:
-    given = [t.to(CUDA) for t in samples(2, 40)]
+def test_loss_is_not_finite_where_an_input_is_not(place: int, reduce: Reduce, kernel_device: torch.device) -> None:
+    given = [t.to(kernel_device) for t in samples(2, 40)]
     given[place].view(-1)[-40] = torch.nan  # of the last critic, where there are two
-    assert not torch.isfinite(value_loss(*given, reduce)[0])
+    assert not torch.isfinite(td_loss(*given, reduce)[0])
     if place == 0:
         assert not torch.isfinite(actor_loss(given[0], torch.ones_like(given[4]), reduce)[0])

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig
+from rlcore.capture import rebuilt
 from rlcore.envs import make_env
 from rlcore.learn import learn, resume, snapshot
 from rlcore.networks import Network
 from rlcore.recurrent import RNN, RNNConfig
+from rlcore.rollout import Samples
 
 T, N, INPUTS, H = 12, 6, 5, 8
 
@@ -95,7 +97,7 @@ def test_outputs_and_gradients_equal_a_plain_loop_in_float64(kind: str, layers: 
         torch.testing.assert_close(one, two)
 
 
-def rollout(agent: PPO) -> dict[str, Tensor]:
+def rollout(agent: PPO) -> Samples:
     """One rollout by hand, laid out as the update sees it."""
     obs, state = agent.env.reset(3), agent.initial_state()
     for _ in range(agent.num_steps):
@@ -104,8 +106,7 @@ def rollout(agent: PPO) -> dict[str, Tensor]:
         agent.record(obs, action, state, step)
         going = (~(step.terminated | step.truncated)).float()[None, :, None]
         obs, state = step.obs, tuple(part * going for part in following)
-    batch: dict[str, Tensor] = agent._targets(agent.next_obs)[0]
-    return batch
+    return agent._targets(agent.next_obs)[0]
 
 
 @pytest.mark.gpu
@@ -135,21 +136,21 @@ def test_step_by_step_equals_the_sequence(kind: str, position: str) -> None:
     agent = PPO(make_env("Pendulum", 8, seed=0, max_episode_length=5), config(actor=net, critic=net), seed=0)
     agent.learn(2)
     batch = rollout(agent)
-    assert (batch["keep"] == 0).any()
-    states = tuple(batch[f"actor_state_{i}"] for i in range(1 + (kind == "lstm")))
-    again, _ = agent.policy.distribution(batch["actor_obs"], states, batch["keep"])
-    torch.testing.assert_close(again.mean, batch["old_mean"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(again.log_prob(batch["action"]), batch["log_prob"], rtol=1e-5, atol=1e-5)
-    critic_states = tuple(batch[f"critic_state_{i}"] for i in range(len(states)))
-    values, _ = agent.critic(batch["actor_obs"], critic_states, batch["keep"])
-    torch.testing.assert_close(values, batch["value"], rtol=1e-4, atol=1e-4)
+    assert (batch.keep == 0).any()
+    states = batch.actor_state
+    again, _ = agent.policy.distribution(batch.actor_obs, states, batch.keep)
+    torch.testing.assert_close(again.mean, batch.old.mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(again.log_prob(batch.action), batch.log_prob, rtol=1e-5, atol=1e-5)
+    critic_states = batch.critic_state
+    values, _ = agent.critic(batch.actor_obs, critic_states, batch.keep)
+    torch.testing.assert_close(values, batch.value, rtol=1e-4, atol=1e-4)
     # Gradients of a loss over the rollout, step by step and as a sequence.
     parameters = list(agent.policy.trunk.parameters())
     one = torch.autograd.grad(again.mean.square().sum(), parameters)
     rows, now = [], states
     for t in range(agent.num_steps):
-        now = tuple(part * batch["keep"][t] for part in now)
-        distribution, now = agent.policy.distribution(batch["actor_obs"][t : t + 1], now)
+        now = tuple(part * batch.keep[t] for part in now)
+        distribution, now = agent.policy.distribution(batch.actor_obs[t : t + 1], now)
         rows.append(distribution.mean)
     two = torch.autograd.grad(torch.cat(rows).square().sum(), parameters)
     for a, b in zip(one, two, strict=True):
@@ -159,19 +160,19 @@ def test_step_by_step_equals_the_sequence(kind: str, position: str) -> None:
 def test_chunks_of_a_rollout_start_from_the_states_that_acting_had() -> None:
     agent = PPO(make_env("Pendulum", 8, seed=0, max_episode_length=5), config(sequence_length=4), seed=0)
     batch = rollout(agent)
-    assert batch["actor_obs"].shape == (4, 16, 3)
-    states = tuple(batch[f"actor_state_{i}"] for i in range(2))
+    assert batch.actor_obs.shape == (4, 16, 3)
+    states = batch.actor_state
     assert (states[0][0, :8] == 0).all() and (states[0][0, 8:] != 0).any()
-    again, _ = agent.policy.distribution(batch["actor_obs"], states, batch["keep"])
-    torch.testing.assert_close(again.mean, batch["old_mean"], rtol=1e-5, atol=1e-6)
-    critic_states = tuple(batch[f"critic_state_{i}"] for i in range(2))
-    values, _ = agent.critic(batch["actor_obs"], critic_states, batch["keep"])
-    torch.testing.assert_close(values, batch["value"], rtol=1e-4, atol=1e-5)
+    again, _ = agent.policy.distribution(batch.actor_obs, states, batch.keep)
+    torch.testing.assert_close(again.mean, batch.old.mean, rtol=1e-5, atol=1e-6)
+    critic_states = batch.critic_state
+    values, _ = agent.critic(batch.actor_obs, critic_states, batch.keep)
+    torch.testing.assert_close(values, batch.value, rtol=1e-4, atol=1e-5)
     # Against time: the second chunk of an env goes on where its first one ended.
-    first, then = batch["actor_obs"][:, :8], batch["actor_obs"][:, 8:]
-    keep = torch.cat([batch["keep"][:, :8], batch["keep"][:, 8:]])
+    first, then = batch.actor_obs[:, :8], batch.actor_obs[:, 8:]
+    keep = torch.cat([batch.keep[:, :8], batch.keep[:, 8:]])
     whole, _ = agent.policy.distribution(torch.cat([first, then]), tuple(part[:, :8] for part in states), keep)
-    torch.testing.assert_close(whole.mean[4:], batch["old_mean"][:, 8:], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole.mean[4:], batch.old.mean[:, 8:], rtol=1e-5, atol=1e-6)
 
 
 def test_no_state_leaks_into_the_next_episode() -> None:
@@ -198,18 +199,18 @@ def test_the_training_loop_clears_the_state_of_ended_episodes() -> None:
 def test_burn_in_steps_refresh_the_state_and_are_not_learned_from() -> None:
     agent = PPO(make_env("Pendulum", 8, seed=0), config(burn_in=3, clip_value_loss=False), seed=0)
     batch = rollout(agent)
-    learned = {name: value[3:] for name, value in batch.items() if "state" not in name}
+    learned = rebuilt(batch._replace(actor_state=(), critic_state=()), lambda x: x[3:])
     loss, metrics = agent._evaluate(batch)
     assert metrics["policy/kl"].abs() < 1e-6  # every step stands beside its own old distribution
-    torch.testing.assert_close(metrics["loss/policy"], -learned["advantage"].mean(), rtol=1e-3, atol=1e-5)
-    error = (learned["value"] - learned["returns"]).square().mean()
+    torch.testing.assert_close(metrics["loss/policy"], -learned.advantage.mean(), rtol=1e-3, atol=1e-5)
+    error = (learned.value - learned.returns).square().mean()
     torch.testing.assert_close(metrics["loss/value"], error, rtol=1e-4, atol=1e-4)
     for steps, same in ((slice(0, 3), True), (slice(3, 4), False)):
-        changed = {name: value.clone() for name, value in batch.items()}
-        for name in ("action", "advantage", "returns"):
-            changed[name][steps] += 1.0
+        changed = rebuilt(batch, torch.clone)
+        for column in (changed.action, changed.advantage, changed.returns):
+            column[steps] += 1.0
         assert torch.equal(agent._evaluate(changed)[0], loss) == same
-    batch["actor_obs"][0] += 1.0
+    batch.actor_obs[0] += 1.0
     assert not torch.equal(agent._evaluate(batch)[0], loss)
 
 

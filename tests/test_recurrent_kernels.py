@@ -9,7 +9,7 @@ import torch
 from conftest import error
 from torch import Tensor
 
-from rlcore import NetworkConfig, launcher
+from rlcore import NetworkConfig
 from rlcore.networks import Network
 from rlcore.recurrent import RNN, RNNConfig
 
@@ -135,7 +135,7 @@ def test_a_network_hands_its_precision_to_the_layer(kind: Any, position: Any) ->
     x, state = torch.randn(4, 100, 48, device=CUDA), net.initial_state(100)
     outputs = {}
     for precision in LIMITS:
-        net.mlp.precision, net.mlp.fused = precision, precision != "fp32" and launcher.available(CUDA)
+        net.mlp.precision, net.mlp.fused = precision, precision != "fp32"
         outputs[precision] = net(x, head, state)[0]
     errors = [error(outputs[precision], outputs["fp32"]) for precision in ("tf32", "bf16")]
     assert 1e-6 < errors[0] < LIMITS["tf32"] < errors[1] < 2 * LIMITS["bf16"]

@@ -28,7 +28,7 @@ from rlcore.ppo import PPOConfig
 from rlcore.sac import SACConfig
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig, read_config
-from rlcore.train.registered import registered_config
+from rlcore.train.importers.registered import registered_config
 
 ROOT = Path(rlcore.__file__).parents[1]
 TUTORIAL = Path(__file__).parent / "data" / "rl_games_tutorial.yaml"
@@ -405,7 +405,7 @@ def test_module_of_ones_own_is_imported_for_its_registrations(isaac: dict[str, A
         ("--task Mjlab-Wlak", "unknown mjlab task 'Mjlab-Wlak': did you mean Mjlab-Walk?"),
         ("--task my.tasks:Walk-v0", "for others write isaaclab:my.tasks:Walk-v0 or mjlab:my.tasks:Walk-v0"),
         ("--task mjlab-walk", "tasks of simulators begin with Isaac- or Mjlab-"),
-        ("--task CartPol", "did you mean CartPole?"),
+        ("--task CartPol", "did you mean CartPole"),
         (f"--task {TASK} --from rsl", "--from is 'rsl'; choose from rlcore, rsl_rl, skrl, rl_games, sb3"),
         (f"--task {TASK} --from=skrl", "ships no configuration of skrl; it has rsl_rl, rl_games"),
         ("--task Mjlab-Walk from=skrl", "ships no configuration of skrl; it has rsl_rl"),

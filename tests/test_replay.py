@@ -14,9 +14,10 @@ from conftest import Place
 from torch import Tensor
 
 from rlcore import ConfigError
-from rlcore.memory import free_memory
-from rlcore.replay import Replay, Timeout, Transitions
+from rlcore.device_memory import free_memory
+from rlcore.replay import Replay, Transitions
 from rlcore.train.cli import main
+from rlcore.types import Timeout
 
 GAMMA = 0.9
 CPU = torch.device("cpu")
@@ -347,7 +348,7 @@ def test_memory_is_said_before_the_run_begins_and_may_move_when_it_is_resumed(
 
 
 def test_the_size_that_is_advised_fits_and_is_not_far_below_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlcore.memory.free_memory", lambda device: 2**20)
+    monkeypatch.setattr("rlcore.device_memory.free_memory", lambda device: 2**20)
     with pytest.raises(ConfigError, match="buffer_size: 100000") as refused:
         Replay(100_000, 64, {"a": 20}, 3, 1000, CPU)
     advised = int(str(refused.value).split("set buffer_size to ")[1].split()[0])

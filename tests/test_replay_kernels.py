@@ -1,4 +1,4 @@
-"""Kernels of the replay memory against their twins, which test_replay.py compares with a list of every step.
+"""Kernels of the replay memory against the plain functions, which test_replay.py compares with a list of every step.
 
 They run on a GPU, or without one in Triton's interpreter: TRITON_INTERPRET=1.
 """
@@ -17,19 +17,12 @@ from conftest import Place
 from torch import Tensor
 
 from rlcore import SAC, ConfigError, SACConfig, replay
+from rlcore.device_memory import free_memory, pinned_zeros
+from rlcore.dispatch import plain
 from rlcore.envs import make_env
-from rlcore.memory import free_memory, pinned_zeros
-from rlcore.replay import Home, Replay, Timeout, Transitions
-from rlcore.replay_kernels import (
-    GOING,
-    Finals,
-    Windows,
-    read_ends_reference,
-    read_windows_reference,
-    write_outcomes_reference,
-    write_rows_reference,
-)
-from rlcore.types import Mode
+from rlcore.replay import Home, Replay, Transitions
+from rlcore.replay_rows import GOING, Finals, Windows, read_ends, read_windows, write_outcomes, write_rows
+from rlcore.types import Mode, Timeout
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 GAMMA = 0.97
@@ -65,13 +58,13 @@ def write_by_twin(
     memory: Replay, obs: Any, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final: Any
 ) -> None:
     known = final is not None
-    place, slot = write_outcomes_reference(
+    place, slot = plain(write_outcomes)(
         memory.outcomes, memory.level, memory.num_finals, reward, terminated, truncated, known
     )
     for group, ring in memory.obs.items():
         finals = Finals(final[group], slot, memory.final_obs[group]) if known else None
-        write_rows_reference(ring, obs[group], place, memory.end, True, finals)
-    write_rows_reference(memory.action, action, place, memory.end)
+        plain(write_rows)(ring, obs[group], place, memory.end, True, finals)
+    plain(write_rows)(memory.action, action, place, memory.end)
 
 
 def empty(rows: int, num_envs: int, place: Place, dtype: torch.dtype = torch.float32) -> Replay:
@@ -90,12 +83,11 @@ def filled(rows: int, num_envs: int, count: int, place: Place, dtype: torch.dtyp
     return there
 
 
-def plain(memory: Replay, windows: Windows) -> Transitions:
+def read_plainly(memory: Replay, windows: Windows) -> Transitions:
     """What the twins make of it, on the CPU."""
     there = Windows(*(value.cpu() for value in windows))
     ends = {
-        group: read_ends_reference(ring.cpu(), memory.final_obs[group].cpu(), there)
-        for group, ring in memory.obs.items()
+        group: plain(read_ends)(ring.cpu(), memory.final_obs[group].cpu(), there) for group, ring in memory.obs.items()
     }
     return Transitions(
         {group: pair[0] for group, pair in ends.items()},
@@ -129,7 +121,7 @@ def test_every_window_is_read_as_by_the_twin(
     memory, device = filled(rows, num_envs, count, kernel_place, dtype), kernel_place.device
     starts, envs = (t.to(device) for t in torch.cartesian_prod(torch.arange(rows), torch.arange(num_envs)).T)
     rest = (starts.contiguous(), envs.contiguous(), GAMMA, n_step, timeout)
-    expected = plain(memory, read_windows_reference(memory.outcomes, *rest, memory.num_finals))
+    expected = read_plainly(memory, plain(read_windows)(memory.outcomes, *rest, memory.num_finals))
     compare(memory.window(*rest), expected, device)
 
 
@@ -143,7 +135,7 @@ def test_samples_are_drawn_as_by_the_twin(kernel_place: Place, count: int, n_ste
     draw = torch.randint(2**62, (1000,), device=device)
     env = torch.randint(7, (1000,), device=device)
     rest: Any = (draw, env, GAMMA, n_step, "final_obs", memory.num_finals, True)
-    compare(found, plain(memory, read_windows_reference(memory.outcomes, *rest)), device)
+    compare(found, read_plainly(memory, plain(read_windows)(memory.outcomes, *rest)), device)
 
 
 @pytest.mark.parametrize("known", [True, False])
@@ -333,7 +325,7 @@ def test_host_memory_that_cannot_be_had_is_refused(runtime: Runtime) -> None:
 
 
 def test_host_memory_without_kernels_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replay, "available", lambda device: False)
+    monkeypatch.setattr(replay, "kernels_run", lambda device: False)
     with pytest.raises(ConfigError, match=r"buffer_device: 'host' is not possible; cuda .* install triton, or set"):
         Replay(1000, 10, {"a": 7}, 3, 100, CUDA, home="host")
 
@@ -348,8 +340,8 @@ def test_room_is_asked_of_the_place_that_gives_it(
         raise Taken
 
     room = {"cpu": 10_000, "cuda": 10_000}
-    monkeypatch.setattr(replay, "available", lambda device: True)
-    monkeypatch.setattr("rlcore.memory.free_memory", lambda device: room[device.type])
+    monkeypatch.setattr(replay, "kernels_run", lambda device: True)
+    monkeypatch.setattr("rlcore.device_memory.free_memory", lambda device: room[device.type])
     monkeypatch.setattr(replay, "pinned_zeros", take)
     monkeypatch.setattr(torch, "zeros", take)
 
@@ -400,8 +392,8 @@ def test_memory_that_is_not_given_in_the_end_is_refused_with_the_same_remedies(m
     def not_pinned(*_: Any, **__: Any) -> Tensor:
         raise MemoryError("0.5 MiB of host memory cannot be had for cuda: CUDA error: not supported")
 
-    monkeypatch.setattr(replay, "available", lambda device: True)
-    monkeypatch.setattr("rlcore.memory.free_memory", lambda device: None)
+    monkeypatch.setattr(replay, "kernels_run", lambda device: True)
+    monkeypatch.setattr("rlcore.device_memory.free_memory", lambda device: None)
     monkeypatch.setattr(replay, "pinned_zeros", not_pinned)
     monkeypatch.setattr(torch, "zeros", out_of_memory)
     start = r"^buffer_size: 1000000 transitions take"

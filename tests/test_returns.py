@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore.returns import gae, gae_reference, next_values, room_for_timeouts
+from rlcore.dispatch import plain
+from rlcore.returns import bootstrap_values, gae, room_for_timeouts
 
 T, N = 40, 7
 GAMMA, LAMBDA = 0.97, 0.9
@@ -24,9 +25,9 @@ def random_rollout(seed: int = 0) -> dict[str, Tensor]:
 
 
 def advantages_of(r: dict[str, Tensor]) -> Tensor:
-    following = next_values(r["values"], r["terminated"], r["truncated"], r["timeout_values"])
+    next_values = bootstrap_values(r["values"], r["terminated"], r["truncated"], r["timeout_values"])
     done = r["terminated"] | r["truncated"]
-    return gae(r["rewards"], r["values"][:-1], following, done, GAMMA, LAMBDA)[0]
+    return gae(r["rewards"], r["values"][:-1], next_values, done, GAMMA, LAMBDA)[0]
 
 
 def test_nothing_crosses_the_end_of_an_episode_not_even_what_is_not_finite() -> None:
@@ -68,10 +69,10 @@ def test_gae_equals_the_sum_written_out(seed: int) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(("steps", "envs"), [(24, 4096), (1, 5), (130, 33)])
 def test_kernel_equals_its_twin(steps: int, envs: int) -> None:
-    rewards, values, following = torch.randn(3, steps, envs, device="cuda")
+    rewards, values, next_values = torch.randn(3, steps, envs, device="cuda")
     done = torch.rand(steps, envs, device="cuda") < 0.1
-    expected = gae_reference(rewards.double(), values.double(), following.double(), done, GAMMA, LAMBDA)
-    for got, right in zip(gae(rewards, values, following, done, GAMMA, LAMBDA), expected, strict=True):
+    expected = plain(gae)(rewards.double(), values.double(), next_values.double(), done, GAMMA, LAMBDA)
+    for got, right in zip(gae(rewards, values, next_values, done, GAMMA, LAMBDA), expected, strict=True):
         torch.testing.assert_close(got.double(), right, rtol=1e-5, atol=1e-5)
 
 
@@ -79,19 +80,19 @@ def test_returns_are_discounted_rewards_when_lambda_is_one() -> None:
     """Closed form: reward 1 for ever, cut by nothing, gives the geometric series."""
     rewards, values = torch.ones(200, 1, dtype=torch.float64), torch.zeros(200, 1, dtype=torch.float64)
     done = torch.zeros(200, 1, dtype=torch.bool)
-    following = torch.zeros(200, 1, dtype=torch.float64)
-    _, returns = gae(rewards, values, following, done, 0.9, 1.0)
+    next_values = torch.zeros(200, 1, dtype=torch.float64)
+    _, returns = gae(rewards, values, next_values, done, 0.9, 1.0)
     expected = (1 - 0.9 ** torch.arange(200, 0, -1, dtype=torch.float64)) / 0.1
     torch.testing.assert_close(returns[:, 0], expected)
 
 
 def test_lambda_zero_is_the_one_step_error() -> None:
     r = random_rollout()
-    following = next_values(r["values"], r["terminated"], r["truncated"], r["timeout_values"])
+    next_values = bootstrap_values(r["values"], r["terminated"], r["truncated"], r["timeout_values"])
     done = r["terminated"] | r["truncated"]
-    advantages, returns = gae(r["rewards"], r["values"][:-1], following, done, GAMMA, 0.0)
-    torch.testing.assert_close(advantages, r["rewards"] + GAMMA * following - r["values"][:-1])
-    torch.testing.assert_close(returns, r["rewards"] + GAMMA * following)
+    advantages, returns = gae(r["rewards"], r["values"][:-1], next_values, done, GAMMA, 0.0)
+    torch.testing.assert_close(advantages, r["rewards"] + GAMMA * next_values - r["values"][:-1])
+    torch.testing.assert_close(returns, r["rewards"] + GAMMA * next_values)
 
 
 def test_no_reward_crosses_an_episode_end() -> None:

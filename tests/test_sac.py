@@ -20,11 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, SACConfig, spec_of
 from rlcore.checkpoint import load_checkpoint, save_checkpoint
 from rlcore.config import to_dict
+from rlcore.distributions import sample_tanh_gaussian
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import learn, resume, snapshot
 from rlcore.sac import build_policy
-from rlcore.squashed import squashed_sample
 from rlcore.train.algorithms import CONFIGS
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig, config_class, read_config
@@ -51,7 +51,7 @@ def null(limit: float | list[float] = 1.0, **sizes: int) -> Null:
 
 
 def sample(mean: Tensor, log_std: Tensor, center: Tensor, half: Tensor) -> tuple[Tensor, Tensor]:
-    return squashed_sample(torch.cat([mean, log_std], -1), (-20.0, 2.0), center, half)
+    return sample_tanh_gaussian(torch.cat([mean, log_std], -1), (-20.0, 2.0), half, center)
 
 
 def test_log_density_is_that_of_the_action_in_the_units_of_the_env() -> None:
@@ -110,7 +110,7 @@ def test_log_density_and_its_gradient_stay_finite_far_out() -> None:
 
 
 def batch_for(agent: SAC | DDPG, number: int = 24) -> dict[str, Tensor]:
-    actions = agent.policy.center + agent.policy.reach * (2 * torch.rand(number, agent.policy.actions) - 1)
+    actions = agent.policy.action_bias + agent.policy.action_scale * (2 * torch.rand(number, agent.policy.actions) - 1)
     obs, next_obs = torch.randn(2, number, 3)
     return {
         "actor_obs": obs,
@@ -161,7 +161,7 @@ def test_losses_and_temperature_equal_the_formulas_written_out() -> None:
 def test_the_actor_climbs_what_q_reduce_says_and_leaves_the_critics_alone(reduce: Any) -> None:
     agent = agent_on(init_temperature=0.2, num_critics=3, q_reduce=reduce)
     batch = batch_for(agent) | {"critic_obs": torch.randn(24, 3)}  # as of another group
-    agent._improve_critics = lambda *args: {}  # type: ignore[method-assign]
+    agent._critic_step = lambda *args: {}  # type: ignore[method-assign]
     with torch.no_grad():
         for parameter in agent.target_critics.parameters():
             parameter.add_(0.1)
@@ -394,7 +394,7 @@ def test_wide_or_missing_bounds_can_be_given_in_the_settings() -> None:
     for limit, given in ((math.inf, 1.5), (100.0, 100.0), (1.0, 0.5)):
         env = null(limit, obs_size=3)
         agent = SAC(env, config(action_low=(-given,), action_high=(given, given)), seed=0)
-        assert agent.policy.reach.tolist() == [given, given]
+        assert agent.policy.action_scale.tolist() == [given, given]
         assert f"actions within {-given:g} to {given:g}, from the settings" in agent.notes
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, Normal, TanhTransform, TransformedDistribution
 
-from rlcore.squashed import squashed_sample, squashed_sample_reference
+from rlcore.dispatch import plain
+from rlcore.distributions import sample_tanh_gaussian, tanh_gaussian
 
 CUDA = torch.device("cuda")
 RANGE = (-4.0, 1.0)
@@ -22,7 +23,7 @@ def inputs(rows: int, actions: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_density_is_that_of_the_transformed_variable_and_noise_that_of_the_generator() -> None:
     output, center, half = (t.double() for t in inputs(200, 4))
     torch.manual_seed(4)
-    action, log_prob = squashed_sample(output, RANGE, center, half)
+    action, log_prob = sample_tanh_gaussian(output, RANGE, half, center)
     torch.manual_seed(4)
     noise = torch.randn(200, 4, dtype=torch.float64)
     mean, log_std = output[:, :4], output[:, 4:].clamp(*RANGE)
@@ -41,7 +42,7 @@ def test_gradient_of_action_and_density_is_that_of_their_differences_for_the_sam
     means, log_stds = torch.randn(6, 3).double(), torch.tensor([-5.0, -3.0, 0.0, 0.5, 0.9, 2.0]).double()
     output = torch.cat([means, log_stds.unsqueeze(1).expand(6, 3)], 1).requires_grad_()
     noise = torch.randn(6, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: squashed_sample_reference(x, noise, RANGE, center, half), output)
+    assert torch.autograd.gradcheck(lambda x: tanh_gaussian(x, noise, RANGE, half, center), output)
 
 
 @pytest.mark.gpu
@@ -54,13 +55,13 @@ def test_kernels_are_right(rows: int, actions: int, scale: float) -> None:
     results = []
     for kind in (torch.float32, torch.float64):
         leaf = output.detach().to(CUDA, kind).clone().requires_grad_()
-        bounds = [t.to(CUDA, kind) for t in (center, half)]
+        bounds = [t.to(CUDA, kind) for t in (half, center)]
         torch.manual_seed(2)
         if kind == torch.float32:
-            action, log_prob = squashed_sample(leaf, RANGE, *bounds)
+            action, log_prob = sample_tanh_gaussian(leaf, RANGE, *bounds)
         else:
             noise = torch.randn(rows, actions, device=CUDA).double()
-            action, log_prob = squashed_sample_reference(leaf, noise, RANGE, *bounds)
+            action, log_prob = plain(tanh_gaussian)(leaf, noise, RANGE, *bounds)
         torch.autograd.backward([action, log_prob], [t.to(CUDA, kind) for t in upstream])
         results.append([action.detach(), log_prob.detach(), leaf.grad])
     for got, expected in zip(*results, strict=True):
@@ -74,5 +75,5 @@ def test_kernels_are_right(rows: int, actions: int, scale: float) -> None:
 def test_log_density_is_not_finite_where_an_input_is_not(place: int) -> None:
     output, center, half = (t.to(CUDA) for t in inputs(10, 3))
     output[4, place] = torch.nan
-    _, log_prob = squashed_sample(output, RANGE, center, half)
+    _, log_prob = sample_tanh_gaussian(output, RANGE, half, center)
     assert torch.isfinite(log_prob).tolist() == [row != 4 for row in range(10)]

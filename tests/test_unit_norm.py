@@ -13,14 +13,13 @@ import torch
 from conftest import INTERPRETED, check_that_nothing_waits
 from torch import Tensor, nn
 
-from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, PPOConfig, SACConfig, spec_of, unit_rows
-from rlcore.adam import FlatAdam, flat
+from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, PPOConfig, SACConfig, dispatch, spec_of
 from rlcore.ddpg import build_policy as ddpg_policy
 from rlcore.envs import make_env
 from rlcore.export import OnnxPolicy, export_onnx
 from rlcore.learn import learn, resume, snapshot
+from rlcore.optimizer import FlatAdam, UnitRows, flat
 from rlcore.sac import build_policy as sac_policy
-from rlcore.unit_rows import UnitRows
 
 UNITS: Any = ("hidden", "all")
 KINDS: Any = {SAC: SACConfig, DDPG: DDPGConfig}
@@ -94,7 +93,7 @@ def test_rows_are_divided_by_their_length_and_nothing_else_is_touched(device: to
 
 @pytest.mark.skipif(not INTERPRETED, reason="needs TRITON_INTERPRET=1")
 def test_the_kernel_does_so_too_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit_rows, "available", lambda device: True)
+    monkeypatch.setattr(dispatch, "_interpreted", True)
     check_projection(torch.device("cpu"))
 
 

@@ -72,8 +72,8 @@ def test_wheel_brings_rlcore_alone(wheel: Path) -> None:
 def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder, place in {"rlcore": "rlcore", "envs": "rlcore/envs", "train": "rlcore/train"}.items():
-        for path in (ROOT / folder).glob("*.py"):
-            assert f"{place}/{path.name}" in names
+        files = {path.relative_to(ROOT / folder).as_posix() for path in (ROOT / folder).glob("**/*.py")}
+        assert {f"{place}/{name}" for name in files} <= names, "is its package listed in setup.cfg?"
     assert "rlcore/py.typed" in names
     configs = {f"rlcore/{path.relative_to(ROOT)}" for path in (ROOT / "train" / "configs").rglob("*.yaml")}
     assert configs

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
 
+from rlcore.names import nearest_names
 from rlcore.train.ending import (
     FAILED,
     USAGE,
@@ -39,8 +40,8 @@ line says what and how to correct it), 70 something failed, such as the env (its
 folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any more, as after
 | head. What was trained is kept, and --resume goes on."""
 
-COMMANDS = {"train": "train_command"} | dict.fromkeys(("eval", "export", "play", "tasks", "config"), "commands")
-"""Commands and the modules that hold them, imported on demand: PyTorch takes its time."""
+COMMANDS = ("train", "eval", "export", "play", "tasks", "config")
+"""Commands, each in a module of ``rlcore.train.commands`` that is imported on demand: PyTorch takes its time."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(list(sys.argv[1:] if argv is None else argv))
     finally:
-        command = sys.modules.get("rlcore.train.train_command")
-        if command is not None:
-            command.close_simulator()
+        launching = sys.modules.get("rlcore.train.commands.launching")
+        if launching is not None:
+            launching.close_simulator()
 
 
 def _run(words: list[str]) -> int:
@@ -73,14 +74,12 @@ def _run(words: list[str]) -> int:
         return 0
     name = words[0]
     if name not in COMMANDS:
-        from difflib import get_close_matches
-
-        close = get_close_matches(name.lower(), COMMANDS, n=1)
+        close = nearest_names(name, COMMANDS, 1, cutoff=0.6)
         hint = f"did you mean '{close[0]}'?" if close else f"commands are {', '.join(COMMANDS)}"
         return _fail("rlcore", ValueError(f"unknown command '{name}'; {hint}"))
     try:
         with _stoppable() as signals:
-            job = getattr(import_module(f"rlcore.train.{COMMANDS[name]}"), f"{name}_command")(words[1:])
+            job = getattr(import_module(f"rlcore.train.commands.{name}"), f"{name}_command")(words[1:])
         if signals:
             return 130
         sys.stdout.flush()

@@ -15,6 +15,7 @@ import tyro
 
 from rlcore.agent import Algorithm
 from rlcore.config import ConfigError, check, from_dict, shown, to_dict
+from rlcore.device import checked_device
 from rlcore.ppo_config import PPOConfig
 from rlcore.train.algorithms import NAMES, find
 
@@ -208,10 +209,7 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        have = torch.cuda.device_count()
-        raise ConfigError(f"device is '{name}' and PyTorch sees {have} CUDA devices here; use --device cpu")
+    device = checked_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Triton launches kernels on the present one, whatever they are given
     return device

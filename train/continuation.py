@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rlcore.checkpoint import OF_A_RUN, fitting, load_checkpoint
 from rlcore.config import ConfigError, shown
-from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.env import EnvSpec, VecEnv, is_exact, spec_of
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config
 from rlcore.train.run import locate
 
@@ -64,14 +65,14 @@ def env_changes(
             return [], []
         before, after = EnvSpec(**content["spec"]), spec_of(env)
     names = ", ".join(altered)
-    for name in ("observation_sizes", "discrete", "action_size", "action_low", "action_high"):
+    for name in (field.name for field in fields(EnvSpec) if field.name not in ("task", "deployment")):
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             raise ConfigError(
                 f"{names} cannot change here: {name} of the env is {shown(new)} with it and {shown(old)} in the run "
                 "that is resumed; leave it out, or start a new run without --resume"
             )
-    if getattr(env, "exact_state", True):
+    if is_exact(env):
         content["env"] = None  # its episodes are those of an env with other options
     notes = []
     for key, (old, new) in altered.items():

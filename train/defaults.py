@@ -99,7 +99,7 @@ def default_config(
     own, record = config_class(algo), find(algo)
     registered = registered or {}
     given = {} if file is None else load_yaml(file)
-    if str(given.get("algo")) in ALGORITHMS and given["algo"] != algo:
+    if find(given.get("algo", algo), f"{file}: algo") is not record:
         raise ConfigError(f"--algo is '{algo}', and {file} has the settings of '{given['algo']}'; leave one out")
     own_preset = given.get("preset")
     if preset is not None and own_preset not in (None, preset):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.agent import Policy
-from rlcore.env import VecEnv
+from rlcore.env import VecEnv, is_randomizable
 from rlcore.env_check import StepCheck, check_obs
 from rlcore.normalization import UNUSABLE
 from rlcore.recurrent import cleared
@@ -111,14 +111,14 @@ def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def whole_episodes(env: VecEnv) -> Iterator[None]:
     """Let no episode begin in the middle, where an evaluation borrows the training env."""
-    before = getattr(env, "randomize_start", None)
-    if before:
-        env.randomize_start = False  # type: ignore[attr-defined]
+    if not is_randomizable(env):
+        yield
+        return
+    before, env.randomize_start = env.randomize_start, False
     try:
         yield
     finally:
-        if before:
-            env.randomize_start = before  # type: ignore[attr-defined]
+        env.randomize_start = before
 
 
 @contextmanager

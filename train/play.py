@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlcore.agent import Policy
-from rlcore.env import VecEnv
+from rlcore.env import Renderable, VecEnv, is_renderable, name_of
 from rlcore.env_check import StepCheck, check_obs
 from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
 from rlcore.stage import Stage, reset_at
@@ -114,8 +114,8 @@ def frames(
     Raises:
         ValueError: the env cannot draw itself, or returns something of a wrong type or shape.
     """
-    if not hasattr(env, "render"):
-        raise ValueError(f"{getattr(env, 'task', type(env).__name__)} has no render(); it cannot be shown")
+    if not is_renderable(env):
+        raise ValueError(f"{name_of(env)} has no render(); it cannot be shown")
     controller = Controller(policy, env)
     obs, check = reset_at(env, stage, seed), StepCheck(env)
     check_obs(env, obs, "reset")
@@ -129,17 +129,15 @@ def frames(
         obs = step.obs
 
 
-def _drawn(env: Any) -> Frame:
+def _drawn(env: Renderable) -> Frame:
     try:
-        picture: Frame = env.render()
+        return env.render()
     except ValueError:
         raise
     except Exception as error:  # of a graphics library, in words of its own
-        name = getattr(env, "task", type(env).__name__)
         hint = "; set MUJOCO_GL=egl or MUJOCO_GL=osmesa" if "mujoco" in sys.modules else ""
         reason = " ".join(str(error).split())
-        raise ValueError(f"{name}: it cannot be drawn: {type(error).__name__}: {reason}{hint}") from error
-    return picture
+        raise ValueError(f"{name_of(env)}: it cannot be drawn: {type(error).__name__}: {reason}{hint}") from error
 
 
 def stride(control_dt: float) -> int:

@@ -21,8 +21,9 @@ from rlcore.train.algorithms import NAMES, algorithm, find
 from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.defaults import default_config
 from rlcore.train.ending import standard_output
-from rlcore.train.importers import Conversion, convert_file, show, tell
-from rlcore.train.registered import env_options, registered_config
+from rlcore.train.importers.account import show, tell
+from rlcore.train.importers.convert import Conversion, convert_file
+from rlcore.train.importers.registered import env_options, registered_config
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rlcore.env import spec_of
-from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, nearest_names, own_env
+from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, own_env
 from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, simulator_of
+from rlcore.names import nearest_names
 from rlcore.train.ending import standard_output
 from rlcore.train.evaluate import ENDLESS
-from rlcore.train.registered import registered_names
+from rlcore.train.importers.registered import registered_names
 
 MAKERS = {
     "isaaclab": ["rlcore.envs.isaaclab:make_isaaclab", "rlcore.envs.isaaclab:IsaacLabEnv"],
@@ -134,8 +135,7 @@ def _describe(name: str) -> tuple[str, str, str]:
         env = make_env(name, 1)
         spec, length = spec_of(env), env.max_episode_length
         env.close()
-    sizes = ", ".join(f"{group} {size}" for group, size in spec.observation_sizes.items())
-    return sizes, spec.action_text, "no limit" if length >= ENDLESS else f"{length} steps"
+    return spec.observation_text, spec.action_text, "no limit" if length >= ENDLESS else f"{length} steps"
 
 
 def _missing(name: str) -> str | None:

@@ -245,13 +245,12 @@ class Training:
     def _say_what_is_ahead(self) -> None:
         config, env, run = self.config, self.env, self.run
         assert run is not None
-        sizes = ", ".join(f"{group} {size}" for group, size in self.spec.observation_sizes.items())
         steps = self.agent.num_steps * env.num_envs
         endless = env.max_episode_length >= ENDLESS
         limit = "no time limit" if endless else f"episodes of {env.max_episode_length} steps"
         preset = "" if config.preset is None else f" with the preset {config.preset}"
         for line in (
-            f"task         {config.task}, observations: {sizes}, action: {self.spec.action_text}",
+            f"task         {config.task}, observations: {self.spec.observation_text}, action: {self.spec.action_text}",
             f"algorithm    {self.algorithm.name}{preset} on {self.device}, seed {config.seed}",
             f"envs         {env.num_envs} x {self.agent.num_steps} steps = {steps:,} steps an iteration, "
             f"{config.num_iterations} iteration{'s' * (config.num_iterations != 1)}, {limit}",

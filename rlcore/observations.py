@@ -1,0 +1,90 @@
+"""Observation groups: which of them feed the actor and which the critic, and how they get there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from rlcore.config import ConfigError, check, nearest
+from rlcore.encoders import Shape
+from rlcore.env import EnvSpec
+from rlcore.types import Obs
+
+
+def concatenate(obs: Obs, groups: Sequence[str]) -> Tensor:
+    """Join observation groups in the given order, ``[..., O]``; without any, ``[N, 0]``."""
+    if not groups:
+        any_group = next(iter(obs.values()))
+        return any_group.new_empty((len(any_group), 0), dtype=torch.float32)
+    return obs[groups[0]] if len(groups) == 1 else torch.cat([obs[group] for group in groups], dim=-1)
+
+
+def choose_groups(
+    there: Collection[str], actor: Sequence[str] | None, critic: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Settle which observation groups feed the actor and which the critic.
+
+    Unless configured, the actor reads ``policy``, else ``actor``, else the only group there is; the critic reads
+    ``critic``, else what the actor reads.
+
+    Args:
+        there: the groups that there are.
+        actor: groups that are configured for the actor; None for the default.
+        critic: those for the critic.
+
+    Returns:
+        The actor's groups and the critic's, each in the order in which they are joined.
+
+    Raises:
+        ConfigError: a configured group does not exist or is named twice, none is named, or there is no default for the
+            actor.
+    """
+    for key, groups in (("actor_obs", actor), ("critic_obs", critic)):
+        if groups is not None:
+            distinct = 0 < len(groups) == len(set(groups))
+            check(distinct, key, groups, f"name one or more of {', '.join(there)}, each once")
+        for group in groups or ():
+            if group not in there:
+                raise ConfigError(f"{key}: the env has no observation group '{group}'; {nearest(group, there)}")
+    if actor is None:
+        default = next((group for group in ("policy", "actor") if group in there), None)
+        if default is None and len(there) == 1:
+            default = next(iter(there))
+        if default is None:
+            raise ConfigError(f"actor_obs: the env has no group 'policy' or 'actor'; choose from {', '.join(there)}")
+        actor = (default,)
+    if critic is None:
+        critic = ("critic",) if "critic" in there else actor
+    return tuple(actor), tuple(critic)
+
+
+def groups_of(spec: EnvSpec) -> tuple[str, ...]:
+    """All observation groups of an env, vectors first."""
+    return (*spec.observation_sizes, *spec.image_shapes)
+
+
+def vectors(spec: EnvSpec, groups: Sequence[str]) -> dict[str, int]:
+    """Size of each of the groups that is a vector, in their order."""
+    return {group: spec.observation_sizes[group] for group in groups if group in spec.observation_sizes}
+
+
+def images(spec: EnvSpec, groups: Sequence[str]) -> dict[str, Shape]:
+    """Channels, height and width of each of the groups that is an image, in their order."""
+    return {group: (c, h, w) for group in groups for c, h, w in [spec.image_shapes.get(group, (0, 0, 0))] if c}
+
+
+def as_stored(obs: Obs, groups: Iterable[str]) -> Obs:
+    """The groups that a network reads as they come, images and masks, with 0 for what is not a number."""
+    return {g: x if x.dtype == torch.uint8 else torch.nan_to_num(x, 0.0, 0.0, 0.0) for g in groups for x in [obs[g]]}
+
+
+def unread(spec: EnvSpec, read: Iterable[str]) -> list[str]:
+    """A line that names the groups that no network reads; nothing where there are none."""
+    left = [group for group in groups_of(spec) if group not in set(read)]
+    if not left:
+        return []
+    return [
+        f"observation groups that nobody reads: {', '.join(left)}; name them in actor_obs or critic_obs to use them"
+    ]

@@ -1,0 +1,112 @@
+"""Actors of learning from a replay memory: a tanh that is rescaled to the action bounds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.agent import Policy
+from rlcore.config import ConfigError, check
+from rlcore.env import WIDEST_ACTION, EnvSpec
+from rlcore.env_check import check_flat
+from rlcore.networks import Network, network_output
+from rlcore.normalization import make_normalizer
+from rlcore.observations import choose_groups, concatenate
+from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.types import Obs, State
+
+_NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
+
+
+class SquashedPolicy(Policy):
+    """The actor: normalizer, hidden layers, and a tanh that is rescaled to the action bounds.
+
+    Args:
+        spec: of the env.
+        config: settings.
+        outputs: numbers per action dimension; the first A are what goes through the tanh.
+    """
+
+    action_scale: Tensor  # [A], half the width of the bounds
+    action_bias: Tensor  # [A], their middle
+    low: Tensor  # [A], the bounds as these two give them
+    high: Tensor  # [A]
+
+    def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
+        super().__init__()
+        low, high = action_bounds(spec, config)
+        check_flat(spec, config.actor_obs, config.critic_obs)
+        self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
+        self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
+        size = sum(self.observation_sizes.values())
+        self.normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs)
+        self.trunk = Network(size, config.actor)
+        self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)
+        if config.init_head_scale != 1:
+            zero = torch.clamp((high + low) / (low - high), -_NEAR_BOUND, _NEAR_BOUND)  # [A], where in -1..1 it lies
+            with torch.no_grad():
+                self.head.weight.mul_(config.init_head_scale)
+                self.head.bias.zero_()
+                self.head.bias[: spec.action_size] = torch.atanh(zero)
+        self.actions = spec.action_size
+        # Not in the state: they follow from the configuration and the env.
+        self.register_buffer("action_scale", (high - low) / 2, persistent=False)
+        self.register_buffer("action_bias", (high + low) / 2, persistent=False)
+        self.register_buffer("low", self.action_bias - self.action_scale, persistent=False)
+        self.register_buffer("high", self.action_bias + self.action_scale, persistent=False)
+
+    def output(self, normalized: Tensor) -> Tensor:
+        """Map normalized observations ``[B, O]`` to the head's output."""
+        return network_output(self.trunk, self.head, normalized)
+
+    def squash(self, raw: Tensor) -> Tensor:
+        """Bring ``[..., A]`` of any size into the action bounds."""
+        return self.action_bias + self.action_scale * torch.tanh(raw)
+
+    def limit(self, action: Tensor) -> Tensor:
+        """Cut actions off at the bounds."""
+        return torch.clamp(action, self.low, self.high)
+
+    def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
+        """Return the actor's central action, and no state."""
+        output = self.output(self.normalizer(concatenate(obs, self.groups)))
+        return self.squash(output[..., : self.actions]), ()
+
+
+def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tensor]:
+    """Lowest and highest action ``[A]``, from the settings or else the env.
+
+    Raises:
+        ConfigError: actions are discrete, or without bounds, or the env's bounds are so wide that hardly an action in
+            them can be meant.
+    """
+    if spec.discrete:
+        raise ConfigError(f"algo: {spec.task} has discrete actions, which SAC and DDPG cannot choose; use ppo")
+    bounds = []
+    for key, own in (("action_low", spec.action_low), ("action_high", spec.action_high)):
+        given = getattr(config, key)
+        if given is None:
+            widest = max(own, key=abs)
+            remedy = "set agent.action_low and agent.action_high to the range that the robot needs, such as -1 and 1"
+            if math.isinf(widest):
+                raise ConfigError(f"{key}: actions of {spec.task} have no bounds, which a tanh needs; {remedy}")
+            if abs(widest) > WIDEST_ACTION:
+                raise ConfigError(
+                    f"{key}: actions of {spec.task} reach to {widest:g}, and beyond +-{WIDEST_ACTION:g} exploration "
+                    f"rarely meets what is useful; {remedy}, or to these very bounds"
+                )
+            given = own
+        wanted = "1 number" if spec.action_size == 1 else f"1 or {spec.action_size} numbers"
+        check(len(given) in (1, spec.action_size), key, given, f"give {wanted}")
+        bounds.append(torch.tensor(given, dtype=torch.float32).expand(spec.action_size))
+    low, high = bounds
+    check(bool((low < high).all()), "action_low", low.tolist(), f"set less than action_high ({high.tolist()})")
+    beyond = (low < torch.tensor(spec.action_low)) | (high > torch.tensor(spec.action_high))
+    if bool(beyond.any()):
+        raise ConfigError(
+            f"action_low: {low.tolist()} to {high.tolist()} leaves the env's {spec.action_low} to {spec.action_high}; "
+            "stay inside, or lift bounds that were taken from a simulator's joint limits: --env.clip_actions None"
+        )
+    return low.clone(), high.clone()

@@ -1,0 +1,54 @@
+"""``rlcore export``: write a policy as ONNX."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlcore.train.arguments import Job, read
+from rlcore.train.commands.common import output_elsewhere, required_run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArguments:
+    """Write a trained policy as one self-contained ONNX file, checked against the policy; needs no simulator."""
+
+    run: Path | None = None
+    """Run folder or checkpoint."""
+    checkpoint: str = "best"
+    """best, last, or an iteration."""
+    output: Path | None = None
+    """File to write; None: export/policy.onnx in the run folder."""
+    dynamic_batch: bool = False
+    """Let the file take any number of observations at once instead of one."""
+
+
+def export_command(words: Sequence[str]) -> Job:
+    """Write the file that the words of ``rlcore export`` ask for."""
+    given = read(words, ExportArguments, "rlcore export")
+    if given is None:
+        return lambda: 0
+    args, _ = given
+
+    from rlcore.export import ExportError
+    from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
+    from rlcore.train.run import locate
+
+    run, checkpoint = locate(required_run(args.run), args.checkpoint)
+    if args.output is not None and args.output.is_dir():
+        raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
+    try:
+        with output_elsewhere(args.output, run.exported):
+            report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
+    except ExportError as error:
+        print(f"rlcore export: refused: {error}", file=sys.stderr)
+        return lambda: 1
+    print(f"parity    {report.parity}")
+    for note in report.notes:
+        print(f"note      {note}")
+    print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
+    if drop_stale_figures(run):
+        print(DROPPED)
+    return lambda: 0

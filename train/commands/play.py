@@ -1,0 +1,67 @@
+"""``rlcore play``: show a policy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rlcore.train.arguments import Job, read
+from rlcore.train.commands.common import check_counts, check_seed, output_elsewhere
+from rlcore.train.commands.launching import launched
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayArguments:
+    """Run a policy in one env and write what can be seen as an animation."""
+
+    run: Path | None = None
+    """Run folder or checkpoint."""
+    checkpoint: str = "best"
+    """best, last, or an iteration."""
+    onnx: Path | None = None
+    """Exported file to run instead, by itself."""
+    task: str | None = None
+    """Another task with the same observations and actions; or that of a file that does not name its own."""
+    stage: Literal["trained", "start"] | None = None
+    """Where the curricula of the env stand: where training stood last, or where they begin. None: trained, where it is
+    known."""
+    steps: int | None = None
+    """Steps to show; None: one episode of full length, 500 steps at most."""
+    seed: int = 0
+    """Seed of the episode."""
+    device: str = "cpu"
+    """auto, cpu, cuda or cuda:<index>."""
+    output: Path | None = None
+    """A .gif, or with ffmpeg an .mp4; None: play.gif in the run folder, or beside the ONNX file."""
+
+
+def play_command(words: Sequence[str]) -> Job:
+    """Write the animation that the words of ``rlcore play`` ask for."""
+    given = read(launched(words), PlayArguments, "rlcore play", free="env")
+    if given is None:
+        return lambda: 0
+    args, options = given
+    check_counts(steps=args.steps)
+    check_seed(args.seed)
+
+    from rlcore.env import spec_of
+    from rlcore.train import play
+    from rlcore.train.source import policy_and_env
+
+    if args.output is not None:
+        play.check_output(args.output)
+    source = policy_and_env(args, options, num_envs=1, render=True)
+    output = args.output or source.folder / "play.gif"
+    steps = args.steps or min(source.env.max_episode_length, 500)
+    with contextlib.closing(source.env):
+        control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
+        pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, source.stage)
+        with output_elsewhere(args.output, output):
+            count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
+    print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
+    print("".join(f"{line}\n" for line in source.notes), end="")
+    print(f"written to {output}")
+    return lambda: 0
