@@ -84,6 +84,18 @@ def broken_steps(sources: Mapping[str, Tensor | None]) -> Metrics:
     return _named(columns, torch.stack([counts.sum(1), (counts > 0).sum(1), env, column], 1).float())
 
 
+def rollout_faults(data: Mapping[str, Tensor], broken_reward: Tensor, final_broken: Tensor | None) -> Metrics:
+    """Count broken steps of a rollout by what is broken; see ``broken_steps``.
+
+    Args:
+        data: columns of the rollout, ``actor_broken`` and, where the critic reads other groups, ``critic_broken``.
+        broken_reward: bool ``[T, N]``.
+        final_broken: of last observations, int32 ``[T, N]``; None where they are not read.
+    """
+    observed = {"actor": data["actor_broken"], "critic": data.get("critic_broken")}
+    return broken_steps({**observed, "reward": broken_reward.int() - 1, "final": final_broken})
+
+
 @torch.no_grad()
 def far_numbers(normalizers: Mapping[str, Any], num_envs: int) -> Metrics:
     """Find the column that has most ``outliers`` ``[2, O]`` of normalizers by source, which begin anew.

@@ -215,6 +215,19 @@ class FlatAdam:
             value.copy_(state[name])
 
 
+def step_all(optimizers: Sequence[FlatAdam], allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Take a step with each optimizer; see ``FlatAdam.step``.
+
+    Returns:
+        The norm of all gradients together, before clipping, and 1 if all steps were taken, else 0; scalars.
+    """
+    results = [optimizer.step(allowed) for optimizer in optimizers]
+    if len(results) == 1:
+        return results[0]
+    norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
+    return norms.norm(), taken.amin()
+
+
 def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:
     """Take a step down the loss, unless it is not finite; the gradient's norm."""
     optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Values of every step beside the reward that are learned from: one column of the critic, of GAE and of returns each."""
+"""Values of every step beside the reward that are learned from: each a column of the critic, of GAE and of returns."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rlcore.config import ConfigError, check, nearest
 from rlcore.normalization import RunningNormalizer
 from rlcore.returns import bootstrap_values, gae
+from rlcore.types import Timeout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,13 @@ class SignalColumns(nn.Module):
         return ~torch.stack([data[f"signal_{name}"].isfinite() for name in self.configs]).all(0)
 
     def targets(
-        self, data: Mapping[str, Tensor], outputs: Tensor, timeout_outputs: Tensor, cut: Tensor, lost: Tensor
+        self,
+        data: Mapping[str, Tensor],
+        outputs: Tensor,
+        timeout_outputs: Tensor,
+        cut: Tensor,
+        lost: Tensor,
+        bootstrap: Timeout,
     ) -> tuple[Tensor, Tensor]:
         """Estimate advantages and returns, each column by itself; see ``returns.gae``.
 
@@ -85,12 +92,15 @@ class SignalColumns(nn.Module):
             timeout_outputs: where a time limit cut the episode, of the state that this hid, ``[T, N, S]``.
             cut: where a sum ends with an episode, or before a step that is not learned from, bool ``[T, N]``.
             lost: the steps that are not learned from, bool ``[T, N]``.
+            bootstrap: what a time-out is worth; with ``none`` nothing.
 
         Returns:
             The weighted sum of advantages ``[T, N]``, and what the critic is to learn ``[T, N, S]``.
         """
         if self.normalizer is not None:
             outputs, timeout_outputs = self.normalizer.inverse(outputs), self.normalizer.inverse(timeout_outputs)
+        if bootstrap == "none":
+            timeout_outputs = torch.zeros_like(timeout_outputs)
         terminated, truncated = data["terminated"], data["truncated"]
         before_lost = torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         total, columns = torch.zeros_like(data["reward"]), []

@@ -9,12 +9,12 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import closest, parse_text, shown, to_int
+from rlcore.config import closest, from_dict, named_groups, parse_text, shown, to_dict, to_int
 
 T = TypeVar("T")
 
@@ -87,18 +87,24 @@ Job = Callable[[], int]
 """What is left to do once everything the user gave has been checked; returns the exit code."""
 
 
+NAME = "NAME"
+"""In the name of a setting: what the user names."""
+
+
 class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line that names the word and the remedy."""
 
 
 def settings_of(cls: type[Any], prefix: str = "") -> dict[str, Any]:
-    """Every setting of a nested dataclass by dotted name, with its type."""
+    """Every setting of a nested dataclass by dotted name, with its type; ``NAME`` stands for what the user names."""
     hints = typing.get_type_hints(cls)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= settings_of(hint, f"{prefix}{field.name}.")
+        elif (each := named_groups(hint)) is not None:
+            found |= settings_of(each, f"{prefix}{field.name}.{NAME}.")
         else:
             found[prefix + field.name] = hint
     return found
@@ -127,8 +133,8 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
         if free is not None and key.startswith(f"{free}."):
             hint: Any = list[str] if key == f"{free}.wrappers" else str
-        elif key in settings and key != free:
-            hint = settings[key]
+        elif (general := _general(key, settings)) in settings and key != free:
+            hint = settings[general]
         elif negated != key and settings.get(negated) is bool:
             if equals:
                 raise UsageError(f"--{shown} takes no value; leave out '={value}'")
@@ -158,8 +164,12 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     settings, flags = settings_of(cls), _flags(cls)
     words: list[str] = []
     given: dict[str, str] = {}
+    pairs = list(pairs)
+    named = [key for key, _ in pairs if key not in settings]
+    if named and default is not None:
+        default = _with_groups(default, named, settings)
     for key, values in pairs:
-        flag, *rest = _words_for(flags.get(key, key), values, settings[key])
+        flag, *rest = _words_for(flags.get(key, key), values, settings[_general(key, settings)])
         words += [flag, *rest]
         given[flag] = " ".join(rest)
     box = io.StringIO()
@@ -172,8 +182,28 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
         raise UsageError(_condensed(box.getvalue(), given)) from None
 
 
+def _general(key: str, settings: Mapping[str, Any]) -> str:
+    """The name of a setting with ``NAME`` in the place of what the user named; as it is, where there is no such."""
+    parts = key.split(".")
+    tries = (".".join([*parts[:i], NAME, *parts[i + 1 :]]) for i in range(1, len(parts) - 1))
+    return key if key in settings else next((general for general in tries if general in settings), key)
+
+
+def _with_groups(default: T, keys: Iterable[str], settings: Mapping[str, Any]) -> T:
+    """The default with the groups that the keys name; those that it lacks begin with their own defaults."""
+    content = to_dict(default)
+    for key in keys:
+        table, (first, _, _) = content, _general(key, settings).partition(f".{NAME}.")
+        for part in first.split("."):
+            table = table[part]
+        table.setdefault(key.removeprefix(f"{first}.").partition(".")[0], {})
+    return from_dict(type(default), content, "command line")
+
+
 def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
     """Print the flags of a dataclass with their defaults and docstrings."""
+    if default is not None:
+        default = _with_groups(default, (key for key in settings_of(cls) if f".{NAME}." in key), settings_of(cls))
     with contextlib.suppress(SystemExit):
         tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
 
