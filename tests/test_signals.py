@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from rlcore import PPO, SAC, ConfigError, PPOConfig, SACConfig, Step
+from rlcore.config import from_dict
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.null import Null
 from rlcore.learn import EpisodeStatistics, Report, resume, snapshot
 from rlcore.signals import SignalConfig
+from rlcore.train.arguments import UsageError, parse, split_words
+from rlcore.train.config import TrainConfig
 
 CONFIG = PPOConfig(num_steps=5, num_minibatches=1)
 
@@ -259,3 +262,18 @@ def test_a_broken_signal_is_left_out() -> None:
     agent.learn(3, on_report=lambda report: rows.append(report.metrics))
     assert rows[-1]["rollout/dropped"] == 10
     assert all(torch.isfinite(value).all() for value in agent.critic.state_dict().values())
+
+
+def test_signals_are_set_by_name_on_the_command_line_and_in_files() -> None:
+    words = "--agent.signals.effort.weight -0.5 --agent.signals.height.weight=2 agent.signals.height.episodic=False"
+    base = TrainConfig(task="Pendulum", agent=PPOConfig(signals={"effort": SignalConfig(gamma=0.5)}))
+    pairs = split_words(words.split(), TrainConfig, free="env")
+    signals = parse(TrainConfig, pairs, base, "rlcore train").agent.signals
+    assert signals["effort"] == SignalConfig(weight=-0.5, gamma=0.5)
+    assert signals["height"] == SignalConfig(weight=2.0, episodic=False)
+    with pytest.raises(ConfigError, match=r"file: unknown key 'signals\.a\.wight'; did you mean 'weight'"):
+        from_dict(PPOConfig, {"signals": {"a": {"wight": 1}}}, "file")
+    with pytest.raises(ConfigError, match=r"file: signals\.a\.gamma: 2.0 is not possible"):
+        from_dict(PPOConfig, {"signals": {"a": {"gamma": 2}}}, "file")
+    with pytest.raises(UsageError, match=r"unknown setting --agent\.signals\.a\.wight; did you mean"):
+        split_words(["--agent.signals.a.wight", "3"], TrainConfig, free="env")

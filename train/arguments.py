@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import closest, from_dict, named_groups, parse_text, shown, to_dict, to_int
+from rlcore.config import closest, named_groups, parse_text, shown, to_int
 
 T = TypeVar("T")
 
@@ -165,9 +165,9 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     words: list[str] = []
     given: dict[str, str] = {}
     pairs = list(pairs)
-    named = [key for key, _ in pairs if key not in settings]
-    if named and default is not None:
-        default = _with_groups(default, named, settings)
+    if default is not None:
+        for key in (key for key, _ in pairs if key not in settings):
+            default = _with_group(default, key.split("."))
     for key, values in pairs:
         flag, *rest = _words_for(flags.get(key, key), values, settings[_general(key, settings)])
         words += [flag, *rest]
@@ -189,21 +189,22 @@ def _general(key: str, settings: Mapping[str, Any]) -> str:
     return key if key in settings else next((general for general in tries if general in settings), key)
 
 
-def _with_groups(default: T, keys: Iterable[str], settings: Mapping[str, Any]) -> T:
-    """The default with the groups that the keys name; those that it lacks begin with their own defaults."""
-    content = to_dict(default)
-    for key in keys:
-        table, (first, _, _) = content, _general(key, settings).partition(f".{NAME}.")
-        for part in first.split("."):
-            table = table[part]
-        table.setdefault(key.removeprefix(f"{first}.").partition(".")[0], {})
-    return from_dict(type(default), content, "command line")
+def _with_group(config: T, parts: Sequence[str]) -> T:
+    """Settings with the group that a dotted name asks for; one that they lack begins with its own defaults."""
+    first, *rest = parts
+    value = getattr(config, first)
+    if isinstance(value, dict):
+        each = named_groups(typing.get_type_hints(type(config))[first])
+        value = {**value, rest[0]: value.get(rest[0], each())}
+    else:
+        value = _with_group(value, rest)
+    return dataclasses.replace(config, **{first: value})  # type: ignore[type-var]
 
 
 def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
     """Print the flags of a dataclass with their defaults and docstrings."""
-    if default is not None:
-        default = _with_groups(default, (key for key in settings_of(cls) if f".{NAME}." in key), settings_of(cls))
+    for key in (key for key in settings_of(cls) if default is not None and f".{NAME}." in key):
+        default = _with_group(default, key.split("."))
     with contextlib.suppress(SystemExit):
         tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
 
