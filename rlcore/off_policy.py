@@ -25,13 +25,10 @@ from rlcore.observations import choose_groups, concatenate
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
 from rlcore.policies import SquashedPolicy
-from rlcore.replay import Replay, Transitions
-from rlcore.rollout import make_trace, minibatches
+from rlcore.replay import Batch, Replay, Transitions, minibatches
+from rlcore.rollout import make_trace
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
-
-Batch = dict[str, Tensor]
-"""Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
 
 
 class OffPolicy:
@@ -300,20 +297,26 @@ class OffPolicy:
 
     @torch.no_grad()
     def _batch(self, transitions: Transitions) -> Batch:
-        batch: Batch = {}
-        for prefix, obs in (("", transitions.obs), ("next_", transitions.next_obs)):
-            batch[f"{prefix}actor_obs"] = self.policy.normalizer(concatenate(obs, self.policy.groups))
-            batch[f"{prefix}critic_obs"] = batch[f"{prefix}actor_obs"]
-            if self.critic_groups != self.policy.groups:
-                batch[f"{prefix}critic_obs"] = self.critic_normalizer(concatenate(obs, self.critic_groups))
-        weight = transitions.weight / transitions.weight.mean().clamp(min=1 / transitions.weight.numel())
-        reward = transitions.reward
-        return batch | {
-            "action": transitions.action,
-            "reward": reward if self.return_scale is None else reward / self.return_scale(),
-            "discount": transitions.discount,
-            "weight": weight,
-        }
+        actor_obs, critic_obs = self._normalized(transitions.obs)
+        next_actor_obs, next_critic_obs = self._normalized(transitions.next_obs)
+        reward, weight = transitions.reward, transitions.weight
+        return Batch(
+            actor_obs,
+            critic_obs,
+            next_actor_obs,
+            next_critic_obs,
+            transitions.action,
+            reward if self.return_scale is None else reward / self.return_scale(),
+            transitions.discount,
+            weight / weight.mean().clamp(min=1 / weight.numel()),
+        )
+
+    def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """What actor and critics read of observations."""
+        actor_obs = self.policy.normalizer(concatenate(obs, self.policy.groups))
+        if self.critic_groups == self.policy.groups:
+            return actor_obs, actor_obs
+        return actor_obs, self.critic_normalizer(concatenate(obs, self.critic_groups))
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""

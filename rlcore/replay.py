@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore.arrays import arrays
+from rlcore.capture import rebuilt
 from rlcore.config import ConfigError, check
 from rlcore.device_memory import Needs, Room, pinned_zeros, size_text
 from rlcore.dispatch import kernels_run
@@ -43,6 +45,27 @@ class Transitions(NamedTuple):
     discount: Tensor  # [B], gamma^(steps taken), 0 where nothing follows
     next_obs: Obs  # [B, O] by group; what the discount multiplies the value of
     weight: Tensor  # [B], 1, or 0 where next_obs has been lost or a step is broken: no value is learned
+
+
+class Batch(NamedTuple):
+    """Transitions as networks read them, B of them: vectors of observations joined and normalized."""
+
+    actor_obs: Tensor  # [B, O]
+    critic_obs: Tensor  # [B, O], may be the actor's
+    next_actor_obs: Tensor
+    next_critic_obs: Tensor
+    action: Tensor  # [B, A]
+    reward: Tensor  # [B], normalized if so configured
+    discount: Tensor  # [B]
+    weight: Tensor  # [B], with a mean of 1 over all that were drawn together
+
+
+def minibatches(batch: Batch, number: int) -> list[Batch]:
+    """Cut samples into so many equal parts, which are views."""
+    if number == 1:
+        return [batch]
+    size = len(batch.weight) // number
+    return [rebuilt(batch, operator.itemgetter(slice(i * size, (i + 1) * size))) for i in range(number)]
 
 
 class Replay:

@@ -126,14 +126,6 @@ def shuffled(rollout: Samples, number: int) -> Iterator[Samples]:
         yield rebuilt(rollout, functools.partial(torch.narrow, dim=1, start=first, length=size))
 
 
-def minibatches(fields: Mapping[str, Tensor], number: int, dim: int = 0) -> list[dict[str, Tensor]]:
-    """Cut samples into equal parts, which are views."""
-    if number == 1:
-        return [dict(fields)]
-    parts = [value.chunk(number, dim) for value in fields.values()]
-    return [dict(zip(fields, part, strict=True)) for part in zip(*parts, strict=True)]
-
-
 def _reordered(value: Tensor, order: Tensor) -> Tensor:
     """Sequences ``[L, S, ...]`` in another order ``[S]``."""
     if len(value) == 1:
