@@ -127,7 +127,7 @@ def _reordered(value: Tensor, order: Tensor) -> Tensor:
 
 def sequences(value: Tensor, length: int) -> Tensor:
     """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]`` of ``length`` L steps; S is ``T / L * N``."""
-    return value.view(-1, length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
+    return value.view(len(value) // length, length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
 
 
 def gather(value: Tensor, index: Tensor) -> Tensor:
