@@ -215,7 +215,8 @@ class OnnxPolicy:
             obs = {next(iter(self.groups), "obs"): obs}
             joined = self.observation_size > 0
         else:
-            joined = "obs" in obs and "obs" not in (*self._vectors, *self.groups)  # no group's own name
+            by_name = bool(self._vectors) and all(name in obs for name in self._vectors)
+            joined = "obs" in obs and "obs" not in (*self._vectors, *self.groups) and not by_name
         missing = [name for name in (*(() if joined else self._vectors), *self.groups) if name not in obs]
         if missing:
             raise ValueError(f"observation groups {sorted(obs)} lack {missing}; the file expects {self._expected()}")
