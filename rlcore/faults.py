@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlcore.arrays import nothing
+from rlcore.env import is_image
 from rlcore.types import Metrics
 
 PREFIX = "fault/"
@@ -185,6 +186,8 @@ def culprits(values: Mapping[str, float], groups: Mapping[str, Sequence[str]], e
 def column_name(groups: Sequence[str], column: int, env: Any) -> str:
     """Name a column of joined observation groups, such as ``'policy'[7] (base_ang_vel[1])``."""
     for group in groups:
+        if is_image(env.observation_spaces[group]):
+            continue  # no columns of it are counted
         size = int(env.observation_spaces[group].shape[0])
         if column >= size:
             column -= size
