@@ -144,21 +144,26 @@ class MLP(nn.Module):
                 self.layers.append(nn.LayerNorm(width))
             self.layers.append(MODULES[config.activation]())
             inputs = width
-        self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        # Looked up once, for small networks: a module takes as long to find its weight as a small product does.
-        self._weights, self._biases = [layer.weight for layer in self._linear], [layer.bias for layer in self._linear]
+        self._held = self.layers._modules
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
     def linear(self) -> list[nn.Linear]:
         """Return the layers that have weights, normalizations aside."""
-        return self._linear
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
         # On a CPU it spares the calls of a module for each layer and activation, and of autocast.
         if self.known and (self.fused or not x.is_cuda):
-            weights, biases = self._weights, self._biases
+            # From the modules' own tables, at each call: others may have been put in their place, and a module takes as
+            # long to find its weight as a small product does.
+            weights: list[Any] = []
+            biases: list[Any] = []
+            for layer in self._held.values():
+                if table := layer._parameters:
+                    weights.append(table["weight"])
+                    biases.append(table["bias"])
             last = None if head is None else (head.weight, head.bias)
             return mlp(x, weights, biases, self.activation, self.precision, last)
         with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda and self.precision == "bf16"):
