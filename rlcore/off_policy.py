@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.anchors import Anchors
+from rlcore.arrays import nothing
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.critics import Critics
@@ -26,7 +27,7 @@ from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
 from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Replay, Transitions
-from rlcore.rollout import make_trace
+from rlcore.rollout import make_trace, minibatches
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -186,9 +187,12 @@ class OffPolicy:
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
             action = self._explore(normalized)  # [N, A]
-        uniform = self.policy.action_bias + self.policy.action_scale * (2 * torch.rand_like(action) - 1)
+        drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
+        if nothing(warm):
+            return action
+        uniform = self.policy.action_bias + self.policy.action_scale * (2 * drawn - 1)
         return torch.where(warm, uniform, action)
 
     def _explore(self, normalized: Tensor) -> Tensor:
@@ -237,8 +241,7 @@ class OffPolicy:
             self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
         self.held.end(done)
         self._end_episodes(done)
-        few = self.trace.num_envs
-        self.trace.write({**{group: value[:few] for group, value in obs.items()}, "done": done[:few]})
+        self.trace.write({**obs, "done": done})
         self.trace.advance()
 
     def update(self) -> Metrics:
@@ -277,14 +280,11 @@ class OffPolicy:
             transitions = self.replay.sample(
                 rows * config.batch_size, config.gamma, config.n_step, self.timeout_bootstrap
             )
-            whole = {
-                name: value.view(rows, config.batch_size, *value.shape[1:])
-                for name, value in self._batch(transitions).items()
-            }
+            whole = self._batch(transitions)
             logs: list[Metrics] = []
-            for i in range(rows):
+            for i, batch in enumerate(minibatches(whole, rows)):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
-                logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
+                logs.append(self._gradient_step(batch, with_actor))
         lost = 1 - transitions.weight.mean()
         means = means_of(logs) | self._faults()
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
@@ -297,8 +297,9 @@ class OffPolicy:
         """Steps of this iteration that are left out of learning, and what tells where they come from."""
         broken = self.replay.broken(self.num_steps)  # [num_steps, N]
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic_normalizer}
-        found = broken_steps({"step": broken.int() - 1}) | far_numbers(limited, self.env.num_envs)
-        return {"replay/dropped": broken.sum()} | found | self.broken.read("actor")
+        found = {} if nothing(broken) else broken_steps({"step": broken.int() - 1})
+        far = far_numbers(limited, self.env.num_envs)
+        return {"replay/dropped": broken.sum()} | found | far | self.broken.read("actor")
 
     @torch.no_grad()
     def _batch(self, transitions: Transitions) -> Batch:

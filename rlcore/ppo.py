@@ -29,7 +29,7 @@ from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, small_minibatches
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, scaled_reward, standardized
-from rlcore.rollout import Rollout, Samples, make_trace, minibatches, sequences
+from rlcore.rollout import Rollout, Samples, make_trace, sequences, shuffled
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class PPO:
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
         self.rollout.write(row)
-        self.trace.write({group: value[: self.trace.num_envs] for group, value in obs.items()})
+        self.trace.write(obs)
         if self.recurrent:
             state = cleared(state, broken_observations(row))
         return self.policy.limit(action), state
@@ -195,7 +195,7 @@ class PPO:
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
             row |= {f"final_raw_{g}": value for g, value in as_stored(final_obs, self.critic.raw_shapes).items()}
         self.rollout.write(row)
-        self.trace.write({"done": done[: self.trace.num_envs]})
+        self.trace.write({"done": done})
         self.rollout.advance()
         self.trace.advance()
 
@@ -225,7 +225,7 @@ class PPO:
             batch, about = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=batch.weight.device)
             for _ in range(config.num_epochs):
-                for samples in minibatches(batch, config.num_minibatches):
+                for samples in shuffled(batch, config.num_minibatches):
                     measured = self._minibatch(samples)
                     rows.append(torch.stack(list(measured.values())))
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from rlcore.arrays import arrays
 from rlcore.config import ConfigError, check
 from rlcore.device_memory import Needs, Room, pinned_zeros, size_text
 from rlcore.dispatch import kernels_run
@@ -140,7 +141,6 @@ class Replay:
         self.num_written = torch.zeros(1, dtype=torch.int64, device=device)  # final observations so far
         self.level = torch.zeros(2, device=device)  # logarithm of what rewards usually are, and steps that it is from
 
-    @torch.no_grad()
     def write(
         self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
     ) -> None:
@@ -172,8 +172,9 @@ class Replay:
     @torch.no_grad()
     def broken(self, rows: int) -> Tensor:
         """Tell which steps of the latest ``rows`` are broken, the last first, ``[rows, N]``."""
-        latest = (self.row - 1 - torch.arange(min(rows, self.num_rows), device=self.device)) % self.num_rows
-        return self.end.index_select(0, latest) == BROKEN
+        back = torch.arange(1, 1 + min(rows, self.num_rows), device=self.device)
+        _, end, row, back = arrays(self.end, self.row, back)
+        return torch.as_tensor(end[(row - back) % self.num_rows] == BROKEN)
 
     @torch.no_grad()
     def sample(self, number: int, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs") -> Transitions:

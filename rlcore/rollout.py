@@ -36,7 +36,12 @@ class Rollout:
         self._rows: dict[str, tuple[Tensor, ...]] = {}  # of data, on a CPU
 
     def write(self, rows: Mapping[str, Tensor]) -> None:
-        """Copy ``[N, ...]`` tensors into the present row; a name's first row settles its shape and type."""
+        """Copy tensors ``[N, ...]``, or the first N rows of larger ones, into the present row.
+
+        A name's first row settles its shape and type.
+        """
+        if len(next(iter(rows.values()), ())) > self.num_envs:
+            rows = {name: value[: self.num_envs] for name, value in rows.items()}
         for name, value in rows.items():
             if name not in self.data:
                 self._keep(name, value.new_zeros((self.num_steps, *value.shape)))
@@ -107,15 +112,25 @@ class Samples(NamedTuple):
     keep: Tensor | None = None  # [L, S, 1], 0 where an episode begins; None without a recurrent network
 
 
-def minibatches(rollout: Samples, number: int) -> Iterator[Samples]:
+def shuffled(rollout: Samples, number: int) -> Iterator[Samples]:
     """Shuffle the sequences, all at once so that parts are views, and cut them into so many equal parts."""
+    if number == 1:
+        yield rollout
+        return
     count = rollout.weight.shape[1]
-    if number > 1:
-        order = torch.randperm(count, device=rollout.weight.device)
-        rollout = rebuilt(rollout, lambda x: _reordered(x, order))
+    order = torch.randperm(count, device=rollout.weight.device)
+    rollout = rebuilt(rollout, lambda x: _reordered(x, order))
     size = count // number
     for first in range(0, count, size):
         yield rebuilt(rollout, functools.partial(torch.narrow, dim=1, start=first, length=size))
+
+
+def minibatches(fields: Mapping[str, Tensor], number: int, dim: int = 0) -> list[dict[str, Tensor]]:
+    """Cut samples into equal parts, which are views."""
+    if number == 1:
+        return [dict(fields)]
+    parts = [value.chunk(number, dim) for value in fields.values()]
+    return [dict(zip(fields, part, strict=True)) for part in zip(*parts, strict=True)]
 
 
 def _reordered(value: Tensor, order: Tensor) -> Tensor:
@@ -127,7 +142,7 @@ def _reordered(value: Tensor, order: Tensor) -> Tensor:
 
 def sequences(value: Tensor, length: int) -> Tensor:
     """Cut ``[T, N, ...]`` into sequences ``[L, S, ...]`` of ``length`` L steps; S is ``T / L * N``."""
-    return value.view(-1, length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
+    return value.view(len(value) // length, length, *value.shape[1:]).transpose(0, 1).flatten(1, 2)
 
 
 def gather(value: Tensor, index: Tensor) -> Tensor:
