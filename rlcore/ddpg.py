@@ -21,7 +21,7 @@ from rlcore.exploration import Deviation
 from rlcore.losses import actor_loss, critic_loss
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.optimizer import flat
+from rlcore.optimizer import flat, learned
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch
 from rlcore.types import Metrics
@@ -91,8 +91,9 @@ class DDPG(OffPolicy):
     ) -> None:
         config = settings_of(config, DDPGConfig)
         super().__init__(env, config, build_policy, seed, num_iterations)
-        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
-        self.target_policy_buffer = flat(list(self.target_policy.parameters()))
+        self.target_policy = copy.deepcopy(self.policy)
+        self.target_policy_buffer = flat(learned(self.target_policy))
+        self.target_policy.requires_grad_(False)
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process

@@ -23,7 +23,8 @@ from rlcore.networks import Network, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
 from rlcore.observations import choose_groups, concatenate
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
-from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
+from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
+from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch, Replay, Transitions, minibatches
 from rlcore.rollout import make_trace
@@ -69,6 +70,7 @@ class OffPolicy:
         if self.critic_groups != policy.groups:
             self.critic_normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
         self.critics = Critics(size + policy.actions, config).to(device)
+        refuse_state(policy, self.critics)
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
                 network.mlp.precision = config.precision
@@ -78,10 +80,11 @@ class OffPolicy:
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
         self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
         # These bring weights to unit length, if so configured, so targets are copied afterwards.
-        self.actor_optimizer = self._adam(list(policy.parameters()), unit_weights(policy, config.actor))
-        self.critic_optimizer = self._adam(list(self.critics.parameters()), unit_weights(self.critics, config.critic))
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.target_critic_buffer = flat(list(self.target_critics.parameters()))
+        self.actor_optimizer = self._adam(learned(policy), unit_weights(policy, config.actor))
+        self.critic_optimizer = self._adam(learned(self.critics), unit_weights(self.critics, config.critic))
+        self.target_critics = copy.deepcopy(self.critics)
+        self.target_critic_buffer = flat(learned(self.target_critics))
+        self.target_critics.requires_grad_(False)
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)

@@ -37,6 +37,11 @@ def joined(tensors: Sequence[Tensor]) -> Tensor | None:
     return torch.as_strided(tensors[0].detach(), (place,), (1,))
 
 
+def learned(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that are to be learned, in order: all but those that somebody froze (``requires_grad_(False)``)."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the flat buffer that the parameters are views of; if they are none yet, they become so.
 

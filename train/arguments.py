@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import closest, named_groups, parse_text, shown, to_int
+from rlcore.config import ConfigError, closest, named_groups, parse_text, shown, to_int
 
 T = TypeVar("T")
 
@@ -116,12 +116,13 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
     Args:
         words: the command line after the command.
         cls: the dataclass that holds the settings; dashes and underscores are the same in names.
-        free: section whose keys are not declared, such as ``env``.
+        free: section whose keys are not declared, such as ``env``; so are those of settings that are dicts.
 
     Raises:
         UsageError: an unknown setting, or a word that belongs to none.
     """
     settings = settings_of(cls)
+    open_ones = tuple(f"{name}." for name in [*filter(None, [free]), *(k for k, h in settings.items() if _is_dict(h))])
     pairs: list[Pair] = []
     rest = list(words)
     while rest:
@@ -131,9 +132,9 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         shown, equals, value = word.removeprefix("--").partition("=")
         key = shown.replace("-", "_")
         negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
-        if free is not None and key.startswith(f"{free}."):
+        if key.startswith(open_ones):
             hint: Any = list[str] if key == f"{free}.wrappers" else str
-        elif (general := _general(key, settings)) in settings and key != free:
+        elif (general := _general(key, settings)) in settings and not _is_dict(settings[general]) and key != free:
             hint = settings[general]
         elif negated != key and settings.get(negated) is bool:
             if equals:
@@ -146,7 +147,7 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         if not equals:
             while rest and (not taken or _is_sequence(hint)) and not _is_setting(rest[0], settings):
                 taken.append(rest.pop(0))
-            if not taken and hint is not bool and not (free is not None and key.startswith(f"{free}.")):
+            if not taken and hint is not bool and not key.startswith(open_ones):
                 what = "RUN" if key in ("run", "resume") else "VALUE"
                 raise UsageError(f"--{shown} needs a value; write --{shown} {what}")
         if taken == [""] and key in settings and key != free:  # a variable of the shell that is not set
@@ -164,12 +165,15 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     settings, flags = settings_of(cls), _flags(cls)
     words: list[str] = []
     given: dict[str, str] = {}
-    pairs = list(pairs)
-    if default is not None:
-        for key in (key for key, _ in pairs if key not in settings):
-            default = _with_group(default, key.split("."))
+    options: list[Pair] = []
     for key, values in pairs:
-        flag, *rest = _words_for(flags.get(key, key), values, settings[_general(key, settings)])
+        general = _general(key, settings)
+        if general not in settings:
+            options.append((key, values))
+            continue
+        if general != key and default is not None:
+            default = _with_group(default, key.split("."))
+        flag, *rest = _words_for(flags.get(key, key), values, settings[general])
         words += [flag, *rest]
         given[flag] = " ".join(rest)
     box = io.StringIO()
@@ -177,9 +181,22 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     try:
         with contextlib.redirect_stderr(box), _columns(10_000):
             result: T = tyro.cli(cls, args=words, prog=prog, use_underscores=True, **base)
-            return result
     except SystemExit:
         raise UsageError(_condensed(box.getvalue(), given)) from None
+    try:
+        for key, values in options:
+            result = _with_option(result, key, free_value(key, values))
+    except ConfigError as error:
+        raise UsageError(f"{key.rpartition('.')[0].rpartition('.')[0]}.{error}") from None
+    return result
+
+
+def _with_option(settings: Any, key: str, value: Any) -> Any:
+    """Settings with one more entry of a dict in them: that of ``actor.options`` for ``actor.options.width``."""
+    first, _, rest = key.partition(".")
+    if isinstance(settings, dict):
+        return settings | {key: value}
+    return dataclasses.replace(settings, **{first: _with_option(getattr(settings, first), rest, value)})
 
 
 def _general(key: str, settings: Mapping[str, Any]) -> str:
@@ -285,6 +302,10 @@ def _is_sequence(hint: Any) -> bool:
     return typing.get_origin(hint) in (tuple, list)
 
 
+def _is_dict(hint: Any) -> bool:
+    return typing.get_origin(hint) is dict
+
+
 def _is_setting(word: str, settings: dict[str, Any]) -> bool:
     if word.startswith("--"):
         return True
@@ -307,7 +328,7 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
     sections = {name.rpartition(".")[0] for name in settings} - {""}
     if key in sections:
         return f"--{shown} is a group of settings; write --{shown}.NAME VALUE"
-    if key == free:
+    if key == free or _is_dict(settings.get(key)):
         return f"--{shown} needs the name of an option; write --{shown}.OPTION VALUE"
     last = key.rpartition(".")[2]
     if "algo" in settings and last in INSTEAD:
