@@ -200,10 +200,10 @@ def _input(expression: str, pictures: bool = False) -> tuple[set[str], bool, lis
             reads.add(name.removesuffix("_ACTIONS"))  # STATES_ACTIONS is of critics, Shape.STATES is older still
         elif isinstance(node, ast.Subscript):
             whole_group, member = node.value, node.slice
-            name = member.value if isinstance(member, ast.Constant) else None
-            if pictures and isinstance(whole_group, ast.Name) and isinstance(name, str):
+            key = member.value if isinstance(member, ast.Constant) else None
+            if pictures and isinstance(whole_group, ast.Name) and isinstance(key, str):
                 members.add(whole_group)
-                reads.add(f"{whole_group.id}/{name}")
+                reads.add(f"{whole_group.id}/{key}")
                 continue
             remarks.append(f"{ast.unparse(node)}: rlcore reads the whole group")
         elif isinstance(node, ast.BinOp):
