@@ -86,12 +86,6 @@ def encoded(
     )
 
 
-def parameters_beside(module: nn.Module, other: nn.Module) -> list[nn.Parameter]:
-    """Parameters of a module that are none of another's."""
-    theirs = set(other.parameters())
-    return [parameter for parameter in module.parameters() if parameter not in theirs]
-
-
 @contextmanager
 def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """Let gradients pass through parameters without being computed for them."""

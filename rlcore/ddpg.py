@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rlcore.anchors import Anchors
 from rlcore.config import check, settings_of
-from rlcore.critics import encoded, frozen, parameters_beside
+from rlcore.critics import encoded, frozen
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
 from rlcore.losses import actor_loss, critic_loss
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.optimizer import flat
+from rlcore.optimizer import flat, learned
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch
 from rlcore.types import Metrics
@@ -93,8 +93,9 @@ class DDPG(OffPolicy):
         super().__init__(env, config, build_policy, seed, num_iterations)
         # With the encoders of the target critics, where the actor has those of the critics.
         copied = dict(zip(map(id, self.critics.modules()), self.target_critics.modules(), strict=True))
-        self.target_policy = copy.deepcopy(self.policy, copied).requires_grad_(False)
-        self.target_policy_buffer = flat(parameters_beside(self.target_policy, self.target_critics))
+        self.target_policy = copy.deepcopy(self.policy, copied)
+        self.target_policy_buffer = flat(learned(self.target_policy))  # without these
+        self.target_policy.requires_grad_(False)
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process

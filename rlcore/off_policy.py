@@ -14,7 +14,7 @@ from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
-from rlcore.critics import Critics, parameters_beside
+from rlcore.critics import Critics
 from rlcore.encoders import random_shift
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
@@ -24,7 +24,8 @@ from rlcore.networks import Network, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
 from rlcore.observations import as_stored, concatenate, images, unread, vectors
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
-from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
+from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
+from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch, Replay, Transitions, minibatches
 from rlcore.rollout import make_trace
@@ -69,9 +70,9 @@ class OffPolicy:
         groups = tuple(dict.fromkeys((*policy.groups, *self.critic_groups, *self.image_groups)))
         self.critic_normalizer = policy.normalizer
         if self.critic_groups != policy.groups:
-            self.critic_normalizer = make_normalizer(self.critics.size, config.normalize_obs, config.clip_obs).to(
-                device
-            )
+            normalizer = make_normalizer(self.critics.size, config.normalize_obs, config.clip_obs)
+            self.critic_normalizer = normalizer.to(device)
+        refuse_state(policy, self.critics)
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
                 network.mlp.precision = config.precision
@@ -83,10 +84,12 @@ class OffPolicy:
         # These bring weights to unit length, if so configured, so targets are copied afterwards.
         layers = [unit_weights(nn.ModuleList((policy.trunk, policy.head)), config.actor)]
         layers += [unit_weights(nn.ModuleList((self.critics.trunks, self.critics.heads)), config.critic)]
-        self.actor_optimizer = self._adam(parameters_beside(policy, self.critics), layers[0])
-        self.critic_optimizer = self._adam(list(self.critics.parameters()), layers[1])
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.target_critic_buffer = flat(list(self.target_critics.parameters()))
+        theirs = set(self.critics.parameters())
+        self.actor_optimizer = self._adam([p for p in learned(policy) if p not in theirs], layers[0])
+        self.critic_optimizer = self._adam(learned(self.critics), layers[1])
+        self.target_critics = copy.deepcopy(self.critics)
+        self.target_critic_buffer = flat(learned(self.target_critics))
+        self.target_critics.requires_grad_(False)
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
