@@ -21,7 +21,7 @@ from rlcore.exploration import Deviation
 from rlcore.losses import actor_loss, critic_loss
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.optimizer import flat, learned
+from rlcore.optimizer import flat, learned, polyak_update
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch
 from rlcore.types import Metrics
@@ -137,8 +137,8 @@ class DDPG(OffPolicy):
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action, count=1)
             metrics |= self._actor_step(actor_loss(values, weight, "mean")[0])
-            self._polyak_update(self.target_critic_buffer, self.critic_optimizer)
-            self._polyak_update(self.target_policy_buffer, self.actor_optimizer)
+            polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
+            polyak_update(self.target_policy_buffer, self.actor_optimizer, config.tau)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch, Replay, Transitions, minibatches
 from rlcore.rollout import make_trace
+from rlcore.signals import chosen
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -95,6 +96,9 @@ class OffPolicy:
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
         want_final_obs(env, groups if config.timeout_bootstrap == "final_obs" else ())
         self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
+        self.signals = {name: signal for name, signal in config.signals.items() if signal.weight != 0}
+        weights = [config.reward_scale * signal.weight for signal in self.signals.values()]
+        self.signal_weights = torch.tensor(weights, device=device)  # [S], of the reward as it is stored
         self.replay = self._memory(spec, groups)
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
         self.return_scale: ReturnScale | None = None
@@ -121,6 +125,7 @@ class OffPolicy:
         replay = Replay(
             config.buffer_size, env.num_envs, vectors(spec, groups), self.policy.actions, env.max_episode_length,
             self.device, kind, config.final_capacity, config.buffer_device, images(spec, groups), spec.image_types,
+            {name: config.gamma if signal.gamma is None else signal.gamma for name, signal in self.signals.items()},
         )  # fmt: skip
         remedy = f"it holds {replay.num_rows} vector steps and learning begins after {self.first_rows}; raise it"
         check(replay.num_rows >= self.first_rows, "buffer_size", config.buffer_size, remedy)
@@ -213,29 +218,24 @@ class OffPolicy:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self.skips |= step.valid is not None
-        self._record(obs, action, step.reward, step.terminated, step.truncated, final_obs, step.valid)
+        signals = chosen(self.signals, step.signals) if self.signals else None
+        self._record(obs, action, step._replace(obs={}, log={}, final_obs=final_obs, signals=signals))
 
     @torch.no_grad()
-    def _store(
-        self,
-        obs: Obs,
-        action: Tensor,
-        reward: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-        final_obs: Obs | None,
-        valid: Tensor | None,
-    ) -> None:
-        reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
+    def _store(self, obs: Obs, action: Tensor, step: Step) -> None:
+        _, reward, terminated, truncated, final_obs, _, valid, signals = step
+        reward, kept = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale, obs
         if self.image_groups:
-            obs = {**obs, **as_stored(obs, self.image_groups)}
+            kept = {**obs, **as_stored(obs, self.image_groups)}
             final_obs = None if final_obs is None else {**final_obs, **as_stored(final_obs, self.image_groups)}
-        self.replay.write(obs, action, reward, terminated, truncated, final_obs)
+        self.replay.write(kept, action, reward, terminated, truncated, final_obs, signals)
         done = terminated | truncated  # [N]
         if valid is not None:
             self.replay.cut(~valid)
             done = done | ~valid
         if self.return_scale is not None:
+            if signals is not None:
+                reward = reward + torch.stack(list(signals.values()), -1) @ self.signal_weights
             self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
         self.held.end(done)
         self._end_episodes(done)
@@ -304,6 +304,8 @@ class OffPolicy:
         actor_obs, critic_obs = self._normalized(transitions.obs)
         next_actor_obs, next_critic_obs = self._normalized(transitions.next_obs)
         reward, weight, shift = transitions.reward, transitions.weight, self.config.random_shift
+        if transitions.signals is not None:
+            reward = reward + transitions.signals @ self.signal_weights
         return Batch(
             actor_obs,
             critic_obs,
@@ -336,14 +338,6 @@ class OffPolicy:
     def _actor_step(self, loss: Tensor) -> Metrics:
         """Take the actor's step down its loss; the critics' own gradients are not wanted."""
         return {"loss/policy": loss.detach(), "policy/gradient_norm": descend(self.actor_optimizer, loss)}
-
-    @torch.no_grad()
-    def _polyak_update(self, target: Tensor, source: FlatAdam) -> None:
-        """Move target networks, whose parameters are in one buffer, ``tau`` of the way (arXiv:1509.02971, section 3).
-
-        Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
-        """
-        target.lerp_(source.value, self.config.tau)
 
     def _adam(self, parameters: list[nn.Parameter], unit: Sequence[Tensor] = ()) -> FlatAdam:
         limit = self.config.max_grad_norm

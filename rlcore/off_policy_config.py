@@ -10,6 +10,7 @@ from rlcore.config import ConfigError, check, check_positive, nearest
 from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
 from rlcore.replay import Home
+from rlcore.signals import SignalConfig
 from rlcore.types import Timeout
 
 C = TypeVar("C", bound="OffPolicyConfig")
@@ -83,6 +84,9 @@ class OffPolicyConfig:
     """Discount per step."""
     n_step: int = 1
     """Rewards summed before a target critic takes over; windows end with their episode."""
+    signals: dict[str, SignalConfig] = field(default_factory=dict)
+    """What is learned from values that the env gives beside the reward, by name: each times its signals.NAME.weight is
+    added to the reward, with a gamma of its own over the n_step steps that are summed."""
     timeout_bootstrap: Timeout = "final_obs"
     """What follows a time-out: the true last observation (else, where the env hides it, as value); the observation
     before it; or nothing."""
@@ -145,6 +149,11 @@ class OffPolicyConfig:
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
         check_positive(self, "learning_rate", "update_ratio", "reward_scale", "init_head_scale")
         check_positive(self, "clip_obs", "max_grad_norm", "num_updates", none=True)
+        for name, signal in self.signals.items():
+            summed = signal.gae_lambda is None
+            check(summed, f"signals.{name}.gae_lambda", signal.gae_lambda, "SAC and DDPG sum n_step steps; set none")
+            remedy = "the sum of SAC and DDPG ends with the episode; set true"
+            check(signal.episodic, f"signals.{name}.episodic", signal.episodic, remedy)
         check(self.random_shift >= 0, "random_shift", self.random_shift, "set 0 or more")
         check(0 <= self.gamma <= 1, "gamma", self.gamma, "set a number from 0 to 1")
         check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")

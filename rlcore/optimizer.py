@@ -240,6 +240,15 @@ def step_all(optimizers: Sequence[FlatAdam], allowed: Tensor) -> tuple[Tensor, T
     return norms.norm(), taken.amin()
 
 
+@torch.no_grad()
+def polyak_update(target: Tensor, source: FlatAdam, tau: float) -> None:
+    """Move target networks, whose parameters are in one buffer, ``tau`` of the way (arXiv:1509.02971, section 3).
+
+    Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
+    """
+    target.lerp_(source.value, tau)
+
+
 def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:
     """Take a step down the loss, unless it is not finite; the gradient's norm."""
     optimizer.zero_grad()

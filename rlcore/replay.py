@@ -27,6 +27,7 @@ from rlcore.replay_rows import (
     Windows,
     read_ends,
     read_windows,
+    signal_sums,
     write_outcomes,
     write_rows,
 )
@@ -48,6 +49,7 @@ class Transitions(NamedTuple):
     discount: Tensor  # [B], gamma^(steps taken), 0 where nothing follows
     next_obs: Obs  # as obs; what the discount multiplies the value of
     weight: Tensor  # [B], 1, or 0 where next_obs has been lost or a step is broken: no value is learned
+    signals: Tensor | None = None  # [B, S], sums over the same steps, each column by its own discount; none: S is 0
 
 
 class Batch(NamedTuple):
@@ -98,6 +100,7 @@ class Replay:
         home: where observations and actions are stored.
         images: shape of each image group to store.
         image_types: of them, ``uint8`` or ``float32``; float32 where nothing is said.
+        signals: discount per step of each signal to store, by name.
 
     Raises:
         ConfigError: the memory does not fit, or is too small for the number of envs, or the device cannot use that of
@@ -117,6 +120,7 @@ class Replay:
         home: Home = "env",
         images: Mapping[str, Shape] = MappingProxyType({}),
         image_types: Mapping[str, str] = MappingProxyType({}),
+        signals: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.num_rows, self.num_envs, self.device = capacity // num_envs, num_envs, device
         if self.num_rows < 2:
@@ -139,7 +143,7 @@ class Replay:
         places = total + self.num_finals + 1
         seen = places * sum(width * kinds[group].itemsize for group, width in widths.items())
         halved = places * sum(width for group, width in widths.items() if kinds[group] == torch.float32)
-        large, small = seen + total * 4 * action_size, total * (4 + 4)
+        large, small = seen + total * 4 * action_size, total * (4 + 4 + 4 * len(signals))
         self.num_bytes = large + small
         needs = {torch.device("cpu"): large, device: small} if self.on_host else {device: self.num_bytes}
         others: dict[str, Needs] = {}  # what else could be set, and what that needs
@@ -175,15 +179,27 @@ class Replay:
         }
         self.reward = zeros(*shape, pinned=False)  # [C, N]
         self.end = zeros(*shape, kind=torch.int32, pinned=False).fill_(GOING)  # [C, N]; see ``Outcomes``
+        self.signal_names = tuple(signals)
+        self.signals = zeros(*shape, len(signals), pinned=False) if signals else None  # [C, N, S]
+        self.signal_gammas = torch.tensor(list(signals.values()), device=device)  # [S]
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # where the next step goes
         self.size = torch.zeros(1, dtype=torch.int64, device=device)  # rows written, at most C
         self.num_written = torch.zeros(1, dtype=torch.int64, device=device)  # final observations so far
         self.level = torch.zeros(2, device=device)  # logarithm of what rewards usually are, and steps that it is from
 
     def write(
-        self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
+        self,
+        obs: Obs,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: Obs | None,
+        signals: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Store one vector step: observations, actions ``[N, A]`` and what the env answered; see ``types.Step``.
+
+        Of signals those are stored whose discounts it was built with.
 
         A step that has a number which is not finite is broken, or a reward beyond 10,000 times the usual one: no window
         that reads it counts, nor one that would end in its observation. Otherwise one such number would make the loss
@@ -195,6 +211,10 @@ class Replay:
             finals = None if final_obs is None else Finals(final_obs[group].flatten(1), slot, self.final_obs[group])
             write_rows(ring, obs[group].flatten(1), place, self.end, led_to=True, finals=finals)
         write_rows(self.action, action, place, self.end)
+        if self.signals is not None:
+            assert signals is not None, "a memory of signals is given none"
+            columns = torch.stack([signals[name] for name in self.signal_names], -1)  # [N, S]
+            write_rows(self.signals, columns, place, self.end)
 
     @torch.no_grad()
     def cut(self, where: Tensor | None = None) -> None:
@@ -230,21 +250,23 @@ class Replay:
         """
         draw = torch.randint(2**62, (number,), device=self.device)
         env = torch.randint(self.num_envs, (number,), device=self.device)
-        return self._read(read_windows(self.outcomes, draw, env, gamma, n_step, timeout, self.num_finals, drawn=True))
+        places = draw, env, gamma, n_step, timeout, self.num_finals
+        return self._read(read_windows(self.outcomes, *places, drawn=True), n_step)
 
     @torch.no_grad()
     def window(
         self, start: Tensor, env: Tensor, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs"
     ) -> Transitions:
         """Read the transitions that begin in the given rows ``[B]`` and envs ``[B]``; see ``sample``."""
-        return self._read(read_windows(self.outcomes, start, env, gamma, n_step, timeout, self.num_finals))
+        places = start, env, gamma, n_step, timeout, self.num_finals
+        return self._read(read_windows(self.outcomes, *places), n_step)
 
     @property
     def outcomes(self) -> Outcomes:
         """What came of every step, and which of them are in memory."""
         return Outcomes(self.reward, self.end, self.num_written, self.row, self.size)
 
-    def _read(self, windows: Windows) -> Transitions:
+    def _read(self, windows: Windows, n_step: int) -> Transitions:
         ends = {group: read_ends(ring, self.final_obs[group], windows) for group, ring in self.obs.items()}
         for group, shape in self.images.items():
             obs, next_obs = ends[group]
@@ -256,6 +278,7 @@ class Replay:
             windows.discount,
             {group: next_obs for group, (_, next_obs) in ends.items()},
             windows.weight,
+            None if self.signals is None else signal_sums(self.signals, self.end, windows, self.signal_gammas, n_step),
         )
 
     def state_dict(self, rows: int) -> dict[str, Tensor]:
@@ -272,8 +295,11 @@ class Replay:
         """Restore ``state_dict``'s result, in place.
 
         Raises:
-            ConfigError: it was saved with room for another number of final observations.
+            ConfigError: it was saved with room for another number of final observations, or with other signals.
         """
+        saved_signals = state["signals"].shape[-1] if "signals" in state else 0
+        remedy = f"the replay memory was saved with {saved_signals}; learn from as many, or begin anew"
+        check(saved_signals == len(self.signal_names), "signals", self.signal_names, remedy)
         for name in self._finals():
             saved = len(state[name]) - 1
             remedy = (
@@ -296,7 +322,8 @@ class Replay:
             torch.cuda.synchronize(self.device)
 
     def _rings(self) -> dict[str, Tensor]:
-        own = {name: getattr(self, name) for name in ("action", "reward", "end")}
+        names = ("action", "reward", "end") if self.signals is None else ("action", "reward", "end", "signals")
+        own = {name: getattr(self, name) for name in names}
         return {f"obs_{group}": ring for group, ring in self.obs.items()} | own
 
     def _finals(self) -> dict[str, Tensor]:

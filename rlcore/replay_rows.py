@@ -121,6 +121,28 @@ def read_as(ring: Tensor) -> torch.dtype:
     return torch.uint8 if ring.dtype == torch.uint8 else torch.float32
 
 
+def signal_sums(ring: Tensor, end: Tensor, windows: Windows, gammas: Tensor, n_step: int) -> Tensor:
+    """Sum signals over the steps of windows, as ``read_windows`` sums rewards.
+
+    Args:
+        ring: ``[C, N, S]``, signals of all steps in memory.
+        end: ``[C, N]``, of ``Outcomes``.
+        windows: where.
+        gammas: ``[S]``, discount per step of each.
+        n_step: longest window.
+
+    Returns:
+        ``[B, S]``, sum of gamma^i s_i.
+    """
+    rows, envs = end.shape
+    later = torch.arange(n_step, device=end.device).unsqueeze(1)  # [n, 1]
+    here = (windows.begin + envs * later) % (rows * envs)  # [n, B]
+    going = end.flatten()[here[:-1]] == GOING  # [n - 1, B], whether the next step is of the same episode
+    taken = torch.cat([torch.ones_like(here[:1]), going.long().cumprod(0)])  # [n, B]
+    factors = gammas**later  # [n, S]
+    return (ring.flatten(0, 1)[here] * factors.unsqueeze(1) * taken.unsqueeze(-1)).sum(0)
+
+
 @accelerated("replay:write_outcomes", of=3)
 def write_outcomes(
     outcomes: Outcomes, level: Tensor, num_finals: int, reward: Tensor, terminated: Tensor, truncated: Tensor,

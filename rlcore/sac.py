@@ -16,6 +16,7 @@ from rlcore.env import EnvSpec, VecEnv
 from rlcore.losses import actor_loss, critic_loss, temperature_gradient
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.optimizer import polyak_update
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch
 from rlcore.types import Metrics
@@ -186,7 +187,7 @@ class SAC(OffPolicy):
                 self.log_temperature.grad = temperature_gradient(entropy, self.target_entropy)
                 self.temperature_optimizer.step(self.log_temperature.grad)
             metrics |= {"policy/entropy": entropy, "policy/temperature": temperature}
-        self._polyak_update(self.target_critic_buffer, self.critic_optimizer)
+        polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

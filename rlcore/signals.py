@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,20 @@ class SignalConfig:
             check(value is None or 0 <= value <= 1, key, value, "set a number from 0 to 1, or none")
 
 
+def chosen(names: Collection[str], signals: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The signals of a step that are learned from, ``[N]`` each.
+
+    Raises:
+        ConfigError: the env does not give one of them.
+    """
+    there = signals or {}
+    for name in names:
+        if name not in there:
+            hint = nearest(name, there) if there else "it gives none (Step.signals)"
+            raise ConfigError(f"agent.signals: the env gives no signal '{name}'; {hint}")
+    return {name: there[name] for name in names}
+
+
 class SignalColumns(nn.Module):
     """The signals that are learned from, S of them, in the order of the settings.
 
@@ -64,12 +78,7 @@ class SignalColumns(nn.Module):
         Raises:
             ConfigError: the env does not give one of them.
         """
-        there = signals or {}
-        for name in self.configs:
-            if name not in there:
-                hint = nearest(name, there) if there else "it gives none (Step.signals)"
-                raise ConfigError(f"agent.signals: the env gives no signal '{name}'; {hint}")
-        return {f"signal_{name}": there[name] for name in self.configs}
+        return {f"signal_{name}": column for name, column in chosen(self.configs, signals).items()}
 
     def broken(self, data: Mapping[str, Tensor]) -> Tensor:
         """Where one of them is not a number, bool ``[T, N]``."""
