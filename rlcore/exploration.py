@@ -33,7 +33,6 @@ class HeldNoise(nn.Module):
         weight = torch.arange(1, longest + 1, dtype=torch.float64) ** -2.0
         self.register_buffer("chance", (weight.cumsum(0) / weight.sum()).float(), persistent=False)
 
-    @torch.no_grad()
     def draw(self) -> Tensor:
         """Return this step's noise, ``[N, A]``, from the device's default generator."""
         if self.longest == 1:
@@ -44,7 +43,6 @@ class HeldNoise(nn.Module):
         self.left.copy_(torch.where(over, steps, self.left) - 1)
         return self.noise
 
-    @torch.no_grad()
     def end(self, done: Tensor) -> None:
         """Draw anew where an episode ended, ``[N]``."""
         if self.longest > 1:

@@ -85,6 +85,18 @@ def broken_steps(sources: Mapping[str, Tensor | None]) -> Metrics:
     return _named(columns, torch.stack([counts.sum(1), (counts > 0).sum(1), env, column], 1).float())
 
 
+def rollout_faults(data: Mapping[str, Tensor], broken_reward: Tensor, final_broken: Tensor | None) -> Metrics:
+    """Count broken steps of a rollout by what is broken; see ``broken_steps``.
+
+    Args:
+        data: columns of the rollout, ``actor_broken`` and, where the critic reads other groups, ``critic_broken``.
+        broken_reward: bool ``[T, N]``.
+        final_broken: of last observations, int32 ``[T, N]``; None where they are not read.
+    """
+    observed = {"actor": data["actor_broken"], "critic": data.get("critic_broken")}
+    return broken_steps({**observed, "reward": broken_reward.int() - 1, "final": final_broken})
+
+
 @torch.no_grad()
 def far_numbers(normalizers: Mapping[str, Any], num_envs: int) -> Metrics:
     """Find the column that has most ``outliers`` ``[2, O]`` of normalizers by source, which begin anew.
@@ -122,7 +134,7 @@ class Latest:
 
     def note(self, columns: Tensor) -> None:
         """Take in a step: which column of each env's numbers is broken, int32 ``[N]``; -1 where none is."""
-        if not nothing(columns >= 0):
+        if not columns.is_cpu or columns.numpy().max() >= 0:  # on a CPU the host may look
             column, env = columns.max(0)
             new = torch.stack([self.found[0] + 1, torch.zeros_like(self.found[0]), env, column])
             self.found.copy_(torch.where(column >= 0, new, self.found))

@@ -164,7 +164,7 @@ class _Mail:
         self.steps = agent.num_steps * env.num_envs
         self.names = list(metrics)
         self.watch = watch
-        self.values = torch.stack([value.detach().float() for value in metrics.values()])
+        self.values = torch.stack([value.float() for value in metrics.values()]).detach()
         if watch.cuda:
             pinned = torch.empty(self.values.shape, pin_memory=True)
             self.values = pinned.copy_(self.values, non_blocking=True)

@@ -73,7 +73,8 @@ def ppo_loss(
     error = (value - samples.returns).square()
     if clip_value_loss:
         near = samples.value + (value - samples.value).clamp(-clip_range, clip_range)
-        error = torch.max(error, (near - samples.returns).square())
+        other = (near - samples.returns).square()
+        error = torch.where(other > error, other, error)
     value_loss = (weight * error).mean()
     entropy = distribution.entropy()
     entropy = entropy if entropy_coef != 0 else entropy.detach()  # without a gradient that comes to nothing
@@ -91,6 +92,11 @@ def ppo_loss(
     if isinstance(old, Gaussian):
         metrics["policy/std"] = old.std.mean()
     return loss, metrics
+
+
+def value_loss(values: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error of values ``[L, B, C]`` against returns, samples by weight ``[L, B]``, summed over columns."""
+    return (weight.unsqueeze(-1) * (values - returns).square()).mean((0, 1)).sum()
 
 
 # --- Critics that predict the mean return ----------------------------------------------------------------------------

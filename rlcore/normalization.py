@@ -223,6 +223,8 @@ def reward_limit(level: Tensor, reward: Tensor) -> Tensor:
 def _magnitude(xp: Any, reward: Any) -> Any:
     """Mean logarithm of rewards' magnitudes, none taken for less than 1, for NumPy or torch."""
     size = abs(reward)
+    if xp is np and (most := size.max()) < np.inf:  # the same in few operators, as is usual; false for NaN, too
+        return np.log(np.maximum(size, 1)).mean() if most > 1 else 0.0
     return xp.log(xp.where((size > 1) & (size < torch.inf), size, 1.0)).mean()
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.anchors import Anchors
+from rlcore.arrays import nothing
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.critics import Critics
@@ -22,15 +23,13 @@ from rlcore.networks import Network, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
 from rlcore.observations import choose_groups, concatenate
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
-from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat
+from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
+from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
-from rlcore.replay import Replay, Transitions
+from rlcore.replay import Batch, Replay, Transitions, minibatches
 from rlcore.rollout import make_trace
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
-
-Batch = dict[str, Tensor]
-"""Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
 
 
 class OffPolicy:
@@ -71,6 +70,7 @@ class OffPolicy:
         if self.critic_groups != policy.groups:
             self.critic_normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
         self.critics = Critics(size + policy.actions, config).to(device)
+        refuse_state(policy, self.critics)
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
                 network.mlp.precision = config.precision
@@ -80,10 +80,11 @@ class OffPolicy:
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
         self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
         # These bring weights to unit length, if so configured, so targets are copied afterwards.
-        self.actor_optimizer = self._adam(list(policy.parameters()), unit_weights(policy, config.actor))
-        self.critic_optimizer = self._adam(list(self.critics.parameters()), unit_weights(self.critics, config.critic))
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.target_critic_buffer = flat(list(self.target_critics.parameters()))
+        self.actor_optimizer = self._adam(learned(policy), unit_weights(policy, config.actor))
+        self.critic_optimizer = self._adam(learned(self.critics), unit_weights(self.critics, config.critic))
+        self.target_critics = copy.deepcopy(self.critics)
+        self.target_critic_buffer = flat(learned(self.target_critics))
+        self.target_critics.requires_grad_(False)
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
@@ -183,9 +184,12 @@ class OffPolicy:
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
             action = self._explore(normalized)  # [N, A]
-        uniform = self.policy.action_bias + self.policy.action_scale * (2 * torch.rand_like(action) - 1)
+        drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
+        if nothing(warm):
+            return action
+        uniform = self.policy.action_bias + self.policy.action_scale * (2 * drawn - 1)
         return torch.where(warm, uniform, action)
 
     def _explore(self, normalized: Tensor) -> Tensor:
@@ -234,8 +238,7 @@ class OffPolicy:
             self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
         self.held.end(done)
         self._end_episodes(done)
-        few = self.trace.num_envs
-        self.trace.write({**{group: value[:few] for group, value in obs.items()}, "done": done[:few]})
+        self.trace.write({**obs, "done": done})
         self.trace.advance()
 
     def update(self) -> Metrics:
@@ -274,14 +277,11 @@ class OffPolicy:
             transitions = self.replay.sample(
                 rows * config.batch_size, config.gamma, config.n_step, self.timeout_bootstrap
             )
-            whole = {
-                name: value.view(rows, config.batch_size, *value.shape[1:])
-                for name, value in self._batch(transitions).items()
-            }
+            whole = self._batch(transitions)
             logs: list[Metrics] = []
-            for i in range(rows):
+            for i, batch in enumerate(minibatches(whole, rows)):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
-                logs.append(self._gradient_step({name: value[i] for name, value in whole.items()}, with_actor))
+                logs.append(self._gradient_step(batch, with_actor))
         lost = 1 - transitions.weight.mean()
         means = means_of(logs) | self._faults()
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
@@ -294,25 +294,32 @@ class OffPolicy:
         """Steps of this iteration that are left out of learning, and what tells where they come from."""
         broken = self.replay.broken(self.num_steps)  # [num_steps, N]
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic_normalizer}
-        found = broken_steps({"step": broken.int() - 1}) | far_numbers(limited, self.env.num_envs)
-        return {"replay/dropped": broken.sum()} | found | self.broken.read("actor")
+        found = {} if nothing(broken) else broken_steps({"step": broken.int() - 1})
+        far = far_numbers(limited, self.env.num_envs)
+        return {"replay/dropped": broken.sum()} | found | far | self.broken.read("actor")
 
     @torch.no_grad()
     def _batch(self, transitions: Transitions) -> Batch:
-        batch: Batch = {}
-        for prefix, obs in (("", transitions.obs), ("next_", transitions.next_obs)):
-            batch[f"{prefix}actor_obs"] = self.policy.normalizer(concatenate(obs, self.policy.groups))
-            batch[f"{prefix}critic_obs"] = batch[f"{prefix}actor_obs"]
-            if self.critic_groups != self.policy.groups:
-                batch[f"{prefix}critic_obs"] = self.critic_normalizer(concatenate(obs, self.critic_groups))
-        weight = transitions.weight / transitions.weight.mean().clamp(min=1 / transitions.weight.numel())
-        reward = transitions.reward
-        return batch | {
-            "action": transitions.action,
-            "reward": reward if self.return_scale is None else reward / self.return_scale(),
-            "discount": transitions.discount,
-            "weight": weight,
-        }
+        actor_obs, critic_obs = self._normalized(transitions.obs)
+        next_actor_obs, next_critic_obs = self._normalized(transitions.next_obs)
+        reward, weight = transitions.reward, transitions.weight
+        return Batch(
+            actor_obs,
+            critic_obs,
+            next_actor_obs,
+            next_critic_obs,
+            transitions.action,
+            reward if self.return_scale is None else reward / self.return_scale(),
+            transitions.discount,
+            weight / weight.mean().clamp(min=1 / weight.numel()),
+        )
+
+    def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """What actor and critics read of observations."""
+        actor_obs = self.policy.normalizer(concatenate(obs, self.policy.groups))
+        if self.critic_groups == self.policy.groups:
+            return actor_obs, actor_obs
+        return actor_obs, self.critic_normalizer(concatenate(obs, self.critic_groups))
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""

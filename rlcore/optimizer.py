@@ -37,6 +37,11 @@ def joined(tensors: Sequence[Tensor]) -> Tensor | None:
     return torch.as_strided(tensors[0].detach(), (place,), (1,))
 
 
+def learned(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that are to be learned, in order: all but those that somebody froze (``requires_grad_(False)``)."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the flat buffer that the parameters are views of; if they are none yet, they become so.
 
@@ -213,6 +218,19 @@ class FlatAdam:
         """Restore ``state_dict``'s result, in place."""
         for name, value in self.state_dict().items():
             value.copy_(state[name])
+
+
+def step_all(optimizers: Sequence[FlatAdam], allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Take a step with each optimizer; see ``FlatAdam.step``.
+
+    Returns:
+        The norm of all gradients together, before clipping, and 1 if all steps were taken, else 0; scalars.
+    """
+    results = [optimizer.step(allowed) for optimizer in optimizers]
+    if len(results) == 1:
+        return results[0]
+    norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
+    return norms.norm(), taken.amin()
 
 
 def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rlcore.arrays import arrays
+from rlcore.capture import rebuilt
 from rlcore.config import ConfigError, check
 from rlcore.device_memory import Needs, Room, pinned_zeros, size_text
 from rlcore.dispatch import kernels_run
@@ -42,6 +45,27 @@ class Transitions(NamedTuple):
     discount: Tensor  # [B], gamma^(steps taken), 0 where nothing follows
     next_obs: Obs  # [B, O] by group; what the discount multiplies the value of
     weight: Tensor  # [B], 1, or 0 where next_obs has been lost or a step is broken: no value is learned
+
+
+class Batch(NamedTuple):
+    """Transitions as networks read them, B of them: vectors of observations joined and normalized."""
+
+    actor_obs: Tensor  # [B, O]
+    critic_obs: Tensor  # [B, O], may be the actor's
+    next_actor_obs: Tensor
+    next_critic_obs: Tensor
+    action: Tensor  # [B, A]
+    reward: Tensor  # [B], normalized if so configured
+    discount: Tensor  # [B]
+    weight: Tensor  # [B], with a mean of 1 over all that were drawn together
+
+
+def minibatches(batch: Batch, number: int) -> list[Batch]:
+    """Cut samples into so many equal parts, which are views."""
+    if number == 1:
+        return [batch]
+    size = len(batch.weight) // number
+    return [rebuilt(batch, operator.itemgetter(slice(i * size, (i + 1) * size))) for i in range(number)]
 
 
 class Replay:
@@ -140,7 +164,6 @@ class Replay:
         self.num_written = torch.zeros(1, dtype=torch.int64, device=device)  # final observations so far
         self.level = torch.zeros(2, device=device)  # logarithm of what rewards usually are, and steps that it is from
 
-    @torch.no_grad()
     def write(
         self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
     ) -> None:
@@ -172,8 +195,9 @@ class Replay:
     @torch.no_grad()
     def broken(self, rows: int) -> Tensor:
         """Tell which steps of the latest ``rows`` are broken, the last first, ``[rows, N]``."""
-        latest = (self.row - 1 - torch.arange(min(rows, self.num_rows), device=self.device)) % self.num_rows
-        return self.end.index_select(0, latest) == BROKEN
+        back = torch.arange(1, 1 + min(rows, self.num_rows), device=self.device)
+        _, end, row, back = arrays(self.end, self.row, back)
+        return torch.as_tensor(end[(row - back) % self.num_rows] == BROKEN)
 
     @torch.no_grad()
     def sample(self, number: int, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs") -> Transitions:

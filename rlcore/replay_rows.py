@@ -140,15 +140,19 @@ def write_outcomes(
     reward, terminated, truncated, limit = step
     rows = len(rewards)
     cut = truncated & ~terminated  # [N]
-    count = cut.cumsum(0)  # [N]
-    number = num_written + (count - 1) if final else xp.full_like(count, HIDDEN)
-    end = xp.where(cut, number, xp.where(terminated, TERMINATED, GOING))
     sound = abs(reward) <= limit
-    slot = xp.where(cut, number % num_finals, num_finals) if final else xp.full_like(count, num_finals)
-    if final:
-        num_written += count[-1]
-    _put(ends, place, xp.where(sound, end, BROKEN))
-    _put(rewards, place, xp.where(sound, reward, 0.0))
+    if xp is np and sound.all() and not (cut | terminated).any():  # the same in few operators, as is usual
+        end, slot = GOING, np.full(len(reward), num_finals)
+    else:
+        count = cut.cumsum(0)  # [N]
+        number = num_written + (count - 1) if final else xp.full_like(count, HIDDEN)
+        end = xp.where(sound, xp.where(cut, number, xp.where(terminated, TERMINATED, GOING)), BROKEN)
+        slot = xp.where(cut, number % num_finals, num_finals) if final else xp.full_like(count, num_finals)
+        reward = xp.where(sound, reward, 0.0)
+        if final:
+            num_written += count[-1]
+    _put(ends, place, end)
+    _put(rewards, place, reward)
     row += 1
     row %= rows
     size += size < rows
@@ -206,7 +210,7 @@ def _put(ring: Any, place: Tensor, value: Any) -> None:
 def _broken(value: Tensor) -> Tensor | None:
     """Tell which rows ``[N]`` of ``[N, ...]`` have a number that cannot be used; None where the host sees: none."""
     # On the CPU nothing runs ahead of the host, so that it may look; where squares come to much it looks closer.
-    if value.device.type == "cpu" and np.vdot(numbers := value.numpy(), numbers) < UNUSABLE**2:
+    if value.is_cpu and np.vdot(numbers := value.numpy(), numbers) < UNUSABLE**2:
         return None
     return ~(value.abs() < UNUSABLE).view(len(value), -1).all(1)
 

@@ -36,7 +36,12 @@ class Rollout:
         self._rows: dict[str, tuple[Tensor, ...]] = {}  # of data, on a CPU
 
     def write(self, rows: Mapping[str, Tensor]) -> None:
-        """Copy ``[N, ...]`` tensors into the present row; a name's first row settles its shape and type."""
+        """Copy tensors ``[N, ...]``, or the first N rows of larger ones, into the present row.
+
+        A name's first row settles its shape and type.
+        """
+        if len(next(iter(rows.values()), ())) > self.num_envs:
+            rows = {name: value[: self.num_envs] for name, value in rows.items()}
         for name, value in rows.items():
             if name not in self.data:
                 self._keep(name, value.new_zeros((self.num_steps, *value.shape)))
@@ -105,14 +110,17 @@ class Samples(NamedTuple):
     actor_state: State = ()  # [layers, S, hidden] each, where sequences begin
     critic_state: State = ()
     keep: Tensor | None = None  # [L, S, 1], 0 where an episode begins; None without a recurrent network
+    signal_returns: Tensor | None = None  # [L, S, columns], what the critic is to learn of signals; None without any
 
 
-def minibatches(rollout: Samples, number: int) -> Iterator[Samples]:
+def shuffled(rollout: Samples, number: int) -> Iterator[Samples]:
     """Shuffle the sequences, all at once so that parts are views, and cut them into so many equal parts."""
+    if number == 1:
+        yield rollout
+        return
     count = rollout.weight.shape[1]
-    if number > 1:
-        order = torch.randperm(count, device=rollout.weight.device)
-        rollout = rebuilt(rollout, lambda x: _reordered(x, order))
+    order = torch.randperm(count, device=rollout.weight.device)
+    rollout = rebuilt(rollout, lambda x: _reordered(x, order))
     size = count // number
     for first in range(0, count, size):
         yield rebuilt(rollout, functools.partial(torch.narrow, dim=1, start=first, length=size))
@@ -123,6 +131,20 @@ def _reordered(value: Tensor, order: Tensor) -> Tensor:
     if len(value) == 1:
         return gather(value[0], order).unsqueeze(0)
     return value.index_select(1, order)
+
+
+def laid_out(rollout: Samples, length: int, actor_states: State, critic_states: State) -> Samples:
+    """Cut a rollout ``[T, N, ...]`` into sequences.
+
+    Args:
+        rollout: without states.
+        length: steps of a sequence, L.
+        actor_states: where sequences begin, ``[T / L, N, layers, hidden]`` each.
+        critic_states: those of the critic.
+    """
+    begun = (actor_states, critic_states)
+    actor, critic = (tuple(x.flatten(0, 1).transpose(0, 1) for x in parts) for parts in begun)
+    return rebuilt(rollout, lambda x: sequences(x, length))._replace(actor_state=actor, critic_state=critic)  # type: ignore[no-any-return]
 
 
 def sequences(value: Tensor, length: int) -> Tensor:

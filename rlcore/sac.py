@@ -14,9 +14,10 @@ from rlcore.critics import frozen
 from rlcore.distributions import sample_tanh_gaussian
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.losses import actor_loss, critic_loss, temperature_gradient
-from rlcore.off_policy import Batch, OffPolicy
+from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.policies import SquashedPolicy
+from rlcore.replay import Batch
 from rlcore.types import Metrics
 
 
@@ -158,25 +159,25 @@ class SAC(OffPolicy):
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1812.05905; with n steps the entropy of those in between is left out."""
-        config, weight = self.config, batch["weight"]
+        config, weight = self.config, batch.weight
         # The soft value of what comes next, eq. 3: what target critics say, and the entropy bonus.
         with torch.no_grad():
             temperature = self.log_temperature.exp()
-            next_action, next_log_prob = self._sample(batch["next_actor_obs"])
+            next_action, next_log_prob = self._sample(batch.next_actor_obs)
             if config.center_entropy:
                 next_log_prob = next_log_prob + self.target_entropy
             bonus = -(temperature * next_log_prob)
-            next_output = self.target_critics.output(batch["next_critic_obs"], next_action)
+            next_output = self.target_critics.output(batch.next_critic_obs, next_action)
         # The soft Bellman target, eq. 2, and the critics' distance from it, eq. 5.
-        output = self.critics.output(batch["critic_obs"], batch["action"])
-        fixed = batch["reward"], batch["discount"], weight, bonus
+        output = self.critics.output(batch.critic_obs, batch.action)
+        fixed = batch.reward, batch.discount, weight, bonus
         loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
         metrics = self._critic_step(loss, value)
         if with_actor:
             # The actor's loss, eq. 9, through actions that are differentiable by the policy's output.
-            action, log_prob = self._sample(batch["actor_obs"])
+            action, log_prob = self._sample(batch.actor_obs)
             with frozen(self.critic_optimizer.parameters):
-                values = self.critics(batch["critic_obs"], action)
+                values = self.critics(batch.critic_obs, action)
             loss, entropy = actor_loss(values, weight, config.q_reduce, log_prob, temperature)
             metrics |= self._actor_step(loss)
             if config.learn_temperature:
