@@ -127,6 +127,24 @@ def test_the_file_does_what_the_policy_does(kind: str, dynamic: bool, tmp_path: 
         assert len(torch.unique(action)) > 1  # what is compared depends on what is seen
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pooling": "max", "global_pooling": "max", "padding": (1,)},
+        {"pooling": "average", "global_pooling": "average", "activation": "elu"},
+        {"global_pooling": "softmax", "layer_norm": True},
+        {"output_size": 6, "layer_norm": True, "activation": "tanh"},
+    ],
+)
+def test_all_that_encoders_do_is_in_opset_11(settings: dict[str, Any], tmp_path: Path) -> None:
+    cnn = CNNConfig(**{"channels": (4,), "kernel_sizes": (3,), **settings})
+    policy = build_policy(BOX, PPOConfig(actor=NetworkConfig(hidden_dims=(8,), cnn=cnn), actor_obs=("camera",)))
+    for part in policy.parameters():
+        nn.init.normal_(part, std=0.4)
+    report = export_onnx(policy.eval(), BOX, tmp_path / "policy.onnx", recording=None, dynamic_batch=True)
+    assert 0 < report.parity.max_abs_error <= 1e-5
+
+
 def test_metadata_tells_of_images_masks_and_parts(file: Path) -> None:
     facts = read_metadata(file)
     assert facts["image_groups"] == [
