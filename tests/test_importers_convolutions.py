@@ -190,6 +190,14 @@ def test_skrl_pictures_and_vectors_meet_after_a_linear_layer() -> None:
     assert "one activation for all layers: relu" in notes and "the last one is kept" in notes
 
 
+def test_skrl_vectors_with_layers_of_their_own_meet_pictures_before_them() -> None:
+    state = {"name": "state", "input": "OBSERVATIONS[1]", "layers": [16], "activations": "elu"}
+    conversion = skrl(PICTURES, state, NET | {"input": "concatenate([features, state])"})
+    assert agent(conversion)["actor"]["hidden_dims"] == [16, 512]
+    notes = " ".join(r.note for r in conversion.rows if r.key == "models.policy.network")
+    assert "vectors meet the features of pictures before all hidden layers" in notes
+
+
 def test_skrl_options_of_convolutions_without_equal_are_told() -> None:
     block = PICTURES | {"layers": [{"conv2d": {"features": 8, "kernel_size": 3, "dilation": 2, "use_bias": False}}]}
     rows = [r for r in skrl(block, NET).rows if r.key == "models.policy.network" and r.status == "dropped"]

@@ -69,7 +69,7 @@ def layers_of(t: Translation, role: str, net: str) -> set[str]:
     functions: list[Any] = []
     notes: list[str] = []
     reads: set[str] = set()
-    roots = 0
+    roots = others = 0
     encoder: list[_Layer] = []  # the first block of convolutions
     for block in blocks:
         layers = t.read(key, None, lambda _: _layers(block))  # noqa: B023 - used at once
@@ -84,6 +84,7 @@ def layers_of(t: Translation, role: str, net: str) -> set[str]:
             notes += ["all pictures are read as the first are"] if encoder else []
             encoder = encoder or layers
             continue
+        others += 1
         roots += root
         linear = [width for kind, width, _ in layers if kind == "linear"]
         given = block.get("activations") or []
@@ -97,7 +98,7 @@ def layers_of(t: Translation, role: str, net: str) -> set[str]:
     if encoder:
         after = _encoder(t, key, net, encoder, joined=roots > 0)
         dims, functions = [width for width, _ in after] + dims, [function for _, function in after] + functions
-        if roots and sum(bool(_input(str(block.get("input", "")))[1]) for block in blocks) < len(blocks) - 1:
+        if 0 < roots < others:
             notes.append("vectors meet the features of pictures before all hidden layers")
     kind, remarks = _one_activation(functions)
     notes += remarks if functions else []
@@ -199,9 +200,10 @@ def _input(expression: str, pictures: bool = False) -> tuple[set[str], bool, lis
             reads.add(name.removesuffix("_ACTIONS"))  # STATES_ACTIONS is of critics, Shape.STATES is older still
         elif isinstance(node, ast.Subscript):
             whole_group, member = node.value, node.slice
-            if pictures and isinstance(whole_group, ast.Name) and isinstance(member, ast.Constant):
+            key = member.value if isinstance(member, ast.Constant) else None
+            if pictures and isinstance(whole_group, ast.Name) and isinstance(key, str):
                 members.add(whole_group)
-                reads.add(f"{whole_group.id}/{member.value!s}")
+                reads.add(f"{whole_group.id}/{key}")
                 continue
             remarks.append(f"{ast.unparse(node)}: rlcore reads the whole group")
         elif isinstance(node, ast.BinOp):
