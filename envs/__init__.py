@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
 from rlcore.names import nearest_names
+from rlcore.user_code import imported
+from rlcore.user_code import look_here as look_here
 
 if TYPE_CHECKING:  # Isaac Sim wants to start before PyTorch is imported, and its launcher is in this package
     import torch
@@ -106,23 +106,16 @@ def make_env(
 def own_env(task: str) -> Any:
     """The class of a vector env (``rlcore.env.VecEnv``) that a task ``python:<module>:<class>`` names.
 
-    It takes ``num_envs`` and, if it has such arguments, ``device`` and ``seed``. Modules in the present folder are
-    found like those that are installed, but after them.
+    It takes ``num_envs`` and, if it has such arguments, ``device`` and ``seed``. ``user_code.imported`` tells where
+    modules are looked for; the path of a file does as well.
 
     Raises:
         ValueError: there is no such module or class, or it is no vector env's.
     """
-    module_name, _, name = task.removeprefix(PYTHON_PREFIX).partition(":")
+    module_name, _, name = task.removeprefix(PYTHON_PREFIX).rpartition(":")
     if not module_name or not name:
         raise ValueError(f"task '{task}' lacks a part; write {PYTHON_PREFIX}<module>:<class>")
-    look_here()
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
-        where = "install it, or run in the folder that has it"
-        raise ValueError(f"task '{task}': there is no module '{error.name}'; {where}") from error
+    module, name = imported(task, f"task '{task}'")
     cls = getattr(module, name, None)
     # Asked before anything is called: a name may come from a file.
     if not isinstance(cls, type) or not all(hasattr(cls, method) for method in ("reset", "step", "close")):
@@ -130,12 +123,6 @@ def own_env(task: str) -> Any:
         there = f"there is {', '.join(classes)}" if classes else "rlcore.env.VecEnv tells what one needs"
         raise ValueError(f"task '{task}': '{name}' in {module_name} is no class of a vector env; {there}")
     return cls
-
-
-def look_here() -> None:
-    """Let modules in the present folder be found like those that are installed, but after them."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
 
 
 def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, options: dict[str, Any]) -> VecEnv:

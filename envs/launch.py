@@ -11,13 +11,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from rlcore.user_code import PYTHON_PREFIX as PYTHON_PREFIX
+
 Simulator = Literal["isaaclab", "mjlab", "gymnasium", "builtin"]
 
 SIMULATORS = ("isaaclab", "mjlab")
 """Those whose tasks are registered with a configuration to train with, and whose envs take long to make."""
-
-PYTHON_PREFIX = "python:"
-"""How tasks begin that name the class of an env of one's own, which counts as built in."""
 
 PREFIXES: dict[str, Simulator] = {
     "isaaclab:": "isaaclab",

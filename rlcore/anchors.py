@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 class _Slot(NamedTuple):
     """Where a module keeps a tensor."""
 
+    module: nn.Module
     table: dict[str, Any]
     name: str
     tensor: Tensor
@@ -63,21 +64,21 @@ class Anchors:
                 "parameters into the present one (load_state_dict), or build the agent anew"
             )
         slots = self._slots.items()
-        left = [p for p, (table, key, x, _, at) in slots if table.get(key) is not x or x.data_ptr() != at]
+        left = [p for p, (_, table, key, x, _, at) in slots if table.get(key) is not x or x.data_ptr() != at]
         if left:
             self._put_back(left)
 
     @torch.no_grad()
     def _put_back(self, paths: list[str]) -> None:
         for path in paths:
-            table, name, tensor, home, _ = self._slots[path]
+            module, table, name, tensor, home, _ = self._slots[path]
             present = table.get(name)
             if present is None or present.shape != home.shape:
                 shape = "gone" if present is None else f"of shape {tuple(present.shape)}"
                 raise RuntimeError(f"{path} is {shape} and was of shape {tuple(home.shape)}; build the agent anew")
             home.copy_(present)
             tensor.data = home
-            table[name] = tensor
+            setattr(module, name, tensor)  # not into the table: a torch.nn.LSTM keeps lists of its own
         text = "parameters or buffers (%d, first %s) were moved or replaced; their values are learned from here on"
         _log.warning(text, len(paths), paths[0])
 
@@ -87,4 +88,4 @@ def _slots(prefix: str, module: nn.Module) -> Iterator[tuple[str, _Slot]]:
     for table in tables:
         for name, tensor in table.items():
             if tensor is not None:
-                yield f"{prefix}.{name}", _Slot(table, name, tensor, tensor.detach(), tensor.data_ptr())
+                yield f"{prefix}.{name}", _Slot(module, table, name, tensor, tensor.detach(), tensor.data_ptr())

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 
 from rlcore.activations import MODULES, Activation
 from rlcore.capture import side_by_side
-from rlcore.config import check
+from rlcore.config import ConfigError, check, nearest
 from rlcore.dispatch import accelerated
 from rlcore.encoders import CNNConfig, Encoders, Shape
+from rlcore.own_network import OwnNetwork
 from rlcore.recurrent import RNN, RNNConfig
 from rlcore.types import Obs, State
+from rlcore.user_code import is_place, written_as
 
 # In place, as nothing else reads what a layer's product leaves: no new memory, which would be as large as the layer.
 _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -30,13 +32,19 @@ _IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 ACTIVATIONS = frozenset(_IN_PLACE)
 """Activations of ``mlp``: those whose derivative follows from their output."""
 
+KINDS = ("mlp", "residual")
+"""Networks that there are; others are a user's own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """A multi-layer perceptron, or residual blocks."""
+    """A multi-layer perceptron, residual blocks, or a network of one's own."""
 
-    kind: Literal["mlp", "residual"] = "mlp"
-    """Hidden layers one after the other, or blocks that each add to what they are given, see ``Residual``."""
+    kind: str = "mlp"
+    """mlp: hidden layers one after the other; residual: blocks that each add to what they are given, see ``Residual``;
+    or one of your own, FILE.py:Class or module:Class, which reads of these settings what it likes: ``own_network``."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of a network of your own."""
     hidden_dims: tuple[int, ...] = (256, 128, 64)
     """Width of each hidden layer; of each residual block, which are all as wide as the first."""
     layer_norm: bool = False
@@ -59,6 +67,13 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
+        own = self.kind not in KINDS
+        if own:
+            remedy = f"{nearest(self.kind, KINDS)}; one of your own is FILE.py:Class or module:Class"
+            check(is_place(self.kind), "kind", self.kind, remedy)
+            object.__setattr__(self, "kind", written_as(self.kind))
+        remedy = "they are for a network of your own, which kind names; leave them out"
+        check(own or not self.options, "options", self.options, remedy)
         check(all(d > 0 for d in self.hidden_dims), "hidden_dims", self.hidden_dims, "widths are at least 1")
         check(self.expansion >= 1, "expansion", self.expansion, "set at least 1")
         if self.kind == "residual":
@@ -144,21 +159,26 @@ class MLP(nn.Module):
                 self.layers.append(nn.LayerNorm(width))
             self.layers.append(MODULES[config.activation]())
             inputs = width
-        self._linear = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
-        # Looked up once, for small networks: a module takes as long to find its weight as a small product does.
-        self._weights, self._biases = [layer.weight for layer in self._linear], [layer.bias for layer in self._linear]
+        self._held = self.layers._modules
         if config.init == "orthogonal":
             orthogonal_(self, math.sqrt(2))
 
     def linear(self) -> list[nn.Linear]:
         """Return the layers that have weights, normalizations aside."""
-        return self._linear
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def forward(self, x: Tensor, head: nn.Linear | None = None) -> Tensor:
         """Map ``[..., inputs]`` to ``[..., size]``, or to a linear head's output."""
         # On a CPU it spares the calls of a module for each layer and activation, and of autocast.
         if self.known and (self.fused or not x.is_cuda):
-            weights, biases = self._weights, self._biases
+            # From the modules' own tables, at each call: others may have been put in their place, and a module takes as
+            # long to find its weight as a small product does.
+            weights: list[Any] = []
+            biases: list[Any] = []
+            for layer in self._held.values():
+                if table := layer._parameters:
+                    weights.append(table["weight"])
+                    biases.append(table["bias"])
             last = None if head is None else (head.weight, head.bias)
             return mlp(x, weights, biases, self.activation, self.precision, last)
         with torch.autocast("cuda", torch.bfloat16, enabled=x.is_cuda and self.precision == "bf16"):
@@ -244,17 +264,22 @@ class Network(nn.Module):
         inputs += 0 if self.encoders is None else self.encoders.size
         before, after = (rnn.type != "none" and rnn.position == place for place in ("before", "after"))
         self.before = RNN(inputs, rnn) if before else None
-        layers = MLP if config.kind == "mlp" else Residual
-        self.mlp: MLP | Residual = layers(rnn.hidden_size if before else inputs, config)
+        build = {"mlp": MLP, "residual": Residual}.get(config.kind, OwnNetwork)
+        layers = build(rnn.hidden_size if before else inputs, config)
+        assert isinstance(layers, (MLP, Residual, OwnNetwork))
+        self.mlp = layers
+        own_state = isinstance(layers, OwnNetwork) and layers.recurrent
+        if own_state and rnn.type != "none":
+            raise ConfigError(f"network '{config.kind}': it has a state itself; set its rnn.type ({rnn.type}) to none")
         self.after = RNN(self.mlp.size, rnn) if after else None
         self.size = rnn.hidden_size if after else self.mlp.size
         """Size of the output."""
-        self.recurrent = before or after
+        self.recurrent = before or after or own_state
 
     def initial_state(self, num_envs: int) -> State:
         """Zero state for ``num_envs`` envs; ``()`` without a recurrent layer."""
-        rnn = self.before or self.after
-        return rnn.initial_state(num_envs) if rnn is not None else ()
+        rnn = self.before or self.after or self.mlp
+        return () if isinstance(rnn, (MLP, Residual)) else rnn.initial_state(num_envs)
 
     def forward(
         self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None, raw: Obs | None = None
@@ -273,6 +298,9 @@ class Network(nn.Module):
             x = self.encoders(raw, x)
         if self.before is not None:
             x, state = self.before(x, state, keep, self.mlp.precision)
+        if isinstance(self.mlp, OwnNetwork) and self.mlp.recurrent:
+            x, state = self.mlp.unroll(x, state, keep)
+            return head(x), state
         if self.after is None:
             return self.mlp(x, head), state
         x, state = self.after(self.mlp(x), state, keep, self.mlp.precision)

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rlcore import DDPG, PPO, SAC, DDPGConfig, PPOConfig, SACConfig
+from rlcore import DDPG, PPO, SAC, DDPGConfig, EnvSpec, NetworkConfig, PPOConfig, SACConfig
+from rlcore.actor_critic import build_policy as ppo_policy
+from rlcore.critics import Critics
 from rlcore.envs import make_env
+from rlcore.recurrent import RNNConfig
+from rlcore.sac import build_policy as sac_policy
 
 SMALL = {"num_steps": 8, "learning_starts": 16, "batch_size": 16, "buffer_size": 512, "num_updates": 2}
 AGENTS: dict[str, Callable[[Any], Any]] = {
@@ -76,3 +80,62 @@ def test_another_shape_is_named() -> None:
 
     with pytest.raises(RuntimeError, match=r"^policy.low is of shape \(3,\) and was of shape \(1,\)"):
         trained("sac", grown)
+
+
+def test_acting_between_two_updates_reads_what_was_assigned() -> None:
+    """And so do evaluations and exports then: an agent's networks act as a copy does that was loaded anew."""
+    env = make_env("Pendulum", num_envs=8, seed=1)
+    agents = [PPO(env, PPOConfig(num_steps=8, num_minibatches=2), seed=seed) for seed in (1, 2)]
+    wanted, found = (agent.policy for agent in agents)
+    found.load_state_dict(copy.deepcopy(wanted.state_dict()), assign=True)
+    obs = {"policy": torch.randn(8, 3)}
+    assert torch.equal(found(obs)[0], wanted(obs)[0])
+
+
+SPEC = EnvSpec(
+    task="", observation_sizes={"policy": 3}, discrete=False, action_size=2, action_low=[-1, -2], action_high=[1, 2]
+)
+OBS = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+NETWORKS = {
+    "mlp": NetworkConfig(hidden_dims=(8, 8)),
+    "normalized": NetworkConfig(hidden_dims=(8, 8), layer_norm=True),
+    "residual": NetworkConfig(kind="residual", hidden_dims=(8, 8)),
+    "recurrent": NetworkConfig(hidden_dims=(8,), rnn=RNNConfig(type="gru", hidden_size=4)),
+}
+ALONE: dict[str, Callable[[], nn.Module]] = {
+    **{name: lambda net=net: ppo_policy(SPEC, PPOConfig(actor=net)) for name, net in NETWORKS.items()},  # type: ignore[misc]
+    "sac": lambda: sac_policy(SPEC, SACConfig()),
+    "critics": lambda: Critics(3 + 2, SACConfig()),
+}
+
+
+@pytest.mark.parametrize("how", ["assigned", "moved", "replaced"])
+@pytest.mark.parametrize("name", ALONE)
+def test_a_policy_alone_reads_the_parameters_that_it_has(name: str, how: str) -> None:
+    """Nothing that was looked up when it was built is used once others are in the place of that."""
+    wanted, found = ALONE[name](), ALONE[name]()
+
+    def outputs(module: nn.Module) -> Tensor:
+        result = module(OBS, OBS[:, :2]) if name == "critics" else module({"policy": OBS})[0]
+        assert isinstance(result, Tensor)
+        return result.detach()
+
+    first = outputs(found)
+    assert not torch.equal(first, outputs(wanted))
+    if how == "moved":
+        found.double().float()
+        with torch.no_grad():
+            for parameter in found.parameters():
+                parameter.zero_()
+        assert outputs(found).abs().max() < first.abs().max() / 2
+        return
+    if how == "assigned":
+        found.load_state_dict(copy.deepcopy(wanted.state_dict()), assign=True)
+    else:
+        layers = dict(wanted.named_modules())
+        for path, layer in list(found.named_modules()):
+            if isinstance(layer, (nn.Linear, nn.GRUCell)):
+                owner, _, last = path.rpartition(".")
+                setattr(found.get_submodule(owner), last, copy.deepcopy(layers[path]))
+    assert torch.equal(outputs(found), outputs(wanted))
+    assert torch.equal(outputs(copy.deepcopy(found)), outputs(wanted))

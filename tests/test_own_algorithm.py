@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
+from rlcore import user_code
 from rlcore.checkpoint import load_checkpoint
 from rlcore.config import ConfigError
-from rlcore.train import algorithms
 from rlcore.train.algorithms import ALGORITHMS, find, written_as
 from rlcore.train.cli import main
 
@@ -30,9 +30,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     yield tmp_path
-    for name in ("a2c", "rlcore_algorithm_a2c"):
-        sys.modules.pop(name, None)
-    algorithms._own.clear()
+    sys.modules.pop("a2c", None)
+    user_code._files.clear()
 
 
 def run_in(folder: Path) -> Path:
@@ -51,7 +50,7 @@ def test_every_command_takes_it(
     # From another folder, as its configuration names the file.
     (elsewhere := folder / "elsewhere").mkdir()
     monkeypatch.chdir(elsewhere)
-    algorithms._own.clear()
+    user_code._files.clear()
     assert main(["train", "--resume", str(run), "--num-iterations", "5"]) == 0
     assert main(["eval", "--run", str(run), "--num-envs", "4"]) == 0
     assert main(["export", "--run", str(run)]) == 0

@@ -151,7 +151,7 @@ def test_help_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("python:", r"lacks a part; write python:<module>:<class>"),
         ("python:drift_of_mine", r"lacks a part"),
-        ("python:no_such_file:Drift", "there is no module 'no_such_file'; install it, or run in the folder that has"),
+        ("python:no_such_file:Drift", "there is no module 'no_such_file'; install it, run in the folder that has it"),
         ("python:drift_of_mine.x:Drift", "there is no module 'drift_of_mine.x'"),
         ("python:drift_of_mine:Drifty", "'Drifty' in drift_of_mine is no class of a vector env; there is Drift, "),
         ("python:drift_of_mine:step", "'step' in drift_of_mine is no class of a vector env"),
@@ -185,3 +185,11 @@ def test_mistakes_inside_it_keep_their_traceback(task: str, error: type[Exceptio
 
 def test_it_needs_no_simulator() -> None:
     assert simulator_of("python:drift_of_mine:Drift") == "builtin"
+
+
+def test_a_file_is_named_by_its_path_as_well(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.py").write_text(DRIFT)
+    env = make_env(f"python:{tmp_path / 'elsewhere.py'}:Drift", 3, wind=0.5)
+    assert env.reset()["policy"].shape == (3, 1)
+    with pytest.raises(ValueError, match=r"there is no file 'nowhere\.py'; put it there"):
+        make_env("python:nowhere.py:Drift", 3)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlcore import ddpg, sac
+from rlcore import ddpg, sac, user_code
 from rlcore.actor_critic import build_policy
 from rlcore.agent import Algorithm, Preset
 from rlcore.config import ConfigError, nearest
-from rlcore.envs import look_here
-from rlcore.envs.launch import PYTHON_PREFIX
 from rlcore.ppo import PPO
 from rlcore.ppo_config import PPOConfig
+from rlcore.user_code import imported, is_place
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 """Folder of the files that are shipped for tasks; PPO's are in it, those of others in one each."""
@@ -76,8 +72,6 @@ ALIASES = {alias: name for name, record in ALGORITHMS.items() for alias in recor
 NAMES = "{" + ",".join([*ALGORITHMS, *ALIASES, "FILE.py"]) + "}"
 """What ``--help`` says that an algorithm may be called."""
 
-_own: dict[Path, ModuleType] = {}  # files of users that have been imported
-
 
 def find(algo: object, where: str = "algo") -> Algorithm[Any]:
     """The record of an algorithm.
@@ -93,11 +87,8 @@ def find(algo: object, where: str = "algo") -> Algorithm[Any]:
     if isinstance(algo, str):
         if algo in ALGORITHMS:
             return ALGORITHMS[algo]
-        place, _, name = algo.removeprefix(PYTHON_PREFIX).partition(":")
-        if place.endswith(".py"):
-            return _record(_file(Path(place), where), name, algo, where)
-        if name:
-            return _record(_module(place, where), name, algo, where)
+        if is_place(algo):
+            return _record(*imported(algo, where), algo, where)
     known = [*ALGORITHMS, *ALIASES] if where.startswith("-") else ALGORITHMS
     raise ConfigError(f"{where}: {algo!r} is no algorithm; {nearest(str(algo), known)}")
 
@@ -126,48 +117,9 @@ def written_as(name: str) -> str:
     One of a user's own is the absolute path of its file, of which ``a2c`` is short for that of ``a2c.py`` in the
     present folder; or ``module:NAME`` of an installed module.
     """
-    place, colon, record = name.removeprefix(PYTHON_PREFIX).partition(":")
     if name in ALGORITHMS:
         return name
-    if not colon and not place.endswith(".py") and Path(f"{place}.py").is_file():
-        place = f"{place}.py"
-    if place.endswith(".py"):
-        return f"{Path(place).resolve()}{colon}{record}"
-    return f"{place}{colon}{record}"
-
-
-def _file(path: Path, where: str) -> ModuleType:
-    """Import a file, or the one of its name in the present folder where it is no more, as on another machine."""
-    found = next((file for file in (path, Path(path.name)) if file.is_file()), None)
-    if found is None:
-        raise ConfigError(f"{where}: there is no file '{path}'; put it there, or run in the folder that has it")
-    found = found.resolve()
-    if found not in _own:
-        if str(found.parent) not in sys.path:
-            sys.path.append(str(found.parent))  # for what lies beside it, but after what is installed
-        name = f"rlcore_algorithm_{found.stem}"
-        spec = importlib.util.spec_from_file_location(name, found)
-        assert spec is not None and spec.loader is not None
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where dataclasses look up their types
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        _own[found] = module
-    return _own[found]
-
-
-def _module(name: str, where: str) -> ModuleType:
-    look_here()
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(
-            f"{where}: there is no module '{error.name}'; install it, run in the folder that has it, or give FILE.py"
-        ) from error
+    return user_code.written_as(f"{name}.py" if not is_place(name) and Path(f"{name}.py").is_file() else name)
 
 
 def _record(module: ModuleType, name: str, algo: str, where: str) -> Algorithm[Any]:

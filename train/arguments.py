@@ -9,12 +9,12 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import closest, parse_text, shown, to_int
+from rlcore.config import ConfigError, closest, named_groups, parse_text, shown, to_int
 
 T = TypeVar("T")
 
@@ -87,18 +87,24 @@ Job = Callable[[], int]
 """What is left to do once everything the user gave has been checked; returns the exit code."""
 
 
+NAME = "NAME"
+"""In the name of a setting: what the user names."""
+
+
 class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line that names the word and the remedy."""
 
 
 def settings_of(cls: type[Any], prefix: str = "") -> dict[str, Any]:
-    """Every setting of a nested dataclass by dotted name, with its type."""
+    """Every setting of a nested dataclass by dotted name, with its type; ``NAME`` stands for what the user names."""
     hints = typing.get_type_hints(cls)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= settings_of(hint, f"{prefix}{field.name}.")
+        elif (each := named_groups(hint)) is not None:
+            found |= settings_of(each, f"{prefix}{field.name}.{NAME}.")
         else:
             found[prefix + field.name] = hint
     return found
@@ -110,12 +116,13 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
     Args:
         words: the command line after the command.
         cls: the dataclass that holds the settings; dashes and underscores are the same in names.
-        free: section whose keys are not declared, such as ``env``.
+        free: section whose keys are not declared, such as ``env``; so are those of settings that are dicts.
 
     Raises:
         UsageError: an unknown setting, or a word that belongs to none.
     """
     settings = settings_of(cls)
+    open_ones = tuple(f"{name}." for name in [*filter(None, [free]), *(k for k, h in settings.items() if _is_dict(h))])
     pairs: list[Pair] = []
     rest = list(words)
     while rest:
@@ -125,10 +132,10 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         shown, equals, value = word.removeprefix("--").partition("=")
         key = shown.replace("-", "_")
         negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
-        if free is not None and key.startswith(f"{free}."):
+        if key.startswith(open_ones):
             hint: Any = list[str] if key == f"{free}.wrappers" else str
-        elif key in settings and key != free:
-            hint = settings[key]
+        elif (general := _general(key, settings)) in settings and not _is_dict(settings[general]) and key != free:
+            hint = settings[general]
         elif negated != key and settings.get(negated) is bool:
             if equals:
                 raise UsageError(f"--{shown} takes no value; leave out '={value}'")
@@ -140,7 +147,7 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         if not equals:
             while rest and (not taken or _is_sequence(hint)) and not _is_setting(rest[0], settings):
                 taken.append(rest.pop(0))
-            if not taken and hint is not bool and not (free is not None and key.startswith(f"{free}.")):
+            if not taken and hint is not bool and not key.startswith(open_ones):
                 what = "RUN" if key in ("run", "resume") else "VALUE"
                 raise UsageError(f"--{shown} needs a value; write --{shown} {what}")
         if taken == [""] and key in settings and key != free:  # a variable of the shell that is not set
@@ -158,8 +165,15 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     settings, flags = settings_of(cls), _flags(cls)
     words: list[str] = []
     given: dict[str, str] = {}
+    options: list[Pair] = []
     for key, values in pairs:
-        flag, *rest = _words_for(flags.get(key, key), values, settings[key])
+        general = _general(key, settings)
+        if general not in settings:
+            options.append((key, values))
+            continue
+        if general != key and default is not None:
+            default = _with_group(default, key.split("."))
+        flag, *rest = _words_for(flags.get(key, key), values, settings[general])
         words += [flag, *rest]
         given[flag] = " ".join(rest)
     box = io.StringIO()
@@ -167,13 +181,47 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     try:
         with contextlib.redirect_stderr(box), _columns(10_000):
             result: T = tyro.cli(cls, args=words, prog=prog, use_underscores=True, **base)
-            return result
     except SystemExit:
         raise UsageError(_condensed(box.getvalue(), given)) from None
+    try:
+        for key, values in options:
+            result = _with_option(result, key, free_value(key, values))
+    except ConfigError as error:
+        raise UsageError(f"{key.rpartition('.')[0].rpartition('.')[0]}.{error}") from None
+    return result
+
+
+def _with_option(settings: Any, key: str, value: Any) -> Any:
+    """Settings with one more entry of a dict in them: that of ``actor.options`` for ``actor.options.width``."""
+    first, _, rest = key.partition(".")
+    if isinstance(settings, dict):
+        return settings | {key: value}
+    return dataclasses.replace(settings, **{first: _with_option(getattr(settings, first), rest, value)})
+
+
+def _general(key: str, settings: Mapping[str, Any]) -> str:
+    """The name of a setting with ``NAME`` in the place of what the user named; as it is, where there is no such."""
+    parts = key.split(".")
+    tries = (".".join([*parts[:i], NAME, *parts[i + 1 :]]) for i in range(1, len(parts) - 1))
+    return key if key in settings else next((general for general in tries if general in settings), key)
+
+
+def _with_group(config: T, parts: Sequence[str]) -> T:
+    """Settings with the group that a dotted name asks for; one that they lack begins with its own defaults."""
+    first, *rest = parts
+    value = getattr(config, first)
+    if isinstance(value, dict):
+        each = named_groups(typing.get_type_hints(type(config))[first])
+        value = {**value, rest[0]: value.get(rest[0], each())}
+    else:
+        value = _with_group(value, rest)
+    return dataclasses.replace(config, **{first: value})  # type: ignore[type-var]
 
 
 def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
     """Print the flags of a dataclass with their defaults and docstrings."""
+    for key in (key for key in settings_of(cls) if default is not None and f".{NAME}." in key):
+        default = _with_group(default, key.split("."))
     with contextlib.suppress(SystemExit):
         tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
 
@@ -254,6 +302,10 @@ def _is_sequence(hint: Any) -> bool:
     return typing.get_origin(hint) in (tuple, list)
 
 
+def _is_dict(hint: Any) -> bool:
+    return typing.get_origin(hint) is dict
+
+
 def _is_setting(word: str, settings: dict[str, Any]) -> bool:
     if word.startswith("--"):
         return True
@@ -276,7 +328,7 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
     sections = {name.rpartition(".")[0] for name in settings} - {""}
     if key in sections:
         return f"--{shown} is a group of settings; write --{shown}.NAME VALUE"
-    if key == free:
+    if key == free or _is_dict(settings.get(key)):
         return f"--{shown} needs the name of an option; write --{shown}.OPTION VALUE"
     last = key.rpartition(".")[2]
     if "algo" in settings and last in INSTEAD:
