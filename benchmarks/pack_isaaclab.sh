@@ -1,16 +1,17 @@
 #!/bin/bash
 # Isaac Lab 3.0.0 on Newton for a Linux machine with a GPU, Python 3.12, torch 2.11 or newer and no network.
 #
-#   benchmarks/pack_isaaclab.sh OUT             # here, with a network: parts of 60 MiB, OUT/isaaclab.tar.xz.00, .01, ...
+#   benchmarks/pack_isaaclab.sh OUT             # here, with a network: parts of 59 MiB, OUT/isaaclab.tar.xz.00, .01, ...
 #   benchmarks/pack_isaaclab.sh --unpack SITE OUT/isaaclab.tar.xz.*                                             # there
 #   PYTHONPATH=SITE ISAACSIM_ASSET_ROOT=SITE/assets rlcore train --task Isaac-Ant presets=newton_mjwarp
 #
 # Isaac Lab, Newton, their physics and USD are in it, and what they import to run without a picture; not torch, NumPy and
 # what rlcore itself needs. Assets are those of isaaclab_robots.py: Cartpole, Ant and Humanoid.
-set -e
+set -eo pipefail
 if [ "$1" = --unpack ]; then
     SITE=$2; shift 2; mkdir -p "$SITE"
-    exec cat "$@" | python3 -c 'import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall(sys.argv[1])' "$SITE"
+    cat "$@" | python3 -c 'import sys, tarfile; tarfile.open(fileobj=sys.stdin.buffer, mode="r|xz").extractall(sys.argv[1])' "$SITE"
+    exit
 fi
 OUT=$(mkdir -p "${1:?where to}" && cd "$1" && pwd); HERE=$(cd "$(dirname "$0")" && pwd); SITE=$OUT/site
 PLATFORMS=$(for glibc in 2_34 2_31 2_28 2_27 2_17; do echo --platform manylinux_${glibc}_x86_64; done)
@@ -32,5 +33,5 @@ find . -name tests -type d -prune -exec rm -rf {} +
 PYTHONPATH=$SITE python3 "$HERE/isaaclab_robots.py" assets
 # Of Newton's examples only these files were needed.
 rm -rf newton/examples
-tar -cf - . | xz -T0 -3 -c | split -d -b 60M - "$OUT/isaaclab.tar.xz."
+tar -cf - . | xz -T0 -1 -c | split -d -b 59M - "$OUT/isaaclab.tar.xz."
 rm -rf "$OUT"/antlr4-* && ls -l "$OUT"/isaaclab.tar.xz.*

@@ -79,20 +79,30 @@ def image_axes(space: spaces.Space[Any]) -> tuple[int, ...] | None:
     """The axes of an image in the order frames, channels, height, width, or None where the space is no image's.
 
     Images are of uint8, 0 to 255: ``(H, W)``, ``(H, W, C)``, ``(C, H, W)``, and a stack of either of the latter,
-    ``(S, H, W, C)`` or ``(S, C, H, W)``. The last axis is that of the channels if it is the shortest of the three.
+    ``(S, H, W, C)`` or ``(S, C, H, W)``.
     """
     if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or not 2 <= len(space.shape) <= 4:
         return None
     if (space.low != 0).any() or (space.high != 255).any():
         return None
-    last = len(space.shape) - 1
+    return channels_first(space.shape)
+
+
+def channels_first(shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes of an image of this shape in the order frames, channels, height, width, or None where it is too small.
+
+    The last axis is that of the channels if it is the shortest of the last three.
+    """
+    last = len(shape) - 1
+    if not 1 <= last <= 3:
+        return None
     if last == 1:
         axes: tuple[int, ...] = (0, 1)
-    elif space.shape[last] < min(space.shape[last - 2 : last]):
+    elif shape[last] < min(shape[last - 2 : last]):
         axes = (*range(last - 2), last, last - 2, last - 1)
     else:
         axes = tuple(range(last + 1))
-    return axes if min(space.shape[axis] for axis in axes[-2:]) >= SMALLEST_IMAGE else None
+    return axes if min(shape[axis] for axis in axes[-2:]) >= SMALLEST_IMAGE else None
 
 
 def terms_of(group: str, space: spaces.Space[Any]) -> list[dict[str, Any]]:

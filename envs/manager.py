@@ -18,10 +18,9 @@ from torch import Tensor
 from rlcore.envs import unknown_option
 from rlcore.envs.arrays import as_tensor
 from rlcore.envs.deployment import describe, suggested_bounds
+from rlcore.envs.sim_spaces import read_action_space, read_groups
 from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters
 from rlcore.types import Obs
-
-_Path = tuple[str, ...]
 
 
 class SimulatorEnv:
@@ -75,14 +74,15 @@ class SimulatorEnv:
         self.notes: list[str] = []
         """What a run should say about this env, one line each."""
         self.observation_spaces: Mapping[str, spaces.Box]
-        self._paths, self.observation_spaces = _read_groups(task, core, groups, self.notes)
+        self._groups = read_groups(task, core, groups, self.notes)
+        self.observation_spaces = {name: group.box for name, group in self._groups.items()}
         self.action_space: spaces.Space[Any]
-        self.action_space, self._action_shape = _read_action_space(task, core.single_action_space)
+        self.action_space, self._action_shape = read_action_space(task, core.single_action_space)
         self._limits: tuple[Tensor, Tensor] | None = None
         if clip_actions is not None:
             self._clip(clip_actions)
-        terms = {group: ["/".join(path) or group for path in paths] for group, paths in self._paths.items()}
-        sizes = {group: _sizes(core, group, paths) for group, paths in self._paths.items()}
+        terms = {name: [part.name for part in group.parts] for name, group in self._groups.items()}
+        sizes = {name: [part.size for part in group.parts] for name, group in self._groups.items()}
         self.deployment = describe(core, terms, sizes)
         self._unread: set[str] = set()
         self._curricula = Curricula(self.core)
@@ -160,25 +160,19 @@ class SimulatorEnv:
         self.env.close()
 
     def read_obs(self, observation: Any, groups: Iterable[str] | None = None) -> Obs:
-        """Copy an env's observation: groups, all by default, flat, float32, on the learner's device."""
+        """Copy an env's observation: groups, all by default, as ``observation_spaces`` has them, to the learner."""
         if not isinstance(observation, Mapping):
             observation = {"policy": observation}
-        groups = self._paths if groups is None else groups
-        return {group: self._flat(observation[group], self._paths[group]) for group in groups}
+        groups = self._groups if groups is None else groups
+        return {group: self._groups[group].read(observation, self.num_envs, self.device) for group in groups}
+
+    def sources(self, groups: Iterable[str]) -> list[str]:
+        """The simulator's own groups that these are read from."""
+        return list(dict.fromkeys(self._groups[group].source for group in groups))
 
     def wanted(self) -> list[str]:
         """Groups of ``Step.final_obs``."""
-        return [group for group in self._paths if self.final_groups is None or group in self.final_groups]
-
-    def _flat(self, value: Any, paths: list[_Path]) -> Tensor:
-        parts = []
-        for path in paths:
-            part = value
-            for key in path:
-                part = part[key]
-            parts.append(as_tensor(part).reshape(self.num_envs, -1))
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts, 1)  # [N, O]
-        return whole.to(self.device, torch.float32, copy=len(parts) == 1)
+        return [group for group in self._groups if self.final_groups is None or group in self.final_groups]
 
     def read_action(self, action: Tensor) -> Tensor:
         """A copy of an action for the env, within ``clip_actions``, on the simulator's device.
@@ -317,61 +311,3 @@ def _converted(where: str, value: Any, old: Any, floating: bool) -> Any:
         wanted = f"it must be {type(old).__name__}, as in {old!r}" if plain else "set its fields, or None for none"
         raise ValueError(f"{where} is {value!r}; {wanted}")
     return value
-
-
-def _read_groups(
-    task: str, core: Any, wanted: Sequence[str] | None, notes: list[str]
-) -> tuple[dict[str, list[_Path]], dict[str, spaces.Box]]:
-    found = dict(core.single_observation_space.spaces)
-    for group in wanted or ():
-        if group not in found:
-            raise ValueError(unknown_option(task, f"groups={group}", [f"groups={name}" for name in found]))
-    terms = getattr(getattr(core, "observation_manager", None), "active_terms", {})
-    paths: dict[str, list[_Path]] = {}
-    boxes: dict[str, spaces.Box] = {}
-    for group in wanted or found:
-        # In the env's order: gymnasium sorts the keys of a Dict.
-        leaves = _leaves(f"{task}: observation '{group}'", found[group], (), terms.get(group))
-        paths[group] = [path for path, _ in leaves]
-        lows, highs = zip(*(_bounds(box) for _, box in leaves), strict=True)
-        boxes[group] = spaces.Box(np.concatenate(lows), np.concatenate(highs), dtype=np.float32)
-        if len(leaves) == 1 and len(leaves[0][1].shape) != 1:
-            shape, size = tuple(leaves[0][1].shape), boxes[group].shape[0]
-            notes.append(f"observation '{group}' of shape {shape} is flattened to {size} numbers")
-    return paths, boxes
-
-
-def _leaves(where: str, space: Any, path: _Path, order: Sequence[str] | None = None) -> list[tuple[_Path, Any]]:
-    parts = getattr(space, "spaces", None)
-    if isinstance(parts, Mapping):
-        names = list(order) if order is not None and set(order) == set(parts) else list(parts)
-        return [leaf for name in names for leaf in _leaves(where, parts[name], (*path, name))]
-    if not hasattr(space, "low"):
-        raise ValueError(
-            f"{where} is {space}; rlcore takes boxes, or dicts of them: change it in the task's configuration"
-        )
-    return [(path, space)]
-
-
-def _bounds(box: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    low, high = (np.broadcast_to(np.asarray(x, dtype=np.float32), box.shape).reshape(-1) for x in (box.low, box.high))
-    return low, high
-
-
-def _read_action_space(task: str, space: Any) -> tuple[spaces.Box | spaces.Discrete, tuple[int, ...]]:
-    if isinstance(space, spaces.Discrete):
-        return spaces.Discrete(int(space.n)), (1,)
-    if hasattr(space, "low"):
-        low, high = _bounds(space)
-        return spaces.Box(low, high, dtype=np.float32), tuple(space.shape)
-    raise ValueError(f"{task}: action space {space} is not supported; rlcore takes a Box or Discrete")
-
-
-def _sizes(core: Any, group: str, paths: list[_Path]) -> list[int]:
-    sizes = []
-    for path in paths:
-        space = core.single_observation_space.spaces[group]
-        for key in path:
-            space = space.spaces[key]
-        sizes.append(int(np.prod(space.shape)))
-    return sizes

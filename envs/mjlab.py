@@ -132,7 +132,8 @@ class MjlabEnv(SimulatorEnv):
             if wanted:
                 manager = self.core.observation_manager
                 self.core.sim.sense()  # rays and cameras, of which rewards see those of the step before
-                self._final_obs = self.read_obs({group: manager.compute_group(group) for group in wanted}, wanted)
+                computed = {group: manager.compute_group(group) for group in self.sources(wanted)}
+                self._final_obs = self.read_obs(computed, wanted)
         assert self._reset_idx is not None
         return self._reset_idx(*args, **kwargs)
 
@@ -149,8 +150,8 @@ class MjlabEnv(SimulatorEnv):
         merged = dict(extras.get("log", {}))
         observation, extras = self.env.reset(env_ids=ended)
         merged |= extras.get("log", {})
-        fresh, rows = self.read_obs(observation), done.to(self.device)[:, None]
-        after: Obs = {group: torch.where(rows, fresh[group], obs[group]) for group in obs}
+        fresh, rows = self.read_obs(observation), done.to(self.device)
+        after: Obs = {g: torch.where(rows.view(-1, *[1] * (x.dim() - 1)), fresh[g], x) for g, x in obs.items()}
         return Step(after, reward, terminated, truncated, obs, self.read_log(merged))
 
 

@@ -8,16 +8,19 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``env_options`` | options of the env that it was trained with |
 | ``rlcore_version``, ``torch_version``, ``opset`` | how the file was made |
 | ``observation_size``, ``observation_groups`` | length of ``obs``; groups in order: name, size, slice of ``obs`` |
+| ``image_groups`` | read beside ``obs``: name, input, shape ``[C, H, W]``, type, scale of pixels inside |
+| ``action_mask`` | name, input, size: 1 for what may be chosen now, 0 for what may not |
 | ``observation_terms`` | terms in order: group, name, size, slice of ``obs``, and what else the env tells |
 | ``observation_mean``, ``observation_std`` | of each input over the whole training, from the normalizer |
 | ``observation_min``, ``observation_max`` | of each input in the recording, not in all training |
 | ``observation_range_samples`` | finite observations in the recording, the last that were met |
 | ``action_kind``, ``action_size``, ``action_low``, ``action_high`` | ``continuous`` or ``discrete``; null: no bound |
+| ``action_parts`` | number of choices of each of several that are made at once; ``action_size`` is their sum |
 | ``action_scale``, ``action_bias`` | what the policy scales its own -1..1 by, inside, where it does so |
 | ``action_terms`` | terms in order: name, size, slice of ``actions``, scale, offset as the env tells |
 | ``joint_names``, ``control_dt`` (s) | as the env tells |
 | ``normalizer_inside`` | true: feed raw observations |
-| ``inputs``, ``outputs`` | shape by name |
+| ``inputs``, ``outputs``, ``types`` | shape by name of each; type by name of all |
 | ``parity_max_abs_error``, ``parity_samples``, … | how closely the file follows the policy: see ``parity.py`` |
 """
 
@@ -34,6 +37,7 @@ from typing import Any
 import torch
 
 from rlcore._version import __version__
+from rlcore.agent import Policy
 from rlcore.env import EnvSpec
 from rlcore.export.runner import decode_metadata
 
@@ -81,14 +85,28 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {' '.join(str(error).split())[:200]}") from error
 
 
-def build_metadata(
-    spec: EnvSpec, observation_sizes: Mapping[str, int], extra: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+RESERVED = ("obs", "actions", "h_in", "c_in", "h_out", "c_out")
+"""Names of inputs and outputs that no observation group may take."""
+
+
+def input_names(groups: Sequence[str]) -> dict[str, str]:
+    """Name the input of each group that is read as it comes: as the group, with ``_input`` where that cannot be."""
+    names: dict[str, str] = {}
+    for group in groups:
+        name = group
+        # torch refuses names that are numbers.
+        while not name or name.isdigit() or name in RESERVED or name in names.values() or name in {*groups} - {group}:
+            name += "_input"
+        names[group] = name
+    return names
+
+
+def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Gather what is known about a policy before it is traced.
 
     Args:
         spec: the env it was trained on.
-        observation_sizes: the groups it reads, in order.
+        policy: what is exported.
         extra: further facts, such as ``algorithm``, ``iteration``, ``env_steps`` and ``config_hash``.
 
     Raises:
@@ -100,12 +118,20 @@ def build_metadata(
     groups: list[dict[str, Any]] = []
     flat_terms: list[dict[str, Any]] = []
     start = 0
-    for group, size in observation_sizes.items():
+    for group, size in policy.observation_sizes.items():
         groups.append({"name": group, "size": size, "slice": [start, start + size]})
         named = terms.get(group) or [{"name": group, "size": size}]
         flat_terms += [{"group": group, **t} for t in _sliced(named, start, size, f"observation group '{group}'")]
         start += size
-    action_size = 1 if spec.discrete else spec.action_size
+    names, images, mask = input_names(list(policy.raw_shapes)), [], None
+    for group, shape in policy.raw_shapes.items():
+        named_input = {"name": group, "input": names[group]}
+        if len(shape) == 1:
+            mask = {**named_input, "size": shape[0]}
+            continue
+        kind = spec.image_types.get(group, "float32")
+        images.append({**named_input, "shape": shape, "type": kind, "scale": 1 / 255 if kind == "uint8" else 1.0})
+    action_size = (len(spec.action_parts) or 1) if spec.discrete else spec.action_size
     action_terms = deployment.pop("action_terms", None) or [{"name": "action", "size": action_size}]
     facts: dict[str, Any] = {
         **deployment,  # first, so that it cannot replace what follows
@@ -115,15 +141,18 @@ def build_metadata(
         "observation_size": start,
         "observation_groups": groups,
         "observation_terms": flat_terms,
+        "image_groups": images or None,
+        "action_mask": mask,
         "action_kind": "discrete" if spec.discrete else "continuous",
         "action_size": spec.action_size,
+        "action_parts": spec.action_parts or None,
         "action_low": spec.action_low,
         "action_high": spec.action_high,
         "action_terms": _sliced(action_terms, 0, action_size, "the action"),
         "normalizer_inside": True,
     }
     for key, value in (extra or {}).items():
-        if key in facts or key in ("opset", "inputs", "outputs") or key.startswith("parity_"):
+        if key in facts or key in ("opset", "inputs", "outputs", "types") or key.startswith("parity_"):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
         facts[key] = value
     return {key: value for key, value in facts.items() if value is not None}

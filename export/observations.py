@@ -32,34 +32,43 @@ MOVE = 0.05
 """Of what move a still input is warned."""
 
 
-def finite_part(recording: Mapping[str, Tensor], sizes: Mapping[str, int]) -> tuple[Obs, NDArray[np.bool_], int]:
-    """The observations of a recording that are finite, and below ``UNUSABLE``, as float32 on the CPU.
+def group_shapes(policy: Policy) -> dict[str, tuple[int, ...]]:
+    """Shape of one observation of each group that a policy reads: vectors first, then what it reads as it comes."""
+    return {group: (size,) for group, size in policy.observation_sizes.items()} | dict(policy.raw_shapes)
+
+
+def finite_part(
+    recording: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[Obs, NDArray[np.bool_], int]:
+    """The observations of a recording that are finite, and below ``UNUSABLE``, on the CPU.
 
     Args:
         recording: as for ``verify``.
-        sizes: the groups that the policy reads.
+        shapes: the groups that the policy reads, as ``group_shapes`` tells.
 
     Returns:
-        Groups ``[T, M, O]``, where episodes ended ``[T, M]``, and the number of observations left out. If there are
-        such, M is 1: the stretches between them come one after the other, and each ends like an episode.
+        Groups ``[T, M, ...]``, uint8 or else float32, where episodes ended ``[T, M]``, and the number of observations
+        left out. If there are such, M is 1: the stretches between them come one after the other, and each ends like an
+        episode.
 
     Raises:
         ExportError: a group is missing, or something has the wrong type or shape.
     """
     obs: Obs = {}
     shape: tuple[int, ...] | None = None
-    for group, size in sizes.items():
+    for group, wanted in shapes.items():
+        needs = f"[T, M, {', '.join(map(str, wanted))}]"
         if group not in recording:
             have = ", ".join(map(str, recording))
             raise ExportError(f"the recording lacks observation group '{group}'; it has {have}")
         x = recording[group]
         if not isinstance(x, Tensor):
-            raise ExportError(f"the recording's group '{group}' is {type(x).__name__}; give a tensor [T, M, {size}]")
-        x = x.detach().to("cpu", torch.float32)  # [T, M, O]
+            raise ExportError(f"the recording's group '{group}' is {type(x).__name__}; give a tensor {needs}")
+        x = x.detach().to("cpu", x.dtype if x.dtype == torch.uint8 else torch.float32)  # [T, M, ...]
         shape = shape or tuple(x.shape[:2])
-        if x.ndim != 3 or x.shape[2] != size or tuple(x.shape[:2]) != shape or x.numel() == 0:
+        if tuple(x.shape[2:]) != wanted or tuple(x.shape[:2]) != shape or x.numel() == 0:
             raise ExportError(
-                f"the recording's group '{group}' has shape {tuple(x.shape)}; the policy needs [T, M, {size}], "
+                f"the recording's group '{group}' has shape {tuple(x.shape)}; the policy needs {needs}, "
                 "T and M at least 1 and the same in all groups"
             )
         obs[group] = x
@@ -69,14 +78,15 @@ def finite_part(recording: Mapping[str, Tensor], sizes: Mapping[str, int]) -> tu
     if not isinstance(done, Tensor) or tuple(done.shape) != shape:
         given = f"shape {tuple(done.shape)}" if isinstance(done, Tensor) else f"type {type(done).__name__}"
         raise ExportError(f"the recording's 'done' has {given}; its observations need a tensor {list(shape)}")
-    finite = torch.stack([(x.abs() < UNUSABLE).all(-1) for x in obs.values()]).all(0)  # [T, M], false for NaN, too
+    usable = [(x.flatten(2).abs() < UNUSABLE).all(-1) for x in obs.values() if x.is_floating_point()]  # NaN: false
+    finite = torch.stack(usable).all(0) if usable else torch.ones(shape, dtype=torch.bool)  # [T, M]
     ends = done.detach().cpu().bool().clone()
     left_out = int((~finite).sum())
     if left_out:
         ends[:-1] |= ~finite[1:]
         ends[-1] = True
         keep = finite.T  # [M, T]: env after env, so that what follows in time stays together
-        obs = {group: x.transpose(0, 1)[keep].unsqueeze(1) for group, x in obs.items()}  # [K, 1, O]
+        obs = {group: x.transpose(0, 1)[keep].unsqueeze(1) for group, x in obs.items()}  # [K, 1, ...]
         ends = ends.T[keep].unsqueeze(1)
     return obs, ends.numpy(), left_out
 
@@ -99,10 +109,11 @@ def record(env: VecEnv, policy: Policy, seed: int | None = None, steps: int = NE
     policy = copy.deepcopy(policy).to(env.device).eval()
     obs, state = env.reset(seed), policy.initial_state(env.num_envs)
     few = slice(0, min(env.num_envs, 8))
-    rows: dict[str, list[Tensor]] = {name: [] for name in (*policy.observation_sizes, "done")}
+    groups = group_shapes(policy)
+    rows: dict[str, list[Tensor]] = {name: [] for name in (*groups, "done")}
     for _ in range(steps):
         action, state = policy(obs, state)
-        for group in policy.observation_sizes:
+        for group in groups:
             rows[group].append(obs[group][few].clone())
         broken = ~action.isfinite()  # as it comes of an observation that is not, and would spoil a simulator for good
         step = env.step(action.masked_fill(broken, 0))
@@ -113,7 +124,7 @@ def record(env: VecEnv, policy: Policy, seed: int | None = None, steps: int = NE
 
 
 def observed(policy: Policy, recording: Mapping[str, Tensor] | None) -> dict[str, Any]:
-    """What is known of the range of each input ``[O]``, as properties of the file; empty where nothing is.
+    """What is known of the range of each number of ``obs`` ``[O]``, as properties of the file; empty where nothing is.
 
     ``observation_mean`` and ``observation_std`` are the normalizer's, over the whole training. ``observation_min`` and
     ``observation_max`` are those of the recording's ``observation_range_samples`` finite observations: the last that
@@ -123,10 +134,10 @@ def observed(policy: Policy, recording: Mapping[str, Tensor] | None) -> dict[str
     statistics = _statistics(policy)
     if statistics is not None:
         facts = {"observation_mean": statistics[0], "observation_std": statistics[1]}
-    if recording is not None:
-        obs, done, _ = finite_part(recording, policy.observation_sizes)
+    if recording is not None and policy.observation_sizes:
+        obs, done, _ = finite_part(recording, group_shapes(policy))
         if done.size:
-            flat = torch.cat(list(obs.values()), -1).flatten(0, 1)  # [T * M, O]
+            flat = torch.cat([obs[group] for group in policy.observation_sizes], -1).flatten(0, 1)  # [T * M, O]
             facts |= {
                 "observation_min": flat.amin(0),
                 "observation_max": flat.amax(0),

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec, VecEnv
-from rlcore.export.metadata import ExportError, build_metadata, encode_metadata, load_model
-from rlcore.export.observations import finite_part, observed, record, still_inputs, too_few
+from rlcore.export.metadata import ExportError, build_metadata, encode_metadata, input_names, load_model
+from rlcore.export.observations import finite_part, group_shapes, observed, record, still_inputs, too_few
 from rlcore.export.parity import ParityReport, cpu_copy, verify
 
 OPSET = 11
@@ -39,17 +39,21 @@ class ExportReport:
 
 
 class FlatPolicy(nn.Module):
-    """A policy with its groups joined into one tensor and its state as separate tensors: what is traced."""
+    """A policy with its vectors joined into one tensor, and all else as separate tensors: what is traced."""
 
     def __init__(self, policy: Policy) -> None:
         super().__init__()
         self.policy = policy
 
-    def forward(self, obs: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Map ``obs [N, O]`` and the state to the action and the next state."""
-        sizes = self.policy.observation_sizes
-        parts = [obs] if len(sizes) == 1 else torch.split(obs, list(sizes.values()), dim=-1)
-        action, state = self.policy(dict(zip(sizes, parts, strict=True)), state)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Map ``obs [N, O]``, where it reads vectors, its other groups, and its state to action and next state."""
+        sizes, raw = self.policy.observation_sizes, self.policy.raw_shapes
+        rest, parts = list(inputs), []
+        if sizes:
+            obs = rest.pop(0)
+            parts = [obs] if len(sizes) == 1 else list(torch.split(obs, list(sizes.values()), dim=-1))
+        parts += rest[: len(raw)]
+        action, state = self.policy(dict(zip((*sizes, *raw), parts, strict=True)), tuple(rest[len(raw) :]))
         return (action, *state)
 
 
@@ -66,10 +70,13 @@ def export_onnx(
 ) -> ExportReport:
     """Write a policy to one opset-11 ONNX file and check it against the policy.
 
-    Input ``obs [1, O]``: the groups of ``policy.observation_sizes`` side by side, raw. Output ``actions``: ``[1, A]``
-    float32, or ``[1]`` int64 when discrete. A recurrent policy adds ``h_in``, ``c_in``, ``h_out``, ``c_out``, each
-    ``[layers, 1, hidden]``, zero at the start of an episode. The policy itself is left as it is, and a file that was
-    there before stays until the new one has passed every check.
+    Input ``obs [1, O]``: the groups of ``policy.observation_sizes`` side by side, raw; there is none where there are no
+    such. Each group of ``policy.raw_shapes`` is an input of its own, under the group's name (with ``_input`` where that
+    is taken): images ``[1, C, H, W]`` uint8 or float32 as the env gives them, and the mask of choices ``[1, K]``
+    float32. Output ``actions``: ``[1, A]`` float32, or int64 ``[1]`` when discrete, ``[1, D]`` for D choices at once. A
+    recurrent policy adds ``h_in``, ``c_in``, ``h_out``, ``c_out``, each ``[layers, 1, hidden]``, zero at the start of
+    an episode. The policy itself is left as it is, and a file that was there before stays until the new one has passed
+    every check.
 
     Args:
         policy: what to export, on any device.
@@ -102,11 +109,11 @@ def export_onnx(
         )
     notes = []
     if recording is not None and env is not None:
-        _, done, left_out = finite_part(recording, policy.observation_sizes)
+        _, done, left_out = finite_part(recording, group_shapes(policy))
         if too_few(done.size, left_out):
             recording = record(env, policy)
             notes.append(f"only {done.size} of {done.size + left_out} recorded observations were finite: recorded anew")
-    facts = build_metadata(spec, policy.observation_sizes, extra_metadata)
+    facts = build_metadata(spec, policy, extra_metadata)
     facts |= observed(policy, recording)
     still = still_inputs(policy, facts["observation_terms"])
     if still is not None:
@@ -126,6 +133,7 @@ def export_onnx(
         model = onnx.load(str(draft))
         _check_graph(model)
         facts |= {"opset": OPSET, "inputs": _shapes(model.graph.input), "outputs": _shapes(model.graph.output)}
+        facts["types"] = _types(model)
         _save(model, facts, draft)
         parity = verify(draft, policy, recording, tolerance=tolerance)
         if not parity.passed:
@@ -164,26 +172,41 @@ def _prepare(policy: Policy, spec: EnvSpec, batch: int) -> tuple[FlatPolicy, tup
             )
     module = FlatPolicy(cpu_copy(policy).float()).eval()
     generator = torch.Generator().manual_seed(0)
-    obs = torch.randn(batch, sum(sizes.values()), generator=generator)  # [N, O]
+    inputs = [torch.randn(batch, sum(sizes.values()), generator=generator)] if sizes else []  # [N, O]
+    for group, shape in policy.raw_shapes.items():
+        if len(shape) == 1:
+            there: tuple[int, ...] | None = (spec.observation_sizes.get(group, 0),)
+        else:
+            there = tuple(spec.image_shapes[group]) if group in spec.image_shapes else None
+        if there != tuple(shape):
+            raise ExportError(
+                f"the policy reads observation group '{group}' of shape {list(shape)}; the env has "
+                f"{spec.observation_text}"
+            )
+        kind = torch.uint8 if spec.image_types.get(group) == "uint8" else torch.float32
+        inputs.append(torch.ones(batch, *shape, dtype=kind))
     state = tuple(s.to("cpu", torch.float32) for s in module.policy.initial_state(batch))
     if len(state) > len(STATE_NAMES):
         raise ExportError(f"the policy has {len(state)} state tensors; at most two (h, c) can be exported")
     with torch.no_grad():
-        action = module(obs, *state)[0]
-    shape, dtype = ((batch,), torch.int64) if spec.discrete else ((batch, spec.action_size), torch.float32)
+        action = module(*inputs, *state)[0]
+    chosen = (batch, len(spec.action_parts)) if spec.action_parts else (batch,)
+    shape, dtype = (chosen, torch.int64) if spec.discrete else ((batch, spec.action_size), torch.float32)
     if tuple(action.shape) != shape or action.dtype != dtype:
         raise ExportError(
             f"the policy returns actions {list(action.shape)} {action.dtype} for {batch} observations; "
             f"the env needs {list(shape)} {dtype}"
         )
-    return module, (obs, *state)
+    return module, (*inputs, *state)
 
 
 def _trace(module: FlatPolicy, example: tuple[Tensor, ...], path: Path, dynamic_batch: bool) -> None:
-    states = STATE_NAMES[: len(example) - 1]
-    inputs = ["obs", *(f"{name}_in" for name in states)]
+    policy = module.policy
+    groups = [*(["obs"] if policy.observation_sizes else []), *input_names(list(policy.raw_shapes)).values()]
+    states = STATE_NAMES[: len(example) - len(groups)]
+    inputs = [*groups, *(f"{name}_in" for name in states)]
     outputs = ["actions", *(f"{name}_out" for name in states)]
-    axes = {name: {0 if name in ("obs", "actions") else 1: "batch"} for name in inputs + outputs}
+    axes = {name: {0 if name in (*groups, "actions") else 1: "batch"} for name in inputs + outputs}
     try:
         with torch.no_grad(), _quiet():
             # dynamo=True, the default since torch 2.9, writes opset 18 whatever is asked, and weights in a second file.
@@ -211,6 +234,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message, DeprecationWarning)
         # torch's own recurrent layers check shapes while traced; the states are inputs, as the second message asks.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        # Whether there are vectors beside images does not depend on the batch.
+        warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"rlcore\.encoders")
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1")
         yield
 
@@ -226,6 +251,13 @@ def _check_graph(model: Any) -> None:
 
 def _shapes(values: Any) -> dict[str, list[int | str]]:
     return {v.name: [d.dim_param or int(d.dim_value) for d in v.type.tensor_type.shape.dim] for v in values}
+
+
+def _types(model: Any) -> dict[str, str]:
+    import onnx
+
+    values = (*model.graph.input, *model.graph.output)
+    return {v.name: onnx.helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type).name for v in values}
 
 
 def _save(model: Any, facts: Mapping[str, Any], path: Path) -> None:

@@ -4,8 +4,9 @@ Three kinds of observation are replayed:
 
 - recorded: what the policy met in training or evaluation; steps with an observation that is not finite are left out,
   as is said, and a recurrent policy begins anew after them;
-- random: normal, with the recording's mean and deviation per feature (0 and 1 without a recording);
-- outliers: the same ten times as far out, as a bad sensor would send.
+- random: normal, with the recording's mean and deviation per feature (0 and 1 without a recording); images of uint8
+  with every value as likely as any, and masks with one choice allowed at least;
+- outliers: the same with all that is float32 ten times as far out, as a bad sensor would send.
 
 The absolute difference is held against the tolerance as it is where an output stays within -1..1. Where it goes further
 the difference is divided by the output's largest magnitude, because float32 carries 7 digits and a torque of up to 100
@@ -32,12 +33,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.agent import Policy
+from rlcore.encoders import scaled
 from rlcore.export.metadata import ExportError
-from rlcore.export.observations import finite_part, too_few
+from rlcore.export.observations import finite_part, group_shapes, too_few
 from rlcore.export.runner import OnnxPolicy
 from rlcore.types import Obs, State
 
 RANDOM_SHAPE = (32, 32)  # steps, envs
+IMAGE_STEPS = 8  # random steps where there are images, each of which is hundreds of times the work
 END_RATE = 0.1  # chance of a random step to end its episode
 SEQUENCE_STEPS = 256  # through which a recurrent policy and its file keep their own states, at least
 OUTLIER = 10.0  # how many times further out than random observations
@@ -69,7 +72,7 @@ class ParityReport:
     """Discrete: observations for which the file chooses another index."""
     ties: int = 0
     """Discrete: other indices that are not held against the file, because the policy itself chooses the file's index
-    for an observation that differs by no more than the tolerance (relative)."""
+    for an observation that differs by no more than the tolerance (relative; pixels of uint8 count as 0..1)."""
     source: str = "random observations only"
     """What was replayed, in words."""
     steps: int = 0
@@ -127,7 +130,7 @@ def verify(
     Args:
         path: the ONNX file.
         policy: what it should do.
-        recording: observation groups ``[T, M, O]`` and ``done [T, M]`` (the episode ended after that step), as
+        recording: observation groups ``[T, M, ...]`` and ``done [T, M]`` (the episode ended after that step), as
             ``Agent.recording`` returns them. Without it only random observations are replayed.
         tolerance: largest difference allowed; the report tells whether it was kept, and nothing is raised for it.
 
@@ -140,31 +143,40 @@ def verify(
     reference = cpu_copy(policy)
     report = ParityReport(tolerance=tolerance)
     generator = np.random.default_rng(0)
-    sizes = policy.observation_sizes
-    mean, std = {group: np.zeros(size) for group, size in sizes.items()}, {g: np.ones(s) for g, s in sizes.items()}
+    shapes = group_shapes(policy)
+    mean = {group: np.zeros(shape) for group, shape in shapes.items()}
+    std = {group: np.ones(shape) for group, shape in shapes.items()}
     replays: list[tuple[Obs, NDArray[np.bool_], float, bool]] = []
     if recording is not None:
-        obs, done, report.left_out = finite_part(recording, sizes)
+        obs, done, report.left_out = finite_part(recording, shapes)
         if too_few(done.size, report.left_out):
             raise ExportError(
                 f"only {done.size} of the {done.size + report.left_out} recorded observations are finite, which is too "
                 "few to check the file with; record anew with an env, or export another checkpoint"
             )
         for group, values in obs.items():
-            flat = values.double().reshape(-1, sizes[group]).numpy()  # [T * M, O]
-            mean[group], std[group] = flat.mean(axis=0), flat.std(axis=0)
+            if values.is_floating_point():
+                flat = values.flatten(0, 1).double().numpy()  # [T * M, ...]
+                mean[group], std[group] = flat.mean(axis=0), flat.std(axis=0)
         replays.append((obs, done, 1.0, True))
         if reference.initial_state(1):
             replays.append((*_prolonged(obs, done), 1.0, False))
             report.steps = len(replays[-1][1])
         report.recorded_samples = done.size
         report.source = "recorded and random observations"
-    for far in (1.0, OUTLIER):
+    numbers = [group for group, shape in shapes.items() if not _bounded(runner, group, shape)]
+    rows = (IMAGE_STEPS if any(len(shape) > 1 for shape in shapes.values()) else RANDOM_SHAPE[0], RANDOM_SHAPE[1])
+    for far in (1.0, OUTLIER) if numbers else (1.0,):
         obs = {}
-        for group, size in sizes.items():
-            normal = generator.standard_normal((*RANDOM_SHAPE, size))
-            obs[group] = torch.from_numpy(mean[group] + far * std[group] * normal).float()  # [T, M, O]
-        replays.append((obs, generator.random(RANDOM_SHAPE) < END_RATE, far, True))
+        for group, shape in shapes.items():
+            if group in numbers:
+                normal = generator.standard_normal((*rows, *shape))
+                obs[group] = torch.from_numpy(mean[group] + far * std[group] * normal).float()  # [T, M, ...]
+            elif len(shape) == 1:
+                obs[group] = _random_mask(generator, rows, shape[0], runner.metadata.get("action_parts"))
+            else:
+                obs[group] = torch.from_numpy(generator.integers(0, 256, (*rows, *shape), dtype=np.uint8))
+        replays.append((obs, generator.random(rows) < END_RATE, far, True))
     for obs, done, far, follow in replays:
         _replay(runner, reference, obs, done, far, std, report, follow)
         if runner.dynamic:  # one row is what a robot will send
@@ -177,10 +189,26 @@ def cpu_copy(policy: Policy) -> Policy:
     return copy.deepcopy(policy).to("cpu").eval().requires_grad_(False)
 
 
+def _bounded(runner: OnnxPolicy, group: str, shape: tuple[int, ...]) -> bool:
+    """Whether a group holds what cannot be far out: pixels of uint8, or which choices there are."""
+    return group in runner.groups and (len(shape) == 1 or runner.groups[group].uint8)
+
+
+def _random_mask(generator: np.random.Generator, rows: tuple[int, int], size: int, parts: Any) -> Tensor:
+    """Masks ``[T, M, K]`` that allow one choice at least of each part."""
+    mask = generator.integers(0, 2, (*rows, size)).astype(np.float32)
+    start = 0
+    for choices in parts or [size]:
+        allowed = start + generator.integers(0, choices, (*rows, 1))  # [T, M, 1]
+        np.put_along_axis(mask, allowed, 1.0, -1)
+        start += choices
+    return torch.from_numpy(mask)
+
+
 def _prolonged(obs: Obs, done: NDArray[np.bool_]) -> tuple[Obs, NDArray[np.bool_]]:
     """Repeat a sequence until it is long enough."""
     times = -(-SEQUENCE_STEPS // len(done))
-    return {group: x.repeat(times, 1, 1) for group, x in obs.items()}, np.tile(done, (times, 1))
+    return {group: torch.cat([x] * times) for group, x in obs.items()}, np.tile(done, (times, 1))
 
 
 @torch.no_grad()
@@ -208,7 +236,8 @@ def _replay(
         action, state = reference(now, before)
         if follow and t > 0:
             runner.state = [s.numpy() for s in before]
-        got = runner(np.concatenate([x.numpy() for x in now.values()], axis=-1))
+        arrays = {group: x.numpy() for group, x in now.items()}
+        got = runner(arrays if runner.groups else np.concatenate(list(arrays.values()), axis=-1))
         if got.shape != tuple(action.shape) or len(runner.state) != len(state):
             raise ExportError(
                 f"the file gives actions {got.shape} and {len(runner.state)} state outputs, "
@@ -261,13 +290,16 @@ def _compare_choices(
 ) -> None:
     """Count rows with another index; a row is a tie if nudging its observation makes the policy choose that index."""
     generator = torch.Generator().manual_seed(0)
-    for row in np.flatnonzero(got != action.numpy()):
+    masks = [group for group, shape in reference.raw_shapes.items() if len(shape) == 1]
+    for row in np.flatnonzero((got != action.numpy()).reshape(len(got), -1).any(axis=1)):
         nudged = {}
-        for group, x in obs.items():
-            reach = report.tolerance * torch.maximum(x[row].abs(), torch.from_numpy(std[group]).float())  # [O]
-            nudged[group] = x[row] + reach * (2 * torch.rand(256, len(reach), generator=generator) - 1)  # [256, O]
+        for group, values in obs.items():
+            x = scaled(values[row])  # [...]
+            reach = report.tolerance * torch.maximum(x.abs(), torch.from_numpy(std[group]).float())
+            nudge = 2 * torch.rand(256, *x.shape, generator=generator) - 1  # [256, ...]
+            nudged[group] = x.expand_as(nudge) if group in masks else x + reach * nudge
         choices, _ = reference(nudged, tuple(s[:, row : row + 1].expand(-1, 256, -1).contiguous() for s in state))
-        if bool((choices == int(got[row])).any()):
+        if bool((choices == torch.from_numpy(np.asarray(got[row]))).any(0).all()):  # [256] or [256, D]
             report.ties += 1
         else:
             report.mismatches += 1

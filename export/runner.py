@@ -5,6 +5,10 @@ This file imports nothing else of rlcore: copy it into a robot controller as it 
     policy = OnnxPolicy("policy.onnx")
     action = policy(observation)  # once every policy.metadata["control_dt"] seconds
     policy.reset()                # before a new episode
+
+A policy that reads images or a mask of choices beside its vectors takes a dict, with the vectors as "obs" or by group:
+
+    action = policy({"obs": observation, "camera": picture})  # [O] and [C, H, W], or a batch of each
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,6 +61,21 @@ def _first(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
+class Group(NamedTuple):
+    """An observation group with an input of its own."""
+
+    input: str
+    """Name of the input."""
+    shape: tuple[int, ...]
+    """Of one observation: ``[C, H, W]`` of an image, ``[K]`` of a mask of choices."""
+    uint8: bool
+    """Whether it is uint8, and not float32."""
+
+    def __str__(self) -> str:
+        """Shape and type for people."""
+        return f"[{', '.join(map(str, self.shape))}] {'uint8' if self.uint8 else 'float32'}"
+
+
 class OnnxPolicy:
     """A policy file as a function from observations to actions, with its recurrent state kept inside.
 
@@ -65,13 +84,16 @@ class OnnxPolicy:
         num_threads: CPU threads of one inference; a small network is fastest on one.
 
     Raises:
-        ValueError: there is no such file, ONNX Runtime cannot load it, or it has no ``obs`` and ``actions``.
+        ValueError: there is no such file, ONNX Runtime cannot load it, or it is no policy: it has neither ``obs`` nor
+            an image as input, no output ``actions``, or inputs of other shapes or types.
     """
 
     metadata: dict[str, Any]
     """What the file says about itself: observation and action terms, ``control_dt``, parity figures and so on."""
     observation_size: int
-    """O, the length of the flat observation."""
+    """O, the length of the flat observation; 0 where there is none."""
+    groups: dict[str, Group]
+    """The groups that it reads beside that, by name: images and the mask of choices."""
     dynamic: bool
     """Whether the file takes any batch; otherwise a batch is run one row after the other."""
     state: list[NDArray[np.float32]]
@@ -92,56 +114,83 @@ class OnnxPolicy:
                 f"ONNX Runtime cannot load '{os.fspath(path)}', which is no ONNX file or a damaged one: {_first(error)}"
             ) from error
         inputs = {i.name: i.shape for i in self._session.get_inputs()}
+        types = {i.name: i.type for i in self._session.get_inputs()}
         outputs = [o.name for o in self._session.get_outputs()]
-        if "obs" not in inputs or "actions" not in outputs:
+        raw = [name for name in inputs if name not in ("obs", "h_in", "c_in")]
+        if "actions" not in outputs or not ("obs" in inputs or any(len(inputs[name]) == 4 for name in raw)):
             raise ValueError(
                 f"'{os.fspath(path)}' has inputs {sorted(inputs)} and outputs {outputs}; "
-                "a policy has at least the input 'obs' and the output 'actions'"
+                "a policy has at least the input 'obs' or an image, and the output 'actions'"
             )
         self.metadata = decode_metadata(self._session.get_modelmeta().custom_metadata_map)
-        shape = inputs["obs"]
+        shape = inputs.get("obs", [inputs[raw[0]][0], 0] if raw else [])
         wrong = [name for name in ("h", "c") if len(inputs.get(f"{name}_in", (1, 1, 1))) != 3]
         wrong += [name for name in ("h", "c") if f"{name}_in" in inputs and f"{name}_out" not in outputs]
+        wrong += [
+            name
+            for name in raw
+            if (len(inputs[name]), types[name])
+            not in ((4, "tensor(uint8)"), (4, "tensor(float)"), (2, "tensor(float)"))
+            or not all(isinstance(size, int) for size in inputs[name][1:])
+            or isinstance(inputs[name][0], int) != isinstance(shape[0], int)
+        ]
         if len(shape) != 2 or not isinstance(shape[1], int) or wrong:
             raise ValueError(
                 f"'{os.fspath(path)}' has inputs {inputs} and outputs {outputs}; a policy takes 'obs' [N, O] with "
-                "a fixed O, and states [layers, N, hidden] that it gives back"
+                "a fixed O, images [N, C, H, W] uint8 or float32, a mask of choices [N, K] float32, and states "
+                "[layers, N, hidden] that it gives back"
             )
         self.observation_size = shape[1]
-        self.dynamic = not isinstance(inputs["obs"][0], int)
+        self.dynamic = not isinstance(shape[0], int)
+        called = self._called()
+        self.groups = {
+            called.get(name, name): Group(name, tuple(inputs[name][1:]), types[name] == "tensor(uint8)") for name in raw
+        }
         names = [name for name in ("h", "c") if f"{name}_in" in inputs]
         self._state_in = [f"{name}_in" for name in names]
         self._state_shapes = [inputs[name] for name in self._state_in]
         self._outputs = ["actions", *(f"{name}_out" for name in names)]
         self.state = []
-        self._groups, self._terms = self._described()
+        self._vectors, self._terms = self._described()
 
     def __call__(self, obs: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
         """Choose actions and advance the recurrent state.
 
         Args:
             obs: ``[O]`` or ``[N, O]``, the observation groups of ``metadata["observation_groups"]`` side by side;
-                or the groups by name, which are then joined in that order.
+                or the groups by name, of which these are then joined in that order. Where the file reads ``groups``
+                besides, all by name: images ``[C, H, W]`` or ``[N, C, H, W]`` in the file's type, a mask ``[K]`` or
+                ``[N, K]``, and the vectors also joined, as ``obs``. A single image needs no name.
 
         Returns:
-            ``[A]`` or ``[N, A]`` float32; an int64 or ``[N]`` int64 when actions are discrete.
+            ``[A]`` or ``[N, A]`` float32; an int64 or ``[N]`` int64 when actions are discrete, ``[D]`` or ``[N, D]``
+            int64 where several choices are made at once.
 
         Raises:
-            ValueError: the observation has the wrong size (the message lists the terms), or N is not that of the
-                recurrent state.
+            ValueError: an observation is missing, or has the wrong shape or type (the message lists the terms), or N is
+                not that of the others or of the recurrent state.
         """
-        flat = np.ascontiguousarray(self._join(obs) if isinstance(obs, Mapping) else obs, dtype=np.float32)
-        if flat.ndim not in (1, 2) or flat.shape[-1] != self.observation_size or flat.size == 0:
-            raise ValueError(f"observation has shape {flat.shape}; the file expects {self._expected()}")
-        rows = flat.reshape(-1, self.observation_size)  # [N, O]
-        self._prepare_state(len(rows))
-        if self.dynamic or len(rows) == 1:
-            actions, *self.state = self._run(rows, self.state)
+        arrays = self._by_input(obs)
+        shapes = {"obs": 1, **{group.input: len(group.shape) for group in self.groups.values()}}
+        single = all(x.ndim == shapes[name] for name, x in arrays.items())
+        if single:
+            arrays = {name: x[None] for name, x in arrays.items()}
+        counts = {name: len(x) if x.ndim > shapes[name] else None for name, x in arrays.items()}
+        num_rows = next(iter(counts.values()))
+        if num_rows is None or any(count != num_rows for count in counts.values()):
+            listed = ", ".join(f"{name} {list(x.shape)}" for name, x in arrays.items())
+            raise ValueError(f"observations come in different numbers: {listed}; give one of each, or N of each")
+        self._prepare_state(num_rows)
+        if self.dynamic or num_rows == 1:
+            actions, *self.state = self._run(arrays, self.state)
         else:
-            parts = [self._run(rows[i : i + 1], [s[:, i : i + 1] for s in self.state]) for i in range(len(rows))]
+            parts = [
+                self._run({name: x[i : i + 1] for name, x in arrays.items()}, [s[:, i : i + 1] for s in self.state])
+                for i in range(num_rows)
+            ]
             actions = np.concatenate([part[0] for part in parts])  # [N, A] or [N]
             self.state = [np.concatenate([part[1 + k] for part in parts], axis=1) for k in range(len(self.state))]
-        return actions[0] if flat.ndim == 1 else actions
+        return actions[0] if single else actions
 
     def reset(self, mask: ArrayLike | None = None) -> None:
         """Forget the recurrent state: all of it, or that of the rows where ``mask [N]`` is true.
@@ -157,8 +206,38 @@ class OnnxPolicy:
                 raise ValueError(f"reset mask has shape {rows.shape}; the state is of {self.state[0].shape[1]} rows")
             self.state = [np.where(rows[None, :, None], np.float32(0), s) for s in self.state]
 
-    def _run(self, rows: NDArray[np.float32], state: list[NDArray[np.float32]]) -> list[NDArray[Any]]:
-        feed = {"obs": rows, **dict(zip(self._state_in, state))}  # noqa: B905 - controllers may run Python 3.9
+    def _by_input(self, obs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, NDArray[Any]]:
+        """Each input's observations, one or N of them, in its type; refuses those of other shapes or types."""
+        arrays: dict[str, NDArray[Any]] = {}
+        if not isinstance(obs, Mapping):
+            if len(self.groups) + (self.observation_size > 0) > 1:
+                raise ValueError(f"one array came by itself; the file expects a dict: {self._expected()}")
+            obs = {next(iter(self.groups), "obs"): obs}
+            joined = self.observation_size > 0
+        else:
+            by_name = bool(self._vectors) and all(name in obs for name in self._vectors)
+            joined = "obs" in obs and "obs" not in (*self._vectors, *self.groups) and not by_name
+        missing = [name for name in (*(() if joined else self._vectors), *self.groups) if name not in obs]
+        if missing:
+            raise ValueError(f"observation groups {sorted(obs)} lack {missing}; the file expects {self._expected()}")
+        if self.observation_size:
+            flat = np.ascontiguousarray(obs["obs"] if joined else self._join(obs), dtype=np.float32)
+            if flat.ndim not in (1, 2) or flat.shape[-1] != self.observation_size or flat.size == 0:
+                raise ValueError(f"observation has shape {flat.shape}; the file expects {self._expected()}")
+            arrays["obs"] = flat
+        for name, group in self.groups.items():
+            x = np.asarray(obs[name])
+            fits = x.dtype == np.uint8 if group.uint8 else x.dtype.kind in ("f" if len(group.shape) > 1 else "fiub")
+            if not fits or x.shape[-len(group.shape) :] != group.shape or x.ndim > len(group.shape) + 1 or x.size == 0:
+                raise ValueError(
+                    f"observation '{name}' is {x.dtype} of shape {list(x.shape)}; the file expects {group}, or N of "
+                    "such, as the env gave it in training"
+                )
+            arrays[group.input] = np.ascontiguousarray(x, np.uint8 if group.uint8 else np.float32)
+        return arrays
+
+    def _run(self, arrays: dict[str, NDArray[Any]], state: list[NDArray[np.float32]]) -> list[NDArray[Any]]:
+        feed = {**arrays, **dict(zip(self._state_in, state))}  # noqa: B905 - controllers may run Python 3.9
         try:
             return list(self._session.run(self._outputs, feed))
         except Exception as error:  # as when the file's inputs are of another type than float32
@@ -174,16 +253,26 @@ class OnnxPolicy:
             )
 
     def _join(self, obs: Mapping[str, ArrayLike]) -> NDArray[np.float32]:
-        names = self._groups
-        missing = [name for name in names if name not in obs]
+        names = self._vectors
         if not names:
             raise ValueError(
                 f"the file does not say which observation groups it reads, and {sorted(obs)} came by name; hand over "
                 f"one array {self._expected()}, or export anew with rlcore, which writes them into the file"
             )
-        if missing:
-            raise ValueError(f"observation groups {sorted(obs)} lack {missing}; the file expects {self._expected()}")
-        return np.concatenate([np.asarray(obs[name], dtype=np.float32) for name in names], axis=-1)
+        parts = [np.asarray(obs[name], dtype=np.float32) for name in names]
+        if len({part.shape[:-1] for part in parts}) > 1:
+            listed = ", ".join(f"{name} {list(np.shape(obs[name]))}" for name in names)
+            raise ValueError(f"observations come in different numbers: {listed}; give one of each, or N of each")
+        return np.concatenate(parts, axis=-1)
+
+    def _called(self) -> dict[str, str]:
+        """The group of each input that the file names one for; none where it says something else there."""
+        try:
+            entries = [*self.metadata.get("image_groups", []), *filter(None, [self.metadata.get("action_mask")])]
+            called = {str(entry["input"]): str(entry["name"]) for entry in entries}
+        except (KeyError, TypeError, AttributeError):
+            return {}
+        return called if len(set(called.values())) == len(called) else {}
 
     def _described(self) -> tuple[list[str], list[str]]:
         """Names of groups and of terms, as the file has them; none where it says something else there."""
@@ -199,4 +288,8 @@ class OnnxPolicy:
 
     def _expected(self) -> str:
         terms = f": {', '.join(self._terms)}" if self._terms else ""
-        return f"[{self.observation_size}] or [N, {self.observation_size}]{terms}"
+        flat = f"[{self.observation_size}] or [N, {self.observation_size}]{terms}"
+        if not self.groups:
+            return flat
+        others = ", ".join(f"'{name}' {group}" for name, group in self.groups.items())
+        return f"{f'obs {flat}; ' if self.observation_size else ''}{others}, or N of such"

@@ -254,12 +254,13 @@ class Critic(nn.Module):
         spec: of the env.
         config: settings.
         policy: the actor, whose normalizer is shared where both read the same groups.
+        signals: how many columns it has beside that of the reward, S; they begin at 0.
 
     Raises:
         ConfigError: ``share_trunk`` with groups other than the actor's, or with a recurrent actor.
     """
 
-    def __init__(self, spec: EnvSpec, config: ActorCriticConfig, policy: ActorPolicy) -> None:
+    def __init__(self, spec: EnvSpec, config: ActorCriticConfig, policy: ActorPolicy, signals: int = 0) -> None:
         super().__init__()
         actor, chosen = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
         if config.share_trunk and actor != chosen:
@@ -277,6 +278,11 @@ class Critic(nn.Module):
         self.value = nn.Linear(self.trunk.size, 1)
         if config.critic.init == "orthogonal":
             orthogonal_(self.value, 1.0)
+        if signals:  # one layer for all columns
+            first, self.value = self.value, nn.Linear(self.trunk.size, 1 + signals)
+            with torch.no_grad():
+                for wide, narrow in zip(self.value.parameters(), first.parameters(), strict=True):
+                    wide.zero_()[:1] = narrow
 
     def initial_state(self, num_envs: int) -> State:
         """Zero recurrent state for ``num_envs`` envs; ``()`` for a feed-forward critic."""
@@ -285,7 +291,10 @@ class Critic(nn.Module):
     def forward(
         self, normalized: Tensor, state: State = (), keep: Tensor | None = None, raw: Obs | None = None
     ) -> tuple[Tensor, State]:
-        """Map a sequence of observations to values ``[T, N]`` and the next state; see ``ActorPolicy.distribution``."""
+        """Map a sequence of observations to values and the next state; see ``ActorPolicy.distribution``.
+
+        Values are ``[T, N]``, or ``[T, N, 1 + S]`` with signals, the first column being that of the reward.
+        """
         output, state = self.trunk(normalized, self.value, state, keep, raw)
         return output.squeeze(-1), state
 
@@ -316,8 +325,9 @@ class Critic(nn.Module):
             final_raw: those that come with ``final_obs``.
 
         Returns:
-            Values of ``obs`` ``[T + 1, N]`` and, where timed out, of ``final_obs`` ``[T, N]``, and the recurrent states
-            where sequences begin, ``[T / length, N, layers, hidden]`` each.
+            Values of ``obs`` ``[T + 1, N]`` and, where timed out, of ``final_obs`` ``[T, N]``, with one more dimension
+            of columns where there are signals; and the recurrent states where sequences begin, ``[T / length, N,
+            layers, hidden]`` each.
         """
         steps = len(obs) - 1
         raw, final_raw = raw or {}, final_raw or {}
@@ -354,7 +364,8 @@ class Critic(nn.Module):
             )
             found = self.forward(last, state, None, dict(zip(final_raw, seen, strict=True)))[0]
             found = found.squeeze(0).index_select(0, place.clamp(max=num_timeouts - 1)).view_as(timeout_values)
-            timeout_values = torch.where((place < num_timeouts).view_as(timed_out), found, timeout_values)
+            known = (place < num_timeouts).view(*timed_out.shape, *[1] * (values.dim() - 2))
+            timeout_values = torch.where(known, found, timeout_values)
         begun = (torch.stack([part.transpose(0, 1) for part in parts]) for parts in zip(*starts, strict=True))
         return values, timeout_values, tuple(begun)
 

@@ -102,6 +102,12 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "configuratio
     return _built(cls, data, source, "")
 
 
+def named_groups(hint: Any) -> Any:
+    """The dataclass of each group, where a setting is a table of groups with names of the user's; else None."""
+    of = typing.get_args(hint)
+    return of[1] if typing.get_origin(hint) is dict and dataclasses.is_dataclass(of[1]) else None
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return a dataclass as plain values that YAML and checkpoints can hold."""
     plain = _plain(dataclasses.asdict(config))
@@ -244,6 +250,9 @@ def _built(cls: type[T], data: Any, source: str, prefix: str) -> T:
             raise ConfigError(f"{source}: {prefix}{key}: {shown(value)} is not a list; {remedy}")
         if dataclasses.is_dataclass(hints[key]):
             values[key] = _built(hints[key], value, source, f"{prefix}{key}.")
+        elif (each := named_groups(hints[key])) is not None and isinstance(value, Mapping):
+            place = f"{prefix}{key}"
+            values[key] = {name: _built(each, group, source, f"{place}.{name}.") for name, group in value.items()}
     settings = dacite.Config(strict=True, cast=[tuple], type_hooks={float: _to_float, int: to_int})
     try:
         return dacite.from_dict(cls, values, settings)

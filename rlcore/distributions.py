@@ -245,5 +245,6 @@ class CategoricalHead(nn.Module):
             output = torch.where(mask > 0, output, IMPOSSIBLE)
         if self.shape is None:
             return Categorical(F.log_softmax(output, dim=-1))
-        logits: Tensor = output.index_select(-1, self.places).unflatten(-1, self.shape)  # type: ignore[no-untyped-call]
+        # By reshape: opset 11 of ONNX has no unflatten.
+        logits = output.index_select(-1, self.places).reshape(*output.shape[:-1], *self.shape)
         return MultiCategorical(F.log_softmax(logits.masked_fill(self.filled, IMPOSSIBLE), dim=-1))

@@ -29,12 +29,14 @@ class CNNConfig:
     """Width of each convolution's kernel; one number holds for all; empty: 3."""
     strides: tuple[int, ...] = ()
     """Pixels from one place of the kernel to the next; one number holds for all; empty: 1."""
-    padding: Literal["none", "zeros"] = "none"
-    """What lies around the image: nothing, or zeros, half a kernel wide, which keep the size at a stride of 1."""
+    padding: tuple[int, ...] = ()
+    """Width of the zeros around what each convolution reads; one number holds for all; empty: 0."""
     pooling: Literal["none", "max", "average"] = "none"
     """After each convolution, of two by two places."""
-    global_pooling: Literal["none", "max", "average"] = "none"
-    """After the last, of each channel over the whole image, in place of a feature for each place."""
+    global_pooling: Literal["none", "max", "average", "softmax"] = "none"
+    """After the last, of each channel over the whole image, in place of a feature for each place. softmax: the two
+    coordinates, -1 to 1, of where the channel is strong, the mean place under a softmax over the image, as in Levine et
+    al. 2016 (arXiv:1504.00702)."""
     layer_norm: bool = False
     """Normalize the features (Ba et al. 2016, arXiv:1607.06450), as in DrQ-v2 (Yarats et al., arXiv:2107.09645)."""
     activation: Activation = "relu"
@@ -46,29 +48,30 @@ class CNNConfig:
         """Refuse impossible values."""
         count = None if self.channels is None else len(self.channels)
         check(count != 0, "channels", self.channels, "set one or more numbers, or none")
-        for name in ("channels", "kernel_sizes", "strides"):
+        for name, least in (("channels", 1), ("kernel_sizes", 1), ("strides", 1), ("padding", 0)):
             values = getattr(self, name) or ()
-            check(all(value >= 1 for value in values), name, values, "set numbers from 1 on")
-        for name in ("kernel_sizes", "strides"):
+            check(all(value >= least for value in values), name, values, f"set numbers from {least} on")
+        for name in ("kernel_sizes", "strides", "padding"):
             values = getattr(self, name)
             fits = not values or (count is not None and len(values) in (1, count))
             remedy = "set channels, which they belong to" if count is None else f"set one number, or {count}"
             check(fits, name, values, remedy)
         check(self.output_size is None or self.output_size >= 1, "output_size", self.output_size, "set at least 1")
 
-    def layers(self, shape: Shape) -> list[tuple[int, int, int]]:
-        """Channels, kernel and stride of each convolution for images of this shape."""
+    def layers(self, shape: Shape) -> list[tuple[int, int, int, int]]:
+        """Channels, kernel, stride and padding of each convolution for images of this shape."""
         if self.channels is None:
             side = min(shape[1:])
             if side < 16:
-                return [(32, 3, 1), (64, 3, 1)]
-            return [(32, 8, 4), (64, 4, 2), (64, 3, 1)] if side >= 36 else [(32, 3, 2), (64, 3, 2), (64, 3, 1)]
+                return [(32, 3, 1, 0), (64, 3, 1, 0)]
+            large = [(32, 8, 4, 0), (64, 4, 2, 0), (64, 3, 1, 0)]
+            return large if side >= 36 else [(32, 3, 2, 0), (64, 3, 2, 0), (64, 3, 1, 0)]
         count = len(self.channels)
-        kernels, strides = (
+        kernels, strides, margins = (
             values * (count if len(values) == 1 else 1) or (default,) * count
-            for values, default in ((self.kernel_sizes, 3), (self.strides, 1))
+            for values, default in ((self.kernel_sizes, 3), (self.strides, 1), (self.padding, 0))
         )
-        return list(zip(self.channels, kernels, strides, strict=True))
+        return list(zip(self.channels, kernels, strides, margins, strict=True))
 
 
 class CNN(nn.Module):
@@ -89,15 +92,14 @@ class CNN(nn.Module):
         layers: list[nn.Module] = []
         channels, *size = shape
         pools: dict[str, Any] = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
-        for number, (filters, kernel, stride) in enumerate(config.layers(shape)):
-            margin = kernel // 2 if config.padding == "zeros" else 0
+        for number, (filters, kernel, stride, margin) in enumerate(config.layers(shape)):
             size = [(side + 2 * margin - kernel) // stride + 1 for side in size]
             if config.pooling != "none":
                 size = [side // 2 for side in size]
             if min(size) < 1:
                 raise ConfigError(
                     f"cnn: an image of {shape[1]}x{shape[2]} is smaller than what convolution {number + 1} needs; set "
-                    "fewer channels, smaller kernel_sizes or strides, or padding to zeros"
+                    "fewer channels, smaller kernel_sizes or strides, or padding"
                 )
             layers += [nn.Conv2d(channels, filters, kernel, stride, margin), MODULES[config.activation]()]
             if config.pooling != "none":
@@ -105,7 +107,11 @@ class CNN(nn.Module):
             channels = filters
         self.convolutions = nn.Sequential(*layers)
         self.global_pooling = config.global_pooling
-        features = channels if config.global_pooling != "none" else channels * math.prod(size)
+        features = channels * {"none": math.prod(size), "softmax": 2}.get(config.global_pooling, 1)
+        places = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in size), indexing="ij")
+        self.places: Tensor  # [H * W, 2]
+        # Not in the state: they follow from the configuration and the image's size.
+        self.register_buffer("places", torch.stack(places, -1).view(-1, 2), persistent=False)
         self.projection = nn.Sequential()
         if config.output_size is not None:
             self.projection.append(nn.Linear(features, config.output_size))
@@ -130,6 +136,8 @@ class CNN(nn.Module):
             x = x.amax((-2, -1))
         elif self.global_pooling == "average":
             x = x.mean((-2, -1))
+        elif self.global_pooling == "softmax":
+            x = torch.softmax(x.flatten(2), -1) @ self.places  # [B, C, 2]
         return self.projection(x.flatten(1)).reshape(*before, self.size)  # type: ignore[no-any-return]
 
 
@@ -165,16 +173,39 @@ class Encoders(nn.Module):
         shapes: of the image groups, in the order in which features are joined.
         config: of all of them.
         init: see ``CNN``.
+        shared: encoders whose own are taken for groups that those read, too.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], config: CNNConfig, init: str = "orthogonal") -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        config: CNNConfig,
+        init: str = "orthogonal",
+        shared: Encoders | None = None,
+    ) -> None:
         super().__init__()
         self.groups = tuple(shapes)
-        self.cnns = nn.ModuleList(CNN(shape, config, init) for shape in shapes.values())
+        there = {} if shared is None else dict(zip(shared.groups, shared.cnns, strict=True))
+        cnns = (there[group] if group in there else CNN(shape, config, init) for group, shape in shapes.items())
+        self.cnns: nn.ModuleList = nn.ModuleList(cnns)
         self.size = sum(cnn.size for cnn in self.cnns)  # type: ignore[misc]
         """Number of features of all groups."""
 
     def forward(self, images: Mapping[str, Tensor], vector: Tensor) -> Tensor:
         """Join the features of images ``[..., C, H, W]`` and a vector ``[..., O]``, which may be of size 0."""
-        features = [cnn(images[group]) for group, cnn in zip(self.groups, self.cnns, strict=True)]
-        return torch.cat([*features, vector], -1) if vector.shape[-1] else torch.cat(features, -1)
+        return self.join(self.features(images), vector)
+
+    def features(
+        self, images: Mapping[str, Tensor], known: Mapping[nn.Module, Tensor] | None = None
+    ) -> dict[nn.Module, Tensor]:
+        """Features ``[..., size]`` by encoder; of those that are ``known`` as they are."""
+        known = known or {}
+        pairs = zip(self.groups, self.cnns, strict=True)
+        return {cnn: known[cnn] if cnn in known else cnn(images[group]) for group, cnn in pairs}
+
+    def join(self, features: Mapping[nn.Module, Tensor], vector: Tensor) -> Tensor:
+        """Put features, by encoder, before a vector ``[..., O]``."""
+        parts = [features[cnn] for cnn in self.cnns]
+        if not parts:
+            return vector
+        return torch.cat([*parts, vector], -1) if vector.shape[-1] else torch.cat(parts, -1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlcore.arrays import nothing
+from rlcore.env import is_image
 from rlcore.types import Metrics
 
 PREFIX = "fault/"
@@ -82,6 +83,18 @@ def broken_steps(sources: Mapping[str, Tensor | None]) -> Metrics:
     env = counts.argmax(1)  # [S]
     column = table.gather(2, env.view(-1, 1, 1).expand(-1, table.shape[1], 1)).amax((1, 2))
     return _named(columns, torch.stack([counts.sum(1), (counts > 0).sum(1), env, column], 1).float())
+
+
+def rollout_faults(data: Mapping[str, Tensor], broken_reward: Tensor, final_broken: Tensor | None) -> Metrics:
+    """Count broken steps of a rollout by what is broken; see ``broken_steps``.
+
+    Args:
+        data: columns of the rollout, ``actor_broken`` and, where the critic reads other groups, ``critic_broken``.
+        broken_reward: bool ``[T, N]``.
+        final_broken: of last observations, int32 ``[T, N]``; None where they are not read.
+    """
+    observed = {"actor": data["actor_broken"], "critic": data.get("critic_broken")}
+    return broken_steps({**observed, "reward": broken_reward.int() - 1, "final": final_broken})
 
 
 @torch.no_grad()
@@ -173,6 +186,8 @@ def culprits(values: Mapping[str, float], groups: Mapping[str, Sequence[str]], e
 def column_name(groups: Sequence[str], column: int, env: Any) -> str:
     """Name a column of joined observation groups, such as ``'policy'[7] (base_ang_vel[1])``."""
     for group in groups:
+        if is_image(env.observation_spaces[group]):
+            continue  # no columns of it are counted
         size = int(env.observation_spaces[group].shape[0])
         if column >= size:
             column -= size

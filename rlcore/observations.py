@@ -17,7 +17,7 @@ def concatenate(obs: Obs, groups: Sequence[str]) -> Tensor:
     """Join observation groups in the given order, ``[..., O]``; without any, ``[N, 0]``."""
     if not groups:
         any_group = next(iter(obs.values()))
-        return any_group.new_empty((len(any_group), 0), dtype=torch.float32)
+        return any_group.new_empty((any_group.shape[0], 0), dtype=torch.float32)
     return obs[groups[0]] if len(groups) == 1 else torch.cat([obs[group] for group in groups], dim=-1)
 
 

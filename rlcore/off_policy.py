@@ -15,24 +15,22 @@ from rlcore.arrays import nothing
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.critics import Critics
+from rlcore.encoders import random_shift
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
 from rlcore.networks import Network, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
-from rlcore.observations import choose_groups, concatenate
+from rlcore.observations import as_stored, concatenate, images, unread, vectors
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
 from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
-from rlcore.replay import Replay, Transitions
-from rlcore.rollout import make_trace, minibatches
+from rlcore.replay import Batch, Replay, Transitions, minibatches
+from rlcore.rollout import make_trace
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
-
-Batch = dict[str, Tensor]
-"""Samples ready for the networks: ``[B, ...]`` each, observations joined and normalized."""
 
 
 class OffPolicy:
@@ -62,17 +60,18 @@ class OffPolicy:
         if seed is not None:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
-        policy, sizes = build_policy(spec, config).to(device), spec.observation_sizes
+        policy = build_policy(spec, config).to(device)
         self.env, self.config, self.policy, self.device, self.seed = env, config, policy, device, seed
         self.num_steps, self.iteration = config.num_steps, 0
         self.mode: Mode = config.mode
-        _, self.critic_groups = choose_groups(sizes, config.actor_obs, config.critic_obs)
-        groups = dict.fromkeys(policy.groups + self.critic_groups)
-        size = sum(sizes[group] for group in self.critic_groups)
+        self.critics = Critics(spec, config, policy).to(device)
+        self.critic_groups = self.critics.groups
+        self.image_groups = tuple({**policy.raw_shapes, **self.critics.raw_shapes})
+        groups = tuple(dict.fromkeys((*policy.groups, *self.critic_groups, *self.image_groups)))
         self.critic_normalizer = policy.normalizer
         if self.critic_groups != policy.groups:
-            self.critic_normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
-        self.critics = Critics(size + policy.actions, config).to(device)
+            normalizer = make_normalizer(self.critics.size, config.normalize_obs, config.clip_obs)
+            self.critic_normalizer = normalizer.to(device)
         refuse_state(policy, self.critics)
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
@@ -83,8 +82,11 @@ class OffPolicy:
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
         self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
         # These bring weights to unit length, if so configured, so targets are copied afterwards.
-        self.actor_optimizer = self._adam(learned(policy), unit_weights(policy, config.actor))
-        self.critic_optimizer = self._adam(learned(self.critics), unit_weights(self.critics, config.critic))
+        layers = [unit_weights(nn.ModuleList((policy.trunk, policy.head)), config.actor)]
+        layers += [unit_weights(nn.ModuleList((self.critics.trunks, self.critics.heads)), config.critic)]
+        theirs = set(self.critics.parameters())
+        self.actor_optimizer = self._adam([p for p in learned(policy) if p not in theirs], layers[0])
+        self.critic_optimizer = self._adam(learned(self.critics), layers[1])
         self.target_critics = copy.deepcopy(self.critics)
         self.target_critic_buffer = flat(learned(self.target_critics))
         self.target_critics.requires_grad_(False)
@@ -93,7 +95,7 @@ class OffPolicy:
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
         want_final_obs(env, groups if config.timeout_bootstrap == "final_obs" else ())
         self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
-        self.replay = self._memory({group: sizes[group] for group in groups})
+        self.replay = self._memory(spec, groups)
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
         self.return_scale: ReturnScale | None = None
         if config.normalize_reward:
@@ -110,35 +112,26 @@ class OffPolicy:
         self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
-        self.notes = self._notes()
+        self.notes = self._notes(unread(spec, groups))
         self.anchors = Anchors(self)
 
-    def _memory(self, sizes: dict[str, int]) -> Replay:
+    def _memory(self, spec: EnvSpec, groups: tuple[str, ...]) -> Replay:
         config, env = self.config, self.env
+        kind = torch.bfloat16 if config.store_obs == "bf16" else torch.float32
         replay = Replay(
-            config.buffer_size,
-            env.num_envs,
-            sizes,
-            self.policy.actions,
-            env.max_episode_length,
-            self.device,
-            torch.bfloat16 if config.store_obs == "bf16" else torch.float32,
-            config.final_capacity,
-            home=config.buffer_device,
-        )
+            config.buffer_size, env.num_envs, vectors(spec, groups), self.policy.actions, env.max_episode_length,
+            self.device, kind, config.final_capacity, config.buffer_device, images(spec, groups), spec.image_types,
+        )  # fmt: skip
         remedy = f"it holds {replay.num_rows} vector steps and learning begins after {self.first_rows}; raise it"
         check(replay.num_rows >= self.first_rows, "buffer_size", config.buffer_size, remedy)
         return replay
 
-    def _notes(self) -> tuple[str, ...]:
-        """What a run prints when it begins."""
-        config, policy = self.config, self.policy
-        low, high = policy.low, policy.high
-        bounds = [f"{a:g} to {b:g}" for a, b in zip(low.tolist(), high.tolist(), strict=True)]
-        numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])  # one for all, or each in order
-        source = "env" if config.action_low is None and config.action_high is None else "settings"
+    def _notes(self, told: list[str]) -> tuple[str, ...]:
+        """What a run prints when it begins; gradient steps last."""
+        source = "env" if self.config.action_low is None and self.config.action_high is None else "settings"
         first = self.first_rows * self.env.num_envs
-        return f"actions within {numbers}, from the {source}", steps_note(self.num_updates, f"from step {first:,} on")
+        told = [*told, f"actions within {self.policy.bounds_text}, from the {source}"]
+        return (*told, steps_note(self.num_updates, f"from step {first:,} on"))
 
     def warnings(self, num_iterations: int) -> list[str]:
         """What makes a run of so many further iterations slow or useless."""
@@ -186,6 +179,8 @@ class OffPolicy:
         normalized, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
+            if self.policy.raw_shapes:
+                normalized = self.policy.encoders(as_stored(obs, self.policy.raw_shapes), normalized)
             action = self._explore(normalized)  # [N, A]
         drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
@@ -195,8 +190,8 @@ class OffPolicy:
         uniform = self.policy.action_bias + self.policy.action_scale * (2 * drawn - 1)
         return torch.where(warm, uniform, action)
 
-    def _explore(self, normalized: Tensor) -> Tensor:
-        """Choose actions ``[N, A]`` within their bounds for normalized observations ``[N, O]``."""
+    def _explore(self, features: Tensor) -> Tensor:
+        """Choose actions ``[N, A]`` within their bounds for what the actor reads, ``[N, O]``."""
         raise NotImplementedError
 
     def _end_episodes(self, done: Tensor) -> None:
@@ -232,6 +227,9 @@ class OffPolicy:
         valid: Tensor | None,
     ) -> None:
         reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
+        if self.image_groups:
+            obs = {**obs, **as_stored(obs, self.image_groups)}
+            final_obs = None if final_obs is None else {**final_obs, **as_stored(final_obs, self.image_groups)}
         self.replay.write(obs, action, reward, terminated, truncated, final_obs)
         done = terminated | truncated  # [N]
         if valid is not None:
@@ -303,20 +301,28 @@ class OffPolicy:
 
     @torch.no_grad()
     def _batch(self, transitions: Transitions) -> Batch:
-        batch: Batch = {}
-        for prefix, obs in (("", transitions.obs), ("next_", transitions.next_obs)):
-            batch[f"{prefix}actor_obs"] = self.policy.normalizer(concatenate(obs, self.policy.groups))
-            batch[f"{prefix}critic_obs"] = batch[f"{prefix}actor_obs"]
-            if self.critic_groups != self.policy.groups:
-                batch[f"{prefix}critic_obs"] = self.critic_normalizer(concatenate(obs, self.critic_groups))
-        weight = transitions.weight / transitions.weight.mean().clamp(min=1 / transitions.weight.numel())
-        reward = transitions.reward
-        return batch | {
-            "action": transitions.action,
-            "reward": reward if self.return_scale is None else reward / self.return_scale(),
-            "discount": transitions.discount,
-            "weight": weight,
-        }
+        actor_obs, critic_obs = self._normalized(transitions.obs)
+        next_actor_obs, next_critic_obs = self._normalized(transitions.next_obs)
+        reward, weight, shift = transitions.reward, transitions.weight, self.config.random_shift
+        return Batch(
+            actor_obs,
+            critic_obs,
+            next_actor_obs,
+            next_critic_obs,
+            transitions.action,
+            reward if self.return_scale is None else reward / self.return_scale(),
+            transitions.discount,
+            weight / weight.mean().clamp(min=1 / weight.numel()),
+            {group: random_shift(transitions.obs[group], shift) for group in self.image_groups},
+            {group: random_shift(transitions.next_obs[group], shift) for group in self.image_groups},
+        )
+
+    def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """What actor and critics read of observations."""
+        actor_obs = self.policy.normalizer(concatenate(obs, self.policy.groups))
+        if self.critic_groups == self.policy.groups:
+            return actor_obs, actor_obs
+        return actor_obs, self.critic_normalizer(concatenate(obs, self.critic_groups))
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""

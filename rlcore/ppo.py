@@ -17,19 +17,20 @@ from rlcore.actor_critic import Critic, build_policy
 from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, rebuilt, side_by_side
-from rlcore.config import ConfigError, check, settings_of
+from rlcore.config import settings_of
 from rlcore.env import VecEnv, spec_of, want_final_obs
-from rlcore.faults import broken_observations, broken_steps, far_numbers, fault_groups, lost_steps
+from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
 from rlcore.learn import Progress, Report, learn
-from rlcore.losses import ppo_loss
+from rlcore.losses import ppo_loss, value_loss
 from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
 from rlcore.observations import as_stored, concatenate, unread
-from rlcore.optimizer import FlatAdam
+from rlcore.optimizer import FlatAdam, step_all
 from rlcore.ppo_config import PPOConfig as PPOConfig
-from rlcore.ppo_config import rate_by_kl, small_minibatches
+from rlcore.ppo_config import linear_rate, rate_by_kl, sequences_of, small_minibatches
 from rlcore.recurrent import cleared, forgetful
-from rlcore.returns import bootstrap_values, filled, gae, room_for_timeouts, scaled_reward, standardized
-from rlcore.rollout import Rollout, Samples, make_trace, sequences, shuffled
+from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
+from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled
+from rlcore.signals import SignalColumns
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 _log = logging.getLogger(__name__)
@@ -60,15 +61,12 @@ class PPO:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
-        self.critic = Critic(spec, config, self.policy).to(device)
+        self.signals = SignalColumns(config.signals, config.gamma, config.gae_lambda, config.normalize_value).to(device)
+        self.critic = Critic(spec, config, self.policy, len(self.signals)).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
             mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
         self.recurrent = self.policy.trunk.recurrent or self.critic.trunk.recurrent
-        # A feed-forward network learns from sequences of one step, so that there is one text for both.
-        self.length = (config.sequence_length or config.num_steps) if self.recurrent else 1
-        self.num_sequences = env.num_envs * config.num_steps // self.length
-        remedy = f"it must divide the {self.num_sequences} sequences of {self.length} steps in a rollout"
-        check(self.num_sequences % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
+        self.length, self.num_sequences = sequences_of(config, env.num_envs, self.recurrent)
         if too_small := small_minibatches(config, env.num_envs):
             _log.warning(too_small)
         averaged = config.entropy_reduction == "mean" and not spec.discrete
@@ -176,16 +174,15 @@ class PPO:
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
-        self._record(step.reward, step.terminated, step.truncated, final_obs, step.valid)
+        self._record(step._replace(obs={}, log={}, final_obs=final_obs, signals=self.signals.row(step.signals)))
         self.next_obs = {group: step.obs[group].detach() for group in (*self.critic.groups, *self.critic.raw_shapes)}
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
-    def _store(
-        self, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None, valid: Tensor | None
-    ) -> None:
+    def _store(self, step: Step) -> None:
+        _, reward, terminated, truncated, final_obs, _, valid, signals = step
         reward = scaled_reward(reward, self.config.reward_scale, self.config.reward_clip)
-        row = {"reward": reward, "terminated": terminated, "truncated": truncated}
+        row = {"reward": reward, "terminated": terminated, "truncated": truncated, **(signals or {})}
         if valid is not None:  # what is no step ends there, so that nothing is carried on to the episode that begins
             row |= {"terminated": terminated | ~valid, "valid": valid}
         done = row["terminated"] | truncated  # [N]
@@ -209,10 +206,7 @@ class PPO:
             ConfigError: the learning rate falls over the run, whose length nobody gave.
         """
         if self.config.lr_schedule == "linear":
-            if self.num_iterations is None:
-                raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
-            remaining = max(0.0, 1 - self.iteration / self.num_iterations)
-            self.learning_rate.fill_(self.config.learning_rate * remaining)
+            self.learning_rate.fill_(linear_rate(self.config, self.iteration, self.num_iterations))
         self.anchors.check(self)
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
@@ -252,7 +246,8 @@ class PPO:
         final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
         broken_obs, broken_reward = broken_observations(data), broken_rewards(data["reward"])
         final_broken = None if final_obs is None else torch.where(timed_out, data["final_broken"], -1)
-        lost = lost_steps(broken_obs, broken_reward, next_broken >= 0, final_broken, done, data.get("valid"))
+        broken = broken_reward | self.signals.broken(data) if self.signals else broken_reward
+        lost = lost_steps(broken_obs, broken, next_broken >= 0, final_broken, done, data.get("valid"))
         # A broken observation empties the memory of a recurrent network, as the end of an episode does.
         keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
         critic_obs = data.get("critic_obs", data["actor_obs"])
@@ -263,6 +258,9 @@ class PPO:
         outputs, timeout_values, states = self.critic.unroll(
             obs, final_obs, timed_out, self.num_timeouts, self.critic_state, keep, self.length, raw, finals
         )
+        signal_outputs, signal_timeouts = outputs[..., 1:], timeout_values[..., 1:]
+        if self.signals:
+            outputs, timeout_values = outputs[..., 0], timeout_values[..., 0]
         values, timeout_values = (denormalized(x, self.value_normalizer) for x in (outputs, timeout_values))
         if self.timeout_bootstrap == "none":
             timeout_values = torch.zeros_like(timeout_values)
@@ -271,17 +269,21 @@ class PPO:
         cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         reward = data["reward"].masked_fill(broken_reward, 0.0)
         advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda)
+        signal_returns = None
+        if self.signals:
+            of_signals, signal_returns = self.signals.targets(
+                data, signal_outputs, signal_timeouts, cut, lost, self.timeout_bootstrap
+            )
+            advantages = advantages + of_signals
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
         weight = learned / learned.float().mean()
-        errors = filled(returns - values, learned).var()
-        about = {"policy/explained_variance": 1 - errors / filled(returns, learned).var().clamp(min=1e-8)}
+        about = {"policy/explained_variance": explained_variance(returns, values, learned)}
         about["rollout/dropped"] = (data.get("valid", torch.ones_like(learned)) & ~learned).sum()
         if self.value_normalizer is not None:
             self.value_normalizer.update(returns.where(learned, torch.nan).reshape(-1, 1))
             returns = self.value_normalizer(returns.unsqueeze(-1)).squeeze(-1)
-        sources = {"actor": data["actor_broken"], "critic": data.get("critic_broken"), "final": final_broken}
-        about |= broken_steps({"reward": broken_reward.int() - 1, **sources})
+        about |= rollout_faults(data, broken_reward, final_broken)
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic.normalizer}
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if config.normalize_advantage == "batch":
@@ -302,11 +304,9 @@ class PPO:
             critic_obs=other_obs,
             raw={group: data[f"raw_{group}"] for group in self.raw_groups},
             keep=keep[:-1] if self.recurrent else None,
+            signal_returns=signal_returns,
         )
-        laid_out = rebuilt(rollout, lambda x: sequences(x, self.length))
-        begun = (tuple(self.starts.data.values()), states)  # [T / L, N, layers, hidden]
-        actor, critic = (tuple(x.flatten(0, 1).transpose(0, 1) for x in parts) for parts in begun)
-        return laid_out._replace(actor_state=actor, critic_state=critic), about
+        return laid_out(rollout, self.length, tuple(self.starts.data.values()), states), about
 
     def _minibatch(self, samples: Samples) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
@@ -324,12 +324,7 @@ class PPO:
             if config.target_kl is not None:
                 self.stopped = self.stopped | (metrics["policy/kl"] > config.target_kl)
                 allowed = allowed & ~self.stopped
-            results = [optimizer.step(allowed) for optimizer in self.optimizers]
-            norm, taken = results[0]
-            if len(results) > 1:
-                norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
-                norm, taken = norms.norm(), taken.amin()
-            metrics["policy/gradient_norm"], metrics["applied"] = norm, taken
+            metrics["policy/gradient_norm"], metrics["applied"] = step_all(self.optimizers, allowed)
         return metrics
 
     def _evaluate(self, samples: Samples) -> tuple[Tensor, Metrics]:
@@ -350,7 +345,7 @@ class PPO:
             samples = rebuilt(samples, lambda x: x[config.burn_in :])
         loss, metrics = ppo_loss(
             distribution,
-            value,
+            value[..., 0] if self.signals else value,
             samples,
             clip_range=config.clip_range,
             value_coef=config.value_coef,
@@ -359,6 +354,9 @@ class PPO:
             standardize_advantage=config.normalize_advantage == "minibatch",
             bounds=(config.bounds_loss_coef, config.bounds_loss_limit),
         )
+        if samples.signal_returns is not None:
+            metrics["loss/signal_value"] = value_loss(value[..., 1:], samples.signal_returns, samples.weight)
+            loss = loss + config.value_coef * metrics["loss/signal_value"]
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def moved(self) -> list[Tensor]:
@@ -375,6 +373,7 @@ class PPO:
             "policy": self.policy.state_dict(),
             "critic": self.critic.state_dict(),
             "value_normalizer": self.value_normalizer.state_dict() if self.value_normalizer else None,
+            "signals": self.signals.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "learning_rate": self.learning_rate,
             "iteration": self.iteration,
@@ -389,6 +388,7 @@ class PPO:
         self.critic.load_state_dict(state["critic"])
         if self.value_normalizer is not None:
             self.value_normalizer.load_state_dict(state["value_normalizer"])
+        self.signals.load_state_dict(state.get("signals", {}))  # since version 0.2
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.learning_rate.copy_(state["learning_rate"])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rlcore.actor_critic import ActorCriticConfig
-from rlcore.config import check, check_positive
+from rlcore.config import ConfigError, check, check_positive
+from rlcore.signals import SignalConfig
 from rlcore.types import Mode
 
 SMALL_MINIBATCH = 32
@@ -60,6 +61,8 @@ class PPOConfig(ActorCriticConfig):
     """Weight of the mean squared value error (not halved)."""
     clip_value_loss: bool = True
     """Also limit how far a value moves from the old one, to +- clip_range, and take the larger error."""
+    signals: dict[str, SignalConfig] = field(default_factory=dict)
+    """What is learned from values that the env gives beside the reward, by name: signals.NAME.weight and so on."""
     entropy_coef: float = 0.005
     """Weight of the entropy bonus."""
     entropy_reduction: Literal["sum", "mean"] = "sum"
@@ -114,6 +117,21 @@ class PPOConfig(ActorCriticConfig):
         return "learning rate" if self.lr_schedule == "linear" else ""
 
 
+def sequences_of(config: PPOConfig, num_envs: int, recurrent: bool) -> tuple[int, int]:
+    """Steps of a sequence, and how many sequences a rollout has.
+
+    A feed-forward network learns from sequences of one step, so that there is one text for both.
+
+    Raises:
+        ConfigError: minibatches cannot be of equal size.
+    """
+    length = (config.sequence_length or config.num_steps) if recurrent else 1
+    number = num_envs * config.num_steps // length
+    remedy = f"it must divide the {number} sequences of {length} steps in a rollout"
+    check(number % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
+    return length, number
+
+
 def small_minibatches(config: PPOConfig, num_envs: int) -> str:
     """What is wrong with minibatches of fewer than 32 samples, and the remedy; empty where nothing is.
 
@@ -133,6 +151,17 @@ def small_minibatches(config: PPOConfig, num_envs: int) -> str:
         f"num_minibatches is {config.num_minibatches}, which cuts {num_envs} envs x {config.num_steps} steps into "
         f"minibatches of {size} sample{'s' * (size != 1)}; under {SMALL_MINIBATCH} gradients are mostly noise: {remedy}"
     )
+
+
+def linear_rate(config: PPOConfig, iteration: int, num_iterations: int | None) -> float:
+    """The learning rate that falls to 0 over a run of ``num_iterations``.
+
+    Raises:
+        ConfigError: nobody gave the length of the run.
+    """
+    if num_iterations is None:
+        raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
+    return config.learning_rate * max(0.0, 1 - iteration / num_iterations)
 
 
 def rate_by_kl(rate: Tensor, kl: Tensor, config: PPOConfig) -> Tensor:

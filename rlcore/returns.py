@@ -76,3 +76,9 @@ def standardized(x: Tensor, learned: Tensor) -> Tensor:
 def filled(x: Tensor, learned: Tensor) -> Tensor:
     """Put the mean of what is ``learned`` from in the place of what is not, which then adds nothing to the variance."""
     return x.where(learned, x.where(learned, 0.0).sum() / learned.sum())
+
+
+def explained_variance(returns: Tensor, values: Tensor, learned: Tensor) -> Tensor:
+    """Share of the variance of returns that values foretell, where bool ``learned`` says so; a scalar, 1 at most."""
+    errors = filled(returns - values, learned).var()
+    return 1 - errors / filled(returns, learned).var().clamp(min=1e-8)

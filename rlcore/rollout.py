@@ -110,6 +110,7 @@ class Samples(NamedTuple):
     actor_state: State = ()  # [layers, S, hidden] each, where sequences begin
     critic_state: State = ()
     keep: Tensor | None = None  # [L, S, 1], 0 where an episode begins; None without a recurrent network
+    signal_returns: Tensor | None = None  # [L, S, columns], what the critic is to learn of signals; None without any
 
 
 def shuffled(rollout: Samples, number: int) -> Iterator[Samples]:
@@ -125,19 +126,25 @@ def shuffled(rollout: Samples, number: int) -> Iterator[Samples]:
         yield rebuilt(rollout, functools.partial(torch.narrow, dim=1, start=first, length=size))
 
 
-def minibatches(fields: Mapping[str, Tensor], number: int, dim: int = 0) -> list[dict[str, Tensor]]:
-    """Cut samples into equal parts, which are views."""
-    if number == 1:
-        return [dict(fields)]
-    parts = [value.chunk(number, dim) for value in fields.values()]
-    return [dict(zip(fields, part, strict=True)) for part in zip(*parts, strict=True)]
-
-
 def _reordered(value: Tensor, order: Tensor) -> Tensor:
     """Sequences ``[L, S, ...]`` in another order ``[S]``."""
     if len(value) == 1:
         return gather(value[0], order).unsqueeze(0)
     return value.index_select(1, order)
+
+
+def laid_out(rollout: Samples, length: int, actor_states: State, critic_states: State) -> Samples:
+    """Cut a rollout ``[T, N, ...]`` into sequences.
+
+    Args:
+        rollout: without states.
+        length: steps of a sequence, L.
+        actor_states: where sequences begin, ``[T / L, N, layers, hidden]`` each.
+        critic_states: those of the critic.
+    """
+    begun = (actor_states, critic_states)
+    actor, critic = (tuple(x.flatten(0, 1).transpose(0, 1) for x in parts) for parts in begun)
+    return rebuilt(rollout, lambda x: sequences(x, length))._replace(actor_state=actor, critic_state=critic)  # type: ignore[no-any-return]
 
 
 def sequences(value: Tensor, length: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlcore import DDPG, ConfigError, DDPGConfig, NetworkConfig
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
+from rlcore.replay import Batch
 from rlcore.train.evaluate import evaluate
 
 SMALL = NetworkConfig(hidden_dims=(16, 16), activation="tanh", init="default")
@@ -25,18 +26,18 @@ def agent(num_envs: int = 4, **changes: Any) -> DDPG:
     return DDPG(env, replace(DDPGConfig(**SIZES), **changes), seed=0)
 
 
-def batch(number: int = 24) -> dict[str, Tensor]:
+def batch(number: int = 24) -> Batch:
     obs, next_obs = torch.randn(2, number, 3)
-    return {
-        "actor_obs": obs,
-        "critic_obs": obs,
-        "next_actor_obs": next_obs,
-        "next_critic_obs": next_obs,
-        "action": 4 * torch.rand(number, 2) - 2,
-        "reward": torch.randn(number),
-        "discount": torch.rand(number).round() * 0.99,
-        "weight": torch.ones(number),
-    }
+    return Batch(
+        actor_obs=obs,
+        critic_obs=obs,
+        next_actor_obs=next_obs,
+        next_critic_obs=next_obs,
+        action=4 * torch.rand(number, 2) - 2,
+        reward=torch.randn(number),
+        discount=torch.rand(number).round() * 0.99,
+        weight=torch.ones(number),
+    )
 
 
 @pytest.mark.parametrize("twin", [False, True])
@@ -50,16 +51,16 @@ def test_losses_equal_the_formulas_written_out(twin: bool) -> None:
     total, climbed = 0.0, 0.0
     with torch.no_grad():
         for i in range(24):
-            obs, after = data["critic_obs"][i : i + 1], data["next_critic_obs"][i : i + 1]
+            obs, after = data.critic_obs[i : i + 1], data.next_critic_obs[i : i + 1]
             action, _ = learner.target_policy({"policy": after})
             value = min(float(q) for q in learner.target_critics(after, action))
-            target = float(data["reward"][i]) + float(data["discount"][i]) * value
-            total += sum((float(q) - target) ** 2 for q in learner.critics(obs, data["action"][i : i + 1]))
+            target = float(data.reward[i]) + float(data.discount[i]) * value
+            total += sum((float(q) - target) ** 2 for q in learner.critics(obs, data.action[i : i + 1]))
     metrics = learner._gradient_step(data, with_actor=True)
     with torch.no_grad():  # the actor climbs the first critic after its step; before its own it was as here
         before = DDPG(learner.env, learner.config, seed=0).policy
         for i in range(24):
-            obs = data["critic_obs"][i : i + 1]
+            obs = data.critic_obs[i : i + 1]
             climbed += float(learner.critics(obs, before({"policy": obs})[0])[0])
     assert float(metrics["loss/value"]) == pytest.approx(total / 24, rel=1e-5)
     assert float(metrics["loss/policy"]) == pytest.approx(-climbed / 24, rel=1e-4, abs=1e-6)
@@ -115,7 +116,7 @@ def test_target_noise_is_clipped() -> None:
     learner.target_critics.output = lambda obs, action: (seen.append(action.clone()), output(obs, action))[1]
     learner._gradient_step(data, with_actor=False)
     with torch.no_grad():
-        center = learner.target_policy({"policy": data["next_actor_obs"]})[0]
+        center = learner.target_policy({"policy": data.next_actor_obs})[0]
     offset = (seen[0] - center).abs()
     assert float(offset.max()) == pytest.approx(0.1 * 2.0, rel=1e-3)
     assert float(offset.median()) == pytest.approx(0.1 * 2.0, rel=1e-3)  # so wide that most is clipped
@@ -128,7 +129,7 @@ def test_target_noise_has_the_stated_deviation_and_stays_in_the_box() -> None:
     learner.target_critics.output = lambda obs, action: (seen.append(action.clone()), output(obs, action))[1]
     learner._gradient_step(data, with_actor=False)
     with torch.no_grad():
-        center = learner.target_policy({"policy": data["next_actor_obs"]})[0]
+        center = learner.target_policy({"policy": data.next_actor_obs})[0]
         assert float((seen[0] - center).std()) == pytest.approx(0.05 * 2.0, rel=0.05)
         learner.target_policy.head.bias.fill_(5.0)
     learner._gradient_step(data, with_actor=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -25,15 +27,14 @@ def test_84_pixels_have_the_3136_features_of_the_paper() -> None:
 
 def test_the_arithmetic_is_that_of_the_layers_written_out() -> None:
     config = CNNConfig(
-        channels=(4, 6), kernel_sizes=(5, 3), strides=(2, 1), pooling="max", padding="zeros", output_size=7,
+        channels=(4, 6), kernel_sizes=(5, 3), strides=(2, 1), pooling="max", padding=(2, 1), output_size=7,
         activation="elu", layer_norm=True,
     )  # fmt: skip
     cnn = CNN((2, 17, 20), config)
     image = torch.randint(0, 256, (3, 2, 17, 20), dtype=torch.uint8)
     (first, _, _, second, _, _), (linear, norm, _) = cnn.convolutions, cnn.projection
     x = image.double() / 255
-    for layer, stride in ((first, 2), (second, 1)):
-        margin = layer.kernel_size[0] // 2
+    for layer, stride, margin in ((first, 2, 2), (second, 1, 1)):
         x = F.conv2d(x, layer.weight.double(), layer.bias.double(), stride, margin)
         x = F.max_pool2d(F.elu(x), 2)
     x = F.layer_norm(x.flatten(1) @ linear.weight.double().t() + linear.bias.double(), (7,))
@@ -48,11 +49,36 @@ def test_bytes_and_floats_of_the_same_image_have_the_same_features() -> None:
     assert torch.equal(cnn(image), cnn(image.float() / 255))
 
 
+def test_a_softmax_over_the_image_tells_where_a_channel_is_strong() -> None:
+    """The mean row and column, from -1 to 1, written out place by place."""
+    cnn = CNN((2, 7, 9), CNNConfig(channels=(3,), kernel_sizes=(3,), global_pooling="softmax", activation="tanh"))
+    assert cnn.size == 6
+    images = 3 * torch.randn(2, 2, 7, 9)
+    for image, features in zip(images, cnn(images), strict=True):
+        for channel, place in zip(cnn.convolutions(image).detach(), features.view(3, 2), strict=True):
+            total = sum(math.exp(value) for row in channel.tolist() for value in row)
+            expected = [0.0, 0.0]
+            for i in range(5):
+                for j in range(7):
+                    share = math.exp(channel[i, j]) / total
+                    expected[0] += share * (i / 2 - 1)
+                    expected[1] += share * (j / 3 - 1)
+            torch.testing.assert_close(place.detach(), torch.tensor(expected))
+    bright = torch.zeros(1, 1, 5, 5)
+    bright[0, 0, 4, 1] = 100
+    follower = CNN((1, 5, 5), CNNConfig(channels=(1,), kernel_sizes=(1,), global_pooling="softmax"))
+    torch.nn.init.ones_(follower.convolutions[0].weight)  # type: ignore[arg-type]
+    torch.testing.assert_close(follower(bright), torch.tensor([[1.0, -0.5]]))
+    assert "places" not in follower.state_dict()
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
         ({"channels": ()}, "channels: .* set one or more numbers"),
         ({"channels": (8, 8), "strides": (1, 2, 3)}, "strides: .* set one number, or 2"),
+        ({"channels": (8, 8), "padding": (1, 2, 3)}, "padding: .* set one number, or 2"),
+        ({"channels": (8,), "padding": (-1,)}, "padding: .* numbers from 0 on"),
         ({"kernel_sizes": (3,)}, "kernel_sizes: .* set channels, which they belong to"),
         ({"channels": (8,), "kernel_sizes": (0,)}, "kernel_sizes: .* numbers from 1 on"),
         ({"output_size": 0}, "output_size"),

@@ -77,12 +77,12 @@ def test_a_recording_falls_into_stretches_without_what_is_broken() -> None:
     x[5, 1] = math.inf
     done = torch.zeros(6, 2, dtype=torch.bool)
     done[3, 1] = True
-    obs, ends, left_out = finite_part({"policy": x, "done": done}, {"policy": 1})
+    obs, ends, left_out = finite_part({"policy": x, "done": done}, {"policy": (1,)})
     assert obs["policy"].flatten().tolist() == [0, 2, 6, 8, 10, 1, 3, 5, 7, 9]
     assert ends.flatten().nonzero()[0].tolist() == [1, 4, 8, 9]  # before the gap, at the end of each env, an episode's
     assert left_out == 2
     whole = {"policy": torch.ones(6, 2, 1), "done": done}
-    obs, ends, left_out = finite_part(whole, {"policy": 1})
+    obs, ends, left_out = finite_part(whole, {"policy": (1,)})
     assert (tuple(obs["policy"].shape), left_out) == ((6, 2, 1), 0)
     assert np.array_equal(ends, done.numpy())
 
@@ -92,7 +92,7 @@ def test_a_recurrent_policy_begins_anew_after_what_is_left_out(tmp_path: Path) -
     agent = trained(Arm(4), RECURRENT)
     recording = agent.recording()
     recording["policy"][10, :, 0] = math.nan
-    _, ends, left_out = finite_part(recording, {"policy": 3})
+    _, ends, left_out = finite_part(recording, {"policy": (3,)})
     assert left_out == 4
     assert ends.flatten()[[9, 38]].tolist() == [True, True]
 

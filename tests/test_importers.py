@@ -301,7 +301,6 @@ def test_rsl_rl_range_of_the_deviation() -> None:
         ({"algorithm__symmetry_cfg": {"use_data_augmentation": True}}, "algorithm.symmetry_cfg"),
         ({"algorithm__rnd_cfg": {"weight": 1.0}}, "algorithm.rnd_cfg"),
         ({"algorithm__optimizer": "sgd"}, "algorithm.optimizer"),
-        ({"actor__cnn_cfg": {"kernel_size": [3]}}, "actor.cnn_cfg"),
         ({"actor__distribution_cfg__learn_std": False}, "actor.distribution_cfg.learn_std"),
     ],
 )
@@ -524,7 +523,6 @@ def test_rl_games_reward_limits() -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"params__network__cnn": {"convs": []}}, "params.network.cnn"),
         ({"params__config__use_smooth_clamp": True}, "params.config.use_smooth_clamp"),
         ({"params__config__weight_decay": 0.1}, "params.config.weight_decay"),
         ({"params__config__bound_loss_type": "regularisation"}, "params.config.bounds_loss_coef"),
@@ -1178,4 +1176,10 @@ def test_every_configuration_in_mjlab_converts(mjlab: dict[str, Any]) -> None:
     }  # fmt: skip
     assert {key: setting(go1, key) for key in expected} == expected
     vision = done["tasks/manipulation/config/yam/rl_cfg.py:yam_lift_cube_vision_ppo_runner_cfg"]
-    assert row(vision, "actor.cnn_cfg").status == "dropped"
+    encoder = {
+        "channels": [16, 32], "kernel_sizes": [5, 3], "strides": [2, 2], "padding": [2, 1], "activation": "elu",
+        "pooling": "none", "global_pooling": "softmax",
+    }  # fmt: skip
+    assert setting(vision, "agent.actor.cnn") == setting(vision, "agent.critic.cnn") == encoder
+    assert setting(vision, "agent.actor_obs") == ["actor", "camera"]
+    assert row(vision, "actor.class_name").status == "kept"

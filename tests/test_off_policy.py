@@ -25,6 +25,7 @@ from rlcore.losses import critic_loss, cross_entropy, expected_value
 from rlcore.networks import MLP, Residual
 from rlcore.normalization import ReturnScale
 from rlcore.optimizer import FlatAdam, descend
+from rlcore.replay import Batch
 from rlcore.train.algorithms import CONFIGS
 from rlcore.train.cli import main
 from rlcore.train.defaults import default_config
@@ -48,18 +49,18 @@ def agent(
     return kind(env, config, seed=0, num_iterations=num_iterations)
 
 
-def batch(number: int = 24) -> dict[str, Tensor]:
+def batch(number: int = 24) -> Batch:
     obs, next_obs = torch.randn(2, number, 3)
-    return {
-        "actor_obs": obs,
-        "critic_obs": obs,
-        "next_actor_obs": next_obs,
-        "next_critic_obs": next_obs,
-        "action": 4 * torch.rand(number, 2) - 2,
-        "reward": torch.randn(number),
-        "discount": torch.rand(number).round() * 0.99,
-        "weight": torch.rand(number),
-    }
+    return Batch(
+        actor_obs=obs,
+        critic_obs=obs,
+        next_actor_obs=next_obs,
+        next_critic_obs=next_obs,
+        action=4 * torch.rand(number, 2) - 2,
+        reward=torch.randn(number),
+        discount=torch.rand(number).round() * 0.99,
+        weight=torch.rand(number),
+    )
 
 
 def test_a_restart_carries_nothing_over_into_the_new_episodes() -> None:
@@ -172,8 +173,8 @@ def test_actor_and_critics_learn_nothing_from_samples_without_weight(kind: Any) 
         learner.learn(3)
         torch.manual_seed(3)
         batch = learner._batch(learner.replay.sample(16, 0.99))
-        batch["weight"][:4] = 0
-        for name, value in batch.items():
+        batch.weight[:4] = 0
+        for name, value in batch._asdict().items():
             if name != "weight":
                 value[:4] += garbage
         learner._gradient_step(batch, with_actor=True)
@@ -384,7 +385,7 @@ def test_rewards_are_divided_when_they_are_sampled() -> None:
     raw = learner.replay.sample(16, 0.99)
     for largest, divisor in ((1.0, 7.0), (20.0, 10.0)):  # no return is to exceed 2
         learner.return_scale.largest.fill_(largest)
-        torch.testing.assert_close(learner._batch(raw)["reward"], raw.reward / divisor)
+        torch.testing.assert_close(learner._batch(raw).reward, raw.reward / divisor)
 
 
 class Hiding(Null):
@@ -409,14 +410,14 @@ def test_what_follows_a_time_out_is_learned_as_the_settings_and_the_env_have_it(
 ) -> None:
     made = env(4, obs_size=3, action_size=2, episode_length=1)  # every step is the last one
     learner = agent(env=made, timeout_bootstrap=timeout, gamma=0.9, n_step=3)
-    seen: list[dict[str, Tensor]] = []
+    seen: list[Batch] = []
     learner._gradient_step = lambda batch, with_actor: seen.append(batch) or {}
     learner.learn(11)
     for data in seen:
-        assert data["discount"].eq(discount).all() and data["weight"].eq(1.0).all()
+        assert data.discount.eq(discount).all() and data.weight.eq(1.0).all()
         if after is not None:
-            bank = made._final_observations if after == "final" else data["actor_obs"].unsqueeze(1)
-            assert (data["next_actor_obs"].unsqueeze(1) == bank).all(2).any(1).all()
+            bank = made._final_observations if after == "final" else data.actor_obs.unsqueeze(1)
+            assert (data.next_actor_obs.unsqueeze(1) == bank).all(2).any(1).all()
 
 
 @pytest.mark.parametrize(("timeout", "wanted"), [("final_obs", ("policy",)), ("value", ()), ("none", ())])
@@ -466,7 +467,7 @@ def test_metrics_are_means_over_the_gradient_steps_that_have_them() -> None:
     learner = agent(num_updates=5, policy_delay=2)
     numbers = iter([3.0, 5.0, 10.0, 20.0, 32.0])
 
-    def step(batch: dict[str, Tensor], with_actor: bool) -> dict[str, Tensor]:
+    def step(batch: Batch, with_actor: bool) -> dict[str, Tensor]:
         number = torch.tensor(next(numbers))
         return {"loss/value": number, **({"loss/policy": -number} if with_actor else {})}
 
@@ -507,19 +508,19 @@ def test_samples_that_do_not_count_leave_the_loss_of_the_others_as_large() -> No
     learner.learn(15)
     raw = learner.replay.sample(8, 0.99)
     some, none = torch.tensor([1.0, 1, 0, 1, 0, 1, 1, 1]), torch.zeros(8)
-    torch.testing.assert_close(learner._batch(raw._replace(weight=some))["weight"], some * 8 / 6)
-    assert torch.equal(learner._batch(raw._replace(weight=none))["weight"], none)
+    torch.testing.assert_close(learner._batch(raw._replace(weight=some)).weight, some * 8 / 6)
+    assert torch.equal(learner._batch(raw._replace(weight=none)).weight, none)
 
 
 def test_every_gradient_step_has_samples_of_its_own_of_n_steps() -> None:
     learner = agent(num_updates=3, n_step=3, gamma=0.9, env=Null(4, obs_size=3, action_size=2, episode_length=50))
-    batches: list[dict[str, Tensor]] = []
+    batches: list[Batch] = []
     learner._gradient_step = lambda batch, with_actor: batches.append(batch) or {}
     learner.learn(20)
     last = batches[-3:]
-    assert all(len(one["action"]) == 32 for one in last)
-    assert not any(torch.equal(last[a]["action"], last[b]["action"]) for a, b in ((0, 1), (0, 2), (1, 2)))
-    torch.testing.assert_close(last[0]["discount"], torch.full((32,), 0.9**3))
+    assert all(len(one.action) == 32 for one in last)
+    assert not any(torch.equal(last[a].action, last[b].action) for a, b in ((0, 1), (0, 2), (1, 2)))
+    torch.testing.assert_close(last[0].discount, torch.full((32,), 0.9**3))
 
 
 @pytest.mark.parametrize("reduce", ["min", "mean", "own"])
@@ -531,15 +532,13 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
     with torch.no_grad():
         for parameter in learner.target_critics.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))  # at first they are copies
-        output = learner.critics.output(data["critic_obs"], data["action"])
-        following = learner.target_critics.output(data["next_critic_obs"], action)
+        output = learner.critics.output(data.critic_obs, data.action)
+        following = learner.target_critics.output(data.next_critic_obs, action)
         if loss == "categorical":
-            shift = data["reward"] + data["discount"] * bonus
-            expected, _ = plain(cross_entropy)(
-                output, following, shift, data["discount"], data["weight"], -3.0, 2.0, reduce
-            )
+            shift = data.reward + data.discount * bonus
+            expected, _ = plain(cross_entropy)(output, following, shift, data.discount, data.weight, -3.0, 2.0, reduce)
             each = plain(expected_value)(output, -3.0, 2.0)
-            torch.testing.assert_close(learner.critics(data["critic_obs"], data["action"]), each)
+            torch.testing.assert_close(learner.critics(data.critic_obs, data.action), each)
             value = float(each.mean())
         else:
             total = 0.0
@@ -547,12 +546,12 @@ def test_critics_learn_from_what_q_reduce_says(kind: Any, loss: str, reduce: str
                 after = [float(following[c, i]) for c in range(3)]
                 for c in range(3):
                     chosen = {"min": min(after), "mean": sum(after) / 3, "own": after[c]}[reduce]
-                    target = float(data["reward"][i]) + float(data["discount"][i]) * (chosen + float(bonus[i]))
-                    total += float(data["weight"][i]) * (float(output[c, i]) - target) ** 2 / 24
+                    target = float(data.reward[i]) + float(data.discount[i]) * (chosen + float(bonus[i]))
+                    total += float(data.weight[i]) * (float(output[c, i]) - target) ** 2 / 24
             expected, value = torch.tensor(total), float(output.mean())
-        next_output = learner.target_critics.output(data["next_critic_obs"], action)
-    output = learner.critics.output(data["critic_obs"], data["action"])
-    rows, kind_of = (data["reward"], data["discount"], data["weight"], bonus), learner.critics.support
+        next_output = learner.target_critics.output(data.next_critic_obs, action)
+    output = learner.critics.output(data.critic_obs, data.action)
+    rows, kind_of = (data.reward, data.discount, data.weight, bonus), learner.critics.support
     metrics = learner._critic_step(*critic_loss(output, next_output, *rows, reduce=reduce, support=kind_of))  # type: ignore[arg-type]
     assert float(metrics["loss/value"]) == pytest.approx(float(expected), rel=1e-4)
     assert float(metrics["policy/value"]) == pytest.approx(value, rel=1e-4, abs=1e-5)
@@ -620,9 +619,9 @@ def test_a_recording_is_of_the_latest_observations_and_of_no_others() -> None:
 
 def test_gradients_pass_through_frozen_critics() -> None:
     learner, data = agent(num_critics=2), batch()
-    action = data["action"].clone().requires_grad_()
+    action = data.action.clone().requires_grad_()
     with frozen(learner.critic_optimizer.parameters):
-        value = learner.critics(data["critic_obs"], action).sum()
+        value = learner.critics(data.critic_obs, action).sum()
     (gradient,) = torch.autograd.grad(value, action)
     assert float(gradient.abs().sum()) > 0
     assert all(p.requires_grad and p.grad is None for p in learner.critics.parameters())
@@ -728,13 +727,13 @@ def test_a_critic_that_sees_more_is_given_it_by_statistics_of_its_own(kind: Any)
         seen = learner.replay.obs[group][:20].flatten(0, 1)  # all that was acted on
         for prefix, obs in (("", raw.obs), ("next_", raw.next_obs)):
             expected = (obs[group] - seen.mean(0)) / (seen.std(0, correction=0) + 0.01)
-            torch.testing.assert_close(batch[prefix + name], expected, rtol=1e-4, atol=1e-4)
-    mean = learner.policy.output(batch["actor_obs"])[:, :2]
+            torch.testing.assert_close(getattr(batch, prefix + name), expected, rtol=1e-4, atol=1e-4)
+    mean = learner.policy.output(batch.actor_obs)[:, :2]
     torch.testing.assert_close(learner.policy(raw.obs)[0], learner.policy.squash(mean))
     other = agent(kind, env=Privileged(), normalize_obs=True)
     resume(other.env, other, content)
     again = other._batch(raw)
-    assert all(torch.equal(again[name], value) for name, value in batch.items())
+    assert all(torch.equal(a, b) for a, b in zip(again, batch, strict=True))
 
 
 def test_observations_are_clipped_for_actor_and_critic() -> None:
@@ -742,7 +741,8 @@ def test_observations_are_clipped_for_actor_and_critic() -> None:
     learner.learn(12)
     batch = learner._batch(learner.replay.sample(50, 0.99))
     for name in ("actor_obs", "critic_obs", "next_actor_obs", "next_critic_obs"):
-        assert (batch[name].min(), batch[name].max()) == (-0.5, 0.5)
+        value = getattr(batch, name)
+        assert (value.min(), value.max()) == (-0.5, 0.5)
 
 
 # --- Networks --------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from rlcore.distributions import sample_tanh_gaussian
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import learn, resume, snapshot
+from rlcore.replay import Batch
 from rlcore.sac import build_policy
 from rlcore.train.algorithms import CONFIGS
 from rlcore.train.cli import main
@@ -109,19 +110,19 @@ def test_log_density_and_its_gradient_stay_finite_far_out() -> None:
     assert torch.isfinite(gradient).all()
 
 
-def batch_for(agent: SAC | DDPG, number: int = 24) -> dict[str, Tensor]:
+def batch_for(agent: SAC | DDPG, number: int = 24) -> Batch:
     actions = agent.policy.action_bias + agent.policy.action_scale * (2 * torch.rand(number, agent.policy.actions) - 1)
     obs, next_obs = torch.randn(2, number, 3)
-    return {
-        "actor_obs": obs,
-        "critic_obs": obs,
-        "next_actor_obs": next_obs,
-        "next_critic_obs": next_obs,
-        "action": actions,
-        "reward": torch.randn(number),
-        "discount": torch.rand(number).round() * 0.99,
-        "weight": torch.cat([torch.full((number // 2,), 2.0), torch.zeros(number - number // 2)]),
-    }
+    return Batch(
+        actor_obs=obs,
+        critic_obs=obs,
+        next_actor_obs=next_obs,
+        next_critic_obs=next_obs,
+        action=actions,
+        reward=torch.randn(number),
+        discount=torch.rand(number).round() * 0.99,
+        weight=torch.cat([torch.full((number // 2,), 2.0), torch.zeros(number - number // 2)]),
+    )
 
 
 @torch.no_grad()
@@ -132,14 +133,14 @@ def test_losses_and_temperature_equal_the_formulas_written_out() -> None:
         parameter.add_(0.1 * torch.randn_like(parameter))  # at first they are as what they follow
     critics, targets = ([p.clone() for p in m.parameters()] for m in (agent.critics, agent.target_critics))
     torch.manual_seed(7)
-    action, log_prob = agent._sample(batch["next_actor_obs"])
+    action, log_prob = agent._sample(batch.next_actor_obs)
     total = 0.0
     for i in range(12):  # the others have no weight
-        obs, draw = batch["next_critic_obs"][i : i + 1], action[i : i + 1]
+        obs, draw = batch.next_critic_obs[i : i + 1], action[i : i + 1]
         lower = min(float(q) for q in agent.target_critics(obs, draw))
         soft = lower - 0.3 * float(log_prob[i])
-        target = float(batch["reward"][i]) + float(batch["discount"][i]) * soft
-        values = agent.critics(batch["critic_obs"][i : i + 1], batch["action"][i : i + 1])
+        target = float(batch.reward[i]) + float(batch.discount[i]) * soft
+        values = agent.critics(batch.critic_obs[i : i + 1], batch.action[i : i + 1])
         total += sum((float(q) - target) ** 2 for q in values)
     torch.manual_seed(7)
     with torch.enable_grad():
@@ -160,24 +161,24 @@ def test_losses_and_temperature_equal_the_formulas_written_out() -> None:
 @pytest.mark.parametrize("reduce", ["min", "mean", "own"])
 def test_the_actor_climbs_what_q_reduce_says_and_leaves_the_critics_alone(reduce: Any) -> None:
     agent = agent_on(init_temperature=0.2, num_critics=3, q_reduce=reduce)
-    batch = batch_for(agent) | {"critic_obs": torch.randn(24, 3)}  # as of another group
+    batch = batch_for(agent)._replace(critic_obs=torch.randn(24, 3))  # as of another group
     agent._critic_step = lambda *args: {}  # type: ignore[method-assign]
     with torch.no_grad():
         for parameter in agent.target_critics.parameters():
             parameter.add_(0.1)
     torch.manual_seed(3)
-    agent._sample(batch["next_actor_obs"])  # drawn first, for the critics
-    action, log_prob = agent._sample(batch["actor_obs"])
-    values = agent.critics(batch["critic_obs"], action)
+    agent._sample(batch.next_actor_obs)  # drawn first, for the critics
+    action, log_prob = agent._sample(batch.actor_obs)
+    values = agent.critics(batch.critic_obs, action)
     value = values.amin(0) if reduce == "min" else values.mean(0)
-    loss = (batch["weight"] * (0.2 * log_prob - value)).mean()
+    loss = (batch.weight * (0.2 * log_prob - value)).mean()
     expected = torch.autograd.grad(loss, list(agent.policy.parameters()))
     before = [p.detach().clone() for p in agent.critics.parameters()]
     torch.manual_seed(3)
     metrics = agent._gradient_step(batch, with_actor=True)
     assert float(metrics["loss/policy"]) == pytest.approx(float(loss.detach()), rel=1e-5)
     assert float(metrics["policy/entropy"]) == pytest.approx(
-        -float((batch["weight"] * log_prob.detach()).mean()), rel=1e-5
+        -float((batch.weight * log_prob.detach()).mean()), rel=1e-5
     )
     for parameter, gradient in zip(agent.policy.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
@@ -285,7 +286,7 @@ def test_actor_waits_for_its_turn_across_updates() -> None:
     turns: list[bool] = []
     step = agent._gradient_step
 
-    def noted(batch: dict[str, Tensor], with_actor: bool) -> dict[str, Tensor]:
+    def noted(batch: Batch, with_actor: bool) -> dict[str, Tensor]:
         turns.append(with_actor)
         return step(batch, with_actor)
 

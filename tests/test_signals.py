@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from typing import Any
 
@@ -9,10 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore import PPO, SAC, PPOConfig, SACConfig, Step
+from rlcore import PPO, SAC, ConfigError, PPOConfig, SACConfig, Step
+from rlcore.config import from_dict
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.null import Null
-from rlcore.learn import EpisodeStatistics, resume, snapshot
+from rlcore.learn import EpisodeStatistics, Report, resume, snapshot
+from rlcore.signals import SignalConfig
+from rlcore.train.arguments import UsageError, parse, split_words
+from rlcore.train.config import TrainConfig
 
 CONFIG = PPOConfig(num_steps=5, num_minibatches=1)
 
@@ -124,3 +130,150 @@ def test_signals_are_the_same_in_every_step() -> None:
 
     with pytest.raises(ValueError, match=r"gave the signals \(a, b\) before and \(a\) now; return the same"):
         PPO(Sometimes(4, obs_size=3, action_size=2), CONFIG, seed=0).learn(1)
+
+
+def priced(**signals: SignalConfig) -> PPOConfig:
+    return PPOConfig(num_steps=10, num_minibatches=2, signals=dict(signals), normalize_advantage="none")
+
+
+def test_a_signal_of_weight_0_changes_nothing() -> None:
+    runs = []
+    for signals in ({}, {"effort": SignalConfig(weight=0.0), "height": SignalConfig()}):
+        agent = PPO(Priced(8, seed=1), priced(**signals), seed=1)
+        agent.learn(4)
+        runs.append({**agent.policy.state_dict(), **{f"v.{k}": v for k, v in agent.critic.state_dict().items()}})
+    assert all(torch.equal(value, runs[1][name]) for name, value in runs[0].items())
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "final_obs": {},
+    "value": {"timeout_bootstrap": "value"},
+    "none": {"timeout_bootstrap": "none"},
+    "normalized": {"normalize_value": True},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_advantages_and_returns_by_column_are_those_of_a_float64_loop(case: str) -> None:
+    """With time-outs in the rollout, each column with a discount and a lambda of its own, one across episodes."""
+    signals = {
+        "effort": SignalConfig(weight=-0.5, gamma=0.8, gae_lambda=0.7),
+        "height": SignalConfig(weight=2.0, gamma=0.9, episodic=False),
+    }
+    config = dataclasses.replace(priced(**signals), **{"normalize_value": False, **CASES[case]})
+    agent = PPO(Priced(8, seed=1, max_episode_length=7), config, seed=1)
+    agent.learn(3)
+    obs, state = agent.env.reset(2), agent.initial_state()
+    steps = []
+    for _ in range(agent.num_steps):
+        action, state = agent.act(obs, state)
+        steps.append(agent.env.step(action))
+        agent.record(obs, action, state, steps[-1])
+        obs = steps[-1].obs
+    found: list[Any] = []
+    unroll = agent.critic.unroll
+    agent.critic.unroll = lambda *args: found.append(unroll(*args)) or found[-1]  # type: ignore[method-assign,func-returns-value,assignment]
+    old = copy.deepcopy(agent.signals.normalizer)
+    batch, _ = agent._targets(agent.next_obs)
+    values, timeouts = found[0][0].double(), found[0][1].double()  # [T + 1, N, 3], [T, N, 3]
+    if old is not None:
+        assert agent.value_normalizer is not None
+        values[..., 1:] = old.inverse(found[0][0][..., 1:]).double()
+        timeouts[..., 1:] = old.inverse(found[0][1][..., 1:]).double()
+    total = torch.zeros(10, 8, dtype=torch.float64)
+    returns = torch.zeros(10, 8, 2, dtype=torch.float64)
+    assert sum(int(step.truncated.sum()) for step in steps) >= 8
+    for column, (name, config_of) in enumerate(signals.items(), 1):
+        gamma, decay = config_of.gamma or 0.99, 0.95 if config_of.gae_lambda is None else config_of.gae_lambda
+        for n in range(8):
+            tail = 0.0
+            for t in reversed(range(10)):
+                step, signal = steps[t], steps[t].signals
+                assert signal is not None
+                over = bool(step.truncated[n]) and config_of.episodic
+                following = float(values[t + 1, n, column])
+                if over:
+                    following = 0.0 if case == "none" else float(timeouts[t, n, column])
+                delta = float(signal[name][n]) + gamma * following - float(values[t, n, column])
+                tail = delta + (0.0 if over else gamma * decay * tail)
+                total[t, n] += config_of.weight * tail
+                returns[t, n, column - 1] = tail + float(values[t, n, column])
+    assert batch.signal_returns is not None
+    inside = batch.signal_returns.view(10, 8, 2)
+    if agent.signals.normalizer is not None:
+        inside = agent.signals.normalizer.inverse(inside)
+    torch.testing.assert_close(inside.double(), returns, rtol=1e-4, atol=1e-4)
+    plain = PPO(Priced(8, seed=1, max_episode_length=7), config, seed=1)
+    reward = torch.stack([step.reward for step in steps]).double()
+    following = values[1:, :, 0].clone()
+    if agent.value_normalizer is None:
+        ends = torch.stack([step.truncated for step in steps])
+        following[ends] = 0.0 if case == "none" else timeouts[..., 0][ends]
+        tail, own = torch.zeros(8, dtype=torch.float64), []
+        for t in reversed(range(10)):
+            delta = reward[t] + plain.config.gamma * following[t] - values[t, :, 0]
+            tail = delta + torch.where(ends[t], 0.0, plain.config.gamma * plain.config.gae_lambda * tail)
+            own.append(tail)
+        expected = torch.stack(own[::-1]) + total
+        torch.testing.assert_close(batch.advantage.view(10, 8).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_priced_signal_is_avoided() -> None:
+    """Torque costs more than standing upright is worth: the pendulum is left to hang."""
+    efforts = []
+    for weight in (0.0, -20.0):
+        signals = {"effort": SignalConfig(weight=weight)}
+        config = PPOConfig(num_steps=16, num_minibatches=4, learning_rate=3e-3, signals=signals)
+        reports: list[Report] = []
+        PPO(Priced(64, seed=1), config, seed=1).learn(15, on_report=reports.append)
+        efforts.append(sum(report.metrics["signal/effort"] for report in reports[-5:]) / 5)
+    assert efforts[1] < 0.8 * efforts[0]
+
+
+def test_a_checkpoint_has_the_columns() -> None:
+    config = dataclasses.replace(priced(effort=SignalConfig(weight=-1.0)), normalize_value=True)
+    agent = PPO(Priced(8, seed=1), config, seed=1)
+    agent.learn(2)
+    other = PPO(Priced(8, seed=1), config, seed=5)
+    other.load_state_dict(agent.state_dict())
+    for name in ("critic", "signals"):
+        state = getattr(other, name).state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in getattr(agent, name).state_dict().items())
+    assert agent.critic.value.weight.shape[0] == 2 and agent.signals.normalizer is not None
+
+
+def test_a_signal_that_the_env_does_not_give_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"agent\.signals: the env gives no signal 'efort'; did you mean 'effort'"):
+        PPO(Priced(8, seed=1), priced(efort=SignalConfig(weight=1.0)), seed=1).learn(1)
+    with pytest.raises(ConfigError, match="the env gives no signal 'cost'; it gives none"):
+        PPO(Pendulum(8, seed=1), priced(cost=SignalConfig(weight=1.0)), seed=1).learn(1)
+
+
+def test_a_broken_signal_is_left_out() -> None:
+    class Sick(Priced):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            assert step.signals is not None
+            step.signals["effort"][2] = math.nan
+            return step
+
+    agent = PPO(Sick(8, seed=1), priced(effort=SignalConfig(weight=-1.0)), seed=1)
+    rows: list[dict[str, float]] = []
+    agent.learn(3, on_report=lambda report: rows.append(report.metrics))
+    assert rows[-1]["rollout/dropped"] == 10
+    assert all(torch.isfinite(value).all() for value in agent.critic.state_dict().values())
+
+
+def test_signals_are_set_by_name_on_the_command_line_and_in_files() -> None:
+    words = "--agent.signals.effort.weight -0.5 --agent.signals.height.weight=2 agent.signals.height.episodic=False"
+    base = TrainConfig(task="Pendulum", agent=PPOConfig(signals={"effort": SignalConfig(gamma=0.5)}))
+    pairs = split_words(words.split(), TrainConfig, free="env")
+    signals = parse(TrainConfig, pairs, base, "rlcore train").agent.signals
+    assert signals["effort"] == SignalConfig(weight=-0.5, gamma=0.5)
+    assert signals["height"] == SignalConfig(weight=2.0, episodic=False)
+    with pytest.raises(ConfigError, match=r"file: unknown key 'signals\.a\.wight'; did you mean 'weight'"):
+        from_dict(PPOConfig, {"signals": {"a": {"wight": 1}}}, "file")
+    with pytest.raises(ConfigError, match=r"file: signals\.a\.gamma: 2.0 is not possible"):
+        from_dict(PPOConfig, {"signals": {"a": {"gamma": 2}}}, "file")
+    with pytest.raises(UsageError, match=r"unknown setting --agent\.signals\.a\.wight; did you mean"):
+        split_words(["--agent.signals.a.wight", "3"], TrainConfig, free="env")

@@ -9,12 +9,12 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import ConfigError, closest, parse_text, shown, to_int
+from rlcore.config import ConfigError, closest, named_groups, parse_text, shown, to_int
 
 T = TypeVar("T")
 
@@ -87,18 +87,24 @@ Job = Callable[[], int]
 """What is left to do once everything the user gave has been checked; returns the exit code."""
 
 
+NAME = "NAME"
+"""In the name of a setting: what the user names."""
+
+
 class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line that names the word and the remedy."""
 
 
 def settings_of(cls: type[Any], prefix: str = "") -> dict[str, Any]:
-    """Every setting of a nested dataclass by dotted name, with its type."""
+    """Every setting of a nested dataclass by dotted name, with its type; ``NAME`` stands for what the user names."""
     hints = typing.get_type_hints(cls)
     found: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
         if dataclasses.is_dataclass(hint) and isinstance(hint, type):
             found |= settings_of(hint, f"{prefix}{field.name}.")
+        elif (each := named_groups(hint)) is not None:
+            found |= settings_of(each, f"{prefix}{field.name}.{NAME}.")
         else:
             found[prefix + field.name] = hint
     return found
@@ -128,8 +134,8 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
         if key.startswith(open_ones):
             hint: Any = list[str] if key == f"{free}.wrappers" else str
-        elif key in settings and not _is_dict(settings[key]) and key != free:
-            hint = settings[key]
+        elif (general := _general(key, settings)) in settings and not _is_dict(settings[general]) and key != free:
+            hint = settings[general]
         elif negated != key and settings.get(negated) is bool:
             if equals:
                 raise UsageError(f"--{shown} takes no value; leave out '={value}'")
@@ -161,10 +167,13 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     given: dict[str, str] = {}
     options: list[Pair] = []
     for key, values in pairs:
-        if key not in settings:
+        general = _general(key, settings)
+        if general not in settings:
             options.append((key, values))
             continue
-        flag, *rest = _words_for(flags.get(key, key), values, settings[key])
+        if general != key and default is not None:
+            default = _with_group(default, key.split("."))
+        flag, *rest = _words_for(flags.get(key, key), values, settings[general])
         words += [flag, *rest]
         given[flag] = " ".join(rest)
     box = io.StringIO()
@@ -190,8 +199,29 @@ def _with_option(settings: Any, key: str, value: Any) -> Any:
     return dataclasses.replace(settings, **{first: _with_option(getattr(settings, first), rest, value)})
 
 
+def _general(key: str, settings: Mapping[str, Any]) -> str:
+    """The name of a setting with ``NAME`` in the place of what the user named; as it is, where there is no such."""
+    parts = key.split(".")
+    tries = (".".join([*parts[:i], NAME, *parts[i + 1 :]]) for i in range(1, len(parts) - 1))
+    return key if key in settings else next((general for general in tries if general in settings), key)
+
+
+def _with_group(config: T, parts: Sequence[str]) -> T:
+    """Settings with the group that a dotted name asks for; one that they lack begins with its own defaults."""
+    first, *rest = parts
+    value = getattr(config, first)
+    if isinstance(value, dict):
+        each = named_groups(typing.get_type_hints(type(config))[first])
+        value = {**value, rest[0]: value.get(rest[0], each())}
+    else:
+        value = _with_group(value, rest)
+    return dataclasses.replace(config, **{first: value})  # type: ignore[type-var]
+
+
 def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
     """Print the flags of a dataclass with their defaults and docstrings."""
+    for key in (key for key in settings_of(cls) if default is not None and f".{NAME}." in key):
+        default = _with_group(default, key.split("."))
     with contextlib.suppress(SystemExit):
         tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
 

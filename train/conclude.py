@@ -21,7 +21,7 @@ from rlcore.envs import make_env
 from rlcore.envs.launch import SIMULATORS, bare_name, simulator_of
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
 from rlcore.export.metadata import plain
-from rlcore.export.observations import finite_part, too_few
+from rlcore.export.observations import finite_part, group_shapes, too_few
 from rlcore.files import whole_file
 from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import find
@@ -91,7 +91,7 @@ def export_checkpoint(
             "env_options": options,
         }
     own: VecEnv | None = None
-    _, finite, left_out = finite_part(content["recording"], policy.observation_sizes)
+    _, finite, left_out = finite_part(content["recording"], group_shapes(policy))
     if env is None and too_few(finite.size, left_out) and simulator_of(task) not in SIMULATORS:
         env = own = make_env(task, 8, seed=0, **evaluation_options(options))
     if bare_name(spec.task) == bare_name(task):

@@ -23,8 +23,9 @@ from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
 from rlcore.types import Obs, begins, detached_step
 
-ActionFunction = Callable[[dict[str, NDArray[np.float32]]], Any]
-"""An exported policy: observation groups ``[N, O]`` to actions ``[N, A]`` (``[N]`` when discrete).
+ActionFunction = Callable[[dict[str, NDArray[Any]]], Any]
+"""An exported policy: observation groups ``[N, O]``, images ``[N, C, H, W]``, to actions ``[N, A]`` (``[N]`` when
+discrete, ``[N, D]`` where several choices are made at once).
 
 A ``reset(mask=None)`` that it has is called at the start and where episodes end, for a recurrent state."""
 
@@ -183,7 +184,7 @@ class Controller:
 
     @torch.no_grad()
     def act(self, obs: Obs) -> Tensor:
-        """Actions ``[N, A]`` (``[N]`` when discrete) on the env's device.
+        """Actions ``[N, A]`` (``[N]`` or ``[N, D]`` when discrete) on the env's device.
 
         What is not finite, as it comes of an observation that is not, is 0, and empties the recurrent state: it would
         spoil a simulator for good.

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from rlcore.agent import Policy
 from rlcore.checkpoint import OF_A_RUN, load_checkpoint
-from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
+from rlcore.env import EnvSpec, VecEnv, dtype_of, spec_of, want_final_obs
 from rlcore.envs import load, make_env
 from rlcore.envs.launch import bare_name, simulator_of
 from rlcore.export import OnnxPolicy, broken_weights
+from rlcore.export.observations import group_shapes
 from rlcore.stage import Stage, can_take, saved_stage, stage_of, stage_text
 from rlcore.train.conclude import refuse_broken, restore_policy
 from rlcore.train.config import DEVICES, is_device, resolve_device
@@ -82,13 +85,13 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
         run = _run_of(path)
         if run is not None and bare_name(run.read_config().task) == bare_name(str(trained_on)):
             trained_on = run.read_config().task  # files of before do not name the module that registers it
-        wanted = _needs_of_file(path, policy.metadata)
+        wanted = _needs_of_file(path, policy)
     else:
         run, path = locate(args.run, args.checkpoint)
         policy, spec, content = restore_policy(path, device)
         refuse_broken(policy, path)
         folder, trained_on, trained_with = run.path, content["config"]["task"], content["config"]["env"]
-        wanted = _needs(spec, policy.observation_sizes)
+        wanted = _needs(spec, policy)
     task = args.task or trained_on
     same = trained_on is not None and bare_name(task) == bare_name(trained_on)
     notes = []
@@ -174,32 +177,48 @@ class _Needs:
 
     terms: dict[str, list[tuple[str, int]]]
     actions: str | None
+    images: dict[str, str] = field(default_factory=dict)
+    """Shape and type of each group that is an image, in words."""
 
 
-def _needs(spec: EnvSpec, groups: Mapping[str, int]) -> _Needs:
+def _needs(spec: EnvSpec, policy: Policy) -> _Needs:
     named = spec.deployment.get("observation_terms", {})
+    groups = {group: shape[0] for group, shape in group_shapes(policy).items() if len(shape) == 1}
     terms = {
         group: [(term["name"], int(term["size"])) for term in named.get(group) or [{"name": group, "size": size}]]
         for group, size in groups.items()
     }
-    return _Needs(terms, spec.action_text)
+    images = {group: _image_text(spec, group) for group in policy.raw_shapes if group in spec.image_shapes}
+    return _Needs(terms, spec.action_text, images)
 
 
-def _needs_of_file(path: Path, metadata: Mapping[str, Any]) -> _Needs:
+def _image_text(spec: EnvSpec, group: str) -> str:
+    return f"{'×'.join(map(str, spec.image_shapes[group]))} {spec.image_types.get(group)}"
+
+
+def _needs_of_file(path: Path, policy: OnnxPolicy) -> _Needs:
     terms: dict[str, list[tuple[str, int]]] = {}
+    metadata, images = policy.metadata, {}
+    for group, (_, shape, uint8) in policy.groups.items():
+        if len(shape) == 1:
+            terms[group] = [(group, shape[0])]
+        else:
+            images[group] = f"{'×'.join(map(str, shape))} {'uint8' if uint8 else 'float32'}"
     try:
         for term in metadata.get("observation_terms", ()):
             terms.setdefault(str(term["group"]), []).append((str(term["name"]), int(term["size"])))
         actions = int(metadata["action_size"]) if "action_size" in metadata else None
+        parts = [int(choices) for choices in metadata.get("action_parts", ())]
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"'{path}': observation_terms in its metadata is no list of terms, or action_size no number; export it anew"
+            f"'{path}': observation_terms in its metadata is no list of terms, or action_size or action_parts no "
+            "number; export it anew"
         ) from None
     if actions is None:
-        return _Needs(terms, None)
+        return _Needs(terms, None, images)
     discrete = metadata.get("action_kind") == "discrete"
-    spec = EnvSpec(task="", observation_sizes={}, discrete=discrete, action_size=actions)
-    return _Needs(terms, spec.action_text)
+    spec = EnvSpec(task="", observation_sizes={}, discrete=discrete, action_size=actions, action_parts=parts)
+    return _Needs(terms, spec.action_text, images)
 
 
 def _check_fit(wanted: _Needs, env: VecEnv, policy: str, task: str) -> None:
@@ -213,10 +232,17 @@ def _check_fit(wanted: _Needs, env: VecEnv, policy: str, task: str) -> None:
         # A group whose env named no terms is one term of the group's own name.
         if there.observation_sizes.get(group) != size or (names != [group] and names != found):
             has = there.observation_sizes.get(group)
-            given = "none" if has is None else f"{has} numbers ({', '.join(found)})"
+            image = f"an image {_image_text(there, group)}" if group in there.image_shapes else "none"
+            given = image if has is None else f"{has} numbers ({', '.join(found)})"
             raise ValueError(
                 f"{policy} takes {size} numbers ({', '.join(names)}) as observation '{group}' and {task} gives "
                 f"{given}; {remedy}"
+            )
+    for group, image in wanted.images.items():
+        given = _image_text(there, group) if group in there.image_shapes else "none"
+        if given != image:
+            raise ValueError(
+                f"{policy} takes an image {image} as observation '{group}' and {task} gives {given}; {remedy}"
             )
     if wanted.actions not in (None, there.action_text):
         raise ValueError(f"{policy} gives {wanted.actions} as action and {task} takes {there.action_text}; {remedy}")
@@ -225,13 +251,13 @@ def _check_fit(wanted: _Needs, env: VecEnv, policy: str, task: str) -> None:
 def _check_action(policy: Any, env: VecEnv, path: Path, task: str) -> None:
     """Refuse a file whose actions, whatever its metadata says, are not those of the env."""
     zeros = {
-        group: np.zeros((env.num_envs, *(space.shape or ())), np.float32)
+        group: torch.zeros(env.num_envs, *space.shape, dtype=dtype_of(space)).numpy()
         for group, space in env.observation_spaces.items()
     }
     action = np.asarray(policy(zeros))
     policy.reset()
     shape = (env.num_envs, *(env.action_space.shape or ()))
-    kind, expected = ("an integer", np.integer) if hasattr(env.action_space, "n") else ("a float", np.floating)
+    kind, expected = ("integers", np.integer) if spec_of(env).discrete else ("floats", np.floating)
     if action.shape != shape or not np.issubdtype(action.dtype, expected):
         raise ValueError(
             f"'{path}' gives actions {action.dtype} of shape {action.shape} for {env.num_envs} envs and {task} takes "

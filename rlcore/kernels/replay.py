@@ -16,7 +16,7 @@ from triton.language import tensor as array
 
 from rlcore.kernels.common import num_blocks, power_of_two
 from rlcore.normalization import REWARD_LIMIT, UNUSABLE
-from rlcore.replay_rows import BROKEN, CUT, GOING, HIDDEN, TERMINATED, Finals, Outcomes, Windows
+from rlcore.replay_rows import BROKEN, CUT, GOING, HIDDEN, TERMINATED, Finals, Outcomes, Windows, read_as
 from rlcore.types import Timeout
 
 _BLOCK = 64
@@ -103,9 +103,10 @@ def _ends_kernel(
     last = tl.load(after + row, mask=valid, other=0)
     stored = inside & (last >= 0)[:, None]
     aside = inside & (last < 0)[:, None]
-    here = tl.load(ring + first[:, None] * W + col[None, :], mask=inside, other=0.0).to(tl.float32)
-    there = tl.load(ring + last[:, None] * W + col[None, :], mask=stored, other=0.0).to(tl.float32)
-    kept = tl.load(side + (-1 - last)[:, None] * W + col[None, :], mask=aside, other=0.0).to(tl.float32)
+    kind: constexpr = obs.dtype.element_ty
+    here = tl.load(ring + first[:, None] * W + col[None, :], mask=inside, other=0.0).to(kind)
+    there = tl.load(ring + last[:, None] * W + col[None, :], mask=stored, other=0.0).to(kind)
+    kept = tl.load(side + (-1 - last)[:, None] * W + col[None, :], mask=aside, other=0.0).to(kind)
     tl.store(obs + at, here, mask=inside)
     tl.store(next_obs + at, tl.where(aside, kept, there), mask=inside)
 
@@ -114,7 +115,7 @@ def read_ends(ring: Tensor, side: Tensor, windows: Windows) -> tuple[Tensor, Ten
     """See ``replay_rows.read_ends``."""
     device = windows.begin.device
     size, width = len(windows.begin), ring.shape[-1]
-    obs, next_obs = (torch.empty(size, width, device=device) for _ in range(2))
+    obs, next_obs = (torch.empty(size, width, dtype=read_as(ring), device=device) for _ in range(2))
     cols = power_of_two(width, 1)
     rows = max(1, 1024 // cols)
     _ends_kernel[(num_blocks(size, rows),)](
@@ -194,7 +195,7 @@ def _row_kernel(
     inside = at < N * W
     row = tl.load(place)
     if tl.program_id(1) == 0:
-        number = tl.load(value + at, mask=inside, other=0.0)
+        number = tl.load(value + at, mask=inside, other=0.0).to(tl.float32)
         sound = tl.abs(number) < LIMIT  # false for NaN, too
         tl.store(ring + row * N * W + at, tl.where(sound, number, 0.0), mask=inside)
         tl.store(end + row * N + at // W, BROKEN, mask=inside & ~sound)
@@ -205,7 +206,7 @@ def _row_kernel(
     else:
         there = tl.load(slot + at // W, mask=inside, other=FINALS)
         wanted = inside & (there < FINALS)
-        last = tl.load(final + at, mask=wanted, other=0.0)
+        last = tl.load(final + at, mask=wanted, other=0.0).to(tl.float32)
         known = tl.abs(last) < LIMIT
         tl.store(side + there * W + at % W, tl.where(known, last, 0.0), mask=wanted)
         tl.store(end + row * N + at // W, BROKEN, mask=wanted & ~known)

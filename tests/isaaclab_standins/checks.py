@@ -23,6 +23,7 @@ with contextlib.redirect_stdout(io.StringIO()):
 
 import gymnasium
 import torch
+from isaaclab.managers import ObservationGroupCfg, ObservationTermCfg
 from isaaclab.utils.modifiers import IntegratorCfg
 from isaaclab.utils.noise import GaussianNoiseCfg, NoiseModelWithAdditiveBiasCfg
 from isaaclab_tasks.utils import load_cfg_from_registry
@@ -209,6 +210,33 @@ def check_a_history_ends_with_the_last_frame_and_goes_on_unharmed() -> None:
             ended += int(done.sum())
         previous = step.obs["policy"]
     assert ended > 2 * N
+
+
+def seen(env: Any) -> torch.Tensor:
+    """A gray picture in bytes, as bright as the pole leans, with channels last: ``[N, 12, 10, 1]``."""
+    angle = env.scene["robot"].data.joint_pos[:, 1]
+    return (128 + 100 * angle).clamp(0, 255).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 12, 10, 1)
+
+
+def check_pictures_of_a_manager_are_image_groups_before_a_reset_too() -> None:
+    def change(cfg: Any) -> None:
+        cfg.observations.camera = ObservationGroupCfg(enable_corruption=False, concatenate_terms=True)
+        cfg.observations.camera.gray = ObservationTermCfg(func=seen)
+
+    env = IsaacLabEnv(raw_env(TASKS[0], change))
+    assert spec_of(env).image_shapes == {"camera": [1, 12, 10]}
+    states = States(env)
+    env.reset(1)
+    ended = 0
+    for action in actions(60, 2.0):
+        step = env.step(action)
+        done = step.terminated | step.truncated
+        if done.any():
+            assert step.final_obs is not None and states.before is not None
+            gray = (128 + 100 * states.before[:, 1]).clamp(0, 255).to(torch.uint8) / 255
+            assert torch.equal(step.final_obs["camera"][done], gray.view(-1, 1, 1, 1).expand(-1, 1, 12, 10)[done])
+            ended += int(done.sum())
+    assert ended > N
 
 
 def check_the_old_log_is_shown_on_but_counted_once() -> None:

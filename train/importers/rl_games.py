@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from rlcore.train.importers.translation import NO_CNN, Status, Translation
+from rlcore.train.importers.convolutions import FEATURES_ALONE, of_rl_games
+from rlcore.train.importers.translation import Status, Translation
 from rlcore.train.importers.values import (
     activation,
     empty,
@@ -39,7 +40,7 @@ BOOKKEEPING = {
     "seq_len": "no setting of rl_games (seq_length), and matters only to recurrent networks",
     "weight_decay": "rlcore uses Adam without weight decay",
     "torch_compile": "agent.mode decides; by default updates run as recorded graphs",
-    "use_action_masks": "rlcore has no action masks",
+    "use_action_masks": "name the observation group of the mask in agent.action_mask",
     "population_based_training": "rlcore trains one policy",
     "self_play": "rlcore trains one policy",
     "use_smooth_clamp": "rlcore clips probability ratios with a sharp corner",
@@ -81,7 +82,7 @@ def convert(t: Translation) -> None:
         t.use(f"{params}seed", "seed", None, whole)
     critic = f"{config}central_value_config."
     asymmetric = isinstance(t.get(critic.rstrip(".")), dict)
-    _network(t, params, critic if asymmetric else None)
+    _network(t, params, critic if asymmetric else None, config)
     observations(t, params, config, asymmetric)
     _algorithm(t, config)
     _rewards(t, config)
@@ -251,8 +252,8 @@ def _bounds(t: Translation, c: str) -> None:
     t.builtin("where the bounds loss begins", 1.1, "agent.bounds_loss_limit", 1.1)
 
 
-def _network(t: Translation, params: str, central: str | None) -> None:
-    n = f"{params}network."
+def _network(t: Translation, params: str, central: str | None, config: str) -> None:
+    n, normalized = f"{params}network.", f"{config}normalize_input"
     t.drop(f"{n}name", "rlcore builds multi-layer perceptrons", off=("actor_critic",))
     t.use(f"{n}mlp.units", "agent.actor.hidden_dims", [256, 128, 64], widths)
     t.use(f"{n}mlp.activation", "agent.actor.activation", "elu", activation)
@@ -266,10 +267,10 @@ def _network(t: Translation, params: str, central: str | None) -> None:
     ours = not (central or separate or memory)
     t.use(f"{n}separate", "agent.share_trunk", False, lambda _: ours, note, changed=memory)
     if central:
-        _layers(t, n, ("actor",))
-        _layers(t, critic, ("critic",))
+        _layers(t, n, ("actor",), normalized)
+        _layers(t, critic, ("critic",), normalized)
     else:
-        _layers(t, n, ("actor", "critic"))
+        _layers(t, n, ("actor", "critic"), normalized)
     model = str(t.get(f"{params}model.name", "continuous_a2c_logstd"))
     known = model in ("continuous_a2c_logstd", "continuous_a2c", "discrete_a2c")
     t.drop(f"{params}model.name", "rlcore: Gaussian or categorical, by action space", off=(model,) if known else ())
@@ -278,19 +279,19 @@ def _network(t: Translation, params: str, central: str | None) -> None:
     t.drop(f"{n}space.multi_discrete", "rlcore has no tuples of choices")
 
 
-def _layers(t: Translation, n: str, nets: tuple[str, ...]) -> None:
+def _layers(t: Translation, n: str, nets: tuple[str, ...], normalized: str) -> None:
     for name in ("d2rl", "norm_only_first_layer"):
         t.drop(f"{n}mlp.{name}", "rlcore builds plain layers", off=(False,))
     initial_weights(t, n, nets)
     t.drop(f"{n}mlp.regularizer", "rlcore has no regularizer", off=({"name": "None"}, {"name": None}, None))
-    for name in ("normalization", "value_activation"):
-        t.drop(n + name, "rlcore has none", off=(None, "None"))
+    t.drop(f"{n}normalization", FEATURES_ALONE, off=(None, "None"))
+    t.drop(f"{n}value_activation", "rlcore has none", off=(None, "None"))
     t.same(f"{n}central_value", "the critic alone")
     if t.section(f"{n}rnn"):
         _memory(t, f"{n}rnn.", nets)
     else:
         t.drop(f"{n}rnn", "an empty recurrent layer", off=(None,))
-    t.drop(f"{n}cnn", NO_CNN, off=(None,))
+    of_rl_games(t, f"{n}cnn", nets, normalized)
 
 
 def initial_weights(t: Translation, n: str, nets: tuple[str, ...]) -> None:

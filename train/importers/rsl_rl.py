@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlcore.train.importers.translation import NO_CNN, Status, Translation
+from rlcore.train.importers.convolutions import OWN_ENCODERS, of_rsl_rl
+from rlcore.train.importers.translation import Status, Translation
 from rlcore.train.importers.values import (
     activation,
     flag,
@@ -133,7 +134,7 @@ def _algorithm(t: Translation) -> None:
     t.drop(f"{a}optimizer", "rlcore uses Adam", off=("adam",))
     t.drop(f"{a}rnd_cfg", "rlcore has no curiosity reward", off=(None,))
     t.drop(f"{a}symmetry_cfg", "rlcore has no mirrored samples or mirror loss", off=(None,))
-    t.drop(f"{a}share_cnn_encoders", NO_CNN, off=(False,))
+    t.drop(f"{a}share_cnn_encoders", OWN_ENCODERS, off=(False,))
     t.drop(f"{a}grad_reduce_bucket_mb", "decided by PyTorch")
 
 
@@ -167,15 +168,15 @@ def _policy(t: Translation) -> None:
     p = "policy."
     recurrent = _recurrent(t, "actor")
     kind = str(t.get(f"{p}class_name", "ActorCritic")).replace(":", ".").rpartition(".")[2]
-    if kind in ("ActorCritic", "ActorCriticRecurrent"):
+    if kind in ("ActorCritic", "ActorCriticRecurrent", "ActorCriticCNN"):
         t.same(f"{p}class_name")
-    t.drop(f"{p}class_name", "rlcore builds multi-layer perceptrons and recurrent layers")
+    t.drop(f"{p}class_name", "rlcore builds convolutions, recurrent layers and multi-layer perceptrons")
     if recurrent:
         size = f"{p}rnn_hidden_size" if t.has(f"{p}rnn_hidden_size") else f"{p}rnn_hidden_dim"
         for net in ("actor", "critic"):
             t.recurrent(net, f"{p}rnn_type", size, f"{p}rnn_num_layers", "before")
-    for name in ("actor_cnn_cfg", "critic_cnn_cfg"):
-        t.drop(p + name, NO_CNN, off=(None,))
+    for net in ("actor", "critic"):
+        of_rsl_rl(t, f"{p}{net}_cnn_cfg", net)
     _hidden(t, "actor", f"{p}actor_hidden_dims", f"{p}activation")
     _hidden(t, "critic", f"{p}critic_hidden_dims", f"{p}activation")
     everywhere = t.get("empirical_normalization")
@@ -190,15 +191,18 @@ def _models(t: Translation) -> None:
     """The layout since 4.0: one block each, and a distribution."""
     for net in ("actor", "critic"):
         kind = str(t.get(f"{net}.class_name", "MLPModel")).replace(":", ".").rpartition(".")[2]
-        if kind in ("MLPModel", "RNNModel"):
+        softmax = kind == "SpatialSoftmaxCNNModel"
+        if softmax and not str(t.get(f"{net}.class_name")).startswith("mjlab."):
+            t.row(f"{net}.class_name", kind, "changed", "rlcore reads pictures without what this class does to them")
+        elif softmax or kind in ("MLPModel", "CNNModel", "RNNModel"):
             t.same(f"{net}.class_name")
         else:
-            t.drop(f"{net}.class_name", NO_CNN if "CNN" in kind else "unknown model")
+            t.drop(f"{net}.class_name", "unknown model")
         if _recurrent(t, net):
             t.recurrent(net, f"{net}.rnn_type", f"{net}.rnn_hidden_dim", f"{net}.rnn_num_layers", "before")
         for name in ("rnn_type", "rnn_hidden_dim", "rnn_num_layers"):
             t.same(f"{net}.{name}", "has no effect without a recurrent model")
-        t.drop(f"{net}.cnn_cfg", NO_CNN, off=(None,))
+        of_rsl_rl(t, f"{net}.cnn_cfg", net, softmax)
         _hidden(t, net, f"{net}.hidden_dims", f"{net}.activation")
     _normalize(t, "actor.obs_normalization", "critic.obs_normalization", False)
     t.drop("critic.distribution_cfg", "the critic predicts one value", off=(None,))

@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 from rlcore.config import ConfigError, shown
+from rlcore.train.importers.convolutions import of_sb3
 from rlcore.train.importers.translation import Translation
 from rlcore.train.importers.values import activation, empty, flag, number, one_of, optional, positive, whole, widths
 
@@ -153,10 +154,12 @@ def normalized(t: Translation) -> tuple[str, bool]:
 
 
 def _policy(t: Translation) -> None:
-    t.drop("policy", "rlcore builds multi-layer perceptrons", off=("MlpPolicy",))
+    kind = str(t.get("policy", "MlpPolicy"))
+    t.drop("policy", "unknown policy", off=("MlpPolicy", "CnnPolicy", "MultiInputPolicy"))
+    layers = [] if kind in ("CnnPolicy", "MultiInputPolicy") and of_sb3(t, kind) else [64, 64]
     p = "policy_kwargs."
     key = f"{p}net_arch"
-    arch = t.get(key, [64, 64])
+    arch = t.get(key, layers)
     for name, net in (("pi", "actor"), ("vf", "critic")):
         ours = f"agent.{net}.hidden_dims"
         if isinstance(arch, dict):
@@ -167,7 +170,7 @@ def _policy(t: Translation) -> None:
             t.set(ours, dims, key, arch)
             t.row(key, arch, "changed" if note else "kept", note, f"{ours} = {dims}")
         else:
-            t.use(key, ours, [64, 64], widths)
+            t.use(key, ours, layers, widths)
     for net in ("actor", "critic"):
         t.use(f"{p}activation_fn", f"agent.{net}.activation", "nn.Tanh", activation)
     start = "SB3 gives the logarithm of the standard deviation"

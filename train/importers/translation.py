@@ -19,8 +19,6 @@ Status = Literal["kept", "changed", "dropped", "default"]
 STYLES: dict[Status, str] = {"changed": "yellow", "dropped": "red", "default": "dim", "kept": "green"}
 """What may become of a key, in the order in which it is shown, and the color that it has."""
 
-NO_CNN = "rlcore has no convolutions; image groups cannot be read"
-
 ASSUMED_NUM_ENVS = 4096
 """Copies of the task where nobody says how many, as Isaac Lab's tasks have them."""
 

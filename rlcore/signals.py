@@ -1,0 +1,124 @@
+"""Values of every step beside the reward that are learned from: each a column of the critic, of GAE and of returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rlcore.config import ConfigError, check, nearest
+from rlcore.normalization import RunningNormalizer
+from rlcore.returns import bootstrap_values, gae
+from rlcore.types import Timeout
+
+
+@dataclass(frozen=True, kw_only=True)
+class SignalConfig:
+    """What is learned from a signal of the env, see ``Step.signals``."""
+
+    weight: float = 0.0
+    """What one of it is worth in reward: its advantage counts as often. 0: it is reported, and not learned from."""
+    gamma: float | None = None
+    """Its discount per step; none: that of the reward."""
+    gae_lambda: float | None = None
+    """Weight of longer estimates of its advantage; none: that of the reward."""
+    episodic: bool = True
+    """Whether its sum ends with the episode. If not it goes on into the next one, as for an intrinsic reward (Burda et
+    al. 2018, arXiv:1810.12894, section 2.3)."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        check(math.isfinite(self.weight), "weight", self.weight, "set a number")
+        for key in ("gamma", "gae_lambda"):
+            value = getattr(self, key)
+            check(value is None or 0 <= value <= 1, key, value, "set a number from 0 to 1, or none")
+
+
+class SignalColumns(nn.Module):
+    """The signals that are learned from, S of them, in the order of the settings.
+
+    Args:
+        signals: settings by name.
+        gamma: of the reward.
+        gae_lambda: of the reward.
+        normalize: learn values of unit scale, by running statistics of the returns.
+    """
+
+    def __init__(self, signals: Mapping[str, SignalConfig], gamma: float, gae_lambda: float, normalize: bool) -> None:
+        super().__init__()
+        self.configs = {name: config for name, config in signals.items() if config.weight != 0}
+        self.gamma, self.gae_lambda = gamma, gae_lambda
+        size = len(self.configs)
+        self.normalizer = RunningNormalizer(size, warmup=10) if normalize and size else None
+
+    def __len__(self) -> int:
+        """S, 0 where nothing is learned from."""
+        return len(self.configs)
+
+    def row(self, signals: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """The columns of a step for the rollout, ``[N]`` each.
+
+        Raises:
+            ConfigError: the env does not give one of them.
+        """
+        there = signals or {}
+        for name in self.configs:
+            if name not in there:
+                hint = nearest(name, there) if there else "it gives none (Step.signals)"
+                raise ConfigError(f"agent.signals: the env gives no signal '{name}'; {hint}")
+        return {f"signal_{name}": there[name] for name in self.configs}
+
+    def broken(self, data: Mapping[str, Tensor]) -> Tensor:
+        """Where one of them is not a number, bool ``[T, N]``."""
+        return ~torch.stack([data[f"signal_{name}"].isfinite() for name in self.configs]).all(0)
+
+    def targets(
+        self,
+        data: Mapping[str, Tensor],
+        outputs: Tensor,
+        timeout_outputs: Tensor,
+        cut: Tensor,
+        lost: Tensor,
+        bootstrap: Timeout,
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate advantages and returns, each column by itself; see ``returns.gae``.
+
+        Args:
+            data: the rollout's columns.
+            outputs: of the critic, for its states and the one after it, ``[T + 1, N, S]``.
+            timeout_outputs: where a time limit cut the episode, of the state that this hid, ``[T, N, S]``.
+            cut: where a sum ends with an episode, or before a step that is not learned from, bool ``[T, N]``.
+            lost: the steps that are not learned from, bool ``[T, N]``.
+            bootstrap: what a time-out is worth; with ``none`` nothing.
+
+        Returns:
+            The weighted sum of advantages ``[T, N]``, and what the critic is to learn ``[T, N, S]``.
+        """
+        if self.normalizer is not None:
+            outputs, timeout_outputs = self.normalizer.inverse(outputs), self.normalizer.inverse(timeout_outputs)
+        if bootstrap == "none":
+            timeout_outputs = torch.zeros_like(timeout_outputs)
+        terminated, truncated = data["terminated"], data["truncated"]
+        before_lost = torch.cat([lost[1:], torch.zeros_like(lost[:1])])
+        total, columns = torch.zeros_like(data["reward"]), []
+        for (name, config), value, timeout in zip(
+            self.configs.items(), outputs.unbind(-1), timeout_outputs.unbind(-1), strict=True
+        ):
+            signal = data[f"signal_{name}"].nan_to_num(0.0, 0.0, 0.0)
+            following = bootstrap_values(value, terminated, truncated, timeout) if config.episodic else value[1:]
+            gamma = self.gamma if config.gamma is None else config.gamma
+            decay = self.gae_lambda if config.gae_lambda is None else config.gae_lambda
+            advantage, returns = gae(
+                signal, value[:-1], following, cut if config.episodic else before_lost, gamma, decay
+            )
+            total = total + config.weight * advantage
+            columns.append(returns)
+        table = torch.stack(columns, -1)
+        if self.normalizer is None:
+            return total, table
+        known = table.masked_fill(lost.unsqueeze(-1), torch.nan)
+        self.normalizer.update(known.flatten(0, 1))
+        return total, self.normalizer(table)
