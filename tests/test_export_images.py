@@ -393,7 +393,8 @@ def test_images_that_are_not_finite_are_left_out() -> None:
 _WORDS = """
     --task CartPole-Pixels --num-envs 2 --num-iterations 1 --eval-envs 2 --agent.num-steps 8 --agent.num-epochs 1
     --agent.num-minibatches 2 --agent.actor.hidden-dims 8 --agent.critic.hidden-dims 8 --agent.actor.cnn.channels 4
-    --agent.critic.cnn.channels 4 --env.max_episode_length 20 --env.size 16
+    --agent.actor.cnn.kernel-sizes 3 --agent.actor.cnn.strides 2 --agent.critic.cnn.channels 4
+    --agent.critic.cnn.kernel-sizes 3 --agent.critic.cnn.strides 2 --env.max_episode_length 20 --env.size 16
 """
 
 
