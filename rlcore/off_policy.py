@@ -235,7 +235,7 @@ class OffPolicy:
             done = done | ~valid
         if self.return_scale is not None:
             if signals is not None:
-                reward = reward + torch.stack(list(signals.values()), -1) @ self.signal_weights
+                reward = reward + (torch.stack(list(signals.values()), -1) * self.signal_weights).sum(-1)
             self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
         self.held.end(done)
         self._end_episodes(done)
@@ -305,7 +305,7 @@ class OffPolicy:
         next_actor_obs, next_critic_obs = self._normalized(transitions.next_obs)
         reward, weight, shift = transitions.reward, transitions.weight, self.config.random_shift
         if transitions.signals is not None:
-            reward = reward + transitions.signals @ self.signal_weights
+            reward = reward + (transitions.signals * self.signal_weights).sum(-1)
         return Batch(
             actor_obs,
             critic_obs,

@@ -136,6 +136,20 @@ def test_images_come_back_as_they_were_written(place: Place, count: int, n_step:
     assert timed_out > 0
 
 
+def test_large_images_come_back_whole(place: Place) -> None:
+    """Wider than what one program of the kernel reads, and no multiple of it."""
+    types = {"camera": "uint8"}
+    replay = Replay(8, 2, {}, 1, 5, place.device, home=place.home, images={"camera": (3, 45, 61)}, image_types=types)
+    written = torch.randint(256, (4, 2, 3, 45, 61), dtype=torch.uint8).to(place.device)
+    last, zeros = 255 - written, torch.zeros(2, device=place.device)
+    for t in range(4):
+        over = (zeros == 0) & (t == 1)
+        replay.write({"camera": written[t]}, zeros.unsqueeze(1), zeros, zeros > 0, over, {"camera": last[t]})
+    found = replay.window(*(torch.tensor(x, device=place.device) for x in ([0, 1], [1, 0])), 0.9)
+    assert torch.equal(found.obs["camera"], torch.stack([written[0, 1], written[1, 0]]))
+    assert torch.equal(found.next_obs["camera"], torch.stack([written[1, 1], last[1, 0]]))
+
+
 def test_the_memory_is_estimated_to_the_byte_and_bf16_is_for_floats() -> None:
     for dtype, size in ((torch.float32, 4), (torch.bfloat16, 2)):
         replay = Replay(900, 9, {"a": 2}, 3, 50, CPU, dtype, images=SHAPES, image_types={"camera": "uint8"})

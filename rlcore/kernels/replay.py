@@ -23,6 +23,8 @@ _BLOCK = 64
 
 _WRITE_BLOCK = 1024
 
+_MOST_COLUMNS = 4096  # that a program reads of a row; images are wider
+
 
 @triton.jit
 def _window_kernel(
@@ -95,7 +97,7 @@ def _ends_kernel(
 ) -> None:  # fmt: skip
     """Make obs [B, W] = ring[begin] and next_obs [B, W] = ring[after], or where that is negative side[-1 - after]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    col = tl.arange(0, COLS)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     valid = row < B
     inside = valid[:, None] & (col < W)[None, :]
     at = row.to(tl.int64)[:, None] * W + col[None, :]
@@ -116,9 +118,9 @@ def read_ends(ring: Tensor, side: Tensor, windows: Windows) -> tuple[Tensor, Ten
     device = windows.begin.device
     size, width = len(windows.begin), ring.shape[-1]
     obs, next_obs = (torch.empty(size, width, dtype=read_as(ring), device=device) for _ in range(2))
-    cols = power_of_two(width, 1)
+    cols = min(_MOST_COLUMNS, power_of_two(width, 1))
     rows = max(1, 1024 // cols)
-    _ends_kernel[(num_blocks(size, rows),)](
+    _ends_kernel[(num_blocks(size, rows), num_blocks(width, cols))](
         ring, side, windows.begin, windows.after, obs, next_obs, size, width, rows, cols
     )
     return obs, next_obs
