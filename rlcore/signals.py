@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,11 +45,21 @@ class SignalColumns(nn.Module):
         gamma: of the reward.
         gae_lambda: of the reward.
         normalize: learn values of unit scale, by running statistics of the returns.
+        costs: names of those that are limited, see ``safety.Safety``: they come first, and have no weight of their own.
     """
 
-    def __init__(self, signals: Mapping[str, SignalConfig], gamma: float, gae_lambda: float, normalize: bool) -> None:
+    def __init__(
+        self,
+        signals: Mapping[str, SignalConfig],
+        gamma: float,
+        gae_lambda: float,
+        normalize: bool,
+        costs: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.configs = {name: config for name, config in signals.items() if config.weight != 0}
+        self.costs = tuple(costs)
+        self.configs = {name: signals.get(name, SignalConfig()) for name in costs}
+        self.configs |= {name: config for name, config in signals.items() if config.weight != 0}
         self.gamma, self.gae_lambda = gamma, gae_lambda
         size = len(self.configs)
         self.normalizer = RunningNormalizer(size, warmup=10) if normalize and size else None
@@ -68,7 +78,8 @@ class SignalColumns(nn.Module):
         for name in self.configs:
             if name not in there:
                 hint = nearest(name, there) if there else "it gives none (Step.signals)"
-                raise ConfigError(f"agent.signals: the env gives no signal '{name}'; {hint}")
+                setting = "safety.costs" if name in self.costs else "signals"
+                raise ConfigError(f"agent.{setting}: the env gives no signal '{name}'; {hint}")
         return {f"signal_{name}": there[name] for name in self.configs}
 
     def broken(self, data: Mapping[str, Tensor]) -> Tensor:
@@ -77,16 +88,18 @@ class SignalColumns(nn.Module):
 
     def targets(
         self,
+        advantages: Tensor,
         data: Mapping[str, Tensor],
         outputs: Tensor,
         timeout_outputs: Tensor,
         cut: Tensor,
         lost: Tensor,
         bootstrap: Timeout,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Estimate advantages and returns, each column by itself; see ``returns.gae``.
 
         Args:
+            advantages: of the reward, ``[T, N]``.
             data: the rollout's columns.
             outputs: of the critic, for its states and the one after it, ``[T + 1, N, S]``.
             timeout_outputs: where a time limit cut the episode, of the state that this hid, ``[T, N, S]``.
@@ -95,7 +108,8 @@ class SignalColumns(nn.Module):
             bootstrap: what a time-out is worth; with ``none`` nothing.
 
         Returns:
-            The weighted sum of advantages ``[T, N]``, and what the critic is to learn ``[T, N, S]``.
+            Advantages with those of the signals, as their weights say ``[T, N]``; of the K costs, which are left out
+            there, ``[K, T, N]`` or None without any; and what the critic is to learn ``[T, N, S]``.
         """
         if self.normalizer is not None:
             outputs, timeout_outputs = self.normalizer.inverse(outputs), self.normalizer.inverse(timeout_outputs)
@@ -103,7 +117,7 @@ class SignalColumns(nn.Module):
             timeout_outputs = torch.zeros_like(timeout_outputs)
         terminated, truncated = data["terminated"], data["truncated"]
         before_lost = torch.cat([lost[1:], torch.zeros_like(lost[:1])])
-        total, columns = torch.zeros_like(data["reward"]), []
+        total, columns, of_costs = torch.zeros_like(data["reward"]), [], []
         for (name, config), value, timeout in zip(
             self.configs.items(), outputs.unbind(-1), timeout_outputs.unbind(-1), strict=True
         ):
@@ -114,11 +128,14 @@ class SignalColumns(nn.Module):
             advantage, returns = gae(
                 signal, value[:-1], following, cut if config.episodic else before_lost, gamma, decay
             )
-            total = total + config.weight * advantage
+            if name in self.costs:
+                of_costs.append(advantage)
+            else:
+                total = total + config.weight * advantage
             columns.append(returns)
-        table = torch.stack(columns, -1)
+        table, priced = torch.stack(columns, -1), torch.stack(of_costs) if of_costs else None
         if self.normalizer is None:
-            return total, table
+            return advantages + total, priced, table
         known = table.masked_fill(lost.unsqueeze(-1), torch.nan)
         self.normalizer.update(known.flatten(0, 1))
-        return total, self.normalizer(table)
+        return advantages + total, priced, self.normalizer(table)

@@ -80,6 +80,12 @@ INSTEAD = {
 }
 """What other libraries' scripts take and ``rlcore train`` does not, and what to do instead."""
 
+ALONE = {
+    "agent.safety.": "limits on costs need --algo ppo",
+    "agent.signals.": "learning from signals needs --algo ppo",
+}
+"""Groups of settings that not every algorithm has, and what to do for them."""
+
 _KINDS = {"INT": "a whole number", "FLOAT": "a number", "[INT [INT ...]]": "a list of whole numbers"}
 """How the help writes types, in words."""
 
@@ -330,6 +336,9 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
         return f"--{shown} is a group of settings; write --{shown}.NAME VALUE"
     if key == free or _is_dict(settings.get(key)):
         return f"--{shown} needs the name of an option; write --{shown}.OPTION VALUE"
+    lacking = next((group for group in ALONE if key.startswith(group)), None)
+    if lacking is not None and not any(name.startswith(lacking) for name in settings):
+        return f"unknown setting --{shown}; {ALONE[lacking]}"
     last = key.rpartition(".")[2]
     if "algo" in settings and last in INSTEAD:
         return f"unknown setting --{shown}; {INSTEAD[last]}"
