@@ -38,6 +38,11 @@ class CostConfig:
         check(math.isfinite(self.limit), "limit", self.limit, "set a number")
         check_positive(self, "scale", none=True)
 
+    @property
+    def unit(self) -> float:
+        """What an excess counts as 1."""
+        return self.scale or abs(self.limit) or 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class SafetyConfig:
@@ -167,7 +172,7 @@ class Safety(nn.Module):
             return
         costs = config.costs.values()
         limit = torch.tensor([cost.limit for cost in costs])
-        scale = torch.tensor([cost.scale or abs(cost.limit) or 1.0 for cost in costs])
+        scale = torch.tensor([cost.unit for cost in costs])
         self.register_buffer("per_step", torch.tensor([cost.kind == "per_step" for cost in costs]), persistent=False)
         self.register_buffer("running", torch.zeros(len(limit), num_envs))  # of the episodes in flight
         self.register_buffer("multiplier", torch.zeros_like(limit))
