@@ -19,6 +19,7 @@ from rlcore.envs.constrained import Budget, Detour
 from rlcore.learn import resume, snapshot
 from rlcore.safety import CostConfig, Safety, SafetyConfig
 from rlcore.signals import SignalConfig
+from rlcore.train.algorithms import find
 from rlcore.train.arguments import UsageError, parse, split_words
 from rlcore.train.config import TrainConfig, config_class
 
@@ -382,8 +383,11 @@ def test_a_cost_that_the_env_does_not_give_is_named() -> None:
 @pytest.mark.parametrize("algo", ["sac", "ddpg"])
 def test_other_algorithms_say_what_is_missing(algo: str, group: str) -> None:
     words = [f"--agent.{group}", "25"]
-    with pytest.raises(UsageError, match=rf"unknown setting --agent\.{group}; .* --algo ppo"):
+    with pytest.raises(UsageError, match=rf"unknown setting --agent\.{group}; .* ppo$"):
         split_words(words, config_class(algo), free="env")
+    key = group.partition(".")[0]
+    with pytest.raises(ConfigError, match=rf"file: unknown key '{key}'; .* ppo$"):
+        from_dict(find(algo).config, {key: {}}, "file")
     split_words(words, config_class("ppo"), free="env")
 
 

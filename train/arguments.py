@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import ConfigError, closest, named_groups, parse_text, shown, to_int
+from rlcore.config import ALONE, ConfigError, closest, named_groups, parse_text, shown, to_int
 
 T = TypeVar("T")
 
@@ -79,12 +79,6 @@ INSTEAD = {
     "wandb": _LOGS,
 }
 """What other libraries' scripts take and ``rlcore train`` does not, and what to do instead."""
-
-ALONE = {
-    "agent.safety.": "limits on costs need --algo ppo",
-    "agent.signals.": "learning from signals needs --algo ppo",
-}
-"""Groups of settings that not every algorithm has, and what to do for them."""
 
 _KINDS = {"INT": "a whole number", "FLOAT": "a number", "[INT [INT ...]]": "a list of whole numbers"}
 """How the help writes types, in words."""
@@ -336,9 +330,9 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
         return f"--{shown} is a group of settings; write --{shown}.NAME VALUE"
     if key == free or _is_dict(settings.get(key)):
         return f"--{shown} needs the name of an option; write --{shown}.OPTION VALUE"
-    lacking = next((group for group in ALONE if key.startswith(group)), None)
-    if lacking is not None and not any(name.startswith(lacking) for name in settings):
-        return f"unknown setting --{shown}; {ALONE[lacking]}"
+    group = key.removeprefix("agent.").partition(".")[0]
+    if group in ALONE and not any(name.startswith(f"agent.{group}.") for name in settings):
+        return f"unknown setting --{shown}; {ALONE[group]}"
     last = key.rpartition(".")[2]
     if "algo" in settings and last in INSTEAD:
         return f"unknown setting --{shown}; {INSTEAD[last]}"
