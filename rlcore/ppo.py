@@ -63,7 +63,7 @@ class PPO:
         spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
         self.safety = Safety(config.safety, env.num_envs, config.normalize_advantage != "none").to(device)
-        known = (config.gamma, config.gae_lambda, config.normalize_value, self.safety.names)
+        known = (config.gamma, config.gae_lambda, config.normalize_value, self.safety.priced, self.safety.names)
         self.signals = SignalColumns(config.signals, *known).to(device)
         self.critic = Critic(spec, config, self.policy, len(self.signals)).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
@@ -230,9 +230,8 @@ class PPO:
         applied = table[:, -1:]
         means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum()  # NaN, so not reported, if none was
         metrics: Metrics = dict(zip(measured, means[:-1].unbind(), strict=False)) | about
-        metrics["policy/skipped_minibatches"] = len(rows) - applied.sum()
-        metrics["policy/learning_rate"] = self.learning_rate.clone()
-        return metrics
+        skipped = len(rows) - applied.sum()
+        return metrics | {"policy/skipped_minibatches": skipped, "policy/learning_rate": self.learning_rate.clone()}
 
     @torch.no_grad()
     def _targets(self, next_obs: Obs) -> tuple[Samples, Metrics]:
@@ -249,7 +248,7 @@ class PPO:
         final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
         broken_obs, broken_reward = broken_observations(data), broken_rewards(data["reward"])
         final_broken = None if final_obs is None else torch.where(timed_out, data["final_broken"], -1)
-        broken = broken_reward | self.signals.broken(data) if self.signals else broken_reward
+        broken = broken_reward | self.signals.broken(data) if self.signals or self.safety else broken_reward
         lost = lost_steps(broken_obs, broken, next_broken >= 0, final_broken, done, data.get("valid"))
         # A broken observation empties the memory of a recurrent network, as the end of an episode does.
         keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
@@ -270,11 +269,12 @@ class PPO:
         values = values[:-1]  # [T, N]
         cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         reward = data["reward"].masked_fill(broken_reward, 0.0)
-        advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda)
+        reward, survival, spent = self.safety.terminate(data, reward)
+        advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda, survival)
         of_costs = signal_returns = None
         if self.signals:
             advantages, of_costs, signal_returns = self.signals.targets(
-                advantages, data, signal_outputs, signal_timeouts, cut, lost, self.timeout_bootstrap
+                advantages, data, signal_outputs, signal_timeouts, cut, lost, self.timeout_bootstrap, survival
             )
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
@@ -289,9 +289,9 @@ class PPO:
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if of_costs is not None:
             advantages, spent = self.safety.weigh(data, advantages, of_costs, learned)
-            about |= spent
         elif config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
+        about |= spent
         actor_obs, other_obs = data["actor_obs"], data.get("critic_obs")
         if config.precision == "bf16" and not self.recurrent and actor_obs.is_cuda:  # once, and not in each minibatch
             actor_obs, other_obs = actor_obs.bfloat16(), None if other_obs is None else other_obs.bfloat16()

@@ -1,4 +1,4 @@
-"""Limits on what an env's steps cost: a multiplier for each, moved by the cost that is measured."""
+"""Limits on what an env's steps cost: by multipliers that follow the measured cost, or by ending episodes."""
 
 from __future__ import annotations
 
@@ -50,9 +50,11 @@ class SafetyConfig:
 
     costs: dict[str, CostConfig] = field(default_factory=dict)
     """Signals of the env that are limited, by name: costs.NAME.limit and so on."""
-    method: Literal["pid", "lagrange"] = "pid"
+    method: Literal["pid", "lagrange", "cat"] = "pid"
     """How a cost's multiplier follows its excess over the limit: a PID controller (Stooke et al. 2020), or gradient
-    ascent by Adam, which turns later and swings wider."""
+    ascent by Adam (lagrange), which turns later and swings wider. Or without multipliers constraints as terminations
+    (cat, Chane-Sane et al. 2024), for limits of single steps: what is over one ends the future, as far as the policy
+    learns, with a chance that grows with the excess; it wants rewards that are positive on the whole."""
     proportional: float = 2.5
     """Gain of the PID controller on the excess, smoothed, in multiples of the cost's scale."""
     integral: float = 0.25
@@ -61,6 +63,8 @@ class SafetyConfig:
     """Its gain on the rise of the cost, smoothed, over 10 updates."""
     multiplier_rate: float = 0.035
     """Adam's step size on a multiplier."""
+    termination_max: float = 0.25
+    """With cat, the chance that the worst excess ends the future."""
     multiplier_max: float = 100.0
     """Largest multiplier: what a cost's advantage counts against that of the reward."""
 
@@ -69,10 +73,14 @@ class SafetyConfig:
         for key in ("proportional", "integral", "derivative"):
             check(0 <= getattr(self, key) < math.inf, key, getattr(self, key), "set 0 or more")
         check_positive(self, "multiplier_rate", "multiplier_max")
+        check(0 < self.termination_max <= 1, "termination_max", self.termination_max, "set more than 0, at most 1")
+        for name, cost in self.costs.items():
+            single = self.method != "cat" or cost.kind == "per_step"
+            check(single, f"costs.{name}.kind", cost.kind, "cat limits single steps; set per_step, or method pid")
 
 
 class PID(nn.Module):
-    """Multipliers by a PID controller, algorithm 2 of Stooke et al. 2020 (arXiv:2007.03964).
+    """Multipliers by a PID controller (Stooke et al. 2020, arXiv:2007.03964).
 
     Error and cost are in multiples of the cost's scale, so that gains suit any limit, and smoothed as in OmniSafe.
 
@@ -160,14 +168,18 @@ class Safety(nn.Module):
     """
 
     per_step: Tensor
+    limit: Tensor
     running: Tensor
     multiplier: Tensor
+    worst: Tensor
     controller: PID | Lagrange
 
     def __init__(self, config: SafetyConfig, num_envs: int, standardize: bool) -> None:
         super().__init__()
         self.names = tuple(config.costs)
-        self.standardize = standardize
+        self.config, self.standardize = config, standardize
+        self.priced = () if config.method == "cat" else self.names
+        """Costs that have a multiplier and a column of the critic."""
         if not self.names:
             return
         costs = config.costs.values()
@@ -175,6 +187,10 @@ class Safety(nn.Module):
         scale = torch.tensor([cost.unit for cost in costs])
         self.register_buffer("per_step", torch.tensor([cost.kind == "per_step" for cost in costs]), persistent=False)
         self.register_buffer("running", torch.zeros(len(limit), num_envs))  # of the episodes in flight
+        self.register_buffer("limit", limit, persistent=False)
+        if config.method == "cat":
+            self.register_buffer("worst", torch.zeros_like(limit))  # excess over the limit, smoothed
+            return
         self.register_buffer("multiplier", torch.zeros_like(limit))
         self.controller = (PID if config.method == "pid" else Lagrange)(config, limit, scale)
 
@@ -192,8 +208,8 @@ class Safety(nn.Module):
     ) -> tuple[Tensor, Metrics]:
         """Move the multipliers by what a rollout cost, and weigh the advantages of costs against the reward's.
 
-        ``(A - sum_k lambda_k A_k) / (1 + sum_k lambda_k)``, equation 10 of Stooke et al. 2020 (arXiv:2007.03964) for K
-        costs; the divisor keeps the size of a policy's step what it is without costs.
+        ``(A - sum_k lambda_k A_k) / (1 + sum_k lambda_k)``, of Stooke et al. 2020 (arXiv:2007.03964) for K costs; the
+        divisor keeps the size of a policy's step what it is without costs.
 
         Args:
             data: the rollout's columns, ``[T, N]`` each.
@@ -214,13 +230,45 @@ class Safety(nn.Module):
             advantages = standardized(advantages, learned)
             of_costs = torch.stack([standardized(column, learned) for column in of_costs.unbind()])
         priced = (self.multiplier.view(-1, 1, 1) * of_costs).sum(0)
-        rows = {"multiplier": self.multiplier.clone(), "cost": cost, "limit": self.controller.limit}
-        metrics = {
+        metrics = self._named(multiplier=self.multiplier.clone(), cost=cost, limit=self.limit)
+        return (advantages - priced) / (1 + self.multiplier.sum()), metrics
+
+    def terminate(self, data: Mapping[str, Tensor], reward: Tensor) -> tuple[Tensor, Tensor | None, Metrics]:
+        """Constraints as terminations (Chane-Sane et al. 2024, arXiv:2403.18765).
+
+        The chance to end is ``p max_k clip(excess_k / worst_k, 0, 1)``, worst_k being the largest excess of a rollout,
+        smoothed over rollouts. A reward is lost with it where it is positive: to lose a negative one would pay. So does
+        an end, all the same, where what is to come is worth less than nothing: rewards should be positive on the whole.
+
+        Args:
+            data: the rollout's columns, ``[T, N]`` each.
+            reward: ``[T, N]``.
+
+        Returns:
+            Rewards, the chance that an episode goes on after each step ``[T, N]``, and what to log; with other methods
+            the reward as it is, None and nothing.
+        """
+        if self.priced or not self.names:
+            return reward, None, {}
+        cost = torch.stack([data[f"signal_{name}"] for name in self.names])  # [K, T, N]
+        excess = (cost - self.limit.view(-1, 1, 1)).clamp(min=0.0).nan_to_num(0.0, 0.0)
+        if "valid" in data:
+            excess = excess.where(data["valid"], 0.0)
+        largest = excess.amax((1, 2))
+        self.worst.copy_(torch.where(self.worst > 0, SMOOTHING * self.worst + (1 - SMOOTHING) * largest, largest))
+        share = (excess / self.worst.clamp(min=1e-30).view(-1, 1, 1)).clamp(max=1.0)
+        survival = 1 - self.config.termination_max * share.amax(0)
+        over = (excess > 0).float().mean((1, 2))
+        metrics = self._named(cost=self.measure(data), limit=self.limit, violations=over)
+        return torch.where(reward > 0, survival * reward, reward), survival, metrics
+
+    def _named(self, **rows: Tensor) -> Metrics:
+        """Metrics of values ``[K]``."""
+        return {
             f"safety/{name}_{row}": value
             for row, values in rows.items()
             for name, value in zip(self.names, values.unbind(), strict=True)
         }
-        return (advantages - priced) / (1 + self.multiplier.sum()), metrics
 
     def measure(self, data: Mapping[str, Tensor]) -> Tensor:
         """What a rollout's columns ``[T, N]`` cost ``[K]``: an episode that ended, or a step; NaN where none did.

@@ -46,6 +46,7 @@ class SignalColumns(nn.Module):
         gae_lambda: of the reward.
         normalize: learn values of unit scale, by running statistics of the returns.
         costs: names of those that are limited, see ``safety.Safety``: they come first, and have no weight of their own.
+        watched: names of those that the rollout keeps besides, without a column.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class SignalColumns(nn.Module):
         gae_lambda: float,
         normalize: bool,
         costs: Sequence[str] = (),
+        watched: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.costs = tuple(costs)
+        self.costs, self.watched = tuple(costs), tuple(watched)
         self.configs = {name: signals.get(name, SignalConfig()) for name in costs}
         self.configs |= {name: config for name, config in signals.items() if config.weight != 0}
         self.gamma, self.gae_lambda = gamma, gae_lambda
@@ -75,16 +77,17 @@ class SignalColumns(nn.Module):
             ConfigError: the env does not give one of them.
         """
         there = signals or {}
-        for name in self.configs:
+        for name in (names := dict.fromkeys([*self.configs, *self.watched])):
             if name not in there:
                 hint = nearest(name, there) if there else "it gives none (Step.signals)"
-                setting = "safety.costs" if name in self.costs else "signals"
+                setting = "safety.costs" if name in (*self.costs, *self.watched) else "signals"
                 raise ConfigError(f"agent.{setting}: the env gives no signal '{name}'; {hint}")
-        return {f"signal_{name}": there[name] for name in self.configs}
+        return {f"signal_{name}": there[name] for name in names}
 
     def broken(self, data: Mapping[str, Tensor]) -> Tensor:
         """Where one of them is not a number, bool ``[T, N]``."""
-        return ~torch.stack([data[f"signal_{name}"].isfinite() for name in self.configs]).all(0)
+        names = [*self.configs, *self.watched]
+        return ~torch.stack([data[f"signal_{name}"].isfinite() for name in names]).all(0)
 
     def targets(
         self,
@@ -95,6 +98,7 @@ class SignalColumns(nn.Module):
         cut: Tensor,
         lost: Tensor,
         bootstrap: Timeout,
+        survival: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Estimate advantages and returns, each column by itself; see ``returns.gae``.
 
@@ -106,6 +110,7 @@ class SignalColumns(nn.Module):
             cut: where a sum ends with an episode, or before a step that is not learned from, bool ``[T, N]``.
             lost: the steps that are not learned from, bool ``[T, N]``.
             bootstrap: what a time-out is worth; with ``none`` nothing.
+            survival: see ``returns.gae``.
 
         Returns:
             Advantages with those of the signals, as their weights say ``[T, N]``; of the K costs, which are left out
@@ -126,7 +131,7 @@ class SignalColumns(nn.Module):
             gamma = self.gamma if config.gamma is None else config.gamma
             decay = self.gae_lambda if config.gae_lambda is None else config.gae_lambda
             advantage, returns = gae(
-                signal, value[:-1], following, cut if config.episodic else before_lost, gamma, decay
+                signal, value[:-1], following, cut if config.episodic else before_lost, gamma, decay, survival
             )
             if name in self.costs:
                 of_costs.append(advantage)

@@ -296,14 +296,87 @@ def test_without_costs_nothing_changes() -> None:
     assert not agents[0].safety.state_dict() and agents[0].critic.value.weight.shape[0] == 1
 
 
+@pytest.mark.parametrize("bootstrap", ["final_obs", "none"])
+def test_terminations_are_those_of_a_float64_loop(bootstrap: Any) -> None:
+    """Every step with a discount of its own, rewards of both signs, and a priced signal besides."""
+    costs = {"effort": CostConfig(limit=0.5, kind="per_step"), "speed": CostConfig(limit=1.0, kind="per_step")}
+    config = charged(
+        safety=SafetyConfig(costs=costs, method="cat", termination_max=0.6),
+        signals={"height": SignalConfig(weight=2.0, gamma=0.9)},
+        normalize_advantage="none", timeout_bootstrap=bootstrap, num_minibatches=1,
+    )  # fmt: skip
+
+    class Uneven(Charged):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            assert step.signals is not None
+            signals = {**step.signals, "height": step.obs["policy"][:, 0]}
+            return step._replace(reward=step.reward + 4.0, signals=signals)
+
+    agent = PPO(Uneven(8, seed=1, max_episode_length=7), config, seed=1)
+    agent.learn(3)
+    worst = agent.safety.worst.double()
+    steps = collect(agent)
+    found: list[Any] = []
+    unroll = agent.critic.unroll
+    agent.critic.unroll = lambda *args: found.append(unroll(*args)) or found[-1]  # type: ignore[method-assign,func-returns-value,assignment]
+    batch, about = agent._targets(agent.next_obs)
+    values, timeouts = found[0][0].double(), found[0][1].double()  # [T + 1, N, 2], [T, N, 2]
+    assert values.shape[-1] == 2
+    reward = torch.stack([step.reward for step in steps]).double()
+    table = torch.stack([torch.stack([s.signals[name] for name in costs]) for s in steps if s.signals]).double()
+    excess = (table - torch.tensor([0.5, 1.0]).view(1, 2, 1)).clamp(min=0)  # [T, K, N]
+    worst = 0.95 * worst + 0.05 * excess.amax((0, 2))
+    torch.testing.assert_close(agent.safety.worst.double(), worst, rtol=1e-5, atol=1e-6)
+    end = 0.6 * (excess / worst.view(1, 2, 1)).clamp(max=1).amax(1)  # [T, N]
+    assert (end > 0).any() and (end == 0).any() and (reward < 0).any() and (reward > 0).any()
+    expected, returns = torch.zeros(10, 8, dtype=torch.float64), torch.zeros(10, 8, 2, dtype=torch.float64)
+    for column, (gamma, weight) in enumerate([(0.99, 1.0), (0.9, 2.0)]):
+        for n in range(8):
+            tail = 0.0
+            for t in reversed(range(10)):
+                step, going = steps[t], 1 - float(end[t, n])
+                assert step.signals is not None
+                gain = float(step.signals["height"][n]) if column else float(reward[t, n])
+                if not column and gain > 0:
+                    gain *= going
+                over = bool(step.truncated[n])
+                following = float((timeouts[t] if over else values[t + 1])[n, column])
+                if over and bootstrap == "none":
+                    following = 0.0
+                delta = gain + gamma * going * following - float(values[t, n, column])
+                tail = delta + (0.0 if over else gamma * going * 0.95 * tail)
+                expected[t, n] += weight * tail
+                returns[t, n, column] = tail + float(values[t, n, column])
+    assert batch.signal_returns is not None
+    torch.testing.assert_close(batch.returns.view(10, 8).double(), returns[..., 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.signal_returns.view(10, 8).double(), returns[..., 1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.advantage.view(10, 8).double(), expected, rtol=1e-4, atol=1e-4)
+    assert about["safety/effort_violations"].item() == pytest.approx((table[:, 0] > 0.5).double().mean().item())
+    assert about["safety/speed_cost"].item() == pytest.approx(table[:, 1].mean().item(), rel=1e-5)
+
+
+def test_without_an_excess_nothing_ends() -> None:
+    agents: list[PPO] = []
+    for costs in ({}, {"effort": CostConfig(limit=1e9, kind="per_step")}):
+        config = charged(safety=SafetyConfig(costs=costs, method="cat"))
+        agents.append(PPO(Charged(8, seed=1), config, seed=1))
+        agents[-1].learn(3)
+    one, two = (agent.policy.state_dict() for agent in agents)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert agents[1].critic.value.weight.shape[0] == 1
+
+
 # Resume
 
 
-@pytest.mark.parametrize("method", ["pid", "lagrange"])
+@pytest.mark.parametrize("method", ["pid", "lagrange", "cat"])
 def test_a_resumed_run_goes_on_bitwise(method: Any) -> None:
     """In the middle of episodes, whose costs so far go on too."""
-    config = charged()
-    config = dataclasses.replace(config, safety=dataclasses.replace(config.safety, method=method))
+    costs = charged().safety.costs
+    if method == "cat":
+        costs = {name: dataclasses.replace(cost, kind="per_step") for name, cost in costs.items()}
+    config = charged(safety=SafetyConfig(costs=costs, method=method))
     rows: list[dict[str, float]] = []
 
     def build(seed: int) -> PPO:
@@ -320,7 +393,8 @@ def test_a_resumed_run_goes_on_bitwise(method: Any) -> None:
     progress, exact = resume(second.env, second, content)
     second.learn(12, progress=progress, on_report=keep)
     assert exact and rows[:12] == rows[12:]
-    assert any("safety/speed_cost" in row for row in rows[6:12]) and rows[11]["safety/speed_multiplier"] > 0
+    assert any("safety/speed_cost" in row for row in rows[6:12])
+    assert method == "cat" or rows[11]["safety/speed_multiplier"] > 0
     for name, value in whole.safety.state_dict().items():
         assert torch.equal(value, second.safety.state_dict()[name])
 
@@ -350,7 +424,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "infinite": ({"costs": {"a": {"limit": "inf"}}}, r"safety\.costs\.a\.limit: inf is not possible; set a number"),
     "scale": ({"costs": {"a": {"scale": 0}}}, r"safety\.costs\.a\.scale: 0.0 is not possible; set a positive number"),
     "kind": ({"costs": {"a": {"kind": "step"}}}, r"safety\.costs\.a\.kind: 'step' is not one of 'episode', 'per_step'"),
-    "method": ({"method": "cpo"}, r"safety\.method: 'cpo' is not one of 'pid', 'lagrange'"),
+    "method": ({"method": "cpo"}, r"safety\.method: 'cpo' is not one of 'pid', 'lagrange', 'cat'"),
+    "episode": ({"method": "cat", "costs": {"a": {}}}, r"costs\.a\.kind: 'episode' is not possible; cat limits single"),
+    "chance": ({"termination_max": 2}, r"safety\.termination_max: 2.0 is not possible; set more than 0, at most 1"),
     "gain": ({"integral": -1}, r"safety\.integral: -1.0 is not possible; set 0 or more"),
     "rate": ({"multiplier_rate": 0}, r"safety\.multiplier_rate: 0.0 is not possible; set a positive number"),
     "max": ({"multiplier_max": "inf"}, r"safety\.multiplier_max: inf is not possible; set a positive number"),
@@ -373,8 +449,11 @@ def test_a_cost_has_no_weight_of_its_own() -> None:
 
 
 def test_a_cost_that_the_env_does_not_give_is_named() -> None:
-    for env, remedy in ((Budget, "did you mean 'cost'"), (Pendulum, "it gives none")):
-        config = PPOConfig(num_steps=5, num_minibatches=1, safety=SafetyConfig(costs={"costs": CostConfig()}))
+    for method, env, remedy in (
+        ("pid", Budget, "did you mean 'cost'"), ("cat", Budget, "did you mean"), ("pid", Pendulum, "it gives none"),
+    ):  # fmt: skip
+        safety = SafetyConfig(costs={"costs": CostConfig(kind="per_step")}, method=method)  # type: ignore[arg-type]
+        config = PPOConfig(num_steps=5, num_minibatches=1, safety=safety)
         with pytest.raises(ConfigError, match=rf"agent\.safety\.costs: the env gives no signal 'costs'; {remedy}"):
             PPO(env(8, seed=1), config, seed=1).learn(1)
 
@@ -394,19 +473,30 @@ def test_other_algorithms_say_what_is_missing(algo: str, group: str) -> None:
 # Learning
 
 
-def test_pid_holds_a_limit_that_plain_ppo_overshoots() -> None:
-    """Reduced from 100 steps and a limit of 25 to 20 and 5: full effort costs 20, the best within the limit pays 10."""
+def last_means(safety: SafetyConfig, *names: str) -> list[float]:
+    """What PPO comes to on a Budget of 20 steps, where full effort costs 20: means over its last 10 iterations."""
     net = NetworkConfig(hidden_dims=(16,), activation="tanh")
-    tails = []
-    for costs in ({}, {"cost": CostConfig(limit=5.0)}):
-        config = PPOConfig(
-            num_steps=20, num_minibatches=2, learning_rate=3e-3, lr_schedule="constant", entropy_coef=0.0,
-            init_std=0.4, actor=net, critic=net, normalize_value=True, safety=SafetyConfig(costs=costs),
-        )  # fmt: skip
-        rows: list[dict[str, float]] = []
-        agent = PPO(Budget(64, seed=1, max_episode_length=20), config, seed=1)
-        agent.learn(60, on_report=lambda report, rows=rows: rows.append(report.metrics))
-        names = ("rollout/episode_return", "signal/cost_episode")
-        tails.append([sum(row[name] for row in rows[-10:]) / 10 for name in names])
-    assert tails[0][1] > 10
-    assert abs(tails[1][1] - 5) < 1 and tails[1][0] > 8
+    config = PPOConfig(
+        num_steps=20, num_minibatches=2, learning_rate=3e-3, lr_schedule="constant", entropy_coef=0.0,
+        init_std=0.4, actor=net, critic=net, normalize_value=True, safety=safety,
+    )  # fmt: skip
+    rows: list[dict[str, float]] = []
+    agent = PPO(Budget(64, seed=1, max_episode_length=20), config, seed=1)
+    agent.learn(60, on_report=lambda report: rows.append(report.metrics))
+    return [sum(row[name] for row in rows[-10:]) / 10 for name in names]
+
+
+def test_limits_are_held_that_plain_ppo_overshoots() -> None:
+    """Within a cost of 5 for an episode the best is a return of 10."""
+    names = ("rollout/episode_return", "signal/cost_episode")
+    _, plain = last_means(SafetyConfig(), *names)
+    gain, cost = last_means(SafetyConfig(costs={"cost": CostConfig(limit=5.0)}), *names)
+    assert plain > 10
+    assert abs(cost - 5) < 1 and gain > 8
+
+
+def test_steps_over_a_limit_become_few_with_terminations() -> None:
+    """Where plain PPO is over it in most steps; within a cost of 0.25 a step pays 0.5."""
+    costs = {"cost": CostConfig(limit=0.25, kind="per_step")}
+    gain, share = last_means(SafetyConfig(method="cat", costs=costs), "rollout/reward", "safety/cost_violations")
+    assert share < 0.35 and gain > 0.38
