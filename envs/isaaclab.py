@@ -30,7 +30,8 @@ FinalObs = Literal["auto", "extras", "hook", "off"]
 class IsaacLabEnv(SimulatorEnv):
     """A ``ManagerBasedRLEnv`` or ``DirectRLEnv``, as ``gymnasium.make`` returns it.
 
-    Observation groups keep their names; a group of unconcatenated terms is joined in the order of its terms.
+    Observation groups keep their names; a group of unconcatenated terms is joined in the order of its terms. Pictures
+    become images ``[N, C, H, W]``, in groups of their own where vectors are beside them (``policy/rgb``).
     Rewards and flags are copied, as the env writes them in place. The log is handed on only in steps that reset
     something, because the env goes on showing the old one. Where ``cfg.is_finite_horizon`` is set, running out of time
     counts as ``terminated``.

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from rlcore.anchors import Anchors
 from rlcore.config import check, settings_of
-from rlcore.critics import frozen
+from rlcore.critics import encoded, frozen
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
 from rlcore.losses import actor_loss, critic_loss
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
-from rlcore.optimizer import flat, learned
+from rlcore.optimizer import flat, learned, polyak_update
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch
 from rlcore.types import Metrics
@@ -91,17 +91,19 @@ class DDPG(OffPolicy):
     ) -> None:
         config = settings_of(config, DDPGConfig)
         super().__init__(env, config, build_policy, seed, num_iterations)
-        self.target_policy = copy.deepcopy(self.policy)
-        self.target_policy_buffer = flat(learned(self.target_policy))
+        # With the encoders of the target critics, where the actor has those of the critics.
+        copied = dict(zip(map(id, self.critics.modules()), self.target_critics.modules(), strict=True))
+        self.target_policy = copy.deepcopy(self.policy, copied)
+        self.target_policy_buffer = flat(learned(self.target_policy))  # without these
         self.target_policy.requires_grad_(False)
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
         self.anchors = Anchors(self)  # which has a target policy as well by now
 
-    def _explore(self, normalized: Tensor) -> Tensor:
+    def _explore(self, features: Tensor) -> Tensor:
         policy = self.policy
-        action = policy.squash(policy.output(normalized))
+        action = policy.squash(policy.output(features))
         noise = self.deviation.value * self.held.draw()
         if self.config.noise == "ou":
             noise = self.noise.mul_(1 - self.config.noise_decay).add_(noise)
@@ -115,6 +117,7 @@ class DDPG(OffPolicy):
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1509.02971, and of TD3 (arXiv:1802.09477) with its settings."""
         config, policy, weight = self.config, self.target_policy, batch.weight
+        batch = encoded(batch, self.policy, self.critics, policy, self.target_critics)
         # What target networks do next and say of it.
         with torch.no_grad():
             next_action = policy.squash(policy.output(batch.next_actor_obs))
@@ -132,10 +135,10 @@ class DDPG(OffPolicy):
             # Up the first critic along the deterministic policy gradient, eq. 6.
             action = self.policy.squash(self.policy.output(batch.actor_obs))
             with frozen(self.critic_optimizer.parameters):
-                values = self.critics(batch.critic_obs, action, count=1)
+                values = self.critics(batch.critic_obs.detach(), action, count=1)
             metrics |= self._actor_step(actor_loss(values, weight, "mean")[0])
-            self._polyak_update(self.target_critic_buffer, self.critic_optimizer)
-            self._polyak_update(self.target_policy_buffer, self.actor_optimizer)
+            polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
+            polyak_update(self.target_policy_buffer, self.actor_optimizer, config.tau)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

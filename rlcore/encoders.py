@@ -173,16 +173,39 @@ class Encoders(nn.Module):
         shapes: of the image groups, in the order in which features are joined.
         config: of all of them.
         init: see ``CNN``.
+        shared: encoders whose own are taken for groups that those read, too.
     """
 
-    def __init__(self, shapes: Mapping[str, Shape], config: CNNConfig, init: str = "orthogonal") -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, Shape],
+        config: CNNConfig,
+        init: str = "orthogonal",
+        shared: Encoders | None = None,
+    ) -> None:
         super().__init__()
         self.groups = tuple(shapes)
-        self.cnns = nn.ModuleList(CNN(shape, config, init) for shape in shapes.values())
+        there = {} if shared is None else dict(zip(shared.groups, shared.cnns, strict=True))
+        cnns = (there[group] if group in there else CNN(shape, config, init) for group, shape in shapes.items())
+        self.cnns: nn.ModuleList = nn.ModuleList(cnns)
         self.size = sum(cnn.size for cnn in self.cnns)  # type: ignore[misc]
         """Number of features of all groups."""
 
     def forward(self, images: Mapping[str, Tensor], vector: Tensor) -> Tensor:
         """Join the features of images ``[..., C, H, W]`` and a vector ``[..., O]``, which may be of size 0."""
-        features = [cnn(images[group]) for group, cnn in zip(self.groups, self.cnns, strict=True)]
-        return torch.cat([*features, vector], -1) if vector.shape[-1] else torch.cat(features, -1)
+        return self.join(self.features(images), vector)
+
+    def features(
+        self, images: Mapping[str, Tensor], known: Mapping[nn.Module, Tensor] | None = None
+    ) -> dict[nn.Module, Tensor]:
+        """Features ``[..., size]`` by encoder; of those that are ``known`` as they are."""
+        known = known or {}
+        pairs = zip(self.groups, self.cnns, strict=True)
+        return {cnn: known[cnn] if cnn in known else cnn(images[group]) for group, cnn in pairs}
+
+    def join(self, features: Mapping[nn.Module, Tensor], vector: Tensor) -> Tensor:
+        """Put features, by encoder, before a vector ``[..., O]``."""
+        parts = [features[cnn] for cnn in self.cnns]
+        if not parts:
+            return vector
+        return torch.cat([*parts, vector], -1) if vector.shape[-1] else torch.cat(parts, -1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.config import ConfigError
-from rlcore.env import EnvSpec, VecEnv, dtype_of, is_selective, name_of
+from rlcore.env import VecEnv, dtype_of, is_selective, name_of
 from rlcore.types import Obs, Step
 
 
@@ -39,36 +37,6 @@ def check_obs(env: VecEnv, obs: Obs, source: str, final: bool = False) -> None:
         if group not in obs:
             raise ValueError(f"{name_of(env)}: {source}() left out the observation '{group}'; it has {', '.join(obs)}")
         _check(env, f"{source}()'s observation '{group}'", obs[group], dtype_of(space), (env.num_envs, *space.shape))
-
-
-def check_flat(spec: EnvSpec, actor: Sequence[str] | None, critic: Sequence[str] | None) -> None:
-    """Refuse, for networks that read vectors alone and choose once, an env that gives or takes something else.
-
-    Args:
-        spec: of the env.
-        actor: groups that are configured for the actor; None for the default, see ``networks.choose_groups``.
-        critic: those for the critic.
-
-    Raises:
-        ConfigError: an image would be read, or an action has several parts; the message names it and the remedy.
-    """
-    groups = [*spec.observation_sizes, *spec.image_shapes]
-    usual = [group for group in ("policy", "actor") if group in groups][:1] or groups
-    if actor is None and spec.image_shapes and len(usual) > 1:
-        raise ConfigError(f"actor_obs: the env has no group 'policy' or 'actor'; choose from {', '.join(groups)}")
-    for group in (*(usual if actor is None else actor), *(critic or ())):
-        if group in spec.image_shapes:
-            shape = "×".join(map(str, spec.image_shapes[group]))
-            others = f"name others in actor_obs and critic_obs ({', '.join(spec.observation_sizes)})"
-            raise ConfigError(
-                f"{spec.task}: observation '{group}' is an image of {shape}, and the networks read vectors; "
-                f"{others if spec.observation_sizes else 'let the env give a vector in its place or beside it'}"
-            )
-    if spec.action_parts:
-        raise ConfigError(
-            f"{spec.task}: actions are {spec.action_text}, and policies choose once; wrap the env so that its actions "
-            f"are Discrete({math.prod(spec.action_parts)}) or a Box"
-        )
 
 
 def check_step(env: VecEnv, step: Step) -> None:

@@ -307,15 +307,17 @@ class Network(nn.Module):
         return head(x), state
 
 
-_MOST_ROWS, _WIDEST = 512, 512
-"""Up to here one kernel for all layers is taken to be faster than one for each; counted by launches, not measured."""
+_MOST_ROWS, _MOST_INPUTS, _WIDEST = 512, 1024, 512
+"""Up to here one kernel for all layers is taken to be faster than one for each; counted by launches, not measured. The
+features of an image are often more."""
 
 
 def _small(trunk: Network, x: Tensor) -> bool:
     mlp = trunk.mlp
     if not (isinstance(mlp, MLP) and mlp.known) or trunk.recurrent or mlp.precision not in ("fp32", "tf32"):
         return False
-    return x.dim() == 2 and x.shape[0] <= _MOST_ROWS and all(layer.out_features <= _WIDEST for layer in mlp.linear())
+    few = x.dim() == 2 and x.shape[0] <= _MOST_ROWS and x.shape[1] <= _MOST_INPUTS
+    return few and all(layer.out_features <= _WIDEST for layer in mlp.linear())
 
 
 def _small_one(trunk: Network, head: nn.Linear, x: Tensor) -> bool:

@@ -15,19 +15,21 @@ from rlcore.arrays import nothing
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.critics import Critics
+from rlcore.encoders import random_shift
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
 from rlcore.networks import Network, unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
-from rlcore.observations import choose_groups, concatenate
+from rlcore.observations import as_stored, concatenate, images, unread, vectors
 from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
 from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch, Replay, Transitions, minibatches
 from rlcore.rollout import make_trace
+from rlcore.signals import chosen
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -59,17 +61,18 @@ class OffPolicy:
         if seed is not None:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
-        policy, sizes = build_policy(spec, config).to(device), spec.observation_sizes
+        policy = build_policy(spec, config).to(device)
         self.env, self.config, self.policy, self.device, self.seed = env, config, policy, device, seed
         self.num_steps, self.iteration = config.num_steps, 0
         self.mode: Mode = config.mode
-        _, self.critic_groups = choose_groups(sizes, config.actor_obs, config.critic_obs)
-        groups = dict.fromkeys(policy.groups + self.critic_groups)
-        size = sum(sizes[group] for group in self.critic_groups)
+        self.critics = Critics(spec, config, policy).to(device)
+        self.critic_groups = self.critics.groups
+        self.image_groups = tuple({**policy.raw_shapes, **self.critics.raw_shapes})
+        groups = tuple(dict.fromkeys((*policy.groups, *self.critic_groups, *self.image_groups)))
         self.critic_normalizer = policy.normalizer
         if self.critic_groups != policy.groups:
-            self.critic_normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs).to(device)
-        self.critics = Critics(size + policy.actions, config).to(device)
+            normalizer = make_normalizer(self.critics.size, config.normalize_obs, config.clip_obs)
+            self.critic_normalizer = normalizer.to(device)
         refuse_state(policy, self.critics)
         for network in (*policy.modules(), *self.critics.modules()):
             if isinstance(network, Network):
@@ -80,8 +83,11 @@ class OffPolicy:
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
         self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
         # These bring weights to unit length, if so configured, so targets are copied afterwards.
-        self.actor_optimizer = self._adam(learned(policy), unit_weights(policy, config.actor))
-        self.critic_optimizer = self._adam(learned(self.critics), unit_weights(self.critics, config.critic))
+        layers = [unit_weights(nn.ModuleList((policy.trunk, policy.head)), config.actor)]
+        layers += [unit_weights(nn.ModuleList((self.critics.trunks, self.critics.heads)), config.critic)]
+        theirs = set(self.critics.parameters())
+        self.actor_optimizer = self._adam([p for p in learned(policy) if p not in theirs], layers[0])
+        self.critic_optimizer = self._adam(learned(self.critics), layers[1])
         self.target_critics = copy.deepcopy(self.critics)
         self.target_critic_buffer = flat(learned(self.target_critics))
         self.target_critics.requires_grad_(False)
@@ -90,7 +96,10 @@ class OffPolicy:
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
         want_final_obs(env, groups if config.timeout_bootstrap == "final_obs" else ())
         self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
-        self.replay = self._memory({group: sizes[group] for group in groups})
+        self.signals = {name: signal for name, signal in config.signals.items() if signal.weight != 0}
+        weights = [config.reward_scale * signal.weight for signal in self.signals.values()]
+        self.signal_weights = torch.tensor(weights, device=device)  # [S], of the reward as it is stored
+        self.replay = self._memory(spec, groups)
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
         self.return_scale: ReturnScale | None = None
         if config.normalize_reward:
@@ -98,7 +107,7 @@ class OffPolicy:
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
-        self.trace = make_trace(env.num_envs, device)
+        self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
         self.fault_groups = fault_groups(policy.groups, self.critic_groups)
@@ -107,35 +116,27 @@ class OffPolicy:
         self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
         self._act = Captured(self._choose, config.mode, device)
         self._record = Captured(self._store, config.mode, device)
-        self.notes = self._notes()
+        self.notes = self._notes(unread(spec, groups))
         self.anchors = Anchors(self)
 
-    def _memory(self, sizes: dict[str, int]) -> Replay:
+    def _memory(self, spec: EnvSpec, groups: tuple[str, ...]) -> Replay:
         config, env = self.config, self.env
+        kind = torch.bfloat16 if config.store_obs == "bf16" else torch.float32
         replay = Replay(
-            config.buffer_size,
-            env.num_envs,
-            sizes,
-            self.policy.actions,
-            env.max_episode_length,
-            self.device,
-            torch.bfloat16 if config.store_obs == "bf16" else torch.float32,
-            config.final_capacity,
-            home=config.buffer_device,
-        )
+            config.buffer_size, env.num_envs, vectors(spec, groups), self.policy.actions, env.max_episode_length,
+            self.device, kind, config.final_capacity, config.buffer_device, images(spec, groups), spec.image_types,
+            {name: config.gamma if signal.gamma is None else signal.gamma for name, signal in self.signals.items()},
+        )  # fmt: skip
         remedy = f"it holds {replay.num_rows} vector steps and learning begins after {self.first_rows}; raise it"
         check(replay.num_rows >= self.first_rows, "buffer_size", config.buffer_size, remedy)
         return replay
 
-    def _notes(self) -> tuple[str, ...]:
-        """What a run prints when it begins."""
-        config, policy = self.config, self.policy
-        low, high = policy.low, policy.high
-        bounds = [f"{a:g} to {b:g}" for a, b in zip(low.tolist(), high.tolist(), strict=True)]
-        numbers = ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])  # one for all, or each in order
-        source = "env" if config.action_low is None and config.action_high is None else "settings"
+    def _notes(self, told: list[str]) -> tuple[str, ...]:
+        """What a run prints when it begins; gradient steps last."""
+        source = "env" if self.config.action_low is None and self.config.action_high is None else "settings"
         first = self.first_rows * self.env.num_envs
-        return f"actions within {numbers}, from the {source}", steps_note(self.num_updates, f"from step {first:,} on")
+        told = [*told, f"actions within {self.policy.bounds_text}, from the {source}"]
+        return (*told, steps_note(self.num_updates, f"from step {first:,} on"))
 
     def warnings(self, num_iterations: int) -> list[str]:
         """What makes a run of so many further iterations slow or useless."""
@@ -183,6 +184,8 @@ class OffPolicy:
         normalized, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
+            if self.policy.raw_shapes:
+                normalized = self.policy.encoders(as_stored(obs, self.policy.raw_shapes), normalized)
             action = self._explore(normalized)  # [N, A]
         drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
@@ -192,8 +195,8 @@ class OffPolicy:
         uniform = self.policy.action_bias + self.policy.action_scale * (2 * drawn - 1)
         return torch.where(warm, uniform, action)
 
-    def _explore(self, normalized: Tensor) -> Tensor:
-        """Choose actions ``[N, A]`` within their bounds for normalized observations ``[N, O]``."""
+    def _explore(self, features: Tensor) -> Tensor:
+        """Choose actions ``[N, A]`` within their bounds for what the actor reads, ``[N, O]``."""
         raise NotImplementedError
 
     def _end_episodes(self, done: Tensor) -> None:
@@ -215,26 +218,24 @@ class OffPolicy:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self.skips |= step.valid is not None
-        self._record(obs, action, step.reward, step.terminated, step.truncated, final_obs, step.valid)
+        signals = chosen(self.signals, step.signals) if self.signals else None
+        self._record(obs, action, step._replace(obs={}, log={}, final_obs=final_obs, signals=signals))
 
     @torch.no_grad()
-    def _store(
-        self,
-        obs: Obs,
-        action: Tensor,
-        reward: Tensor,
-        terminated: Tensor,
-        truncated: Tensor,
-        final_obs: Obs | None,
-        valid: Tensor | None,
-    ) -> None:
-        reward = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale
-        self.replay.write(obs, action, reward, terminated, truncated, final_obs)
+    def _store(self, obs: Obs, action: Tensor, step: Step) -> None:
+        _, reward, terminated, truncated, final_obs, _, valid, signals = step
+        reward, kept = reward if self.config.reward_scale == 1 else reward * self.config.reward_scale, obs
+        if self.image_groups:
+            kept = {**obs, **as_stored(obs, self.image_groups)}
+            final_obs = None if final_obs is None else {**final_obs, **as_stored(final_obs, self.image_groups)}
+        self.replay.write(kept, action, reward, terminated, truncated, final_obs, signals)
         done = terminated | truncated  # [N]
         if valid is not None:
             self.replay.cut(~valid)
             done = done | ~valid
         if self.return_scale is not None:
+            if signals is not None:
+                reward = reward + (torch.stack(list(signals.values()), -1) * self.signal_weights).sum(-1)
             self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
         self.held.end(done)
         self._end_episodes(done)
@@ -302,7 +303,9 @@ class OffPolicy:
     def _batch(self, transitions: Transitions) -> Batch:
         actor_obs, critic_obs = self._normalized(transitions.obs)
         next_actor_obs, next_critic_obs = self._normalized(transitions.next_obs)
-        reward, weight = transitions.reward, transitions.weight
+        reward, weight, shift = transitions.reward, transitions.weight, self.config.random_shift
+        if transitions.signals is not None:
+            reward = reward + (transitions.signals * self.signal_weights).sum(-1)
         return Batch(
             actor_obs,
             critic_obs,
@@ -312,6 +315,8 @@ class OffPolicy:
             reward if self.return_scale is None else reward / self.return_scale(),
             transitions.discount,
             weight / weight.mean().clamp(min=1 / weight.numel()),
+            {group: random_shift(transitions.obs[group], shift) for group in self.image_groups},
+            {group: random_shift(transitions.next_obs[group], shift) for group in self.image_groups},
         )
 
     def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
@@ -333,14 +338,6 @@ class OffPolicy:
     def _actor_step(self, loss: Tensor) -> Metrics:
         """Take the actor's step down its loss; the critics' own gradients are not wanted."""
         return {"loss/policy": loss.detach(), "policy/gradient_norm": descend(self.actor_optimizer, loss)}
-
-    @torch.no_grad()
-    def _polyak_update(self, target: Tensor, source: FlatAdam) -> None:
-        """Move target networks, whose parameters are in one buffer, ``tau`` of the way (arXiv:1509.02971, section 3).
-
-        Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
-        """
-        target.lerp_(source.value, self.config.tau)
 
     def _adam(self, parameters: list[nn.Parameter], unit: Sequence[Tensor] = ()) -> FlatAdam:
         limit = self.config.max_grad_norm

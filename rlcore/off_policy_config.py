@@ -10,6 +10,7 @@ from rlcore.config import ConfigError, check, check_positive, nearest
 from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
 from rlcore.replay import Home
+from rlcore.signals import SignalConfig
 from rlcore.types import Timeout
 
 C = TypeVar("C", bound="OffPolicyConfig")
@@ -65,7 +66,8 @@ class OffPolicyConfig:
     save_buffer: bool = True
     """Keep the replay memory in checkpoints. Without it a resumed run is not the same: it first fills a new one."""
     store_obs: Literal["fp32", "bf16"] = "fp32"
-    """How the replay memory stores observations; bf16 takes half the room and keeps 8 bits of mantissa."""
+    """How the replay memory stores observations; bf16 takes half the room and keeps 8 bits of mantissa. Images of
+    uint8 stay what they are."""
     buffer_device: Home = "env"
     """Where the replay memory keeps observations and actions: on the env's device, or on the host, in pinned memory
     that a GPU reads as it samples, for more than its own memory holds. Without a GPU both are the same."""
@@ -82,6 +84,9 @@ class OffPolicyConfig:
     """Discount per step."""
     n_step: int = 1
     """Rewards summed before a target critic takes over; windows end with their episode."""
+    signals: dict[str, SignalConfig] = field(default_factory=dict)
+    """What is learned from values that the env gives beside the reward, by name: each times its signals.NAME.weight is
+    added to the reward, with a gamma of its own over the n_step steps that are summed."""
     timeout_bootstrap: Timeout = "final_obs"
     """What follows a time-out: the true last observation (else, where the env hides it, as value); the observation
     before it; or nothing."""
@@ -113,7 +118,7 @@ class OffPolicyConfig:
     clip_obs: float | None = 10.0
     """Largest magnitude of a normalized observation; none for no limit."""
     actor: NetworkConfig = field(default_factory=_network)
-    """Hidden layers of the actor."""
+    """Hidden layers of the actor, and the convolutions that it shares with the critics."""
     critic: NetworkConfig = field(default_factory=_network)
     """Hidden layers of each critic."""
     init_head_scale: float = 1.0
@@ -125,6 +130,9 @@ class OffPolicyConfig:
     """Observation groups of the actor; none: 'policy', else 'actor'."""
     critic_obs: tuple[str, ...] | None = None
     """Observation groups of the critic; none: 'critic', else the actor's."""
+    random_shift: int = 4
+    """Most pixels by which images are moved each way when they are drawn to learn from (DrQ-v2, arXiv:2107.09645); 0
+    leaves them as they are."""
     action_low: tuple[float, ...] | None = None
     """Lower action bounds, one for all dimensions or one each; none: those of the env."""
     action_high: tuple[float, ...] | None = None
@@ -141,6 +149,12 @@ class OffPolicyConfig:
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
         check_positive(self, "learning_rate", "update_ratio", "reward_scale", "init_head_scale")
         check_positive(self, "clip_obs", "max_grad_norm", "num_updates", none=True)
+        for name, signal in self.signals.items():
+            summed = signal.gae_lambda is None
+            check(summed, f"signals.{name}.gae_lambda", signal.gae_lambda, "SAC and DDPG sum n_step steps; set none")
+            remedy = "the sum of SAC and DDPG ends with the episode; set true"
+            check(signal.episodic, f"signals.{name}.episodic", signal.episodic, remedy)
+        check(self.random_shift >= 0, "random_shift", self.random_shift, "set 0 or more")
         check(0 <= self.gamma <= 1, "gamma", self.gamma, "set a number from 0 to 1")
         check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")
         check(0 <= self.lr_end < math.inf, "lr_end", self.lr_end, "set 0 or more")

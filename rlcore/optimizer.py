@@ -24,15 +24,21 @@ def padded(size: int) -> int:
     return size + -size % _ALIGN
 
 
-def joined(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Return the flat buffer that holds these tensors, ``padded`` each, and nothing else; None if there is none."""
+def joined(tensors: Sequence[Tensor], alone: bool = True) -> Tensor | None:
+    """Return the flat buffer that holds these tensors, ``padded`` each; None if there is none.
+
+    Args:
+        tensors: in the order in which they stand there.
+        alone: whether it is to hold nothing else; or there may be more behind them, which is not returned.
+    """
     place, storage = 0, tensors[0].untyped_storage()
     for tensor in tensors:
         here = tensor.untyped_storage().data_ptr() == storage.data_ptr() and tensor.storage_offset() == place
         if not here or not tensor.is_contiguous():
             return None
         place += padded(tensor.numel())
-    if storage.nbytes() != place * tensors[0].element_size():
+    size = place * tensors[0].element_size()
+    if storage.nbytes() < size or (alone and storage.nbytes() > size):
         return None
     return torch.as_strided(tensors[0].detach(), (place,), (1,))
 
@@ -45,9 +51,10 @@ def learned(module: nn.Module) -> list[nn.Parameter]:
 def flat(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return the flat buffer that the parameters are views of; if they are none yet, they become so.
 
-    Tensors that stand at multiples of 64 numbers, with zeros between them.
+    Tensors that stand at multiples of 64 numbers, with zeros between them. Where they are the first of those that an
+    optimizer has, as the layers of critics before their encoders, it is the first part of its buffer.
     """
-    whole = joined(parameters)
+    whole = joined(parameters, alone=False)
     if whole is None:
         sizes = [padded(p.numel()) for p in parameters]
         whole = torch.zeros(sum(sizes), device=parameters[0].device)
@@ -231,6 +238,15 @@ def step_all(optimizers: Sequence[FlatAdam], allowed: Tensor) -> tuple[Tensor, T
         return results[0]
     norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)
     return norms.norm(), taken.amin()
+
+
+@torch.no_grad()
+def polyak_update(target: Tensor, source: FlatAdam, tau: float) -> None:
+    """Move target networks, whose parameters are in one buffer, ``tau`` of the way (arXiv:1509.02971, section 3).
+
+    Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
+    """
+    target.lerp_(source.value, tau)
 
 
 def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from rlcore.agent import Policy
 from rlcore.config import ConfigError, check
+from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
-from rlcore.env_check import check_flat
 from rlcore.networks import Network, network_output
 from rlcore.normalization import make_normalizer
-from rlcore.observations import choose_groups, concatenate
+from rlcore.observations import choose_groups, concatenate, groups_of, images, vectors
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, State
 
@@ -21,7 +21,7 @@ _NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a ta
 
 
 class SquashedPolicy(Policy):
-    """The actor: normalizer, hidden layers, and a tanh that is rescaled to the action bounds.
+    """The actor: normalizer, encoders of images, hidden layers, and a tanh that is rescaled to the action bounds.
 
     Args:
         spec: of the env.
@@ -37,13 +37,15 @@ class SquashedPolicy(Policy):
     def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
         super().__init__()
         low, high = action_bounds(spec, config)
-        check_flat(spec, config.actor_obs, config.critic_obs)
-        self.groups, _ = choose_groups(spec.observation_sizes, config.actor_obs, config.critic_obs)
-        self.observation_sizes = {group: spec.observation_sizes[group] for group in self.groups}
+        chosen, _ = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        self.observation_sizes, image_shapes = vectors(spec, chosen), images(spec, chosen)
+        self.groups, self.raw_shapes = tuple(self.observation_sizes), image_shapes
         size = sum(self.observation_sizes.values())
         self.normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs)
-        self.trunk = Network(size, config.actor)
+        encoders = Encoders(image_shapes, config.actor.cnn, config.actor.init)
+        self.trunk = Network(encoders.size + size, config.actor)
         self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)
+        self.encoders = encoders  # behind what kernels want to find side by side, see ``optimizer.flat``
         if config.init_head_scale != 1:
             zero = torch.clamp((high + low) / (low - high), -_NEAR_BOUND, _NEAR_BOUND)  # [A], where in -1..1 it lies
             with torch.no_grad():
@@ -57,9 +59,15 @@ class SquashedPolicy(Policy):
         self.register_buffer("low", self.action_bias - self.action_scale, persistent=False)
         self.register_buffer("high", self.action_bias + self.action_scale, persistent=False)
 
-    def output(self, normalized: Tensor) -> Tensor:
-        """Map normalized observations ``[B, O]`` to the head's output."""
-        return network_output(self.trunk, self.head, normalized)
+    @property
+    def bounds_text(self) -> str:
+        """The action bounds in words: one for all dimensions, or each in order."""
+        bounds = [f"{low:g} to {high:g}" for low, high in zip(self.low.tolist(), self.high.tolist(), strict=True)]
+        return ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])
+
+    def output(self, features: Tensor) -> Tensor:
+        """Map features of images and normalized vectors, joined, ``[B, O]`` to the head's output."""
+        return network_output(self.trunk, self.head, features)
 
     def squash(self, raw: Tensor) -> Tensor:
         """Bring ``[..., A]`` of any size into the action bounds."""
@@ -71,7 +79,7 @@ class SquashedPolicy(Policy):
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Return the actor's central action, and no state."""
-        output = self.output(self.normalizer(concatenate(obs, self.groups)))
+        output = self.output(self.encoders(obs, self.normalizer(concatenate(obs, self.groups))))
         return self.squash(output[..., : self.actions]), ()
 
 

@@ -87,7 +87,7 @@ class PPO:
         self.optimizers = [FlatAdam(group, self.learning_rate, config.max_grad_norm) for group in groups]
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
-        self.trace = make_trace(env.num_envs, device)
+        self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
         self.anchors = Anchors(self)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import operator
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from rlcore.capture import rebuilt
 from rlcore.config import ConfigError, check
 from rlcore.device_memory import Needs, Room, pinned_zeros, size_text
 from rlcore.dispatch import kernels_run
+from rlcore.encoders import Shape
 from rlcore.replay_rows import (
     BROKEN,
     CUT,
@@ -24,6 +27,7 @@ from rlcore.replay_rows import (
     Windows,
     read_ends,
     read_windows,
+    signal_sums,
     write_outcomes,
     write_rows,
 )
@@ -39,16 +43,17 @@ _log = logging.getLogger(__name__)
 class Transitions(NamedTuple):
     """Samples of the replay memory, B of them; each spans up to n steps of one episode."""
 
-    obs: Obs  # [B, O] by group
+    obs: Obs  # [B, O] by group, or [B, C, H, W]
     action: Tensor  # [B, A]
     reward: Tensor  # [B], sum of gamma^i r_i over the steps taken
     discount: Tensor  # [B], gamma^(steps taken), 0 where nothing follows
-    next_obs: Obs  # [B, O] by group; what the discount multiplies the value of
+    next_obs: Obs  # as obs; what the discount multiplies the value of
     weight: Tensor  # [B], 1, or 0 where next_obs has been lost or a step is broken: no value is learned
+    signals: Tensor | None = None  # [B, S], sums over the same steps, each column by its own discount; none: S is 0
 
 
 class Batch(NamedTuple):
-    """Transitions as networks read them, B of them: vectors of observations joined and normalized."""
+    """Transitions as networks read them, B of them: vectors of observations joined and normalized, images beside."""
 
     actor_obs: Tensor  # [B, O]
     critic_obs: Tensor  # [B, O], may be the actor's
@@ -58,6 +63,8 @@ class Batch(NamedTuple):
     reward: Tensor  # [B], normalized if so configured
     discount: Tensor  # [B]
     weight: Tensor  # [B], with a mean of 1 over all that were drawn together
+    raw: Obs = {}  # noqa: RUF012  # images by group, [B, C, H, W]; never changed
+    next_raw: Obs = {}  # noqa: RUF012
 
 
 def minibatches(batch: Batch, number: int) -> list[Batch]:
@@ -75,6 +82,8 @@ class Replay:
     episode, so its true last observation goes to a second, smaller ring. Every shape is fixed and every position is a
     device tensor: writing and sampling can be recorded as CUDA graphs.
 
+    Images of uint8 are stored and read as such.
+
     With ``home`` "host" on CUDA, observations and actions lie in pinned host memory, which kernels read and write over
     the bus in whole rows. Rewards and ends, 8 bytes a step that windows read one by one, stay on the device. Without
     CUDA both homes are the same.
@@ -82,13 +91,16 @@ class Replay:
     Args:
         capacity: transitions to hold; rounded down to whole vector steps C.
         num_envs: N.
-        observation_sizes: size of each observation group to store.
+        observation_sizes: size of each vector group to store.
         action_size: A.
         max_episode_length: steps of an episode, which tells how many final observations to expect.
         device: where it is written from and sampled to.
-        dtype: how observations are stored.
+        dtype: how observations are stored, other than images of uint8.
         final_capacity: final observations to hold; None for what ``room_for_timeouts`` says.
         home: where observations and actions are stored.
+        images: shape of each image group to store.
+        image_types: of them, ``uint8`` or ``float32``; float32 where nothing is said.
+        signals: discount per step of each signal to store, by name.
 
     Raises:
         ConfigError: the memory does not fit, or is too small for the number of envs, or the device cannot use that of
@@ -106,6 +118,9 @@ class Replay:
         dtype: torch.dtype = torch.float32,
         final_capacity: int | None = None,
         home: Home = "env",
+        images: Mapping[str, Shape] = MappingProxyType({}),
+        image_types: Mapping[str, str] = MappingProxyType({}),
+        signals: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.num_rows, self.num_envs, self.device = capacity // num_envs, num_envs, device
         if self.num_rows < 2:
@@ -115,7 +130,9 @@ class Replay:
         self.num_finals = min(total, expected if final_capacity is None else final_capacity)
         if self.num_finals < num_envs:
             raise ConfigError(f"final_capacity: {final_capacity!r} is not possible; set at least num_envs ({num_envs})")
-        row = sum(observation_sizes.values()) * dtype.itemsize
+        self.images = images
+        widths = {**observation_sizes, **{group: math.prod(shape) for group, shape in images.items()}}
+        kinds = {group: torch.uint8 if image_types.get(group) == "uint8" else dtype for group in widths}
         self.on_host = home == "host" and device.type == "cuda"
         if self.on_host and not kernels_run(device):
             raise ConfigError(
@@ -123,14 +140,16 @@ class Replay:
                 "not installed, does not run there or is switched off (RLCORE_KERNELS=0); install triton, or set "
                 "buffer_device to env"
             )
-        seen = (total + self.num_finals + 1) * row
-        large, small = seen + total * 4 * action_size, total * (4 + 4)
+        places = total + self.num_finals + 1
+        seen = places * sum(width * kinds[group].itemsize for group, width in widths.items())
+        halved = places * sum(width for group, width in widths.items() if kinds[group] == torch.float32)
+        large, small = seen + total * 4 * action_size, total * (4 + 4 + 4 * len(signals))
         self.num_bytes = large + small
         needs = {torch.device("cpu"): large, device: small} if self.on_host else {device: self.num_bytes}
         others: dict[str, Needs] = {}  # what else could be set, and what that needs
-        if dtype == torch.float32:
+        if halved:
             main = next(iter(needs))
-            others["store_obs to bf16"] = {**needs, main: needs[main] - seen // 2}
+            others["store_obs to bf16"] = {**needs, main: needs[main] - 2 * halved}
         if self.on_host:
             others["buffer_device to env"] = {device: self.num_bytes}
         elif device.type == "cuda" and kernels_run(device):
@@ -151,23 +170,36 @@ class Replay:
                 raise room.refused(error) from error
 
         shape = self.num_rows, num_envs
-        self.obs = {group: zeros(*shape, size, kind=dtype) for group, size in observation_sizes.items()}  # [C, N, O]
+        # Images lie flat, so that all groups are written and read alike.
+        self.obs = {group: zeros(*shape, width, kind=kinds[group]) for group, width in widths.items()}  # [C, N, O]
         self.action = zeros(*shape, action_size)  # [C, N, A]
         # One row more than is used: what has no slot may be written there, so that every write has the same shape.
         self.final_obs = {
-            group: zeros(self.num_finals + 1, size, kind=dtype) for group, size in observation_sizes.items()
+            group: zeros(self.num_finals + 1, width, kind=kinds[group]) for group, width in widths.items()
         }
         self.reward = zeros(*shape, pinned=False)  # [C, N]
         self.end = zeros(*shape, kind=torch.int32, pinned=False).fill_(GOING)  # [C, N]; see ``Outcomes``
+        self.signal_names = tuple(signals)
+        self.signals = zeros(*shape, len(signals), pinned=False) if signals else None  # [C, N, S]
+        self.signal_gammas = torch.tensor(list(signals.values()), device=device)  # [S]
         self.row = torch.zeros(1, dtype=torch.int64, device=device)  # where the next step goes
         self.size = torch.zeros(1, dtype=torch.int64, device=device)  # rows written, at most C
         self.num_written = torch.zeros(1, dtype=torch.int64, device=device)  # final observations so far
         self.level = torch.zeros(2, device=device)  # logarithm of what rewards usually are, and steps that it is from
 
     def write(
-        self, obs: Obs, action: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, final_obs: Obs | None
+        self,
+        obs: Obs,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        final_obs: Obs | None,
+        signals: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Store one vector step: observations, actions ``[N, A]`` and what the env answered; see ``types.Step``.
+
+        Of signals those are stored whose discounts it was built with.
 
         A step that has a number which is not finite is broken, or a reward beyond 10,000 times the usual one: no window
         that reads it counts, nor one that would end in its observation. Otherwise one such number would make the loss
@@ -176,9 +208,13 @@ class Replay:
         known = final_obs is not None
         place, slot = write_outcomes(self.outcomes, self.level, self.num_finals, reward, terminated, truncated, known)
         for group, ring in self.obs.items():
-            finals = None if final_obs is None else Finals(final_obs[group], slot, self.final_obs[group])
-            write_rows(ring, obs[group], place, self.end, led_to=True, finals=finals)
+            finals = None if final_obs is None else Finals(final_obs[group].flatten(1), slot, self.final_obs[group])
+            write_rows(ring, obs[group].flatten(1), place, self.end, led_to=True, finals=finals)
         write_rows(self.action, action, place, self.end)
+        if self.signals is not None:
+            assert signals is not None, "a memory of signals is given none"
+            columns = torch.stack([signals[name] for name in self.signal_names], -1)  # [N, S]
+            write_rows(self.signals, columns, place, self.end)
 
     @torch.no_grad()
     def cut(self, where: Tensor | None = None) -> None:
@@ -214,22 +250,27 @@ class Replay:
         """
         draw = torch.randint(2**62, (number,), device=self.device)
         env = torch.randint(self.num_envs, (number,), device=self.device)
-        return self._read(read_windows(self.outcomes, draw, env, gamma, n_step, timeout, self.num_finals, drawn=True))
+        places = draw, env, gamma, n_step, timeout, self.num_finals
+        return self._read(read_windows(self.outcomes, *places, drawn=True), n_step)
 
     @torch.no_grad()
     def window(
         self, start: Tensor, env: Tensor, gamma: float, n_step: int = 1, timeout: Timeout = "final_obs"
     ) -> Transitions:
         """Read the transitions that begin in the given rows ``[B]`` and envs ``[B]``; see ``sample``."""
-        return self._read(read_windows(self.outcomes, start, env, gamma, n_step, timeout, self.num_finals))
+        places = start, env, gamma, n_step, timeout, self.num_finals
+        return self._read(read_windows(self.outcomes, *places), n_step)
 
     @property
     def outcomes(self) -> Outcomes:
         """What came of every step, and which of them are in memory."""
         return Outcomes(self.reward, self.end, self.num_written, self.row, self.size)
 
-    def _read(self, windows: Windows) -> Transitions:
+    def _read(self, windows: Windows, n_step: int) -> Transitions:
         ends = {group: read_ends(ring, self.final_obs[group], windows) for group, ring in self.obs.items()}
+        for group, shape in self.images.items():
+            obs, next_obs = ends[group]
+            ends[group] = obs.view(-1, *shape), next_obs.view(-1, *shape)
         return Transitions(
             {group: obs for group, (obs, _) in ends.items()},
             gather(self.action.flatten(0, 1), windows.begin),
@@ -237,6 +278,7 @@ class Replay:
             windows.discount,
             {group: next_obs for group, (_, next_obs) in ends.items()},
             windows.weight,
+            None if self.signals is None else signal_sums(self.signals, self.end, windows, self.signal_gammas, n_step),
         )
 
     def state_dict(self, rows: int) -> dict[str, Tensor]:
@@ -253,8 +295,11 @@ class Replay:
         """Restore ``state_dict``'s result, in place.
 
         Raises:
-            ConfigError: it was saved with room for another number of final observations.
+            ConfigError: it was saved with room for another number of final observations, or with other signals.
         """
+        saved_signals = state["signals"].shape[-1] if "signals" in state else 0
+        remedy = f"the replay memory was saved with {saved_signals}; learn from as many, or begin anew"
+        check(saved_signals == len(self.signal_names), "signals", self.signal_names, remedy)
         for name in self._finals():
             saved = len(state[name]) - 1
             remedy = (
@@ -277,7 +322,8 @@ class Replay:
             torch.cuda.synchronize(self.device)
 
     def _rings(self) -> dict[str, Tensor]:
-        own = {name: getattr(self, name) for name in ("action", "reward", "end")}
+        names = ("action", "reward", "end") if self.signals is None else ("action", "reward", "end", "signals")
+        own = {name: getattr(self, name) for name in names}
         return {f"obs_{group}": ring for group, ring in self.obs.items()} | own
 
     def _finals(self) -> dict[str, Tensor]:

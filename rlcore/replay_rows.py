@@ -99,20 +99,48 @@ def read_ends(ring: Tensor, side: Tensor, windows: Windows) -> tuple[Tensor, Ten
     """Read the observations at both ends of windows.
 
     Args:
-        ring: ``[C, N, O]``, float32 or bfloat16.
+        ring: ``[C, N, O]``, float32, bfloat16 or uint8.
         side: ``[F, O]``, final observations by slot.
         windows: where.
 
     Returns:
-        Observations before the first and after the last step, ``[B, O]`` each, float32, where ``windows`` is.
+        Observations before the first and after the last step, ``[B, O]`` each, uint8 as they are, else float32, where
+        ``windows`` is.
     """
-    flat = ring.flatten(0, 1)
+    flat, kind = ring.flatten(0, 1), read_as(ring)
     aside = windows.after < 0  # [B]
     if nothing(aside):
-        return flat.index_select(0, windows.begin).float(), flat.index_select(0, windows.after).float()
+        return flat.index_select(0, windows.begin).to(kind), flat.index_select(0, windows.after).to(kind)
     there = flat.index_select(0, windows.after.clamp(min=0))
     kept = side.index_select(0, (-1 - windows.after).clamp(min=0))
-    return flat.index_select(0, windows.begin).float(), torch.where(aside.unsqueeze(1), kept, there).float()
+    return flat.index_select(0, windows.begin).to(kind), torch.where(aside.unsqueeze(1), kept, there).to(kind)
+
+
+def read_as(ring: Tensor) -> torch.dtype:
+    """Type of what is read from a ring."""
+    return torch.uint8 if ring.dtype == torch.uint8 else torch.float32
+
+
+def signal_sums(ring: Tensor, end: Tensor, windows: Windows, gammas: Tensor, n_step: int) -> Tensor:
+    """Sum signals over the steps of windows, as ``read_windows`` sums rewards.
+
+    Args:
+        ring: ``[C, N, S]``, signals of all steps in memory.
+        end: ``[C, N]``, of ``Outcomes``.
+        windows: where.
+        gammas: ``[S]``, discount per step of each.
+        n_step: longest window.
+
+    Returns:
+        ``[B, S]``, sum of gamma^i s_i.
+    """
+    rows, envs = end.shape
+    later = torch.arange(n_step, device=end.device).unsqueeze(1)  # [n, 1]
+    here = (windows.begin + envs * later) % (rows * envs)  # [n, B]
+    going = end.flatten()[here[:-1]] == GOING  # [n - 1, B], whether the next step is of the same episode
+    taken = torch.cat([torch.ones_like(here[:1]), going.long().cumprod(0)])  # [n, B]
+    factors = gammas**later  # [n, S]
+    return (ring.flatten(0, 1)[here] * factors.unsqueeze(1) * taken.unsqueeze(-1)).sum(0)
 
 
 @accelerated("replay:write_outcomes", of=3)
@@ -174,8 +202,8 @@ def write_rows(
     """Store a tensor of one vector step, and with it that of the episodes which ended.
 
     Args:
-        ring: ``[C, N, W]``, float32 or bfloat16.
-        value: ``[N, W]``.
+        ring: ``[C, N, W]``, float32, bfloat16 or uint8.
+        value: ``[N, W]``, float32, or uint8 where the ring is.
         place: ``[1]``, row that it takes.
         end: ``[C, N]``, what steps led to, of ``Outcomes``; changed where a number is not finite, or not below
             ``UNUSABLE``, which is stored as 0.
@@ -208,7 +236,9 @@ def _put(ring: Any, place: Tensor, value: Any) -> None:
 
 
 def _broken(value: Tensor) -> Tensor | None:
-    """Tell which rows ``[N]`` of ``[N, ...]`` have a number that cannot be used; None where the host sees: none."""
+    """Tell which rows ``[N]`` of ``[N, ...]`` have a number that cannot be used; None where the host knows: none."""
+    if value.dtype == torch.uint8:
+        return None
     # On the CPU nothing runs ahead of the host, so that it may look; where squares come to much it looks closer.
     if value.is_cpu and np.vdot(numbers := value.numpy(), numbers) < UNUSABLE**2:
         return None

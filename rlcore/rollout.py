@@ -89,9 +89,12 @@ class Rollout:
                 self._keep(name, value.to(self.row.device).clone())
 
 
-def make_trace(num_envs: int, device: torch.device) -> Rollout:
-    """Room for the latest 256 steps of the first few envs: raw observations, for checking an export with."""
-    return Rollout(256, min(num_envs, 8), device)
+def make_trace(num_envs: int, device: torch.device, images: bool = False) -> Rollout:
+    """Room for the latest steps of the first few envs, raw observations, for checking an export with.
+
+    256 steps of 8 envs, or, since they are part of every checkpoint, 64 of 2 where there are images among them.
+    """
+    return Rollout(64, min(num_envs, 2), device) if images else Rollout(256, min(num_envs, 8), device)
 
 
 class Samples(NamedTuple):

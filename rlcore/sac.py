@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import check, check_positive, settings_of
-from rlcore.critics import frozen
+from rlcore.critics import encoded, frozen
 from rlcore.distributions import sample_tanh_gaussian
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.losses import actor_loss, critic_loss, temperature_gradient
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.optimizer import polyak_update
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch
 from rlcore.types import Metrics
@@ -147,19 +148,20 @@ class SAC(OffPolicy):
         self.target_entropy.copy_(torch.lerp(self._targets[0], self._targets[1], self._fallen()))
         return super()._improve(phase) | {"policy/target_entropy": self.target_entropy.clone()}
 
-    def _sample(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw actions ``[B, A]`` and their log density ``[B]``, for normalized observations ``[B, O]``."""
+    def _sample(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw actions ``[B, A]`` and their log density ``[B]``, for what the actor reads ``[B, O]``."""
         policy = self.policy
         bounds = policy.action_scale, policy.action_bias
-        return sample_tanh_gaussian(policy.output(normalized), self.config.log_std_range, *bounds)
+        return sample_tanh_gaussian(policy.output(features), self.config.log_std_range, *bounds)
 
-    def _explore(self, normalized: Tensor) -> Tensor:
-        mean, log_std = self.policy.output(normalized).chunk(2, -1)
+    def _explore(self, features: Tensor) -> Tensor:
+        mean, log_std = self.policy.output(features).chunk(2, -1)
         return self.policy.squash(mean + log_std.clamp(*self.config.log_std_range).exp() * self.held.draw())
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1812.05905; with n steps the entropy of those in between is left out."""
         config, weight = self.config, batch.weight
+        batch = encoded(batch, self.policy, self.critics, self.policy, self.target_critics)
         # The soft value of what comes next, eq. 3: what target critics say, and the entropy bonus.
         with torch.no_grad():
             temperature = self.log_temperature.exp()
@@ -177,7 +179,7 @@ class SAC(OffPolicy):
             # The actor's loss, eq. 9, through actions that are differentiable by the policy's output.
             action, log_prob = self._sample(batch.actor_obs)
             with frozen(self.critic_optimizer.parameters):
-                values = self.critics(batch.critic_obs, action)
+                values = self.critics(batch.critic_obs.detach(), action)
             loss, entropy = actor_loss(values, weight, config.q_reduce, log_prob, temperature)
             metrics |= self._actor_step(loss)
             if config.learn_temperature:
@@ -185,7 +187,7 @@ class SAC(OffPolicy):
                 self.log_temperature.grad = temperature_gradient(entropy, self.target_entropy)
                 self.temperature_optimizer.step(self.log_temperature.grad)
             metrics |= {"policy/entropy": entropy, "policy/temperature": temperature}
-        self._polyak_update(self.target_critic_buffer, self.critic_optimizer)
+        polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +35,22 @@ class SignalConfig:
         for key in ("gamma", "gae_lambda"):
             value = getattr(self, key)
             check(value is None or 0 <= value <= 1, key, value, "set a number from 0 to 1, or none")
+
+
+def chosen(
+    names: Collection[str], signals: Mapping[str, Tensor] | None, setting: str = "agent.signals"
+) -> dict[str, Tensor]:
+    """The signals of a step that are learned from, ``[N]`` each.
+
+    Raises:
+        ConfigError: the env does not give one of them, which a setting asks for.
+    """
+    there = signals or {}
+    for name in names:
+        if name not in there:
+            hint = nearest(name, there) if there else "it gives none (Step.signals)"
+            raise ConfigError(f"{setting}: the env gives no signal '{name}'; {hint}")
+    return {name: there[name] for name in names}
 
 
 class SignalColumns(nn.Module):
@@ -76,13 +92,8 @@ class SignalColumns(nn.Module):
         Raises:
             ConfigError: the env does not give one of them.
         """
-        there = signals or {}
-        for name in (names := dict.fromkeys([*self.configs, *self.watched])):
-            if name not in there:
-                hint = nearest(name, there) if there else "it gives none (Step.signals)"
-                setting = "safety.costs" if name in (*self.costs, *self.watched) else "signals"
-                raise ConfigError(f"agent.{setting}: the env gives no signal '{name}'; {hint}")
-        return {f"signal_{name}": there[name] for name in names}
+        limits = chosen((*self.costs, *self.watched), signals, "agent.safety.costs")
+        return {f"signal_{name}": column for name, column in (limits | chosen(self.configs, signals)).items()}
 
     def broken(self, data: Mapping[str, Tensor]) -> Tensor:
         """Where one of them is not a number, bool ``[T, N]``."""
@@ -131,7 +142,13 @@ class SignalColumns(nn.Module):
             gamma = self.gamma if config.gamma is None else config.gamma
             decay = self.gae_lambda if config.gae_lambda is None else config.gae_lambda
             advantage, returns = gae(
-                signal, value[:-1], following, cut if config.episodic else before_lost, gamma, decay, survival
+                signal,
+                value[:-1],
+                following,
+                cut if config.episodic else before_lost,
+                gamma,
+                decay,
+                survival if config.episodic else None,
             )
             if name in self.costs:
                 of_costs.append(advantage)

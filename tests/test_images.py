@@ -216,3 +216,22 @@ def test_a_mask_of_another_size_and_one_for_a_box_are_refused() -> None:
         PPO(Odd(), config(actor_obs=("policy",), action_mask="allowed"))
     with pytest.raises(ConfigError, match="action_mask: 'policy' is not possible; the env's actions are no choices"):
         PPO(make_env("Pendulum", 4), PPOConfig(action_mask="policy"))
+
+
+def test_cart_pole_is_learned_from_pixels() -> None:
+    """By chance it stands for 22 steps; at a size where a pole is two pixels wide."""
+    cnn = CNNConfig(channels=(8, 16), kernel_sizes=(4, 3), strides=(2, 2))
+    net = NetworkConfig(hidden_dims=(64,), activation="relu", cnn=cnn)
+    settings = PPOConfig(
+        num_steps=32,
+        learning_rate=1e-3,
+        lr_schedule="constant",
+        gamma=0.98,
+        normalize_value=True,
+        actor=net,
+        critic=net,
+    )
+    agent = PPO(make_env("CartPole-Pixels", 32, seed=1, size=32), settings, seed=1)
+    agent.learn(22)
+    result = evaluate(make_env("CartPole-Pixels", 20, size=32), agent.policy, seed=5)
+    assert result.as_dict()["return_mean"] > 120

@@ -10,6 +10,7 @@ from test_importers import RL_GAMES, RSL_RL, RSL_RL_OLD, SB3, SKRL, agent, chang
 
 from rlcore.config import ConfigError, from_dict
 from rlcore.encoders import CNN, CNNConfig
+from rlcore.train.importers.convert import convert
 
 CNN_CFG: dict[str, Any] = {"output_channels": [8, 16], "kernel_size": [5, 3], "stride": [2, 1], "activation": "relu"}
 CONV: dict[str, Any] = {"filters": 32, "kernel_size": 8, "strides": 4, "padding": 0}
@@ -216,6 +217,16 @@ def test_sb3_policies_of_pictures() -> None:
     several = "dict(features_extractor_kwargs=dict(cnn_output_dim=64))"
     ours = agent(converted("sb3", changed(SB3, policy="MultiInputPolicy", policy_kwargs=several)))["critic"]
     assert ours["hidden_dims"] == [64, 64] and ours["cnn"]["output_size"] == 64
+
+
+@pytest.mark.parametrize(("algo", "layers"), [("sac", [256, 256]), ("td3", [256, 256])])
+def test_sb3_policies_of_pictures_off_policy(algo: str, layers: list[int]) -> None:
+    source = {"n_timesteps": 1e5, "policy": "CnnPolicy"}
+    conversion = convert(source, "sb3", num_envs=1, task="gym:CarRacing-v3", algo=algo)
+    for net in ("actor", "critic"):
+        ours = agent(conversion)[net]
+        assert ours["hidden_dims"] == layers and ours["cnn"]["output_size"] == 512
+    assert "policy_kwargs.share_features_extractor" not in [r.key for r in conversion.rows]
 
 
 def test_all_of_them_train_a_network_that_reads_pictures() -> None:

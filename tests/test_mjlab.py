@@ -605,3 +605,30 @@ def test_real_cartpole_trains_evaluates_and_resumes(mjlab: Any) -> None:
     result = evaluate(judge, agent.policy, 5)
     assert result.episodes == N and result.lengths.tolist() == [20] * N
     assert 0 < result.mean_return <= 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.cpu_seconds(900)
+@pytest.mark.parametrize(("name", "channels"), [("Rgb", 3), ("Depth", 1)])
+def test_real_cameras_train_from_the_configuration_that_they_ship(mjlab: Any, name: str, channels: int) -> None:
+    from rlcore.config import from_dict
+    from rlcore.learn import learn
+    from rlcore.ppo import PPO
+    from rlcore.train.config import TrainConfig
+    from rlcore.train.importers.registered import registered_config
+
+    task = f"Mjlab-Lift-Cube-Yam-{name}"
+    settings, _ = registered_config(task, num_envs=2)
+    config: Any = from_dict(TrainConfig, {**settings, "task": task}, source=task)
+    agent_config = dataclasses.replace(config.agent, num_steps=4, num_minibatches=1, num_epochs=1)
+    assert agent_config.actor_obs == ("actor", "camera") and agent_config.actor.cnn.global_pooling == "softmax"
+    env: Any = make_env(task, 2, seed=1, episode_length_s=0.04, **config.env)
+    assert env.final_obs_source == "hook" and spec_of(env).image_shapes == {"camera": [channels, 32, 32]}
+    agent = PPO(env, agent_config, seed=1)
+    encoders: Any = agent.policy.trunk.encoders
+    before = [value.clone() for value in encoders.parameters()]
+    learn(env, agent, 1, seed=1)
+    assert not any(torch.equal(*pair) for pair in zip(before, encoders.parameters(), strict=True))
+    seen = agent.rollout.data["raw_camera"]
+    assert seen.shape[2:] == (channels, 32, 32) and 0 <= seen.min() < seen.max() <= 1 and seen.std() > 0.01
+    env.close()

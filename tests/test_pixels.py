@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlcore import DDPG, PPO, SAC, DDPGConfig, PPOConfig, SACConfig
 from rlcore.capture import Captured
-from rlcore.config import ConfigError
 from rlcore.env import VecEnv, spec_of
 from rlcore.env_check import StepCheck, check_obs
 from rlcore.envs import make_env, pixels
@@ -189,28 +187,6 @@ def test_images_arrive_late_too() -> None:
         if i == 4:  # a new episode
             seen = [seen[-1]] * 4
         assert torch.equal(step.obs["policy"], seen[-4])
-
-
-AGENTS = {"ppo": (PPO, PPOConfig), "sac": (SAC, SACConfig), "ddpg": (DDPG, DDPGConfig)}
-
-
-@pytest.mark.parametrize("algo", AGENTS)
-def test_an_agent_that_would_read_an_image_is_refused(algo: str) -> None:
-    agent, config = AGENTS[algo]
-    agent(Camera(4), config(actor_obs=("state",)))  # the image is left to others
-    for group, settings, message in (
-        ("policy", {}, r"Camera: observation 'policy' is an image of 3×8×8, .*actor_obs and critic_obs \(state\)"),
-        ("camera", {}, "actor_obs: the env has no group 'policy' or 'actor'; choose from state, camera"),
-        ("camera", {"actor_obs": ("state", "camera")}, "observation 'camera' is an image"),
-        ("camera", {"actor_obs": ("state",), "critic_obs": ("camera",)}, "observation 'camera' is an image"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            agent(Camera(4, group), config(**settings))
-
-
-def test_a_task_of_pictures_alone_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"CartPole-Pixels: .*'policy' is an image of 2×64×64.*a vector in its place"):
-        PPO(make_env("CartPole-Pixels", 4))
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 3, 8, 8)])

@@ -21,9 +21,9 @@ def inputs(rows: int, actions: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_density_is_that_of_the_transformed_variable_and_noise_that_of_the_generator() -> None:
-    output, center, half = (t.double() for t in inputs(200, 4))
+    output, bias, scale = (t.double() for t in inputs(200, 4))
     torch.manual_seed(4)
-    action, log_prob = sample_tanh_gaussian(output, RANGE, half, center)
+    action, log_prob = sample_tanh_gaussian(output, RANGE, scale, bias)
     torch.manual_seed(4)
     noise = torch.randn(200, 4, dtype=torch.float64)
     mean, log_std = output[:, :4], output[:, 4:].clamp(*RANGE)
@@ -31,31 +31,31 @@ def test_density_is_that_of_the_transformed_variable_and_noise_that_of_the_gener
     usual = (mean + log_std.exp() * noise).abs().amax(1) < 6
     assert int(usual.sum()) > 100
     base = Normal(mean, log_std.exp())
-    expected = TransformedDistribution(base, [TanhTransform(), AffineTransform(center, half)]).log_prob(action)
+    expected = TransformedDistribution(base, [TanhTransform(), AffineTransform(bias, scale)]).log_prob(action)
     torch.testing.assert_close(log_prob[usual], expected.sum(1)[usual], rtol=1e-6, atol=1e-6)
     assert torch.isfinite(log_prob).all()
-    torch.testing.assert_close(action, center + half * torch.tanh(mean + log_std.exp() * noise))
+    torch.testing.assert_close(action, bias + scale * torch.tanh(mean + log_std.exp() * noise))
 
 
 def test_gradient_of_action_and_density_is_that_of_their_differences_for_the_same_noise() -> None:
-    _, center, half = (t.double() for t in inputs(6, 3))
+    _, bias, scale = (t.double() for t in inputs(6, 3))
     means, log_stds = torch.randn(6, 3).double(), torch.tensor([-5.0, -3.0, 0.0, 0.5, 0.9, 2.0]).double()
     output = torch.cat([means, log_stds.unsqueeze(1).expand(6, 3)], 1).requires_grad_()
     noise = torch.randn(6, 3, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda x: tanh_gaussian(x, noise, RANGE, half, center), output)
+    assert torch.autograd.gradcheck(lambda x: tanh_gaussian(x, noise, RANGE, scale, bias), output)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("rows", "actions"), [(8192, 37), (333, 1), (1, 6), (100, 8), (70, 130)])
 @pytest.mark.parametrize("scale", [1.0, 40.0])  # of the means; the second saturates the tanh
 def test_kernels_are_right(rows: int, actions: int, scale: float) -> None:
-    output, center, half = inputs(rows, actions)
+    output, bias, scale = inputs(rows, actions)
     output[:, :actions] *= scale
     upstream = torch.randn(rows, actions), torch.randn(rows)
     results = []
     for kind in (torch.float32, torch.float64):
         leaf = output.detach().to(CUDA, kind).clone().requires_grad_()
-        bounds = [t.to(CUDA, kind) for t in (half, center)]
+        bounds = [t.to(CUDA, kind) for t in (scale, bias)]
         torch.manual_seed(2)
         if kind == torch.float32:
             action, log_prob = sample_tanh_gaussian(leaf, RANGE, *bounds)
@@ -73,7 +73,7 @@ def test_kernels_are_right(rows: int, actions: int, scale: float) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("place", [0, 3])
 def test_log_density_is_not_finite_where_an_input_is_not(place: int) -> None:
-    output, center, half = (t.to(CUDA) for t in inputs(10, 3))
+    output, bias, scale = (t.to(CUDA) for t in inputs(10, 3))
     output[4, place] = torch.nan
-    _, log_prob = sample_tanh_gaussian(output, RANGE, half, center)
+    _, log_prob = sample_tanh_gaussian(output, RANGE, scale, bias)
     assert torch.isfinite(log_prob).tolist() == [row != 4 for row in range(10)]

@@ -12,6 +12,7 @@ from torch import nn
 
 from rlcore import PPO, PPOConfig
 from rlcore.config import ConfigError
+from rlcore.encoders import CNN, CNNConfig
 from rlcore.envs import make_env
 from rlcore.train import threads
 from rlcore.train.cli import main
@@ -32,6 +33,13 @@ def four_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_small_work_has_one_thread_and_large_work_the_cores(rows: int, width: int, number: int) -> None:
     network = nn.Sequential(nn.Linear(20, width), nn.Linear(width, width), nn.Linear(width, 6))
     assert threads.threads_for(rows, network, cores=4) == number
+
+
+def test_the_kernel_of_a_convolution_counts_at_every_place() -> None:
+    """4 places of 8 by 12 weights each: as much as a linear layer of 4 times as many."""
+    cnn = CNN((3, 5, 5), CNNConfig(channels=(8,), kernel_sizes=(2,), strides=(3,)))
+    rows = threads.PER_THREAD // (4 * 8 * 12)
+    assert [threads.threads_for(number, cnn, cores=4) for number in (rows, 2 * rows + 2)] == [1, 2]
 
 
 def test_cores_are_those_of_a_containers_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from rlcore.encoders import CNN
+
 PER_THREAD = 2**24
 """Multiplications of a pass through a network that a thread is worth: a fifth of a millisecond or more for each of
 them, beside some 10 microseconds to wake it and to wait for it."""
@@ -29,10 +31,20 @@ def usable_cores() -> int:
     return cores
 
 
+@torch.no_grad()
 def threads_for(rows: int, network: nn.Module, cores: int) -> int:
-    """Threads for passes of ``rows`` samples through a network, each parameter being used once a sample."""
-    work = rows * sum(parameter.numel() for parameter in network.parameters())
-    return max(1, min(cores, work // PER_THREAD))
+    """Threads for passes of ``rows`` samples through a network.
+
+    Each parameter is used once a sample, and those of a convolution once for every place of its kernel.
+    """
+    work = sum(parameter.numel() for parameter in network.parameters())
+    for cnn in (module for module in network.modules() if isinstance(module, CNN)):
+        x = torch.zeros(1, *cnn.shape, device=next(cnn.parameters()).device)
+        for layer in cnn.convolutions:
+            x = layer(x)
+            if isinstance(layer, nn.Conv2d):
+                work += (x[0, 0].numel() - 1) * layer.weight.numel()
+    return max(1, min(cores, rows * work // PER_THREAD))
 
 
 def use_threads(given: int | None, rows: int, network: nn.Module, device: torch.device) -> list[str]:

@@ -79,7 +79,7 @@ def _step_kernel(
     """One step: gates [N, 4 H] = act(joined [N, K] @ packed^T), new cells and output [N, H].
 
     before [N, H] is the LSTM's c or the GRU's h after the last step. Each program makes BH columns of all gates, hence
-    of the state, and writes h where the following step reads it. For fp32 the product is in gates already.
+    of the state, and writes h where the next step reads it. For fp32 the product is in gates already.
     """
     row = (tl.program_id(0) // tl.cdiv(H, BH)).to(tl.int64) * BM
     cols = (tl.program_id(0) % tl.cdiv(H, BH)) * BH + tl.arange(0, BH)
@@ -140,7 +140,7 @@ def _back_kernel(
     H: constexpr, K: constexpr, LSTM: constexpr, MASKED: constexpr, KIND: constexpr,
     BM: constexpr, BH: constexpr, BK: constexpr,
 ) -> None:  # fmt: skip
-    """One step back: d_gates [N, 4 H] from d_output [N, H] and from d_gates of the following step, later [N, 4 H].
+    """One step back: d_gates [N, 4 H] from d_output [N, H] and from d_gates of the next step, later [N, 4 H].
 
     What comes back through h is the product of later's first K columns with w [H, K]; K = 0 in the last step. carry
     [N, H] is what comes back besides, through the LSTM's c or the GRU's h itself, and is moved on by a step. For fp32

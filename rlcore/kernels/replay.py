@@ -16,12 +16,14 @@ from triton.language import tensor as array
 
 from rlcore.kernels.common import num_blocks, power_of_two
 from rlcore.normalization import REWARD_LIMIT, UNUSABLE
-from rlcore.replay_rows import BROKEN, CUT, GOING, HIDDEN, TERMINATED, Finals, Outcomes, Windows
+from rlcore.replay_rows import BROKEN, CUT, GOING, HIDDEN, TERMINATED, Finals, Outcomes, Windows, read_as
 from rlcore.types import Timeout
 
 _BLOCK = 64
 
 _WRITE_BLOCK = 1024
+
+_MOST_COLUMNS = 4096  # that a program reads of a row; images are wider
 
 
 @triton.jit
@@ -30,7 +32,7 @@ def _window_kernel(
     begin: array, after: array, total: array, discount: array, weight: array,
     B: array, C: array, N: array, FINALS: array,
     GAMMA: constexpr, STEPS: constexpr, TIMEOUT: constexpr, DRAWN: constexpr,
-    GOES_ON: constexpr, OVER: constexpr, RESET: constexpr, BLOCK: constexpr,
+    GOING: constexpr, TERMINATED: constexpr, CUT: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """One lane reads one window. All its steps are read at once: waiting for each end before the next is slower."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -45,31 +47,31 @@ def _window_kernel(
     sum_of_rewards = tl.zeros((BLOCK,), tl.float32)
     factor = sum_of_rewards + 1
     going = valid
-    code = tl.full((BLOCK,), GOES_ON, tl.int32)  # what the window's last step led to
+    code = tl.full((BLOCK,), GOING, tl.int32)  # what the window's last step led to
     for i in tl.static_range(STEPS):
         here = (row + i) % C * N + column
         earned = tl.load(reward + here, mask=valid, other=0.0)
-        led_to = tl.load(end + here, mask=valid, other=GOES_ON)
+        led_to = tl.load(end + here, mask=valid, other=GOING)
         last = tl.where(going, here, last)
         code = tl.where(going, led_to, code)
         sum_of_rewards += tl.where(going, factor * earned, 0.0)
         factor = tl.where(going, factor * GAMMA, factor)
-        going = going & (led_to == GOES_ON)
-    stopped = code == OVER
-    cut = (code != GOES_ON) & (code != OVER)
+        going = going & (led_to == GOING)
+    over = code == TERMINATED
+    truncated = (code != GOING) & (code != TERMINATED)
     number = code.to(tl.int64)
-    follows = (last + N) % (C * N)
+    after_row = (last + N) % (C * N)
     if TIMEOUT == "final_obs":
-        lost = cut & ((number < 0) | (number < tl.load(num_written) - FINALS))
-        follows = tl.where(cut, -1 - tl.maximum(number, 0) % FINALS, follows)
+        lost = truncated & ((number < 0) | (number < tl.load(num_written) - FINALS))
+        after_row = tl.where(truncated, -1 - tl.maximum(number, 0) % FINALS, after_row)
     else:
-        lost = cut & (code <= RESET)
-        follows = tl.where(cut, last, follows)
+        lost = truncated & (code <= CUT)
+        after_row = tl.where(truncated, last, after_row)
     if TIMEOUT == "none":
-        stopped = stopped | cut
-    tl.store(after + lane, follows, mask=valid)
+        over = over | truncated
+    tl.store(after + lane, after_row, mask=valid)
     tl.store(total + lane, sum_of_rewards, mask=valid)
-    tl.store(discount + lane, tl.where(stopped, 0.0, factor), mask=valid)
+    tl.store(discount + lane, tl.where(over, 0.0, factor), mask=valid)
     tl.store(weight + lane, tl.where(lost, 0.0, 1.0), mask=valid)
 
 
@@ -95,7 +97,7 @@ def _ends_kernel(
 ) -> None:  # fmt: skip
     """Make obs [B, W] = ring[begin] and next_obs [B, W] = ring[after], or where that is negative side[-1 - after]."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    col = tl.arange(0, COLS)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     valid = row < B
     inside = valid[:, None] & (col < W)[None, :]
     at = row.to(tl.int64)[:, None] * W + col[None, :]
@@ -103,9 +105,10 @@ def _ends_kernel(
     last = tl.load(after + row, mask=valid, other=0)
     stored = inside & (last >= 0)[:, None]
     aside = inside & (last < 0)[:, None]
-    here = tl.load(ring + first[:, None] * W + col[None, :], mask=inside, other=0.0).to(tl.float32)
-    there = tl.load(ring + last[:, None] * W + col[None, :], mask=stored, other=0.0).to(tl.float32)
-    kept = tl.load(side + (-1 - last)[:, None] * W + col[None, :], mask=aside, other=0.0).to(tl.float32)
+    kind: constexpr = obs.dtype.element_ty
+    here = tl.load(ring + first[:, None] * W + col[None, :], mask=inside, other=0.0).to(kind)
+    there = tl.load(ring + last[:, None] * W + col[None, :], mask=stored, other=0.0).to(kind)
+    kept = tl.load(side + (-1 - last)[:, None] * W + col[None, :], mask=aside, other=0.0).to(kind)
     tl.store(obs + at, here, mask=inside)
     tl.store(next_obs + at, tl.where(aside, kept, there), mask=inside)
 
@@ -114,10 +117,10 @@ def read_ends(ring: Tensor, side: Tensor, windows: Windows) -> tuple[Tensor, Ten
     """See ``replay_rows.read_ends``."""
     device = windows.begin.device
     size, width = len(windows.begin), ring.shape[-1]
-    obs, next_obs = (torch.empty(size, width, device=device) for _ in range(2))
-    cols = power_of_two(width, 1)
+    obs, next_obs = (torch.empty(size, width, dtype=read_as(ring), device=device) for _ in range(2))
+    cols = min(_MOST_COLUMNS, power_of_two(width, 1))
     rows = max(1, 1024 // cols)
-    _ends_kernel[(num_blocks(size, rows),)](
+    _ends_kernel[(num_blocks(size, rows), num_blocks(width, cols))](
         ring, side, windows.begin, windows.after, obs, next_obs, size, width, rows, cols
     )
     return obs, next_obs
@@ -127,7 +130,7 @@ def read_ends(ring: Tensor, side: Tensor, windows: Windows) -> tuple[Tensor, Ten
 def _outcome_kernel(
     reward: array, terminated: array, truncated: array, rewards: array, ends: array, num_written: array, newest: array,
     size: array, level: array, slot: array, place: array, C: array, FINALS: array,
-    N: constexpr, FINAL: constexpr, GOES_ON: constexpr, OVER: constexpr, UNKNOWN: constexpr, SPOILED: constexpr,
+    N: constexpr, FINAL: constexpr, GOING: constexpr, TERMINATED: constexpr, HIDDEN: constexpr, BROKEN: constexpr,
     LIMIT: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """Store what came of a vector step and number its final observations in the order of envs; in one program."""
@@ -149,10 +152,10 @@ def _outcome_kernel(
         cut = (tl.load(truncated + env, mask=valid, other=0) != 0) & ~over
         kept = tl.where(cut & FINAL, 1, 0)
         number = written + tl.cumsum(kept, 0) - 1
-        code = tl.where(over, OVER, tl.where(cut, UNKNOWN, GOES_ON))
+        code = tl.where(over, TERMINATED, tl.where(cut, HIDDEN, GOING))
         earned = tl.load(reward + env, mask=valid, other=0.0)
         sound = tl.abs(earned) <= limit  # false for NaN, too
-        tl.store(ends + row * N + env, tl.where(sound, tl.where(kept > 0, number, code), SPOILED), mask=valid)
+        tl.store(ends + row * N + env, tl.where(sound, tl.where(kept > 0, number, code), BROKEN), mask=valid)
         tl.store(rewards + row * N + env, tl.where(sound, earned, 0.0), mask=valid)
         tl.store(slot + env, tl.where(kept > 0, number % FINALS, FINALS), mask=valid)
         written += tl.sum(kept, 0)
@@ -186,7 +189,7 @@ def write_outcomes(
 @triton.jit
 def _row_kernel(
     value: array, ring: array, place: array, final: array, slot: array, side: array, end: array, N: array, C: array,
-    FINALS: array, W: constexpr, LED_TO: constexpr, GOES_ON: constexpr, RESET: constexpr, SPOILED: constexpr,
+    FINALS: array, W: constexpr, LED_TO: constexpr, GOING: constexpr, CUT: constexpr, BROKEN: constexpr,
     LIMIT: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """Make ring[place] = value [N, W], where slot [N] is less than FINALS side[slot] = final [N, W], and mark steps."""
@@ -194,21 +197,21 @@ def _row_kernel(
     inside = at < N * W
     row = tl.load(place)
     if tl.program_id(1) == 0:
-        number = tl.load(value + at, mask=inside, other=0.0)
+        number = tl.load(value + at, mask=inside, other=0.0).to(tl.float32)
         sound = tl.abs(number) < LIMIT  # false for NaN, too
         tl.store(ring + row * N * W + at, tl.where(sound, number, 0.0), mask=inside)
-        tl.store(end + row * N + at // W, SPOILED, mask=inside & ~sound)
+        tl.store(end + row * N + at // W, BROKEN, mask=inside & ~sound)
         if LED_TO:
             before = end + (row + C - 1) % C * N + at // W
-            code = tl.load(before, mask=inside & ~sound, other=RESET)
-            tl.store(before, RESET, mask=code == GOES_ON)
+            code = tl.load(before, mask=inside & ~sound, other=CUT)
+            tl.store(before, CUT, mask=code == GOING)
     else:
         there = tl.load(slot + at // W, mask=inside, other=FINALS)
         wanted = inside & (there < FINALS)
-        last = tl.load(final + at, mask=wanted, other=0.0)
+        last = tl.load(final + at, mask=wanted, other=0.0).to(tl.float32)
         known = tl.abs(last) < LIMIT
         tl.store(side + there * W + at % W, tl.where(known, last, 0.0), mask=wanted)
-        tl.store(end + row * N + at // W, SPOILED, mask=wanted & ~known)
+        tl.store(end + row * N + at // W, BROKEN, mask=wanted & ~known)
 
 
 def write_rows(

@@ -14,6 +14,8 @@ FEATURES_ALONE = "rlcore normalizes the features alone: agent.actor.cnn.layer_no
 SAME_INITIAL = "initial weights are as those of the other layers"
 SKRL_NAMES = {"features": "out_channels", "strides": "stride", "use_bias": "bias"}
 """Names that skrl takes besides those of ``torch.nn.Conv2d``."""
+OF_PICTURES = ("CnnPolicy", "MultiInputPolicy")
+"""Policies of Stable-Baselines3 that read images: alone, and beside vectors."""
 _RL_GAMES_CONV = ("filters", "kernel_size", "strides", "padding")
 _SKRL_ORDER = ("out_channels", "kernel_size", "stride", "padding", "bias")
 
@@ -185,11 +187,13 @@ def _side(value: Any) -> int:
     return whole(sides[0])
 
 
-def of_sb3(t: Translation, policy: str) -> bool:
+def of_sb3(t: Translation, policy: str, shared: bool) -> None:
     """Translate the features extractor of Stable-Baselines3, NatureCNN for images (Mnih et al. 2015).
 
-    Returns:
-        Whether there is nothing between its features and the last layers unless ``net_arch`` says so.
+    Args:
+        t: to translate.
+        policy: one of ``OF_PICTURES``.
+        shared: whether actor and critic share it unless the file says something else.
     """
     p = "policy_kwargs."
     only, options = policy == "CnnPolicy", f"{p}features_extractor_kwargs"
@@ -203,8 +207,8 @@ def of_sb3(t: Translation, policy: str) -> bool:
             t.set(ours + name, values, "policy", policy)
         t.use(f"{options}.{width}", f"{ours}output_size", 512 if only else 256, whole)
     t.row("(convolutions of NatureCNN)", "32, 64, 64", "default", "", "agent.actor.cnn, agent.critic.cnn")
-    shared = "SB3 shares the convolutions of actor and critic; rlcore's are their own"
     key = f"{p}share_features_extractor"
-    t.row(key, t.get(key, True), "changed", shared) if t.get(key, True) else t.same(key)
+    if t.get(key, shared):
+        t.row(key, True, "changed", "SB3 shares the convolutions of actor and critic; rlcore's are their own")
+    t.same(key)
     t.drop(f"{p}normalize_images", "rlcore always scales bytes to 0..1", off=(True,))
-    return only

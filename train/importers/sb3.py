@@ -8,7 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 from rlcore.config import ConfigError, shown
-from rlcore.train.importers.convolutions import of_sb3
+from rlcore.train.importers.convolutions import OF_PICTURES, of_sb3
 from rlcore.train.importers.translation import Translation
 from rlcore.train.importers.values import activation, empty, flag, number, one_of, optional, positive, whole, widths
 
@@ -155,8 +155,10 @@ def normalized(t: Translation) -> tuple[str, bool]:
 
 def _policy(t: Translation) -> None:
     kind = str(t.get("policy", "MlpPolicy"))
-    t.drop("policy", "unknown policy", off=("MlpPolicy", "CnnPolicy", "MultiInputPolicy"))
-    layers = [] if kind in ("CnnPolicy", "MultiInputPolicy") and of_sb3(t, kind) else [64, 64]
+    t.drop("policy", "unknown policy", off=("MlpPolicy", *OF_PICTURES))
+    if kind in OF_PICTURES:
+        of_sb3(t, kind, shared=True)
+    layers = [] if kind == "CnnPolicy" else [64, 64]
     p = "policy_kwargs."
     key = f"{p}net_arch"
     arch = t.get(key, layers)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from rlcore.config import ConfigError, shown
+from rlcore.train.importers.convolutions import OF_PICTURES, of_sb3
 from rlcore.train.importers.sb3 import BOOKKEEPING, choose_task, count_envs, normalized, read_literals, schedule
 from rlcore.train.importers.translation import Translation
 from rlcore.train.importers.values import activation, flag, number, one_of, positive, whole, widths
@@ -155,9 +156,12 @@ def _td3(t: Translation) -> None:
 
 
 def _networks(t: Translation, algorithm: str) -> None:
-    t.drop("policy", "rlcore builds multi-layer perceptrons", off=("MlpPolicy",))
+    kind = str(t.get("policy", "MlpPolicy"))
+    t.drop("policy", "unknown policy", off=("MlpPolicy", *OF_PICTURES))
+    if kind in OF_PICTURES:
+        of_sb3(t, kind, shared=False)
     p = "policy_kwargs."
-    default: Any = [256, 256] if algorithm == "sac" else [400, 300]
+    default: Any = [256, 256] if algorithm == "sac" or kind == "CnnPolicy" else [400, 300]
     arch = t.get(f"{p}net_arch", default)
     for name, net in (("pi", "actor"), ("qf", "critic")):
         key = f"{p}net_arch.{name}" if isinstance(arch, dict) else f"{p}net_arch"
