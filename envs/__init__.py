@@ -34,6 +34,8 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "CartPole-Pixels": ("rlcore.envs.pixels:CartPolePixels", {}),
     "Pendulum": ("rlcore.envs.classic:Pendulum", {}),
     "Memory": ("rlcore.envs.memory:Memory", {}),
+    "Budget": ("rlcore.envs.constrained:Budget", {}),
+    "Detour": ("rlcore.envs.constrained:Detour", {}),
     "Null": ("rlcore.envs.null:Null", {}),
 }
 """Built-in tasks: where the env's class is, and the arguments that make it this task."""

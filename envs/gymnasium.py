@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import look_here, unknown_option
+from rlcore.envs.gym_costs import StepCosts
 from rlcore.envs.gym_spaces import Arrays, flat_action_space, layouts_of, terms_of, to_torch
 from rlcore.envs.gym_wrappers import CopyObservation, WithActionMask, masked, wrapper_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
@@ -46,6 +47,7 @@ class GymnasiumEnv:
     (see ``gym_spaces.image_axes``), stacked ones too, become ``[N, C, H, W]`` uint8. Actions (``Box``, ``Discrete``,
     ``MultiDiscrete``) are passed on as they are, without clipping: the policy applies its own action limits, and an env
     may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
+    A number ``info["cost"]`` in each step, as Safety-Gymnasium has it, becomes the signal ``cost``.
     Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
     ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
     """
@@ -97,6 +99,7 @@ class GymnasiumEnv:
         if isinstance(control_dt, float):
             self.deployment["control_dt"] = control_dt
         self._seed = seed
+        self._costs = StepCosts(self.task, env.num_envs)
         self._discrete = not isinstance(self.action_space, spaces.Box)
         self._action_shape = (self.num_envs, *(self.action_space.shape or ()))
         # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
@@ -145,7 +148,8 @@ class GymnasiumEnv:
         own = bool(self._sub_envs)
         obs, (reward, ended, cut, *valid) = to_torch(self.observation_spaces, groups, others, self.device, own)
         final_obs = obs if final is groups else to_torch(self.observation_spaces, final, (), self.device, own)[0]
-        return Step(obs, reward, ended, cut, final_obs, {}, valid[0] if valid else None)
+        signals = self._costs.signals(self.device)
+        return Step(obs, reward, ended, cut, final_obs, {}, valid[0] if valid else None, signals)
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
@@ -184,9 +188,11 @@ class GymnasiumEnv:
         reward = np.empty(self.num_envs, np.float32)
         terminated, truncated = np.empty((2, self.num_envs), np.bool_)
         begun: dict[int, Any] = {}  # first observations of new episodes, by env
+        infos: list[dict[str, Any]] = []
         try:
             for i, env in enumerate(self._sub_envs):
-                observation, reward[i], ended, cut, _ = env.step(actions[i])
+                observation, reward[i], ended, cut, info = env.step(actions[i])
+                infos.append(info)
                 terminated[i], truncated[i] = ended, cut
                 self._put(groups, i, observation)  # before a reset, which may use the same memory
                 if ended or cut:
@@ -196,6 +202,7 @@ class GymnasiumEnv:
                 self._put(groups, i, observation)
         except Exception as error:
             raise EnvFailed(_failed(self.task, "step()", error)) from error
+        self._costs.of_each(infos)
         return groups, final, reward, terminated, truncated
 
     def _put(self, groups: Arrays, i: int, observation: Any) -> None:
@@ -213,6 +220,8 @@ class GymnasiumEnv:
         except Exception as error:
             raise EnvFailed(_failed(self.task, "step()", error)) from error
         groups, done = self._groups(observation), np.logical_or(terminated, truncated)
+        begun = self._ended if self._mode is AutoresetMode.NEXT_STEP else None
+        self._costs.of_vector(infos, done, begun)
         if self._mode is AutoresetMode.NEXT_STEP:
             # An episode's last observation is still there; the step after it begins the next one, whatever the action.
             valid, self._ended = ~self._ended, done & ~self._ended

@@ -27,6 +27,9 @@ DEEPEST = 50
 MOST_VALUES = 100_000
 """Values in YAML, where one that is repeated by an alias counts each time."""
 
+ALONE = {"safety": "limits on costs need ppo"}
+"""Groups of settings that not every algorithm has, and what to do for them."""
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that names the key and what to do."""
@@ -242,7 +245,8 @@ def _built(cls: type[T], data: Any, source: str, prefix: str) -> T:
     values = dict(data)
     for key, value in data.items():
         if key not in names:
-            raise ConfigError(f"{source}: unknown key {shown(f'{prefix}{key}')}; {nearest(str(key)[:80], names)}")
+            hint = ALONE.get(str(key)) or nearest(str(key)[:80], names)
+            raise ConfigError(f"{source}: unknown key {shown(f'{prefix}{key}')}; {hint}")
         kind = str(hints[key])
         if "tuple[" in kind and not isinstance(value, (list, tuple)) and not (value is None and "None" in kind):
             one = isinstance(value, (str, int, float)) and len(shown(value)) <= 40

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlcore.actor_critic import Critic, build_policy
 from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
-from rlcore.capture import Captured, compiled, matmul_precision, rebuilt, side_by_side
+from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import settings_of
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
@@ -29,7 +29,8 @@ from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import linear_rate, rate_by_kl, sequences_of, small_minibatches
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
-from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled
+from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled, without_burn_in
+from rlcore.safety import Safety
 from rlcore.signals import SignalColumns
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -61,7 +62,9 @@ class PPO:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
-        self.signals = SignalColumns(config.signals, config.gamma, config.gae_lambda, config.normalize_value).to(device)
+        self.safety = Safety(config.safety, env.num_envs, config.normalize_advantage != "none").to(device)
+        known = (config.gamma, config.gae_lambda, config.normalize_value, self.safety.priced, self.safety.names)
+        self.signals = SignalColumns(config.signals, *known).to(device)
         self.critic = Critic(spec, config, self.policy, len(self.signals)).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
             mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
@@ -123,6 +126,7 @@ class PPO:
         for part in self.critic_state:
             part.zero_()  # in place: recordings know these tensors
         self.step = 0  # a rollout may have been broken off
+        self.safety.begin()
         self.rollout.rewind()
         self.starts.rewind()
         return self.policy.initial_state(self.env.num_envs)
@@ -225,11 +229,9 @@ class PPO:
         table = torch.stack(rows)  # [minibatches, metrics], "applied" last
         applied = table[:, -1:]
         means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum()  # NaN, so not reported, if none was
-        metrics: Metrics = dict(zip(measured, means[:-1].unbind(), strict=False))
-        metrics.update(about)
-        metrics["policy/skipped_minibatches"] = len(rows) - applied.sum()
-        metrics["policy/learning_rate"] = self.learning_rate.clone()
-        return metrics
+        metrics: Metrics = dict(zip(measured, means[:-1].unbind(), strict=False)) | about
+        skipped = len(rows) - applied.sum()
+        return metrics | {"policy/skipped_minibatches": skipped, "policy/learning_rate": self.learning_rate.clone()}
 
     @torch.no_grad()
     def _targets(self, next_obs: Obs) -> tuple[Samples, Metrics]:
@@ -246,12 +248,11 @@ class PPO:
         final_obs = data["final_obs"] if self.timeout_bootstrap == "final_obs" else None
         broken_obs, broken_reward = broken_observations(data), broken_rewards(data["reward"])
         final_broken = None if final_obs is None else torch.where(timed_out, data["final_broken"], -1)
-        broken = broken_reward | self.signals.broken(data) if self.signals else broken_reward
+        broken = broken_reward | self.signals.broken(data) if self.signals or self.safety else broken_reward
         lost = lost_steps(broken_obs, broken, next_broken >= 0, final_broken, done, data.get("valid"))
         # A broken observation empties the memory of a recurrent network, as the end of an episode does.
         keep = torch.cat([torch.ones_like(done[:1]), ~(done | broken_obs)]).float().unsqueeze(-1)  # [T + 1, N, 1]
-        critic_obs = data.get("critic_obs", data["actor_obs"])
-        obs = torch.cat([critic_obs, following.unsqueeze(0)])  # [T + 1, N, O]
+        obs = torch.cat([data.get("critic_obs", data["actor_obs"]), following.unsqueeze(0)])  # [T + 1, N, O]
         seen = as_stored(next_obs, self.critic.raw_shapes)
         raw = {group: torch.cat([data[f"raw_{group}"], value.unsqueeze(0)]) for group, value in seen.items()}
         finals = {} if final_obs is None else {group: data[f"final_raw_{group}"] for group in raw}
@@ -268,13 +269,13 @@ class PPO:
         values = values[:-1]  # [T, N]
         cut = done | torch.cat([lost[1:], torch.zeros_like(lost[:1])])
         reward = data["reward"].masked_fill(broken_reward, 0.0)
-        advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda)
-        signal_returns = None
+        reward, survival, spent = self.safety.terminate(data, reward)
+        advantages, returns = gae(reward, values, next_values, cut, config.gamma, config.gae_lambda, survival)
+        of_costs = signal_returns = None
         if self.signals:
-            of_signals, signal_returns = self.signals.targets(
-                data, signal_outputs, signal_timeouts, cut, lost, self.timeout_bootstrap
+            advantages, of_costs, signal_returns = self.signals.targets(
+                advantages, data, signal_outputs, signal_timeouts, cut, lost, self.timeout_bootstrap, survival
             )
-            advantages = advantages + of_signals
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
         weight = learned / learned.float().mean()
@@ -286,8 +287,11 @@ class PPO:
         about |= rollout_faults(data, broken_reward, final_broken)
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic.normalizer}
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
-        if config.normalize_advantage == "batch":
+        if of_costs is not None:
+            advantages, spent = self.safety.weigh(data, advantages, of_costs, learned)
+        elif config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
+        about |= spent
         actor_obs, other_obs = data["actor_obs"], data.get("critic_obs")
         if config.precision == "bf16" and not self.recurrent and actor_obs.is_cuda:  # once, and not in each minibatch
             actor_obs, other_obs = actor_obs.bfloat16(), None if other_obs is None else other_obs.bfloat16()
@@ -337,12 +341,7 @@ class PPO:
             samples.advantage.numel(),
         )
         if config.burn_in > 0 and self.recurrent:
-            # A deviation for all states [A] has no steps to leave out.
-            parts = (part[config.burn_in :] if part.dim() > 1 else part for part in distribution)
-            distribution = type(distribution)(*parts)
-            value = value[config.burn_in :]
-            samples = samples._replace(actor_state=(), critic_state=())  # which the networks have read
-            samples = rebuilt(samples, lambda x: x[config.burn_in :])
+            distribution, value, samples = without_burn_in(distribution, value, samples, config.burn_in)
         loss, metrics = ppo_loss(
             distribution,
             value[..., 0] if self.signals else value,
@@ -374,6 +373,7 @@ class PPO:
             "critic": self.critic.state_dict(),
             "value_normalizer": self.value_normalizer.state_dict() if self.value_normalizer else None,
             "signals": self.signals.state_dict(),
+            "safety": self.safety.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "learning_rate": self.learning_rate,
             "iteration": self.iteration,
@@ -389,6 +389,7 @@ class PPO:
         if self.value_normalizer is not None:
             self.value_normalizer.load_state_dict(state["value_normalizer"])
         self.signals.load_state_dict(state.get("signals", {}))  # since version 0.2
+        self.safety.load_state_dict(state.get("safety", {}))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.learning_rate.copy_(state["learning_rate"])

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlcore.actor_critic import ActorCriticConfig
 from rlcore.arrays import arrays
 from rlcore.config import ConfigError, check, check_positive
+from rlcore.safety import SafetyConfig
 from rlcore.signals import SignalConfig
 from rlcore.types import Mode
 
@@ -64,6 +65,8 @@ class PPOConfig(ActorCriticConfig):
     """Also limit how far a value moves from the old one, to +- clip_range, and take the larger error."""
     signals: dict[str, SignalConfig] = field(default_factory=dict)
     """What is learned from values that the env gives beside the reward, by name: signals.NAME.weight and so on."""
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    """Limits on what steps cost, by name: safety.costs.NAME.limit and so on."""
     entropy_coef: float = 0.005
     """Weight of the entropy bonus."""
     entropy_reduction: Literal["sum", "mean"] = "sum"
@@ -106,6 +109,9 @@ class PPOConfig(ActorCriticConfig):
         for key in ("gamma", "gae_lambda"):
             check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "set a number from 0 to 1")
         check(self.lr_min <= self.lr_max, "lr_max", self.lr_max, f"set at least lr_min ({self.lr_min})")
+        for name in self.safety.costs:
+            weight = self.signals[name].weight if name in self.signals else 0.0
+            check(weight == 0, f"signals.{name}.weight", weight, f"safety.costs.{name} weighs it; leave it out")
         check(1 < self.kl_factor < math.inf, "kl_factor", self.kl_factor, "set more than 1")
         check(0 <= self.kl_band[0] < self.kl_band[1], "kl_band", self.kl_band, "set two rising multiples")
 

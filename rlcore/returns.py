@@ -38,9 +38,15 @@ def bootstrap_values(values: Tensor, terminated: Tensor, truncated: Tensor, time
     return torch.where(terminated, torch.zeros_like(after), after)
 
 
-@accelerated("gae:gae")
+@accelerated("gae:gae", when=lambda *args: len(args) < 7 or args[6] is None)
 def gae(
-    rewards: Tensor, values: Tensor, next_values: Tensor, done: Tensor, gamma: float, gae_lambda: float
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    done: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    survival: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Generalized advantage estimation, equation 16 of Schulman et al. 2016 (arXiv:1506.02438).
 
@@ -51,15 +57,19 @@ def gae(
         done: bool ``[T, N]``, terminated or truncated: the sum stops here.
         gamma: discount per step.
         gae_lambda: weight of longer estimates; 0 is one-step TD, 1 is Monte Carlo.
+        survival: chance that the episode goes on after each step, ``[T, N]``, a factor of the discount; None: 1.
 
     Returns:
         Advantages and returns (advantage + value), ``[T, N]`` each.
     """
+    if survival is not None:
+        next_values = survival * next_values
     delta = rewards + gamma * next_values - values  # [T, N]
     tail = torch.zeros_like(delta[0])  # [N]
     tails: list[Tensor] = []
-    for step, over in zip(reversed(delta.unbind()), reversed(done.unbind()), strict=True):
-        tail = torch.where(over, step, torch.add(step, tail, alpha=gamma * gae_lambda))
+    for t in reversed(range(len(delta))):
+        following = tail if survival is None else survival[t] * tail
+        tail = torch.where(done[t], delta[t], torch.add(delta[t], following, alpha=gamma * gae_lambda))
         tails.append(tail)
     advantages = torch.stack(tails[::-1])
     return advantages, advantages + values

@@ -116,6 +116,16 @@ class Samples(NamedTuple):
     signal_returns: Tensor | None = None  # [L, S, columns], what the critic is to learn of signals; None without any
 
 
+def without_burn_in(
+    distribution: Distribution, value: Tensor, samples: Samples, steps: int
+) -> tuple[Distribution, Tensor, Samples]:
+    """Leave out the first steps of sequences ``[L, S, ...]``, which have refreshed the recurrent state."""
+    # A deviation for all states [A] has no steps to leave out.
+    distribution = type(distribution)(*(part[steps:] if part.dim() > 1 else part for part in distribution))
+    samples = samples._replace(actor_state=(), critic_state=())  # which the networks have read
+    return distribution, value[steps:], rebuilt(samples, lambda x: x[steps:])
+
+
 def shuffled(rollout: Samples, number: int) -> Iterator[Samples]:
     """Shuffle the sequences, all at once so that parts are views, and cut them into so many equal parts."""
     if number == 1:

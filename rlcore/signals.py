@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,17 +37,19 @@ class SignalConfig:
             check(value is None or 0 <= value <= 1, key, value, "set a number from 0 to 1, or none")
 
 
-def chosen(names: Collection[str], signals: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def chosen(
+    names: Collection[str], signals: Mapping[str, Tensor] | None, setting: str = "agent.signals"
+) -> dict[str, Tensor]:
     """The signals of a step that are learned from, ``[N]`` each.
 
     Raises:
-        ConfigError: the env does not give one of them.
+        ConfigError: the env does not give one of them, which a setting asks for.
     """
     there = signals or {}
     for name in names:
         if name not in there:
             hint = nearest(name, there) if there else "it gives none (Step.signals)"
-            raise ConfigError(f"agent.signals: the env gives no signal '{name}'; {hint}")
+            raise ConfigError(f"{setting}: the env gives no signal '{name}'; {hint}")
     return {name: there[name] for name in names}
 
 
@@ -59,11 +61,23 @@ class SignalColumns(nn.Module):
         gamma: of the reward.
         gae_lambda: of the reward.
         normalize: learn values of unit scale, by running statistics of the returns.
+        costs: names of those that are limited, see ``safety.Safety``: they come first, and have no weight of their own.
+        watched: names of those that the rollout keeps besides, without a column.
     """
 
-    def __init__(self, signals: Mapping[str, SignalConfig], gamma: float, gae_lambda: float, normalize: bool) -> None:
+    def __init__(
+        self,
+        signals: Mapping[str, SignalConfig],
+        gamma: float,
+        gae_lambda: float,
+        normalize: bool,
+        costs: Sequence[str] = (),
+        watched: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.configs = {name: config for name, config in signals.items() if config.weight != 0}
+        self.costs, self.watched = tuple(costs), tuple(watched)
+        self.configs = {name: signals.get(name, SignalConfig()) for name in costs}
+        self.configs |= {name: config for name, config in signals.items() if config.weight != 0}
         self.gamma, self.gae_lambda = gamma, gae_lambda
         size = len(self.configs)
         self.normalizer = RunningNormalizer(size, warmup=10) if normalize and size else None
@@ -78,33 +92,40 @@ class SignalColumns(nn.Module):
         Raises:
             ConfigError: the env does not give one of them.
         """
-        return {f"signal_{name}": column for name, column in chosen(self.configs, signals).items()}
+        limits = chosen((*self.costs, *self.watched), signals, "agent.safety.costs")
+        return {f"signal_{name}": column for name, column in (limits | chosen(self.configs, signals)).items()}
 
     def broken(self, data: Mapping[str, Tensor]) -> Tensor:
         """Where one of them is not a number, bool ``[T, N]``."""
-        return ~torch.stack([data[f"signal_{name}"].isfinite() for name in self.configs]).all(0)
+        names = [*self.configs, *self.watched]
+        return ~torch.stack([data[f"signal_{name}"].isfinite() for name in names]).all(0)
 
     def targets(
         self,
+        advantages: Tensor,
         data: Mapping[str, Tensor],
         outputs: Tensor,
         timeout_outputs: Tensor,
         cut: Tensor,
         lost: Tensor,
         bootstrap: Timeout,
-    ) -> tuple[Tensor, Tensor]:
+        survival: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         """Estimate advantages and returns, each column by itself; see ``returns.gae``.
 
         Args:
+            advantages: of the reward, ``[T, N]``.
             data: the rollout's columns.
             outputs: of the critic, for its states and the one after it, ``[T + 1, N, S]``.
             timeout_outputs: where a time limit cut the episode, of the state that this hid, ``[T, N, S]``.
             cut: where a sum ends with an episode, or before a step that is not learned from, bool ``[T, N]``.
             lost: the steps that are not learned from, bool ``[T, N]``.
             bootstrap: what a time-out is worth; with ``none`` nothing.
+            survival: see ``returns.gae``.
 
         Returns:
-            The weighted sum of advantages ``[T, N]``, and what the critic is to learn ``[T, N, S]``.
+            Advantages with those of the signals, as their weights say ``[T, N]``; of the K costs, which are left out
+            there, ``[K, T, N]`` or None without any; and what the critic is to learn ``[T, N, S]``.
         """
         if self.normalizer is not None:
             outputs, timeout_outputs = self.normalizer.inverse(outputs), self.normalizer.inverse(timeout_outputs)
@@ -112,7 +133,7 @@ class SignalColumns(nn.Module):
             timeout_outputs = torch.zeros_like(timeout_outputs)
         terminated, truncated = data["terminated"], data["truncated"]
         before_lost = torch.cat([lost[1:], torch.zeros_like(lost[:1])])
-        total, columns = torch.zeros_like(data["reward"]), []
+        total, columns, of_costs = torch.zeros_like(data["reward"]), [], []
         for (name, config), value, timeout in zip(
             self.configs.items(), outputs.unbind(-1), timeout_outputs.unbind(-1), strict=True
         ):
@@ -121,13 +142,22 @@ class SignalColumns(nn.Module):
             gamma = self.gamma if config.gamma is None else config.gamma
             decay = self.gae_lambda if config.gae_lambda is None else config.gae_lambda
             advantage, returns = gae(
-                signal, value[:-1], following, cut if config.episodic else before_lost, gamma, decay
+                signal,
+                value[:-1],
+                following,
+                cut if config.episodic else before_lost,
+                gamma,
+                decay,
+                survival if config.episodic else None,
             )
-            total = total + config.weight * advantage
+            if name in self.costs:
+                of_costs.append(advantage)
+            else:
+                total = total + config.weight * advantage
             columns.append(returns)
-        table = torch.stack(columns, -1)
+        table, priced = torch.stack(columns, -1), torch.stack(of_costs) if of_costs else None
         if self.normalizer is None:
-            return total, table
+            return advantages + total, priced, table
         known = table.masked_fill(lost.unsqueeze(-1), torch.nan)
         self.normalizer.update(known.flatten(0, 1))
-        return total, self.normalizer(table)
+        return advantages + total, priced, self.normalizer(table)

@@ -10,7 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlcore import PPOConfig, spec_of
 from rlcore.agent import Policy
+from rlcore.envs.classic import Pendulum
+from rlcore.safety import CostConfig, SafetyConfig
+from rlcore.train.best import Best, excess
+from rlcore.train.config import TrainConfig
 from rlcore.train.evaluate import Evaluation, evaluate, t_interval, t_quantile, wilson_interval
 from rlcore.types import Obs, State, Step
 
@@ -91,6 +96,37 @@ def test_goals_weigh_the_success_of_an_episode() -> None:
     assert result.goals == 5 * 1 + 5 * 3
     assert result.success == pytest.approx(15 / 20)
     assert result.score == result.success
+
+
+def test_sums_of_signals_are_of_the_first_episode_with_an_interval() -> None:
+    class Costly(Lengths):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            return step._replace(signals={"cost": torch.arange(self.num_envs).float(), "heat": 2 * step.reward})
+
+    result = evaluate(Costly(4), Still(), seed=0)
+    expected = torch.arange(4).double() * result.lengths
+    assert torch.equal(result.signals["cost"], expected)
+    assert torch.equal(result.signals["heat"], 2 * result.returns)
+    record = result.as_dict()
+    assert record["signal_cost_mean"] == float(expected.mean())
+    assert record["signal_cost_ci95"] == list(t_interval(expected))
+    low, high = t_interval(expected)
+    assert f"cost {float(expected.mean()):.4g} ({low:.4g} to {high:.4g}), heat" in result.summary()
+    assert len(evaluate(Costly(4), Still(), seed=0, rounds=2).signals["cost"]) == 8
+    assert not evaluate(Lengths(4), Still(), seed=0).signals
+
+
+def test_an_episode_whose_signal_is_no_number_is_not_in_its_mean() -> None:
+    class Sick(Lengths):
+        def step(self, action: Tensor) -> Step:
+            cost = torch.ones(self.num_envs)
+            cost[1] = torch.nan
+            return super().step(action)._replace(signals={"cost": cost, "lost": cost * torch.nan})
+
+    result = evaluate(Sick(4), Still(), seed=0)
+    assert result.as_dict()["signal_cost_mean"] == float(result.lengths[[0, 2, 3]].double().mean())
+    assert result.episodes == 4 and "signal_lost_mean" not in result.as_dict()
 
 
 def test_without_success_the_score_is_the_mean_return() -> None:
@@ -239,3 +275,24 @@ def test_the_wilson_interval_is_that_of_a_worked_example() -> None:
     assert high == pytest.approx(0.8881, abs=1e-4)
     assert wilson_interval(1.0, 50)[1] == 1.0
     assert wilson_interval(0.0, 50)[0] == 0.0
+
+
+def test_the_best_policy_is_within_the_limits_on_costs() -> None:
+    costs = {"cost": CostConfig(limit=10.0), "heat": CostConfig(limit=0.5, kind="per_step")}
+    env, agent = Pendulum(1), PPOConfig(safety=SafetyConfig(costs=costs))
+    best = Best(TrainConfig(task="Pendulum", agent=agent), spec_of(env), torch.device("cpu"))
+    policy = torch.nn.Linear(1, 1)
+
+    def result(value: float, cost: float, heat: float = 0.0) -> Evaluation:
+        signals = {"cost": torch.tensor([cost - 1, cost + 1, math.nan]).double(), "heat": torch.full((3,), 20 * heat)}
+        return Evaluation(returns=torch.full((3,), value), lengths=torch.full((3,), 20), signals=signals)
+
+    assert excess(result(1.0, 15.0, 0.75), costs) == pytest.approx(0.5 + 0.5)
+    assert excess(result(1.0, 10.0, 0.5), costs) == 0
+    taken = []
+    for value, cost in ((90.0, 30.0), (80.0, 20.0), (99.0, 25.0), (40.0, 9.0), (60.0, 10.0), (95.0, 11.0), (50.0, 2.0)):
+        taken.append(best.replaced_by(len(taken), result(value, cost), None, policy))  # type: ignore[arg-type]
+        if len(taken) == 3:
+            assert best.why() == "iteration 1: return 80, the least over the limits on costs, of 3 policies evaluated"
+    assert taken == [True, True, False, True, True, False, False]
+    assert best.why() == "iteration 4: return 60, the highest within the limits, of 7 policies evaluated"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import ConfigError, closest, named_groups, parse_text, shown, to_int
+from rlcore.config import ALONE, ConfigError, closest, named_groups, parse_text, shown, to_int
 
 T = TypeVar("T")
 
@@ -330,6 +330,9 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
         return f"--{shown} is a group of settings; write --{shown}.NAME VALUE"
     if key == free or _is_dict(settings.get(key)):
         return f"--{shown} needs the name of an option; write --{shown}.OPTION VALUE"
+    group = key.removeprefix("agent.").partition(".")[0]
+    if group in ALONE and not any(name.startswith(f"agent.{group}.") for name in settings):
+        return f"unknown setting --{shown}; {ALONE[group]}"
     last = key.rpartition(".")[2]
     if "algo" in settings and last in INSTEAD:
         return f"unknown setting --{shown}; {INSTEAD[last]}"

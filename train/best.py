@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec
+from rlcore.safety import CostConfig, SafetyConfig
 from rlcore.stage import Stage, same_stage
 from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig
@@ -22,6 +23,9 @@ class Best:
     That is done once in each evaluation at another stage than the one before, and in the first after a run was
     continued: its reward or its env may have changed meanwhile, which nothing would tell.
 
+    Where costs are limited a policy within the limits is better than one that is over, and of two that are over, the
+    one that is less so; the score decides between others.
+
     Args:
         config: of the run.
         spec: of its env.
@@ -30,6 +34,7 @@ class Best:
 
     def __init__(self, config: TrainConfig, spec: EnvSpec, device: torch.device) -> None:
         self._build: Callable[[], Policy] = lambda: find(config.algo).policy(spec, config.agent).to(device).eval()
+        self._costs = getattr(config.agent, "safety", SafetyConfig()).costs
         self._weights: dict[str, Tensor] | None = None
         self._stage: Stage | None = None
         self._resumed = False
@@ -37,7 +42,7 @@ class Best:
         self._resumed_from: int | None = None
         self.iteration = 0
         self.result: Evaluation | None = None
-        self.score = 0.0
+        self.score = self.excess = 0.0
 
     def resume(self, content: dict[str, Any]) -> None:
         """Go on with the best checkpoint of the run that is continued."""
@@ -61,7 +66,7 @@ class Best:
         before, policy = self.score, self._build()
         policy.load_state_dict(self._weights)
         self.result = measure(policy)
-        self.score, self._stage = self.result.score, stage
+        self.score, self.excess, self._stage = self.result.score, excess(self.result, self._costs), stage
         self._anew += not self._resumed
         said = None
         if self._resumed and abs(self.score - before) > 1e-6 * max(1.0, abs(before)):
@@ -75,11 +80,13 @@ class Best:
     def replaced_by(self, iteration: int, result: Evaluation, stage: Stage | None, policy: Policy) -> bool:
         """Take the present policy, measured where ``measured`` measured the best, if it does as well or better."""
         self._evaluations += 1
+        over = excess(result, self._costs)
         # A later one that does as well has seen more: ties go to it.
-        if self._weights is not None and result.score < self.score:
+        if self._weights is not None and (-over, result.score) < (-self.excess, self.score):
             return False
         self._weights = {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
-        self.iteration, self.result, self.score, self._stage = iteration, result, result.score, stage
+        self.iteration, self.result, self._stage = iteration, result, stage
+        self.score, self.excess = result.score, over
         return True
 
     def why(self) -> str | None:
@@ -90,12 +97,27 @@ class Best:
         value = self.result.mean_return if self.result.success is None else self.result.success
         count = self._evaluations + (self._resumed_from is not None)
         most = "the only one evaluated" if count == 1 else f"the highest of {count} policies evaluated"
+        of = f", of {count} policies evaluated" * (count > 1)
+        if self._costs:
+            most = ("the least over the limits on costs" if self.excess > 0 else "the highest within the limits") + of
         text = f"iteration {self.iteration}: {kind} {value:.4g}, {most}"
         if self._anew:
             text += f"; the best before was measured anew at the stage of each evaluation ({self._anew} times)"
         if self._resumed_from is not None:
             text += f"; that of before the run was continued, of iteration {self._resumed_from}, was measured anew"
         return text
+
+
+def excess(result: Evaluation, costs: Mapping[str, CostConfig]) -> float:
+    """By how much an evaluation is over limits on costs, each in multiples of its scale; 0 where it is within all."""
+    total = 0.0
+    for name, cost in costs.items():
+        sums = result.signals.get(name, result.returns[:0])
+        known = sums.isfinite()
+        if known.any():
+            number = known.sum() if cost.kind == "episode" else result.lengths[known].sum()
+            total += max(0.0, float(sums[known].sum() / number) - cost.limit) / cost.unit
+    return total
 
 
 def told_of_stages(first: Stage | None, which: str) -> list[str]:

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any
 
@@ -46,6 +46,8 @@ class Evaluation:
     successes: float | None = None
     """Goals reached; None where the task does not report success."""
     goals: int | None = None
+    signals: Mapping[str, Tensor] = field(default_factory=dict)
+    """Sum of each signal of the env over an episode, ``[E]`` float64; see ``Step.signals``."""
 
     @property
     def episodes(self) -> int:
@@ -86,7 +88,14 @@ class Evaluation:
             result["success"] = self.success
             result["success_ci95"] = list(wilson_interval(self.success, self.goals))
             result["goals"] = self.goals
+        for name, sums in self._known_signals().items():
+            result |= {f"signal_{name}_mean": float(sums.mean()), f"signal_{name}_ci95": _finite(t_interval(sums))}
         return result
+
+    def _known_signals(self) -> dict[str, Tensor]:
+        """Of each signal the episodes in which all of it was finite, where there are any."""
+        finite = {name: sums[sums.isfinite()] for name, sums in self.signals.items()}
+        return {name: sums for name, sums in finite.items() if len(sums)}
 
     def summary(self) -> str:
         """One line for people."""
@@ -99,6 +108,9 @@ class Evaluation:
         if self.success is not None and self.goals is not None:
             bottom, top = wilson_interval(self.success, self.goals)
             parts.append(f"success {self.success:.1%} ({bottom:.1%} to {top:.1%}, {self.goals} goals)")
+        for name, sums in self._known_signals().items():
+            least, most = t_interval(sums)
+            parts.append(f"{name} {float(sums.mean()):.4g} ({least:.4g} to {most:.4g})")
         parts.append(f"length {float(self.lengths.double().mean()):.1f}")
         parts.append(f"{self.episodes} episodes")
         return ", ".join([*parts, left_out] if left_out else parts)
@@ -164,6 +176,7 @@ def evaluate(
         broken=sum(r.broken for r in results),
         successes=sum(r.successes or 0.0 for r in known) if known else None,
         goals=sum(r.goals or 0 for r in known) if known else None,
+        signals={name: torch.cat([r.signals[name] for r in results]) for name in results[0].signals},
     )
 
 
@@ -216,6 +229,7 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
     goals = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
     running, sound = torch.ones(2, n, dtype=torch.bool, device=device)  # [N] each
     reports_success = False
+    signals: dict[str, Tensor] = {}  # [N] each
 
     controller = Controller(policy, env)
     obs, check = reset_at(env, stage, seed), StepCheck(env)
@@ -228,6 +242,8 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running
+        for name, value in (step.signals or {}).items():
+            signals[name] = signals.get(name, torch.zeros_like(returns)) + torch.where(running, value.double(), 0.0)
         sound &= (step.reward.abs() < UNUSABLE) | ~running  # false for NaN, too
         ended = running & done & sound
         if "success" in step.log:
@@ -249,6 +265,7 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
         broken=int((~sound).sum()),
         successes=float(successes.sum()) if reports_success else None,
         goals=round(float(goals.sum())) if reports_success else None,
+        signals={name: sums[finished].cpu() for name, sums in signals.items()},
     )
 
 

@@ -317,6 +317,7 @@ class Training:
             figures["eval/length"] = float(result.lengths.double().mean())
         if result.success is not None:
             figures["eval/success"] = result.success
+        figures |= {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.signals.items() if len(sums)}
         return figures
 
     def _stage(self) -> Stage | None:

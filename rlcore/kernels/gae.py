@@ -37,8 +37,9 @@ def _gae_kernel(
 
 
 def gae(
-    rewards: Tensor, values: Tensor, next_values: Tensor, done: Tensor, gamma: float, gae_lambda: float
-) -> tuple[Tensor, Tensor]:
+    rewards: Tensor, values: Tensor, next_values: Tensor, done: Tensor, gamma: float, gae_lambda: float,
+    survival: None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """See ``returns.gae``."""
     parts = [part.contiguous() for part in (rewards, values, next_values)]
     advantages, returns = torch.empty_like(parts[0]), torch.empty_like(parts[0])

@@ -1,0 +1,500 @@
+"""Limits on costs: the tasks that give them, what is measured, the multipliers, and the advantages they weigh."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig, Step
+from rlcore.config import from_dict
+from rlcore.envs import make_env
+from rlcore.envs.classic import Pendulum
+from rlcore.envs.constrained import Budget, Detour
+from rlcore.learn import resume, snapshot
+from rlcore.safety import CostConfig, Safety, SafetyConfig
+from rlcore.signals import SignalConfig
+from rlcore.train.algorithms import find
+from rlcore.train.arguments import UsageError, parse, split_words
+from rlcore.train.config import TrainConfig, config_class
+
+# The tasks
+
+
+def test_budget_pays_effort_and_charges_its_square() -> None:
+    env = Budget(4, seed=0, max_episode_length=3)
+    assert env.reset()["policy"].tolist() == [[0.0]] * 4
+    for t in range(1, 7):
+        step = env.step(torch.tensor([[-0.7], [0.5], [0.8], [1.7]]))
+        assert step.signals is not None and step.final_obs is not None
+        assert step.reward.tolist() == pytest.approx([0.0, 0.5, 0.8, 1.0])
+        assert step.signals["cost"].tolist() == pytest.approx([0.0, 0.25, 0.64, 1.0])
+        assert bool(step.truncated.all()) == (t % 3 == 0) and not step.terminated.any()
+        assert step.obs["policy"][0].item() == pytest.approx(t % 3 / 3)
+        assert step.final_obs["policy"][0].item() == pytest.approx(((t - 1) % 3 + 1) / 3)
+
+
+def test_no_unequal_effort_beats_the_closed_form() -> None:
+    """A hundred random ways to spend a cost of 25 in 100 steps, and the equal one."""
+    ways = torch.rand(100, 100, generator=torch.Generator().manual_seed(0))  # [N, T]
+    ways = ways * (25 / ways.square().sum(1, keepdim=True)).sqrt()
+    ways[0] = 0.5
+    env, returns, costs = Budget(100), torch.zeros(100), torch.zeros(100)
+    env.reset()
+    for t in range(100):
+        step = env.step(ways[:, t : t + 1])
+        assert step.signals is not None
+        returns, costs = returns + step.reward, costs + step.signals["cost"]
+    assert returns[0].item() == pytest.approx(50, abs=1e-3) and costs[0].item() == pytest.approx(25, abs=1e-3)
+    assert (returns[1:] < 50).all()
+    assert (costs <= 25.01).all()
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_the_straight_way_of_detour_is_short_and_forbidden(around: bool) -> None:
+    env = Detour(8, seed=0)
+    obs, cost, total = env.reset(), torch.zeros(8), torch.zeros(8)
+    assert (obs["policy"][:, 0] == -1).all() and obs["policy"][:, 1].unique().numel() == 8
+    for t in range(80):
+        position = obs["policy"]  # [8, 2]
+        target = torch.tensor([1.0, 0.0]).expand(8, 2)
+        if around and t < 30:
+            target = torch.tensor([0.0, 0.8] if t < 24 else [0.5, 0.5]).expand(8, 2)
+        step = env.step((target - position) / env.dt)
+        assert step.signals is not None
+        inside = (position + env.dt * ((target - position) / env.dt).clamp(-1, 1)).norm(dim=1) < 0.4
+        assert torch.equal(step.signals["cost"], inside.float())
+        cost, total, obs = cost + step.signals["cost"], total + step.reward, step.obs
+    assert step.truncated.all() and (step.log["success"] == torch.ones(8)).all()
+    assert (cost == 0).all() if around else (cost > 10).all()
+    assert step.final_obs is not None and (step.final_obs["policy"] - torch.tensor([1.0, 0.0])).norm(dim=1).max() < 0.1
+
+
+@pytest.mark.parametrize("task", ["Budget", "Detour"])
+def test_an_episode_goes_on_from_saved_state(task: str) -> None:
+    env: Any = make_env(task, 4, seed=3, max_episode_length=5)
+    env.reset()
+    action = torch.full((4, env.action_space.shape[0]), 0.3)
+    env.step(action)
+    saved = copy.deepcopy(env.state_dict())
+    other: Any = make_env(task, 4, seed=8, max_episode_length=5)
+    other.load_state_dict(saved)
+    for _ in range(12):
+        one, two = env.step(action), other.step(action)
+        assert torch.equal(one.obs["policy"], two.obs["policy"]) and torch.equal(one.reward, two.reward)
+        assert torch.equal(one.signals["cost"], two.signals["cost"])
+    assert env.render().shape == (300, 400, 3)
+    with pytest.raises(ValueError, match=f"{task}: action is torch.float32 of shape"):
+        env.step(torch.zeros(4, 3))
+
+
+# What is measured
+
+
+def columns(cost: Tensor, done: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
+    """A rollout's, ``[T, N]`` each."""
+    data = {"signal_a": cost, "signal_b": 2 * cost, "terminated": done, "truncated": torch.zeros_like(done)}
+    return data if valid is None else {**data, "terminated": done | ~valid, "valid": valid}
+
+
+def limited(**changes: Any) -> SafetyConfig:
+    costs = {"a": CostConfig(limit=3.0), "b": CostConfig(limit=0.5, kind="per_step")}
+    return SafetyConfig(costs=costs, **changes)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_costs_are_those_of_a_loop_over_episodes(skips: bool) -> None:
+    """Across rollouts, with numbers that are none and, as with NEXT_STEP autoreset, rows that are no steps."""
+    draw = torch.Generator().manual_seed(1)
+    safety = Safety(limited(), 6, True)
+    flight, broken = [0.0] * 6, [False] * 6
+    before = torch.zeros(6, dtype=torch.bool)
+    seen = 0
+    for rollout in range(8):
+        cost, done = torch.rand(5, 6, generator=draw), torch.rand(5, 6, generator=draw) < 0.3
+        valid = torch.ones(5, 6, dtype=torch.bool)
+        if rollout == 4:
+            cost[2, 1] = math.nan
+        if rollout == 6:
+            done[:] = False
+        for t in range(5 if skips else 0):
+            valid[t] = ~before
+            done[t] &= valid[t]
+            before = done[t]
+        found = safety.measure(columns(cost, done, valid if skips else None))
+        episodes: list[tuple[int, float]] = []
+        spoilt: set[int] = set()
+        for n in range(6):
+            for t in range(5):
+                if not valid[t, n]:
+                    continue
+                flight[n] += float(cost[t, n])
+                if done[t, n]:
+                    episodes.append((n, flight[n]))
+                    spoilt |= {n} if math.isnan(flight[n]) else set()
+                    flight[n] = 0.0
+        sums = [value for n, value in episodes if n not in spoilt]
+        if sums:
+            assert found[0].item() == pytest.approx(sum(sums) / len(sums), rel=1e-5)
+            seen += len(sums)
+        else:
+            assert math.isnan(found[0].item())
+        steps = valid & cost.isfinite()
+        assert found[1].item() == pytest.approx(2 * cost[steps].mean().item(), rel=1e-5)
+    assert seen > 20 and not any(broken)
+
+
+# The multipliers
+
+
+def test_pid_is_a_float64_loop() -> None:
+    """Two costs, of which one is not measured now and then; its controller waits."""
+    config = SafetyConfig(costs={"a": CostConfig(limit=25.0), "b": CostConfig(limit=0.0, scale=0.1)})
+    safety = Safety(config, 1, True)
+    draw = torch.Generator().manual_seed(0)
+    limits, scales = (25.0, 0.0), (25.0, 0.1)
+    state: list[dict[str, Any]] = [{"error": 0.0, "total": 0.0, "smooth": 0.0, "past": [0.0] * 10} for _ in limits]
+    expected = [0.0, 0.0]
+    reached = set()
+    for update in range(60):
+        high = (60.0, 0.05) if update < 20 else (20.0, 0.0) if update < 40 else (50.0, 0.3)
+        costs = [high[k] * float(torch.rand((), generator=draw)) for k in range(2)]
+        if update % 3 == 1:
+            costs[1] = math.nan
+        new = safety.controller(safety.multiplier, torch.tensor(costs))
+        for name, value in new.items():
+            old = safety.multiplier if name == "multiplier" else getattr(safety.controller, name)
+            old.copy_(torch.where(torch.tensor(costs).isfinite(), value, old))
+        for k, cost in enumerate(costs):
+            if math.isnan(cost):
+                continue
+            s, excess = state[k], (cost - limits[k]) / scales[k]
+            s["error"] = 0.95 * s["error"] + 0.05 * excess
+            s["total"] = min(max(s["total"] + 0.25 * excess, 0.0), 100.0)
+            s["smooth"] = 0.95 * s["smooth"] + 0.05 * cost / scales[k]
+            rise = max(s["smooth"] - s["past"].pop(0), 0.0)
+            s["past"].append(s["smooth"])
+            expected[k] = min(max(2.5 * s["error"] + s["total"] + 0.25 * rise, 0.0), 100.0)
+            reached.add(expected[k] > 0)
+        assert safety.multiplier.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert reached == {True, False}
+
+
+def test_at_a_limit_of_25_the_gains_are_those_of_omnisafe() -> None:
+    """0.1, 0.01 and 0.01 on the cost itself."""
+    config = SafetyConfig()
+    assert [gain / 25 for gain in (config.proportional, config.integral, config.derivative)] == [0.1, 0.01, 0.01]
+
+
+def test_lagrange_is_adam_on_the_multiplier() -> None:
+    config = SafetyConfig(method="lagrange", costs={"a": CostConfig(limit=25.0)})
+    safety = Safety(config, 1, True)
+    reference = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    adam = torch.optim.Adam([reference], lr=0.035)
+    draw, positive = torch.Generator().manual_seed(0), 0
+    for update in range(80):
+        cost = (80.0 if update < 30 else 25.0) * torch.rand(1, generator=draw)
+        for name, value in safety.controller(safety.multiplier, cost).items():
+            (safety.multiplier if name == "multiplier" else getattr(safety.controller, name)).copy_(value)
+        adam.zero_grad()
+        (-reference * (cost.double() - 25)).sum().backward()
+        adam.step()
+        with torch.no_grad():
+            reference.clamp_(min=0)
+        assert safety.multiplier.item() == pytest.approx(reference.item(), rel=1e-3, abs=1e-4)
+        positive += reference.item() > 0.1
+    assert positive > 20 and reference.item() < 0.9
+
+
+# Advantages and targets
+
+
+class Charged(Pendulum):
+    """A Pendulum whose torque and speed cost."""
+
+    def step(self, action: Tensor) -> Step:
+        step = super().step(action)
+        return step._replace(signals={"effort": action[:, 0].abs(), "speed": step.obs["policy"][:, 2].abs()})
+
+
+def charged(**changes: Any) -> PPOConfig:
+    costs = {"effort": CostConfig(limit=0.3, kind="per_step"), "speed": CostConfig(limit=2.0)}
+    defaults = {"num_steps": 10, "num_minibatches": 2, "safety": SafetyConfig(costs=costs)}
+    return PPOConfig(**{**defaults, **changes})
+
+
+def collect(agent: PPO) -> list[Step]:
+    obs, state, steps = agent.env.reset(2), agent.initial_state(), []
+    for _ in range(agent.num_steps):
+        action, state = agent.act(obs, state)
+        steps.append(agent.env.step(action))
+        agent.record(obs, action, state, steps[-1])
+        obs = steps[-1].obs
+    return steps
+
+
+@pytest.mark.parametrize("normalize", ["batch", "minibatch", "none"])
+@pytest.mark.parametrize("bootstrap", ["final_obs", "none"])
+def test_advantages_and_cost_targets_are_those_of_a_float64_loop(normalize: Any, bootstrap: Any) -> None:
+    """With time-outs in the rollout, a discount of the cost's own, and a signal that is priced besides."""
+    signals = {"effort": SignalConfig(gamma=0.8, gae_lambda=0.7)}
+    config = charged(signals=signals, normalize_advantage=normalize, timeout_bootstrap=bootstrap)
+    agent = PPO(Charged(8, seed=1, max_episode_length=7), config, seed=1)
+    agent.learn(3)
+    steps = collect(agent)
+    found: list[Any] = []
+    unroll = agent.critic.unroll
+    agent.critic.unroll = lambda *args: found.append(unroll(*args)) or found[-1]  # type: ignore[method-assign,func-returns-value,assignment]
+    batch, about = agent._targets(agent.next_obs)
+    values, timeouts = found[0][0].double(), found[0][1].double()  # [T + 1, N, 3], [T, N, 3]
+    assert sum(int(step.truncated.sum()) for step in steps) >= 8
+    table = torch.zeros(3, 10, 8, dtype=torch.float64)
+    returns = torch.zeros(10, 8, 2, dtype=torch.float64)
+    for column, (gamma, decay) in enumerate([(0.99, 0.95), (0.8, 0.7), (0.99, 0.95)]):
+        for n in range(8):
+            tail = 0.0
+            for t in reversed(range(10)):
+                step = steps[t]
+                assert step.signals is not None
+                gain = (step.reward, step.signals["effort"], step.signals["speed"])[column]
+                over = bool(step.truncated[n])
+                following = float((timeouts[t] if over else values[t + 1])[n, column])
+                if over and bootstrap == "none":
+                    following = 0.0
+                delta = float(gain[n]) + gamma * following - float(values[t, n, column])
+                tail = delta + (0.0 if over else gamma * decay * tail)
+                table[column, t, n] = tail
+                if column:
+                    returns[t, n, column - 1] = tail + float(values[t, n, column])
+    assert batch.signal_returns is not None
+    torch.testing.assert_close(batch.signal_returns.view(10, 8, 2).double(), returns, rtol=1e-4, atol=1e-4)
+    if normalize != "none":
+        table = (table - table.mean((1, 2), keepdim=True)) / table.std((1, 2), correction=0, keepdim=True)
+    first, second = (float(about[f"safety/{name}_multiplier"]) for name in ("effort", "speed"))
+    assert first > 0 and second > 0
+    expected = (table[0] - first * table[1] - second * table[2]) / (1 + first + second)
+    torch.testing.assert_close(batch.advantage.view(10, 8).double(), expected, rtol=1e-4, atol=1e-4)
+    assert about["safety/effort_limit"] == pytest.approx(0.3) and about["safety/speed_limit"] == 2
+    spent = torch.stack([step.signals["effort"] for step in steps if step.signals is not None]).mean()
+    assert about["safety/effort_cost"].item() == pytest.approx(spent.item(), rel=1e-5)
+
+
+def test_without_costs_nothing_changes() -> None:
+    agents: list[PPO] = []
+    rows: list[dict[str, float]] = []
+    for env in (Pendulum, Charged):
+        agents.append(PPO(env(8, seed=1), charged(safety=SafetyConfig(method="lagrange")), seed=1))
+        agents[-1].learn(3, on_report=lambda report: rows.append(report.metrics))
+    one, two = (agent.policy.state_dict() for agent in agents)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert not any(name.startswith("safety/") for row in rows for name in row)
+    assert not agents[0].safety.state_dict() and agents[0].critic.value.weight.shape[0] == 1
+
+
+@pytest.mark.parametrize("bootstrap", ["final_obs", "none"])
+def test_terminations_are_those_of_a_float64_loop(bootstrap: Any) -> None:
+    """Every step with a discount of its own, rewards of both signs, and a priced signal besides."""
+    costs = {"effort": CostConfig(limit=0.5, kind="per_step"), "speed": CostConfig(limit=1.0, kind="per_step")}
+    config = charged(
+        safety=SafetyConfig(costs=costs, method="cat", termination_max=0.6),
+        signals={"height": SignalConfig(weight=2.0, gamma=0.9)},
+        normalize_advantage="none", timeout_bootstrap=bootstrap, num_minibatches=1,
+    )  # fmt: skip
+
+    class Uneven(Charged):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            assert step.signals is not None
+            signals = {**step.signals, "height": step.obs["policy"][:, 0]}
+            return step._replace(reward=step.reward + 4.0, signals=signals)
+
+    agent = PPO(Uneven(8, seed=1, max_episode_length=7), config, seed=1)
+    agent.learn(3)
+    worst = agent.safety.worst.double()
+    steps = collect(agent)
+    found: list[Any] = []
+    unroll = agent.critic.unroll
+    agent.critic.unroll = lambda *args: found.append(unroll(*args)) or found[-1]  # type: ignore[method-assign,func-returns-value,assignment]
+    batch, about = agent._targets(agent.next_obs)
+    values, timeouts = found[0][0].double(), found[0][1].double()  # [T + 1, N, 2], [T, N, 2]
+    assert values.shape[-1] == 2
+    reward = torch.stack([step.reward for step in steps]).double()
+    table = torch.stack([torch.stack([s.signals[name] for name in costs]) for s in steps if s.signals]).double()
+    excess = (table - torch.tensor([0.5, 1.0]).view(1, 2, 1)).clamp(min=0)  # [T, K, N]
+    worst = 0.95 * worst + 0.05 * excess.amax((0, 2))
+    torch.testing.assert_close(agent.safety.worst.double(), worst, rtol=1e-5, atol=1e-6)
+    end = 0.6 * (excess / worst.view(1, 2, 1)).clamp(max=1).amax(1)  # [T, N]
+    assert (end > 0).any() and (end == 0).any() and (reward < 0).any() and (reward > 0).any()
+    expected, returns = torch.zeros(10, 8, dtype=torch.float64), torch.zeros(10, 8, 2, dtype=torch.float64)
+    for column, (gamma, weight) in enumerate([(0.99, 1.0), (0.9, 2.0)]):
+        for n in range(8):
+            tail = 0.0
+            for t in reversed(range(10)):
+                step, going = steps[t], 1 - float(end[t, n])
+                assert step.signals is not None
+                gain = float(step.signals["height"][n]) if column else float(reward[t, n])
+                if not column and gain > 0:
+                    gain *= going
+                over = bool(step.truncated[n])
+                following = float((timeouts[t] if over else values[t + 1])[n, column])
+                if over and bootstrap == "none":
+                    following = 0.0
+                delta = gain + gamma * going * following - float(values[t, n, column])
+                tail = delta + (0.0 if over else gamma * going * 0.95 * tail)
+                expected[t, n] += weight * tail
+                returns[t, n, column] = tail + float(values[t, n, column])
+    assert batch.signal_returns is not None
+    torch.testing.assert_close(batch.returns.view(10, 8).double(), returns[..., 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.signal_returns.view(10, 8).double(), returns[..., 1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(batch.advantage.view(10, 8).double(), expected, rtol=1e-4, atol=1e-4)
+    assert about["safety/effort_violations"].item() == pytest.approx((table[:, 0] > 0.5).double().mean().item())
+    assert about["safety/speed_cost"].item() == pytest.approx(table[:, 1].mean().item(), rel=1e-5)
+
+
+def test_without_an_excess_nothing_ends() -> None:
+    agents: list[PPO] = []
+    for costs in ({}, {"effort": CostConfig(limit=1e9, kind="per_step")}):
+        config = charged(safety=SafetyConfig(costs=costs, method="cat"))
+        agents.append(PPO(Charged(8, seed=1), config, seed=1))
+        agents[-1].learn(3)
+    one, two = (agent.policy.state_dict() for agent in agents)
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    assert agents[1].critic.value.weight.shape[0] == 1
+
+
+# Resume
+
+
+@pytest.mark.parametrize("method", ["pid", "lagrange", "cat"])
+def test_a_resumed_run_goes_on_bitwise(method: Any) -> None:
+    """In the middle of episodes, whose costs so far go on too."""
+    costs = charged().safety.costs
+    if method == "cat":
+        costs = {name: dataclasses.replace(cost, kind="per_step") for name, cost in costs.items()}
+    config = charged(safety=SafetyConfig(costs=costs, method=method))
+    rows: list[dict[str, float]] = []
+
+    def build(seed: int) -> PPO:
+        return PPO(Charged(4, seed=seed, max_episode_length=35), config, seed=seed)
+
+    def keep(report: Any) -> None:
+        rows.append({name: value for name, value in report.metrics.items() if not name.startswith("time/")})
+
+    whole = build(1)
+    whole.learn(12, on_report=keep)
+    first = build(1)
+    content = copy.deepcopy(snapshot(first.env, first, first.learn(6, on_report=keep)))
+    second = build(7)
+    progress, exact = resume(second.env, second, content)
+    second.learn(12, progress=progress, on_report=keep)
+    assert exact and rows[:12] == rows[12:]
+    assert any("safety/speed_cost" in row for row in rows[6:12])
+    assert method == "cat" or rows[11]["safety/speed_multiplier"] > 0
+    for name, value in whole.safety.state_dict().items():
+        assert torch.equal(value, second.safety.state_dict()[name])
+
+
+def test_costs_of_episodes_that_do_not_go_on_are_forgotten() -> None:
+    agent = PPO(Charged(4, seed=1), charged(), seed=1)
+    agent.learn(2)
+    assert (agent.safety.running > 0).all()
+    agent.initial_state()
+    assert (agent.safety.running == 0).all()
+
+
+# Settings
+
+
+def test_costs_are_set_by_name_on_the_command_line() -> None:
+    words = "--agent.safety.costs.cost.limit 25 --agent.safety.costs.heat.limit=0.1 "
+    words += "agent.safety.costs.heat.kind=per_step --agent.safety.method lagrange"
+    pairs = split_words(words.split(), TrainConfig, free="env")
+    safety = parse(TrainConfig, pairs, TrainConfig(task="Budget", agent=PPOConfig()), "rlcore train").agent.safety
+    assert safety.method == "lagrange"
+    assert safety.costs == {"cost": CostConfig(limit=25.0), "heat": CostConfig(limit=0.1, kind="per_step")}
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "limit": ({"costs": {"a": {"limit": "nan"}}}, r"safety\.costs\.a\.limit: nan is not possible; set a number"),
+    "infinite": ({"costs": {"a": {"limit": "inf"}}}, r"safety\.costs\.a\.limit: inf is not possible; set a number"),
+    "scale": ({"costs": {"a": {"scale": 0}}}, r"safety\.costs\.a\.scale: 0.0 is not possible; set a positive number"),
+    "kind": ({"costs": {"a": {"kind": "step"}}}, r"safety\.costs\.a\.kind: 'step' is not one of 'episode', 'per_step'"),
+    "method": ({"method": "cpo"}, r"safety\.method: 'cpo' is not one of 'pid', 'lagrange', 'cat'"),
+    "episode": ({"method": "cat", "costs": {"a": {}}}, r"costs\.a\.kind: 'episode' is not possible; cat limits single"),
+    "chance": ({"termination_max": 2}, r"safety\.termination_max: 2.0 is not possible; set more than 0, at most 1"),
+    "gain": ({"integral": -1}, r"safety\.integral: -1.0 is not possible; set 0 or more"),
+    "rate": ({"multiplier_rate": 0}, r"safety\.multiplier_rate: 0.0 is not possible; set a positive number"),
+    "max": ({"multiplier_max": "inf"}, r"safety\.multiplier_max: inf is not possible; set a positive number"),
+    "name": ({"costs": {"a": {"limt": 1}}}, r"unknown key 'safety\.costs\.a\.limt'; did you mean 'limit'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_impossible_setting_is_refused(case: str) -> None:
+    settings, message = REFUSED[case]
+    with pytest.raises(ConfigError, match=message):
+        from_dict(PPOConfig, {"safety": settings}, "file")
+
+
+def test_a_cost_has_no_weight_of_its_own() -> None:
+    with pytest.raises(
+        ConfigError, match=r"signals\.effort\.weight: -1.0 is not possible; safety\.costs\.effort weighs"
+    ):
+        charged(signals={"effort": SignalConfig(weight=-1.0)})
+
+
+def test_a_cost_that_the_env_does_not_give_is_named() -> None:
+    for method, env, remedy in (
+        ("pid", Budget, "did you mean 'cost'"), ("cat", Budget, "did you mean"), ("pid", Pendulum, "it gives none"),
+    ):  # fmt: skip
+        safety = SafetyConfig(costs={"costs": CostConfig(kind="per_step")}, method=method)  # type: ignore[arg-type]
+        config = PPOConfig(num_steps=5, num_minibatches=1, safety=safety)
+        with pytest.raises(ConfigError, match=rf"agent\.safety\.costs: the env gives no signal 'costs'; {remedy}"):
+            PPO(env(8, seed=1), config, seed=1).learn(1)
+
+
+@pytest.mark.parametrize("algo", ["sac", "ddpg"])
+def test_other_algorithms_say_what_is_missing(algo: str) -> None:
+    words = ["--agent.safety.costs.cost.limit", "25"]
+    with pytest.raises(UsageError, match=r"unknown setting --agent\.safety\.costs\.cost\.limit; .* ppo$"):
+        split_words(words, config_class(algo), free="env")
+    with pytest.raises(ConfigError, match=r"file: unknown key 'safety'; limits on costs need ppo$"):
+        from_dict(find(algo).config, {"safety": {}}, "file")
+    split_words(words, config_class("ppo"), free="env")
+
+
+# Learning
+
+
+def last_means(safety: SafetyConfig, *names: str) -> list[float]:
+    """What PPO comes to on a Budget of 20 steps, where full effort costs 20: means over its last 10 iterations."""
+    net = NetworkConfig(hidden_dims=(16,), activation="tanh")
+    config = PPOConfig(
+        num_steps=20, num_minibatches=2, learning_rate=3e-3, lr_schedule="constant", entropy_coef=0.0,
+        init_std=0.4, actor=net, critic=net, normalize_value=True, safety=safety,
+    )  # fmt: skip
+    rows: list[dict[str, float]] = []
+    agent = PPO(Budget(64, seed=1, max_episode_length=20), config, seed=1)
+    agent.learn(60, on_report=lambda report: rows.append(report.metrics))
+    return [sum(row[name] for row in rows[-10:]) / 10 for name in names]
+
+
+def test_limits_are_held_that_plain_ppo_overshoots() -> None:
+    """Within a cost of 5 for an episode the best is a return of 10."""
+    names = ("rollout/episode_return", "signal/cost_episode")
+    _, plain = last_means(SafetyConfig(), *names)
+    gain, cost = last_means(SafetyConfig(costs={"cost": CostConfig(limit=5.0)}), *names)
+    assert plain > 10
+    assert abs(cost - 5) < 1 and gain > 8
+
+
+def test_steps_over_a_limit_become_few_with_terminations() -> None:
+    """Where plain PPO is over it in most steps; within a cost of 0.25 a step pays 0.5."""
+    costs = {"cost": CostConfig(limit=0.25, kind="per_step")}
+    gain, share = last_means(SafetyConfig(method="cat", costs=costs), "rollout/reward", "safety/cost_violations")
+    assert share < 0.35 and gain > 0.38
