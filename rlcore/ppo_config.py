@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlcore.actor_critic import ActorCriticConfig
+from rlcore.arrays import arrays
 from rlcore.config import ConfigError, check, check_positive
 from rlcore.safety import SafetyConfig
 from rlcore.signals import SignalConfig
@@ -178,8 +179,9 @@ def rate_by_kl(rate: Tensor, kl: Tensor, config: PPOConfig) -> Tensor:
         kl: how far the policy moved from the one that collected the rollout, a scalar.
         config: settings; ``kl_band`` times ``desired_kl`` is neither.
     """
-    slower = (rate / config.kl_factor).clamp(min=config.lr_min)
-    faster = (rate * config.kl_factor).clamp(max=config.lr_max)
-    too_far = kl > config.kl_band[1] * config.desired_kl
-    too_near = (kl < config.kl_band[0] * config.desired_kl) & (kl > 0)
-    return torch.where(too_far, slower, torch.where(too_near, faster, rate))
+    xp, before, divergence = arrays(rate.view(1), kl.view(1))
+    slower = xp.clip(before / config.kl_factor, config.lr_min, None)
+    faster = xp.clip(before * config.kl_factor, None, config.lr_max)
+    too_far = divergence > config.kl_band[1] * config.desired_kl
+    too_near = (divergence < config.kl_band[0] * config.desired_kl) & (divergence > 0)
+    return torch.as_tensor(xp.where(too_far, slower, xp.where(too_near, faster, before))).view(())

@@ -105,7 +105,7 @@ NETWORKS = {
 ALONE: dict[str, Callable[[], nn.Module]] = {
     **{name: lambda net=net: ppo_policy(SPEC, PPOConfig(actor=net)) for name, net in NETWORKS.items()},  # type: ignore[misc]
     "sac": lambda: sac_policy(SPEC, SACConfig()),
-    "critics": lambda: Critics(3 + 2, SACConfig()),
+    "critics": lambda: Critics(SPEC, SACConfig(), sac_policy(SPEC, SACConfig())),
 }
 
 

@@ -105,7 +105,7 @@ def test_what_is_missing_or_odd_says_nothing(tmp_path: Path) -> None:
 LIMITED = """
 import resource
 import torch
-from rlcore import ConfigError, memory, replay
+from rlcore import ConfigError, device_memory, replay
 from rlcore.device_memory import free_memory, size_text
 
 cpu = torch.device("cpu")
@@ -120,7 +120,7 @@ def refusal():
         return str(error)
 
 print(refusal())
-memory.free_memory = lambda device: None
+device_memory.free_memory = lambda device: None
 print(refusal())
 """
 

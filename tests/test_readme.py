@@ -28,7 +28,7 @@ def test_python_snippets_run(number: int, tmp_path: Path) -> None:
 
 
 def test_shell_snippets_run_one_after_the_other(tmp_path: Path) -> None:
-    assert len(SHELL) == 10
+    assert len(SHELL) == 11
     for line in SHELL:
         # Shorter than the real thing, but the same command.
         short = re.sub(r"(rlcore train --task (CartPole|Memory))", r"\1 --num-iterations 3", line)
