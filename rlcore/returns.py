@@ -67,9 +67,10 @@ def gae(
     delta = rewards + gamma * next_values - values  # [T, N]
     tail = torch.zeros_like(delta[0])  # [N]
     tails: list[Tensor] = []
-    for t in reversed(range(len(delta))):
-        following = tail if survival is None else survival[t] * tail
-        tail = torch.where(done[t], delta[t], torch.add(delta[t], following, alpha=gamma * gae_lambda))
+    chances = [None] * len(delta) if survival is None else list(survival.unbind())
+    for step, over, chance in zip(reversed(delta.unbind()), reversed(done.unbind()), reversed(chances), strict=True):
+        following = tail if chance is None else chance * tail
+        tail = torch.where(over, step, torch.add(step, following, alpha=gamma * gae_lambda))
         tails.append(tail)
     advantages = torch.stack(tails[::-1])
     return advantages, advantages + values
