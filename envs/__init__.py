@@ -165,6 +165,7 @@ def _unknown_task(task: str) -> str:
     # By name: once rlcore.envs.gymnasium is loaded, a bare `gymnasium` in this file would mean that adapter.
     from gymnasium.envs.registration import registry
 
+    importlib.import_module("rlcore.envs.gym_costs")  # which registers some
     nearest = nearest_names(task, TASKS)
     if task in registry:
         nearest = [GYM_PREFIX + task, *nearest]

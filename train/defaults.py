@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 
+import rlcore.envs.gym_costs  # noqa: F401  registers tasks
 from rlcore.agent import Algorithm
 from rlcore.config import ConfigError, from_dict, load_yaml, nearest, to_dict
 from rlcore.envs.launch import SIMULATORS, simulator_of

@@ -12,6 +12,7 @@ import gymnasium
 from rich.console import Console
 from rich.table import Table
 
+import rlcore.envs.gym_costs  # noqa: F401  registers tasks
 from rlcore.env import spec_of
 from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, own_env
 from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, simulator_of
