@@ -65,6 +65,9 @@ class SafetyConfig:
     """Its gain on the sum of excesses so far, which does not fall below 0."""
     derivative: float = 0.25
     """Its gain on the rise of the cost, smoothed, over 10 updates."""
+    excess_max: float = math.inf
+    """Largest excess and rise that count for the PID controller, in multiples of the cost's scale; 1 keeps the sum of
+    excesses from winding up where a cost begins far above its limit, as that of an untrained policy may."""
     multiplier_rate: float = 0.035
     """Adam's step size on a multiplier."""
     penalty: float = 20.0
@@ -79,6 +82,7 @@ class SafetyConfig:
         for key in ("proportional", "integral", "derivative"):
             check(0 <= getattr(self, key) < math.inf, key, getattr(self, key), "set 0 or more")
         check_positive(self, "multiplier_rate", "multiplier_max", "penalty")
+        check(self.excess_max > 0, "excess_max", self.excess_max, "set more than 0, or inf for no limit")
         check(0 < self.termination_max <= 1, "termination_max", self.termination_max, "set more than 0, at most 1")
         for name, cost in self.costs.items():
             single = self.method != "cat" or cost.kind == "per_step"
@@ -115,11 +119,11 @@ class PID(nn.Module):
     def forward(self, multiplier: Tensor, cost: Tensor) -> dict[str, Tensor]:
         """What the state becomes, by name, once costs ``[K]`` have been measured; ``multiplier`` is that to act by."""
         config = self.config
-        now = (cost - self.limit) / self.scale
+        now = ((cost - self.limit) / self.scale).clamp(max=config.excess_max)
         error = SMOOTHING * self.error + (1 - SMOOTHING) * now
         total = (self.total + config.integral * now).clamp(0.0, config.multiplier_max)
         smooth = SMOOTHING * self.cost + (1 - SMOOTHING) * cost / self.scale
-        rise = (smooth - self.history[0]).clamp(min=0.0)
+        rise = (smooth - self.history[0]).clamp(0.0, config.excess_max)
         multiplier = config.proportional * error + total + config.derivative * rise
         history = torch.cat([self.history[1:], smooth.unsqueeze(0)])
         return {

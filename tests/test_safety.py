@@ -163,9 +163,11 @@ def test_costs_are_those_of_a_loop_over_episodes(skips: bool) -> None:
 # The multipliers
 
 
-def test_pid_is_a_float64_loop() -> None:
+@pytest.mark.parametrize("most", [math.inf, 0.5])
+def test_pid_is_a_float64_loop(most: float) -> None:
     """Two costs, of which one is not measured now and then; its controller waits."""
-    config = SafetyConfig(costs={"a": CostConfig(limit=25.0), "b": CostConfig(limit=0.0, scale=0.1)})
+    costs = {"a": CostConfig(limit=25.0), "b": CostConfig(limit=0.0, scale=0.1)}
+    config = SafetyConfig(costs=costs, excess_max=most)
     safety = Safety(config, 1, True)
     draw = torch.Generator().manual_seed(0)
     limits, scales = (25.0, 0.0), (25.0, 0.1)
@@ -184,11 +186,11 @@ def test_pid_is_a_float64_loop() -> None:
         for k, cost in enumerate(costs):
             if math.isnan(cost):
                 continue
-            s, excess = state[k], (cost - limits[k]) / scales[k]
+            s, excess = state[k], min((cost - limits[k]) / scales[k], most)
             s["error"] = 0.95 * s["error"] + 0.05 * excess
             s["total"] = min(max(s["total"] + 0.25 * excess, 0.0), 100.0)
             s["smooth"] = 0.95 * s["smooth"] + 0.05 * cost / scales[k]
-            rise = max(s["smooth"] - s["past"].pop(0), 0.0)
+            rise = min(max(s["smooth"] - s["past"].pop(0), 0.0), most)
             s["past"].append(s["smooth"])
             expected[k] = min(max(2.5 * s["error"] + s["total"] + 0.25 * rise, 0.0), 100.0)
             reached.add(expected[k] > 0)
@@ -535,6 +537,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "penalty": ({"penalty": 0}, r"safety\.penalty: 0.0 is not possible; set a positive number"),
     "gain": ({"integral": -1}, r"safety\.integral: -1.0 is not possible; set 0 or more"),
+    "most": ({"excess_max": 0}, r"safety\.excess_max: 0.0 is not possible; set more than 0, or inf for no limit"),
     "rate": ({"multiplier_rate": 0}, r"safety\.multiplier_rate: 0.0 is not possible; set a positive number"),
     "max": ({"multiplier_max": "inf"}, r"safety\.multiplier_max: inf is not possible; set a positive number"),
     "name": ({"costs": {"a": {"limt": 1}}}, r"unknown key 'safety\.costs\.a\.limt'; did you mean 'limit'"),
