@@ -35,8 +35,12 @@ def print_env_options(task: str | None) -> None:
         print("\nenv options, written --env.NAME VALUE, are those of the task: rlcore train --task TASK --help")
         return
     options = env_options(task)
-    if options:
-        print(f"\nenv options of {task}, written --env.NAME VALUE or env.NAME=VALUE")
+    options["costs.NAME.SETTING"] = (
+        "none",
+        "signals of one's own: SETTING is observation, reward or state, the name of what is read; index; above; "
+        "excess. See docs/safety.md",
+    )
+    print(f"\nenv options of {task}, written --env.NAME VALUE or env.NAME=VALUE")
     for name, (default, text) in options.items():
         shown, about = ("others", text) if name.startswith("*") else (name, f"{text} (default: {default})".strip())
         about = about.replace("``", "`")
