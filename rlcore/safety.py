@@ -267,8 +267,10 @@ class Safety(nn.Module):
         An episode's excess counts by 1 - gamma in each of its steps (Zhang et al. 2022, arXiv:2205.11814), a step's as
         it is. Where no episode ended the one before stays.
         """
-        share = torch.where(self.per_step, 1.0, 1 - torch.tensor(gammas, device=cost.device))
-        excess = share * (cost - self.limit)
+        share = [
+            1.0 if x.kind == "per_step" else 1 - g for x, g in zip(self.config.costs.values(), gammas, strict=True)
+        ]
+        excess = torch.stack([part * over for part, over in zip(share, (cost - self.limit).unbind(), strict=True)])
         if self.standardize:
             advantages = standardized(advantages, learned)
             excess = excess / torch.stack([moments(column, learned)[1] for column in of_costs.unbind()])
