@@ -99,6 +99,19 @@ def value_loss(values: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
     return (weight.unsqueeze(-1) * (values - returns).square()).mean((0, 1)).sum()
 
 
+def cost_penalty(distribution: Distribution, samples: Samples, excess: Tensor, clip_range: float) -> Tensor:
+    """P3O's penalty of K costs (Zhang et al. 2022, arXiv:2205.11814), before its factor kappa, which is 20 there.
+
+    ``sum_k ReLU(E[max(r A_k, clip(r) A_k)] + excess_k)`` with ratios r of probabilities and the excess over the limit
+    ``(1 - gamma) (J_k - d_k)`` in the unit of the advantages, ``[K]``: 0 where the step keeps within the limit.
+    """
+    ratio, advantage = (distribution.log_prob(samples.action) - samples.log_prob).exp(), samples.cost_advantage
+    assert advantage is not None  # [L, B, K]
+    ratio = ratio.unsqueeze(-1)
+    worst = torch.maximum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+    return ((samples.weight.unsqueeze(-1) * worst).mean((0, 1)) + excess).relu().sum()
+
+
 # --- Critics that predict the mean return ----------------------------------------------------------------------------
 
 

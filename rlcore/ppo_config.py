@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,6 +16,8 @@ from rlcore.config import ConfigError, check, check_positive
 from rlcore.safety import SafetyConfig
 from rlcore.signals import SignalConfig
 from rlcore.types import Mode
+
+_log = logging.getLogger(__name__)
 
 SMALL_MINIBATCH = 32
 """Samples under which a minibatch's gradient and the standardized advantages in it are mostly noise."""
@@ -125,7 +128,7 @@ class PPOConfig(ActorCriticConfig):
 
 
 def sequences_of(config: PPOConfig, num_envs: int, recurrent: bool) -> tuple[int, int]:
-    """Steps of a sequence, and how many sequences a rollout has.
+    """Steps of a sequence, and how many sequences a rollout has; warns of small minibatches.
 
     A feed-forward network learns from sequences of one step, so that there is one text for both.
 
@@ -136,6 +139,8 @@ def sequences_of(config: PPOConfig, num_envs: int, recurrent: bool) -> tuple[int
     number = num_envs * config.num_steps // length
     remedy = f"it must divide the {number} sequences of {length} steps in a rollout"
     check(number % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
+    if too_small := small_minibatches(config, num_envs):
+        _log.warning(too_small)
     return length, number
 
 

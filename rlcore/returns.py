@@ -78,10 +78,16 @@ def gae(
 
 def standardized(x: Tensor, learned: Tensor) -> Tensor:
     """Bring ``x`` ``[...]``, where bool ``learned`` says so, to zero mean and unit deviation."""
+    mean, deviation = moments(x, learned)
+    return (x - mean) / deviation
+
+
+def moments(x: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, which is not 0, of ``x`` ``[...]`` where bool ``learned`` says so; scalars."""
     number = learned.sum()
     mean = x.where(learned, 0.0).sum() / number
     deviation = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
-    return (x - mean) / (deviation + 1e-8)
+    return mean, deviation + 1e-8
 
 
 def filled(x: Tensor, learned: Tensor) -> Tensor:

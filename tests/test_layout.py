@@ -24,7 +24,7 @@ PACKAGES = {
     "rlcore.train.importers": "train/importers",
     "rlcore.export": "export",
 }
-FOLDERS = {*(folder for folder in PACKAGES.values() if "/" not in folder), "benchmarks", "examples", "tests"}
+FOLDERS = {*(folder for folder in PACKAGES.values() if "/" not in folder), "benchmarks", "docs", "examples", "tests"}
 PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made or laid beside the project
 
 # A module of the core may import its own layer and those below; algorithms never import each other.
