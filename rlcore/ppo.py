@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.actor_critic import Critic, build_policy
 from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import settings_of
+from rlcore.critics import Critic
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
 from rlcore.learn import Progress, Report, learn
@@ -25,8 +25,8 @@ from rlcore.losses import ppo_loss, value_loss
 from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
 from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
-from rlcore.ppo_config import PPOConfig as PPOConfig
-from rlcore.ppo_config import linear_rate, rate_by_kl, sequences_of, small_minibatches
+from rlcore.policies import ActorPolicy
+from rlcore.ppo_config import PPOConfig, linear_rate, rate_by_kl, sequences_of, small_minibatches
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
 from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled, without_burn_in
@@ -61,7 +61,7 @@ class PPO:
         if seed is not None:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
-        self.policy = build_policy(spec, config).to(device)
+        self.policy = ActorPolicy(spec, config).to(device)
         self.safety = Safety(config.safety, env.num_envs, config.normalize_advantage != "none").to(device)
         known = (config.gamma, config.gae_lambda, config.normalize_value, self.safety.priced, self.safety.names)
         self.signals = SignalColumns(config.signals, *known).to(device)

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlcore.actor_critic import ActorCriticConfig
+from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.arrays import arrays
 from rlcore.config import ConfigError, check, check_positive
 from rlcore.safety import SafetyConfig

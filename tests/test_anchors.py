@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rlcore import DDPG, PPO, SAC, DDPGConfig, EnvSpec, NetworkConfig, PPOConfig, SACConfig
-from rlcore.actor_critic import build_policy as ppo_policy
 from rlcore.critics import Critics
 from rlcore.envs import make_env
+from rlcore.policies import ActorPolicy
 from rlcore.recurrent import RNNConfig
 from rlcore.sac import build_policy as sac_policy
 
@@ -103,7 +103,7 @@ NETWORKS = {
     "recurrent": NetworkConfig(hidden_dims=(8,), rnn=RNNConfig(type="gru", hidden_size=4)),
 }
 ALONE: dict[str, Callable[[], nn.Module]] = {
-    **{name: lambda net=net: ppo_policy(SPEC, PPOConfig(actor=net)) for name, net in NETWORKS.items()},  # type: ignore[misc]
+    **{name: lambda net=net: ActorPolicy(SPEC, PPOConfig(actor=net)) for name, net in NETWORKS.items()},  # type: ignore[misc]
     "sac": lambda: sac_policy(SPEC, SACConfig()),
     "critics": lambda: Critics(SPEC, SACConfig(), sac_policy(SPEC, SACConfig())),
 }
