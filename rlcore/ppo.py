@@ -95,7 +95,7 @@ class PPO:
         self.raw_groups = tuple(dict.fromkeys((*self.policy.raw_shapes, *self.critic.raw_shapes)))
         self.notes = unread(spec, (*self.policy.groups, *self.critic.groups, *self.raw_groups))
         self._begin = Captured(self._begin_sequence, config.mode, device)
-        self._act = Captured(self._choose, config.mode, device)
+        self._act = Captured(self._choose, config.mode, device, before=self.anchors.check_policy)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
         self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
@@ -211,7 +211,7 @@ class PPO:
         """
         if self.config.lr_schedule == "linear":
             self.learning_rate.fill_(linear_rate(self.config, self.iteration, self.num_iterations))
-        self.anchors.check(self)
+        self.anchors.check()
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
