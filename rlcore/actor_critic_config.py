@@ -14,8 +14,9 @@ from rlcore.networks import NetworkConfig
 class ActorCriticConfig:
     """What actor and critic read, and how they are built."""
 
-    normalize_obs: bool = True
-    """Bring observations to zero mean and unit deviation, by running statistics inside the policy."""
+    normalize_obs: bool | tuple[str, ...] = True
+    """Bring observations to zero mean and unit deviation, by running statistics inside the policy: all vectors, none
+    (false), or those of the groups that are named. Images are scaled by their encoder in any case."""
     clip_obs: float | None = 10.0
     """Largest magnitude of a normalized observation; none for no limit."""
     actor: NetworkConfig = field(default_factory=NetworkConfig)

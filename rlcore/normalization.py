@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,44 @@ class RunningNormalizer(nn.Module):
         return y * (self.var.sqrt() + self.epsilon) + self.mean
 
 
+class GroupNormalizer(RunningNormalizer):
+    """Normalizes some of the features, and leaves the others as they come.
+
+    It has the statistics of all.
+
+    Args:
+        normalized: bool ``[size]``, which features are normalized.
+        clip: largest magnitude of a normalized value; None for no limit. The others have none.
+    """
+
+    normalized: Tensor  # bool [size]
+
+    def __init__(self, normalized: Tensor, clip: float | None = None) -> None:
+        super().__init__(len(normalized), clip=clip)
+        self.register_buffer("normalized", normalized, persistent=False)  # it follows from the configuration
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take a batch ``[B, size]`` into the statistics."""
+        super().update(x)
+        self.outliers[0].masked_fill_(~self.normalized, 0.0)  # of what is not limited nothing is told
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``[..., size]``, where features are to be."""
+        return torch.where(self.normalized, super().forward(x), x)
+
+    def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalize ``[B, size]``, where features are to be; see ``usable``, without a limit for the others."""
+        y, first = super().usable(torch.where(self.normalized, x, self.mean))  # 0 for the others
+        z, other = usable(x.masked_fill(self.normalized, 0.0), None)
+        both = torch.minimum(first, other)
+        return y + z, torch.where(both < 0, torch.maximum(first, other), both)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Undo ``forward`` (but for what the clip cut off)."""
+        return torch.where(self.normalized, super().inverse(y), y)
+
+
 class ReturnScale(nn.Module):
     """What rewards are divided by so that returns have about unit deviation and stay within a limit.
 
@@ -272,9 +311,22 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
     return limited.where(good, 0.0), first.int()
 
 
-def make_normalizer(size: int, wanted: bool, clip: float | None) -> RunningNormalizer | NoNormalizer:
-    """The normalizer of observations ``[..., size]``, or what stands in its place."""
-    return RunningNormalizer(size, clip=clip) if wanted and size > 0 else NoNormalizer()
+def make_normalizer(
+    sizes: Mapping[str, int], wanted: bool | Sequence[str], clip: float | None
+) -> RunningNormalizer | NoNormalizer:
+    """The normalizer of observations, or what stands in its place.
+
+    Args:
+        sizes: of the groups that are joined, in their order.
+        wanted: ``normalize_obs`` of the settings: all, none, or the groups to normalize.
+        clip: largest magnitude of a normalized number; None for no limit.
+    """
+    chosen = [name for name, size in sizes.items() if size and (wanted if isinstance(wanted, bool) else name in wanted)]
+    if not chosen:
+        return NoNormalizer()
+    if sum(sizes[name] for name in chosen) == sum(sizes.values()):
+        return RunningNormalizer(sum(sizes.values()), clip=clip)
+    return GroupNormalizer(torch.cat([torch.full((size,), name in chosen) for name, size in sizes.items()]), clip)
 
 
 def denormalized(values: Tensor, normalizer: RunningNormalizer | None) -> Tensor:

@@ -113,8 +113,9 @@ class OffPolicyConfig:
     normalize_reward: bool = False
     """Divide rewards such that discounted returns have about unit deviation and none exceeds the upper end of
     value_range; by the statistics at the time of sampling, so that what is stored does not age."""
-    normalize_obs: bool = False
-    """Bring observations to zero mean and unit deviation, by running statistics inside the policy."""
+    normalize_obs: bool | tuple[str, ...] = False
+    """Bring observations to zero mean and unit deviation, by running statistics inside the policy: all vectors, none
+    (false), or those of the groups that are named. Images are scaled by their encoder in any case."""
     clip_obs: float | None = 10.0
     """Largest magnitude of a normalized observation; none for no limit."""
     actor: NetworkConfig = field(default_factory=_network)

@@ -19,7 +19,7 @@ from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.networks import Network, network_output, orthogonal_
 from rlcore.normalization import make_normalizer
-from rlcore.observations import choose_groups, concatenate, groups_of, images, vectors
+from rlcore.observations import check_normalized, choose_groups, concatenate, groups_of, images, vectors
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, State
 
@@ -47,7 +47,7 @@ class ActorPolicy(Policy):
 
     def __init__(self, spec: EnvSpec, config: ActorCriticConfig) -> None:
         super().__init__()
-        chosen, _ = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        chosen, others = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
         self.observation_sizes, image_shapes = vectors(spec, chosen), images(spec, chosen)
         self.groups = tuple(self.observation_sizes)
         self.mask = config.action_mask
@@ -55,7 +55,8 @@ class ActorPolicy(Policy):
             _check_mask(spec, self.mask)
         self.raw_shapes = {**image_shapes, **({} if self.mask is None else {self.mask: (spec.action_size,)})}
         size = sum(self.observation_sizes.values())
-        self.normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs)
+        check_normalized(spec, (*chosen, *others), config.normalize_obs)
+        self.normalizer = make_normalizer(self.observation_sizes, config.normalize_obs, config.clip_obs)
         self.trunk = Network(size, config.actor, image_shapes)
         features = self.trunk.size
         self.head: GaussianHead | CategoricalHead
@@ -221,11 +222,12 @@ class SquashedPolicy(Policy):
     def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
         super().__init__()
         low, high = action_bounds(spec, config)
-        chosen, _ = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        chosen, others = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
         self.observation_sizes, image_shapes = vectors(spec, chosen), images(spec, chosen)
         self.groups, self.raw_shapes = tuple(self.observation_sizes), image_shapes
         size = sum(self.observation_sizes.values())
-        self.normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs)
+        check_normalized(spec, (*chosen, *others), config.normalize_obs)
+        self.normalizer = make_normalizer(self.observation_sizes, config.normalize_obs, config.clip_obs)
         encoders = Encoders(image_shapes, config.actor.cnn, config.actor.init)
         self.trunk = Network(encoders.size + size, config.actor)
         self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)

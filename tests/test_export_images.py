@@ -173,6 +173,21 @@ def test_ranges_and_still_inputs_are_those_of_the_vectors(tmp_path: Path) -> Non
     assert facts["observation_size"] == 0 and "observation_min" not in facts
 
 
+def test_a_group_that_is_not_normalized_is_so_in_the_file(tmp_path: Path) -> None:
+    net = NetworkConfig(hidden_dims=(16,))
+    policy = ActorPolicy(BOX, PPOConfig(actor=net, actor_obs=("goal", "policy"), normalize_obs=("policy",)))
+    policy.normalizer.update(torch.cat([torch.zeros(4, 2), 9 * torch.randn(4, 3) + 5], -1))  # goal stood still
+    for part in policy.parameters():
+        nn.init.normal_(part, std=0.4)
+    report = export_onnx(policy.eval(), BOX, tmp_path / "policy.onnx", recording=recorded(policy))
+    assert report.parity.passed and report.notes == ()
+    obs = torch.tensor([[2.0, -3.0, 1.0, 0.0, 1.0]])
+    seen = (obs - policy.normalizer.mean) / (policy.normalizer.var.sqrt() + 0.01)
+    seen = torch.cat([obs[:, :2], seen[:, 2:]], -1).unsqueeze(0)  # [1, 1, O]
+    expected = policy.limit(policy.distribution(seen)[0].mode.squeeze(0)).detach().numpy()
+    np.testing.assert_allclose(OnnxPolicy(tmp_path / "policy.onnx")(obs[0].numpy()), expected[0], atol=1e-5)
+
+
 class Dark(ActorPolicy):
     """Its traced graph sees images a little darker."""
 
