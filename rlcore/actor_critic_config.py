@@ -15,7 +15,7 @@ class ActorCriticConfig:
     """What actor and critic read, and how they are built."""
 
     normalize_obs: bool | tuple[str, ...] = True
-    """Bring observations to zero mean and unit deviation, by running statistics inside the policy: all vectors, none
+    """Bring observations to zero mean and unit variance, by running statistics inside the policy: all vectors, none
     (false), or those of the groups that are named. Images are scaled by their encoder in any case."""
     clip_obs: float | None = 10.0
     """Largest magnitude of a normalized observation; none for no limit."""

@@ -180,11 +180,11 @@ class Critics(nn.Module):
         self.encoders = encoders  # behind what kernels want to find side by side, see ``optimizer.flat``
 
     def output(self, features: Tensor, action: Tensor, count: int | None = None) -> Tensor:
-        """Return what the first ``count`` critics, or all, say of actions ``[B, A]``, ``[critics, B, outputs]``."""
+        """Values or logits ``[count, B, outputs]`` of actions ``[B, A]`` by the first ``count`` critics, or by all."""
         return network_outputs(list(self.trunks), list(self.heads), features, action, count)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor, action: Tensor, count: int | None = None) -> Tensor:
-        """Value actions ``[B, A]``, by features of images and normalized vectors ``[B, O]``, ``[critics, B]``."""
+        """Values ``[count, B]`` of actions ``[B, A]``, by image features and normalized vectors, joined ``[B, O]``."""
         output = self.output(features, action, count)
         return output.squeeze(-1) if self.support is None else expected_value(output, *self.support)
 
@@ -192,11 +192,13 @@ class Critics(nn.Module):
 def encoded(
     batch: Batch, actor: SquashedPolicy, critics: Critics, next_actor: SquashedPolicy, next_critics: Critics
 ) -> Batch:
-    """Put features before the vectors, where images are read; which network is to read what follows is told as well.
+    """Encode the images of a batch, if there are any, and put their features before the vectors.
 
-    The encoder of a group that the critics read is learned by their loss alone, and the actor takes its features as
-    they are, from before the critics' step (DrQ, arXiv:2004.13649; DrQ-v2, arXiv:2107.09645, section 3.1). What the
-    actor alone reads has an encoder that is learned by the actor's loss.
+    The next observations are encoded by ``next_actor`` and ``next_critics``, such as the target networks.
+
+    The encoder of a group that the critics read is learned by the critics' loss alone: the actor takes its features
+    without a gradient, from before the critics' step (DrQ, arXiv:2004.13649; DrQ-v2, arXiv:2107.09645). A group that
+    the actor alone reads has an encoder that the actor's loss learns.
     """
     if not batch.raw:
         return batch
@@ -215,7 +217,7 @@ def encoded(
 
 @contextmanager
 def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let gradients pass through parameters without being computed for them."""
+    """Compute no gradients of these parameters inside, while gradients pass through them to their inputs."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

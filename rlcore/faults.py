@@ -23,9 +23,9 @@ _TEXTS = {
     "final": "last observation {name} is not finite, or too large to be used",
     "reward": "the reward is not finite, or beyond 10,000 times the usual one (if that is meant, lower "
     "agent.reward_scale)",
-    "actor_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
-    "critic_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
-    "return_far": "the return is over 1,000 deviations from what it was, and limited in its normalizer",
+    "actor_far": "observation {name} is over 1,000 standard deviations off its mean, and limited in its normalizer",
+    "critic_far": "observation {name} is over 1,000 standard deviations off its mean, and limited in its normalizer",
+    "return_far": "the return is over 1,000 standard deviations off its mean, and limited in its normalizer",
 }
 
 
