@@ -24,12 +24,13 @@ from gymnasium import spaces
 from rich.console import Console
 from work import Mark, Prepared, Subject, Turn, Work, ignore
 
-from rlcore import PPO, PPOConfig, __version__
+from rlcore import __version__
 from rlcore.agent import Agent
 from rlcore.env import VecEnv, is_capturable
 from rlcore.envs import make_env
 from rlcore.learn import Report, learn
 from rlcore.networks import NetworkConfig
+from rlcore.ppo import PPO, PPOConfig
 from rlcore.recurrent import RNNConfig
 from rlcore.types import Metrics
 

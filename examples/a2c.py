@@ -23,7 +23,7 @@ from rlcore.config import check, check_positive
 from rlcore.critics import Critic
 from rlcore.env import want_final_obs
 from rlcore.observations import concatenate
-from rlcore.policies import ActorPolicy
+from rlcore.policies import build_policy
 from rlcore.returns import bootstrap_values, gae, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Timeout
@@ -89,7 +89,7 @@ class A2C:
         self.mode: Mode = config.mode
         self.timeout_bootstrap: Timeout = "final_obs"
         self.fault_groups: Mapping[str, Sequence[str]] = {}
-        self.policy = ActorPolicy(spec, config).to(device)
+        self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
         want_final_obs(env, self.critic.groups)
         self.num_timeouts = env.num_envs * room_for_timeouts(config.num_steps, env.max_episode_length)
@@ -203,4 +203,4 @@ class A2C:
         self.iteration, self.timeout_bootstrap = state["iteration"], state["timeout_bootstrap"]
 
 
-RECORD = Algorithm(name="a2c", agent=A2C, config=A2CConfig, policy=ActorPolicy, num_envs=64, num_iterations=1000)
+RECORD = Algorithm(name="a2c", agent=A2C, config=A2CConfig, policy=build_policy, num_envs=64, num_iterations=1000)

@@ -205,6 +205,11 @@ def _check_mask(spec: EnvSpec, group: str) -> None:
     check(size == spec.action_size, "action_mask", group, remedy)
 
 
+def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:
+    """Build an untrained policy; the one in a checkpoint loads into it without an env."""
+    return ActorPolicy(spec, config)
+
+
 class SquashedPolicy(Policy):
     """The actor: normalizer, encoders of images, hidden layers, and a tanh that is rescaled to the action bounds.
 

@@ -1,7 +1,6 @@
 """Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) for batches of environments.
 
-Everything stays on the device: no value is read by the host, no shape depends on data, and what other implementations
-decide with ``if`` (learning rate, early stop, skipping a broken step) is decided here with tensors.
+Nothing is read by the host, and no shape depends on data: learning rate, early stop and skipped steps are tensors.
 """
 
 from __future__ import annotations
@@ -25,8 +24,9 @@ from rlcore.losses import ppo_loss, value_loss
 from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
 from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
-from rlcore.policies import ActorPolicy
-from rlcore.ppo_config import PPOConfig, linear_rate, rate_by_kl, sequences_of, small_minibatches
+from rlcore.policies import build_policy
+from rlcore.ppo_config import PPOConfig as PPOConfig
+from rlcore.ppo_config import linear_rate, rate_by_kl, sequences_of, small_minibatches
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
 from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled, without_burn_in
@@ -61,7 +61,7 @@ class PPO:
         if seed is not None:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
-        self.policy = ActorPolicy(spec, config).to(device)
+        self.policy = build_policy(spec, config).to(device)
         self.safety = Safety(config.safety, env.num_envs, config.normalize_advantage != "none").to(device)
         known = (config.gamma, config.gae_lambda, config.normalize_value, self.safety.priced, self.safety.names)
         self.signals = SignalColumns(config.signals, *known).to(device)

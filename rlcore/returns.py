@@ -77,11 +77,11 @@ def gae(
 
 
 def standardized(x: Tensor, learned: Tensor) -> Tensor:
-    """Bring ``x`` ``[...]``, where bool ``learned`` says so, to zero mean and unit variance."""
+    """Bring ``x`` ``[...]``, where bool ``learned`` says so, to zero mean and unit deviation."""
     number = learned.sum()
     mean = x.where(learned, 0.0).sum() / number
-    std = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
-    return (x - mean) / (std + 1e-8)
+    deviation = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
+    return (x - mean) / (deviation + 1e-8)
 
 
 def filled(x: Tensor, learned: Tensor) -> Tensor:

@@ -14,9 +14,9 @@ import torch
 import yaml
 from test_importers import DATA, RL_GAMES, RSL_RL, RSL_RL_OLD, SB3, SKRL, agent, changed, converted, row
 
-from rlcore import PPO, PPOConfig
 from rlcore.config import ConfigError
 from rlcore.envs import make_env
+from rlcore.ppo import PPO, PPOConfig
 from rlcore.train.cli import main
 from rlcore.train.importers.convert import convert, convert_file
 

@@ -574,8 +574,8 @@ def test_real_go1_resumes_at_its_levels_on_their_terrain(mjlab: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.cpu_seconds(600)
 def test_real_cartpole_trains_evaluates_and_resumes(mjlab: Any) -> None:
-    from rlcore import PPO, PPOConfig
     from rlcore.learn import learn, resume, snapshot
+    from rlcore.ppo import PPO, PPOConfig
     from rlcore.train.evaluate import evaluate
 
     options: dict[str, Any] = {"episode_length_s": 1, "randomize_start": True}

@@ -24,7 +24,7 @@ from rlcore.ddpg import DDPGConfig
 from rlcore.envs import launch
 from rlcore.export import read_metadata
 from rlcore.networks import NetworkConfig
-from rlcore.ppo_config import PPOConfig
+from rlcore.ppo import PPOConfig
 from rlcore.sac import SACConfig
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig, read_config

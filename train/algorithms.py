@@ -9,7 +9,7 @@ from typing import Any
 from rlcore import ddpg, sac, user_code
 from rlcore.agent import Algorithm, Preset
 from rlcore.config import ConfigError, nearest
-from rlcore.policies import ActorPolicy
+from rlcore.policies import build_policy
 from rlcore.ppo import PPO
 from rlcore.ppo_config import PPOConfig
 from rlcore.user_code import imported, is_place
@@ -21,7 +21,7 @@ FEW = "for one or a few envs"
 
 ALGORITHMS: dict[str, Algorithm[Any]] = {
     "ppo": Algorithm(
-        name="ppo", agent=PPO, config=PPOConfig, policy=ActorPolicy, shipped=CONFIGS, unnamed_entries=True
+        name="ppo", agent=PPO, config=PPOConfig, policy=build_policy, shipped=CONFIGS, unnamed_entries=True
     ),
     "sac": Algorithm(
         name="sac",

@@ -467,7 +467,7 @@ def check_overrides_reach_the_env() -> None:
 
 
 def check_ppo_trains() -> None:
-    from rlcore import PPO, PPOConfig
+    from rlcore.ppo import PPO, PPOConfig
 
     for task in TASKS:
         env = make_env(task, 16, seed=1, episode_length_s=0.2)
