@@ -57,7 +57,7 @@ class Agent(Protocol):
 
     @property
     def timeout_bootstrap(self) -> Timeout:
-        """What a time-out is worth; it may change from ``final_obs`` where the env turns out to hide these."""
+        """How a time-out bootstraps; ``final_obs`` becomes ``value`` where the env turns out to hide these."""
         ...
 
     @property

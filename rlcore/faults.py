@@ -54,7 +54,7 @@ def lost_steps(
         broken_obs: bool ``[T, N]``.
         broken_reward: bool ``[T, N]``.
         next_broken: bool ``[N]``, of the observation after the rollout.
-        final_broken: a broken column of what a time-out is worth the value of, ``[T, N]``, or -1; none: it is not read.
+        final_broken: broken column of the last observation before a time-out, ``[T, N]``, or -1; None: it is not read.
         done: bool ``[T, N]``, where an episode ends, and the next observation is not of it.
         valid: bool ``[T, N]``, false for what is no step; none: all are.
     """

@@ -151,7 +151,7 @@ class ActorPolicy(Policy):
         return (f"actions are scaled to {bounds} (agent.action_scale {choice}; none cuts them off there instead)",)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
-        """Return the most likely action within its bounds, ``[N, A]`` or ``[N]`` choices, and the next state."""
+        """Return the most likely action within its bounds, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
         state = state or self.initial_state(normalized.shape[0])
         raw = {group: obs[group].unsqueeze(0) for group in self.raw_shapes}
@@ -269,7 +269,7 @@ class SquashedPolicy(Policy):
         return torch.clamp(action, self.low, self.high)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
-        """Return the deterministic action ``[N, A]``, the squashed mean, and no state."""
+        """Return the actor's central action, and no state."""
         output = self.output(self.encoders(obs, self.normalizer(concatenate(obs, self.groups))))
         return self.squash(output[..., : self.actions]), ()
 

@@ -55,8 +55,9 @@ class PPOConfig(ActorCriticConfig):
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation (arXiv:1506.02438)."""
     timeout_bootstrap: Literal["final_obs", "value", "none"] = "final_obs"
-    """What a time-out is worth: V of the true last observation (as value where the env hides it, and where a rollout
-    has more time-outs than its length and the time limit explain); V of the one before it, as rsl_rl; or nothing."""
+    """How a time-out bootstraps: from V of the true last observation (as value where the env hides it, and where a
+    rollout has more of them than its length and the time limit explain); from V of the one before it, as in rsl_rl; or
+    not at all."""
     clip_range: float = 0.2
     """Probability ratios are clipped to 1 +- this."""
     value_coef: float = 1.0
