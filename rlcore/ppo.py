@@ -1,7 +1,6 @@
 """Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) for batches of environments.
 
-Everything stays on the device: no value is read by the host, no shape depends on data, and what other implementations
-decide with ``if`` (learning rate, early stop, skipping a broken step) is decided here with tensors.
+Nothing is read by the host, and no shape depends on data: learning rate, early stop and skipped steps are tensors.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.actor_critic import Critic, build_policy
 from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import settings_of
+from rlcore.critics import Critic
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
 from rlcore.learn import Progress, Report, learn
@@ -24,6 +23,7 @@ from rlcore.losses import cost_penalty, ppo_loss, value_loss
 from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
 from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
+from rlcore.policies import build_policy
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import linear_rate, rate_by_kl, sequences_of
 from rlcore.recurrent import cleared, forgetful
@@ -90,7 +90,7 @@ class PPO:
         self.raw_groups = tuple(dict.fromkeys((*self.policy.raw_shapes, *self.critic.raw_shapes)))
         self.notes = unread(spec, (*self.policy.groups, *self.critic.groups, *self.raw_groups))
         self._begin = Captured(self._begin_sequence, config.mode, device)
-        self._act = Captured(self._choose, config.mode, device)
+        self._act = Captured(self._choose, config.mode, device, before=self.anchors.check_policy)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
         self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
@@ -206,7 +206,7 @@ class PPO:
         """
         if self.config.lr_schedule == "linear":
             self.learning_rate.fill_(linear_rate(self.config, self.iteration, self.num_iterations))
-        self.anchors.check(self)
+        self.anchors.check()
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]

@@ -174,7 +174,7 @@ class Safety(nn.Module):
     Args:
         config: settings.
         num_envs: N.
-        standardize: bring advantages to zero mean and unit deviation before they are weighed against each other.
+        standardize: bring advantages to zero mean and unit variance before they are weighed against each other.
     """
 
     per_step: Tensor

@@ -20,7 +20,7 @@ class SignalConfig:
     """What is learned from a signal of the env, see ``Step.signals``."""
 
     weight: float = 0.0
-    """What one of it is worth in reward: its advantage counts as often. 0: it is reported, and not learned from."""
+    """Its weight beside the reward, which has 1. With 0 it is reported, and not learned from."""
     gamma: float | None = None
     """Its discount per step; none: that of the reward."""
     gae_lambda: float | None = None
