@@ -15,7 +15,7 @@ from rlcore.distributions import CategoricalHead, Distribution, GaussianHead, St
 from rlcore.env import EnvSpec
 from rlcore.networks import Network, NetworkConfig, orthogonal_
 from rlcore.normalization import make_normalizer
-from rlcore.observations import choose_groups, concatenate, groups_of, images, vectors
+from rlcore.observations import as_stored, choose_groups, concatenate, groups_of, images, vectors
 from rlcore.recurrent import cleared
 from rlcore.types import Obs, State
 
@@ -196,7 +196,7 @@ class ActorPolicy(Policy):
         """Return the most likely action within its bounds, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
         state = state or self.initial_state(normalized.shape[0])
-        raw = {group: obs[group].unsqueeze(0) for group in self.raw_shapes}
+        raw = {group: value.unsqueeze(0) for group, value in as_stored(obs, self.raw_shapes).items()}
         distribution, state = self.distribution(normalized.unsqueeze(0), state, None, raw)
         return self.limit(distribution.mode.squeeze(0)), state
 

@@ -13,7 +13,7 @@ from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.networks import Network, network_output
 from rlcore.normalization import make_normalizer
-from rlcore.observations import choose_groups, concatenate, groups_of, images, vectors
+from rlcore.observations import as_stored, choose_groups, concatenate, groups_of, images, vectors
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, State
 
@@ -79,7 +79,8 @@ class SquashedPolicy(Policy):
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Return the actor's central action, and no state."""
-        output = self.output(self.encoders(obs, self.normalizer(concatenate(obs, self.groups))))
+        images = as_stored(obs, self.raw_shapes)
+        output = self.output(self.encoders(images, self.normalizer(concatenate(obs, self.groups))))
         return self.squash(output[..., : self.actions]), ()
 
 
