@@ -149,6 +149,8 @@ class ActorPolicy(Policy):
         output, state = self.trunk(normalized, self.head.linear, state, keep, raw)
         if isinstance(self.head, GaussianHead):
             return self.head(output), state
+        if self.mask is not None and raw is None:
+            raise ValueError(f"action_mask: '{self.mask}' is not given; pass raw with all of raw_shapes")
         return self.head(output, None if self.mask is None or raw is None else raw[self.mask]), state
 
     def limit(self, action: Tensor) -> Tensor:

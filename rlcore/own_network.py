@@ -21,8 +21,7 @@ in that of ``eval()``.
 from __future__ import annotations
 
 import inspect
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 
 from rlcore.config import ConfigError, shown
 from rlcore.types import State
-from rlcore.user_code import imported
+from rlcore.user_code import imported, theirs
 
 if TYPE_CHECKING:
     from rlcore.networks import NetworkConfig
@@ -106,14 +105,14 @@ def refuse_state(*modules: nn.Module) -> None:
 
 
 def _built(inputs: int, config: NetworkConfig, where: str) -> Any:
-    module, name = imported(config.kind, where)
+    module, name = theirs(lambda: imported(config.kind, where), f"{where}: it cannot be imported")
     cls = _class(module, name, where)
     try:
         inspect.signature(cls).bind(inputs, config, **config.options)
     except TypeError as error:
         given = ", ".join(["inputs", "config", *(f"{key}={shown(value, 20)}" for key, value in config.options.items())])
         raise ConfigError(f"{where}: it is called with ({given}): {error}; let __init__ take these") from None
-    return _run(lambda: cls(inputs, config, **config.options), f"{where}: it cannot be built")
+    return theirs(lambda: cls(inputs, config, **config.options), f"{where}: it cannot be built")
 
 
 def _class(module: ModuleType, name: str, where: str) -> type[nn.Module]:
@@ -128,17 +127,6 @@ def _class(module: ModuleType, name: str, where: str) -> type[nn.Module]:
     what = f"'{name}' in it is no class of torch.nn.Module" if name else f"it has {len(there)} classes of nn.Module"
     remedy = f"there is {', '.join(there)}: write FILE.py:CLASS or module:CLASS" if there else "give it one"
     raise ConfigError(f"{where}: {what}; {remedy}")
-
-
-def _run(fn: Callable[[], Any], what: str) -> Any:
-    """Run what is not ours; an error of it becomes one line with the place in the user's text."""
-    try:
-        return fn()
-    except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-        reason = " ".join((str(error).splitlines() or [""])[:1])[:200]
-        place = f"line {frames[-1].lineno} of {frames[-1].filename}"
-        raise ConfigError(f"{what}: {type(error).__name__}: {reason}; correct {place}") from error
 
 
 def _check_members(network: nn.Module, where: str) -> None:
@@ -190,7 +178,7 @@ def _try_rows(own: OwnNetwork, x: Tensor) -> None:
 def _try_recurrent(own: OwnNetwork, x: Tensor) -> None:
     rows, where = x.shape[1], own.where
     for number in _ROWS:
-        state = _run(lambda number=number: own.network.initial_state(number), f"{where}: initial_state({number})")  # type: ignore[misc]
+        state = theirs(lambda number=number: own.network.initial_state(number), f"{where}: initial_state({number})")  # type: ignore[misc]
         fits = isinstance(state, tuple) and len(state) in (1, 2) and all(_is_state(part, number) for part in state)
         if not fits:
             given = ", ".join(str(list(part.shape)) for part in state if isinstance(part, Tensor)) or shown(state, 40)
@@ -225,7 +213,7 @@ def _features(own: OwnNetwork, x: Tensor, rows: tuple[int, ...], state: State | 
     """What forward gives, once it is what it has to be."""
     shape, wanted = list(x.shape), [*rows, own.size]
     given = (x,) if state is None else (x, state, torch.ones(*rows, 1))
-    result = _run(lambda: own.network(*given), f"{own.where}: forward cannot take x {shape}")
+    result = theirs(lambda: own.network(*given), f"{own.where}: forward cannot take x {shape}")
     if state is not None:
         pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], tuple)
         if not pair or [getattr(part, "shape", None) for part in result[1]] != [part.shape for part in state]:
