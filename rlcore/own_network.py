@@ -134,6 +134,13 @@ def _check_members(network: nn.Module, where: str) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         has = "it has no attribute size" if size is None else f"size is {shown(size)}"
         raise ConfigError(f"{where}: {has}; set self.size to the number of features that forward gives")
+    other = [(name, p.dtype) for name, p in network.named_parameters() if p.dtype != torch.float32]
+    if other:
+        kind = str(other[0][1]).removeprefix("torch.")
+        raise ConfigError(
+            f"{where}: its parameter {other[0][0]} is {kind}, and optimizers hold float32; keep it as that, and convert "
+            "inside forward"
+        )
     known = {id(x) for xs in (network.modules(), network.parameters(), network.buffers()) for x in xs}
     for path, part in network.named_modules():
         for key, value in vars(part).items():
@@ -171,6 +178,8 @@ def _try_rows(own: OwnNetwork, x: Tensor) -> None:
     one = x[0]
     few, many = (_features(own, one[:rows], (rows,)) for rows in _ROWS)
     _finite(own, _features(own, torch.zeros_like(one), (len(one),)))
+    again = _features(own, one[: len(few)], (len(few),))
+    _same(own, few, again, "it gives other features each time, in eval() as well; leave chance to the policy")
     _same(own, many[: len(few)], few, "a row's features depend on the rows beside it; map each row by itself")
     _check_gradients(own, many)
 
@@ -211,7 +220,7 @@ def _is_state(part: object, number: int) -> bool:
 
 def _features(own: OwnNetwork, x: Tensor, rows: tuple[int, ...], state: State | None = None) -> Tensor:
     """What forward gives, once it is what it has to be."""
-    shape, wanted = list(x.shape), [*rows, own.size]
+    shape, wanted, before = list(x.shape), [*rows, own.size], x.clone()
     given = (x,) if state is None else (x, state, torch.ones(*rows, 1))
     result = theirs(lambda: own.network(*given), f"{own.where}: forward cannot take x {shape}")
     if state is not None:
@@ -228,6 +237,8 @@ def _features(own: OwnNetwork, x: Tensor, rows: tuple[int, ...], state: State | 
             f"{own.where}: forward returns {kind} {list(result.shape)} for x {shape}; return float32 {wanted}, whose "
             f"last number is size"
         )
+    if not torch.equal(x, before):
+        raise ConfigError(f"{own.where}: forward changes its input in place, which others read, too; change a copy")
     return result
 
 

@@ -52,6 +52,9 @@ class SquashedPolicy(Policy):
                 self.head.weight.mul_(config.init_head_scale)
                 self.head.bias.zero_()
                 self.head.bias[: spec.action_size] = torch.atanh(zero)
+        for group, (_, height, width) in image_shapes.items():
+            remedy = f"images of '{group}' are {height}x{width}, and would be moved out of sight; set less"
+            check(config.random_shift < min(height, width), "random_shift", config.random_shift, remedy)
         self.actions = spec.action_size
         # Not in the state: they follow from the configuration and the env.
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
