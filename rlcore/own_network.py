@@ -138,8 +138,8 @@ def _check_members(network: nn.Module, where: str) -> None:
     if other:
         kind = str(other[0][1]).removeprefix("torch.")
         raise ConfigError(
-            f"{where}: its parameter {other[0][0]} is {kind}, and optimizers hold float32; keep it as that, and convert "
-            "inside forward"
+            f"{where}: its parameter {other[0][0]} is {kind}, and optimizers hold float32; keep it as that, and "
+            "convert inside forward"
         )
     known = {id(x) for xs in (network.modules(), network.parameters(), network.buffers()) for x in xs}
     for path, part in network.named_modules():

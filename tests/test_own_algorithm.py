@@ -15,9 +15,9 @@ import torch
 import yaml
 
 from rlcore import EnvSpec, PPOConfig, user_code
-from rlcore.actor_critic import build_policy
 from rlcore.checkpoint import load_checkpoint
 from rlcore.config import ConfigError
+from rlcore.policies import build_policy
 from rlcore.train.algorithms import ALGORITHMS, find, written_as
 from rlcore.train.cli import main
 
