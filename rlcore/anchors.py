@@ -97,8 +97,8 @@ class Anchors:
         if turned:
             now, before = ("frozen", "learned") if self._slots[turned[0]].learned else ("learned", "frozen")
             raise RuntimeError(
-                f"{turned[0]} is {now} (requires_grad) and was {before} when the agent was built, and its optimizer goes "
-                "on with it as that; set requires_grad back, or let a network of your own have it so from the start"
+                f"{turned[0]} is {now} (requires_grad) and was {before} when the agent was built, and its optimizer "
+                "goes on with it as that; set requires_grad back, or let a network of your own have it so from the start"
             )
 
     @torch.no_grad()
