@@ -23,7 +23,7 @@ from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
 from rlcore.networks import unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
-from rlcore.observations import as_stored, concatenate, unread
+from rlcore.observations import as_stored, concatenate, unread, vectors
 from rlcore.off_policy_config import OffPolicyConfig, memory, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
 from rlcore.own_network import refuse_state
@@ -72,7 +72,7 @@ class OffPolicy:
         groups = tuple(dict.fromkeys((*policy.groups, *self.critic_groups, *self.image_groups)))
         self.critic_normalizer = policy.normalizer
         if self.critic_groups != policy.groups:
-            normalizer = make_normalizer(self.critics.size, config.normalize_obs, config.clip_obs)
+            normalizer = make_normalizer(vectors(spec, self.critic_groups), config.normalize_obs, config.clip_obs)
             self.critic_normalizer = normalizer.to(device)
         refuse_state(policy, self.critics)
         set_precision(config, policy, self.critics)
@@ -115,12 +115,12 @@ class OffPolicy:
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
         self.fault_groups = fault_groups(policy.groups, self.critic_groups)
         self.broken = Latest(device)
+        self.anchors = Anchors(self)
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
         self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
-        self._act = Captured(self._choose, config.mode, device)
+        self._act = Captured(self._choose, config.mode, device, before=self.anchors.check_policy)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes(unread(spec, groups))
-        self.anchors = Anchors(self)
 
     def _notes(self, told: list[str]) -> tuple[str, ...]:
         """What a run prints when it begins; gradient steps last."""
@@ -244,7 +244,7 @@ class OffPolicy:
         Raises:
             ConfigError: a setting changes over the run, whose length nobody gave.
         """
-        self.anchors.check(self)
+        self.anchors.check()
         self.iteration += 1
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():

@@ -357,6 +357,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"safety": {"method": "cat"}},
         r"safety\.method: 'cat' is not possible; SAC and DDPG have multipliers alone; set pid or lagrange, or take ppo",
     ),
+    "p3o": ({"safety": {"method": "p3o"}}, r"safety\.method: 'p3o' is not possible; SAC and DDPG have multipliers"),
+    "kind": (
+        {"safety": {"costs": {"a": {"kind": "probability"}}}},
+        r"safety\.costs\.a\.kind: 'probability' is not possible; critics of SAC and DDPG sum costs; set episode or",
+    ),
     "interval": ({"safety": {"interval": 0}}, r"safety\.interval: 0 is not possible; set at least 1"),
     "weight": (
         {"safety": {"costs": {"a": {}}}, "signals": {"a": {"weight": -1}}},
