@@ -27,9 +27,7 @@ class CostCritics(nn.Module):
     Multipliers follow what episodes, or steps, of the exploring policy cost, and never what critics say, whose errors
     would be theirs. They move once in ``safety.interval`` gradient steps, where an episode has ended since they last
     did, by the mean of all that ended since: an actor needs time to follow, and a single episode tells little. So the
-    smoothing and the delay of the PID controller span as many gradient steps whatever the number of envs. An excess
-    counts for its scale at the most: it falls short by no more than about that, so that a multiplier would come down
-    many times more slowly than it went up with a policy that got away.
+    smoothing and the delay of the PID controller span as many gradient steps whatever the number of envs.
 
     Costs are learned in multiples of their size, and the reward's size is what a multiplier of 1 weighs them by. So one
     setting of the controller suits costs and rewards of any scale, as with PPO, whose advantages are standardized.
@@ -46,7 +44,6 @@ class CostCritics(nn.Module):
     square: Tensor  # [K], mean square of such sums over all steps
     steps: Tensor  # [], vector steps that it is from
     least: Tensor  # [K], such a sum where a cost is just at its limit
-    most: Tensor  # [K], what counts of a cost at the most: an excess of its scale
     price: Tensor  # [], size of the reward's discounted sums, as they are learned
     measured: Tensor  # [2, K], what episodes cost in all since the last move, and their number; or steps
     since: Tensor  # [K], gradient steps since the last move
@@ -72,7 +69,6 @@ class CostCritics(nn.Module):
         horizon = length if config.gamma == 1 else min(length, 1 / (1 - config.gamma))  # steps that count
         least = [cost.unit * horizon / (1 if cost.kind == "per_step" else length) for cost in costs]
         self.register_buffer("least", torch.tensor(least), persistent=False)
-        self.register_buffer("most", torch.tensor([cost.limit + cost.unit for cost in costs]), persistent=False)
         for name, shape in (("sums", (len(costs), num_envs)), ("square", len(costs)), ("steps", ())):
             self.register_buffer(name, torch.zeros(shape))
         self.register_buffer("price", torch.ones(()))
@@ -137,7 +133,7 @@ class CostCritics(nn.Module):
         self.since.add_(gradient_steps)
         cost = self.measured[0] / self.measured[1]  # [K], NaN where nothing was measured
         due = (self.since >= self.config.safety.interval) & cost.isfinite()
-        self.safety.move(torch.minimum(cost, self.most), due)
+        self.safety.move(cost, due)
         self.latest.copy_(torch.where(due, cost, self.latest))
         self.measured.masked_fill_(due, 0.0)
         self.since.masked_fill_(due, 0.0)
