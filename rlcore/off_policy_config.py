@@ -58,9 +58,9 @@ class LimitsConfig(SafetyConfig):
     """Limits on costs, as SAC and DDPG hold them."""
 
     excess_max: float = 1.0
-    """Largest excess that counts for the PID controller, in multiples of the cost's scale. A policy from a replay memory
-    gets away by many times its limit before it follows, and a multiplier that rose with that would take as many more
-    moves to come down, since no cost falls short of its limit by more than 1."""
+    """Largest excess and rise that count for the PID controller, in multiples of the cost's scale. What is learned from
+    a replay memory follows late, and may be over a limit many times by then; a multiplier that rose with that would
+    take as many more moves to come down, since a cost falls short of its limit by no more than the limit."""
     interval: int = 1000
     """Gradient steps between two moves of a multiplier, which follows what was measured meanwhile; it waits on where no
     episode has ended."""
