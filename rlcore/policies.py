@@ -19,7 +19,15 @@ from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.networks import Network, network_output, orthogonal_
 from rlcore.normalization import make_normalizer
-from rlcore.observations import check_normalized, choose_groups, concatenate, groups_of, images, vectors
+from rlcore.observations import (
+    as_stored,
+    check_normalized,
+    choose_groups,
+    concatenate,
+    groups_of,
+    images,
+    vectors,
+)
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, State
 
@@ -107,7 +115,11 @@ class ActorPolicy(Policy):
         output, state = self.trunk(normalized, self.head.linear, state, keep, raw)
         if isinstance(self.head, GaussianHead):
             return self.head(output), state
-        return self.head(output, None if self.mask is None or raw is None else raw[self.mask]), state
+        if self.mask is None:
+            return self.head(output), state
+        if raw is None:
+            raise ValueError(f"action_mask: '{self.mask}' is not given; pass raw with all of raw_shapes")
+        return self.head(output, raw[self.mask]), state
 
     def limit(self, action: Tensor) -> Tensor:
         """Bring the distribution's actions ``[N, A]`` into the env's bounds: scaled to them if so set, then cut off."""
@@ -154,7 +166,7 @@ class ActorPolicy(Policy):
         """Return the most likely action within its bounds, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
         state = state or self.initial_state(normalized.shape[0])
-        raw = {group: obs[group].unsqueeze(0) for group in self.raw_shapes}
+        raw = {group: value.unsqueeze(0) for group, value in as_stored(obs, self.raw_shapes).items()}
         distribution, state = self.distribution(normalized.unsqueeze(0), state, None, raw)
         return self.limit(distribution.mode.squeeze(0)), state
 
@@ -243,6 +255,9 @@ class SquashedPolicy(Policy):
                 self.head.weight.mul_(config.init_head_scale)
                 self.head.bias.zero_()
                 self.head.bias[: spec.action_size] = torch.atanh(zero)
+        for group, (_, height, width) in image_shapes.items():
+            remedy = f"images of '{group}' are {height}x{width}, and would be moved out of sight; set less"
+            check(config.random_shift < min(height, width), "random_shift", config.random_shift, remedy)
         self.actions = spec.action_size
         # Not in the state: they follow from the configuration and the env.
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
@@ -270,7 +285,8 @@ class SquashedPolicy(Policy):
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Return the actor's central action, and no state."""
-        output = self.output(self.encoders(obs, self.normalizer(concatenate(obs, self.groups))))
+        images = as_stored(obs, self.raw_shapes)
+        output = self.output(self.encoders(images, self.normalizer(concatenate(obs, self.groups))))
         return self.squash(output[..., : self.actions]), ()
 
 
