@@ -171,7 +171,7 @@ class Critics(nn.Module):
                 "give both the same"
             )
         encoders = Encoders(self.raw_shapes, config.critic.cnn, config.critic.init, shared=policy.encoders)
-        inputs = encoders.size + self.size + policy.actions
+        self.inputs = inputs = encoders.size + self.size + policy.actions
         self.support = config.value_range if config.value_loss == "categorical" else None
         """Lowest and highest return that categorical critics tell apart."""
         outputs = 1 if self.support is None else config.num_atoms
@@ -213,6 +213,14 @@ def encoded(
         next_actor_obs=next_actor.encoders.join(followed, batch.next_actor_obs),
         next_critic_obs=next_critics.encoders.join(after, batch.next_critic_obs),
     )
+
+
+def set_precision(config: OffPolicyConfig, *modules: nn.Module) -> None:
+    """Let networks multiply as the settings say."""
+    for module in modules:
+        for network in module.modules():
+            if isinstance(network, Network):
+                network.mlp.precision, network.mlp.fused = config.precision, config.precision != "fp32"
 
 
 @contextmanager

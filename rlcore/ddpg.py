@@ -18,7 +18,7 @@ from rlcore.config import check, settings_of
 from rlcore.critics import encoded, frozen
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
-from rlcore.losses import actor_loss, critic_loss
+from rlcore.losses import actor_loss, cost_loss, cost_target, critic_loss, limited_loss
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.optimizer import flat, learned, polyak_update
@@ -131,12 +131,25 @@ class DDPG(OffPolicy):
         fixed = batch.reward, batch.discount, weight
         loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
         metrics = self._critic_step(loss, value)
+        if (costs := self.costs) is not None and batch.costs is not None:
+            # What actions cost: the same by the larger of two critics.
+            with torch.no_grad():
+                following = costs.targets(batch.next_critic_obs, next_action)
+                target = cost_target(following, batch.costs, batch.discount)
+            spent = costs.critics(batch.critic_obs.detach(), batch.action)
+            metrics |= costs.learn(cost_loss(spent, target, weight))
         if with_actor:  # less often than the critics, and the targets wait for it too: TD3 section 5.2
             # Up the first critic along the deterministic policy gradient, eq. 6.
             action = self.policy.squash(self.policy.output(batch.actor_obs))
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action, count=1)
-            metrics |= self._actor_step(actor_loss(values, weight, "mean")[0])
+            loss = actor_loss(values, weight, "mean")[0]
+            if costs is not None:  # under limits, by multipliers that follow what episodes cost
+                with frozen(costs.optimizer.parameters):
+                    spent = costs.critics(batch.critic_obs.detach(), action)
+                loss = limited_loss(loss, spent, weight, costs.multiplier, costs.price)
+                polyak_update(costs.target_buffer, costs.optimizer, config.tau)
+            metrics |= self._actor_step(loss)
             polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
             polyak_update(self.target_policy_buffer, self.actor_optimizer, config.tau)
         return metrics

@@ -14,22 +14,23 @@ from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
-from rlcore.critics import Critics
+from rlcore.cost_critics import CostCritics, restore
+from rlcore.critics import Critics, set_precision
 from rlcore.encoders import random_shift
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
-from rlcore.networks import Network, unit_weights
+from rlcore.networks import unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
-from rlcore.observations import as_stored, concatenate, images, unread, vectors
-from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
+from rlcore.observations import as_stored, concatenate, unread, vectors
+from rlcore.off_policy_config import OffPolicyConfig, memory, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
 from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
-from rlcore.replay import Batch, Replay, Transitions, minibatches
+from rlcore.replay import Batch, Transitions, minibatches
 from rlcore.rollout import make_trace
-from rlcore.signals import chosen
+from rlcore.signals import SignalConfig, chosen
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -74,10 +75,7 @@ class OffPolicy:
             normalizer = make_normalizer(vectors(spec, self.critic_groups), config.normalize_obs, config.clip_obs)
             self.critic_normalizer = normalizer.to(device)
         refuse_state(policy, self.critics)
-        for network in (*policy.modules(), *self.critics.modules()):
-            if isinstance(network, Network):
-                network.mlp.precision = config.precision
-                network.mlp.fused = config.precision != "fp32"
+        set_precision(config, policy, self.critics)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         self.num_iterations = num_iterations
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
@@ -91,18 +89,23 @@ class OffPolicy:
         self.target_critics = copy.deepcopy(self.critics)
         self.target_critic_buffer = flat(learned(self.target_critics))
         self.target_critics.requires_grad_(False)
+        self.costs: CostCritics | None = None  # where none has a limit
+        if config.safety.costs:
+            self.costs = CostCritics(config, self.critics.inputs, env, device, self._adam)
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
         want_final_obs(env, groups if config.timeout_bootstrap == "final_obs" else ())
         self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
-        self.signals = {name: signal for name, signal in config.signals.items() if signal.weight != 0}
+        # Those with limits come first, and weigh nothing.
+        self.signals = {name: config.signals.get(name, SignalConfig()) for name in config.safety.costs}
+        self.signals |= {name: signal for name, signal in config.signals.items() if signal.weight != 0}
         weights = [config.reward_scale * signal.weight for signal in self.signals.values()]
         self.signal_weights = torch.tensor(weights, device=device)  # [S], of the reward as it is stored
-        self.replay = self._memory(spec, groups)
+        self.replay = memory(config, env, spec, groups, self.signals, self.first_rows)
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
         self.return_scale: ReturnScale | None = None
-        if config.normalize_reward:
+        if config.normalize_reward or self.costs is not None:
             self.return_scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
@@ -118,18 +121,6 @@ class OffPolicy:
         self._act = Captured(self._choose, config.mode, device, before=self.anchors.check_policy)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes(unread(spec, groups))
-
-    def _memory(self, spec: EnvSpec, groups: tuple[str, ...]) -> Replay:
-        config, env = self.config, self.env
-        kind = torch.bfloat16 if config.store_obs == "bf16" else torch.float32
-        replay = Replay(
-            config.buffer_size, env.num_envs, vectors(spec, groups), self.policy.actions, env.max_episode_length,
-            self.device, kind, config.final_capacity, config.buffer_device, images(spec, groups), spec.image_types,
-            {name: config.gamma if signal.gamma is None else signal.gamma for name, signal in self.signals.items()},
-        )  # fmt: skip
-        remedy = f"it holds {replay.num_rows} vector steps and learning begins after {self.first_rows}; raise it"
-        check(replay.num_rows >= self.first_rows, "buffer_size", config.buffer_size, remedy)
-        return replay
 
     def _notes(self, told: list[str]) -> tuple[str, ...]:
         """What a run prints when it begins; gradient steps last."""
@@ -166,6 +157,8 @@ class OffPolicy:
         self.replay.cut()
         if self.return_scale is not None:
             self.return_scale.running.zero_()
+        if self.costs is not None:
+            self.costs.begin()
         everywhere = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
         self.held.end(everywhere)
         self._end_episodes(everywhere)
@@ -218,6 +211,7 @@ class OffPolicy:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self.skips |= step.valid is not None
+        chosen(self.config.safety.costs, step.signals, "agent.safety.costs")
         signals = chosen(self.signals, step.signals) if self.signals else None
         self._record(obs, action, step._replace(obs={}, log={}, final_obs=final_obs, signals=signals))
 
@@ -237,6 +231,8 @@ class OffPolicy:
             if signals is not None:
                 reward = reward + (torch.stack(list(signals.values()), -1) * self.signal_weights).sum(-1)
             self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
+            if self.costs is not None:
+                self.costs.record(step, done, self.return_scale())
         self.held.end(done)
         self._end_episodes(done)
         self.trace.write({**obs, "done": done})
@@ -254,6 +250,8 @@ class OffPolicy:
         if self.num_iterations is None and self._schedules():
             raise ConfigError(f"{self._schedules()[0]} needs the length of the run; pass num_iterations")
         if self.stored < self.first_rows:
+            if self.costs is not None:
+                self.costs.forget()
             return self._faults()
         done = (self.iteration - 1) * self.num_updates
         phase = done % self.config.policy_delay
@@ -285,11 +283,15 @@ class OffPolicy:
                 logs.append(self._gradient_step(batch, with_actor))
         lost = 1 - transitions.weight.mean()
         means = means_of(logs) | self._faults()
+        if self.costs is not None:
+            means |= self.costs.move(rows)
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
             means["replay/lost"] = lost
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
-        return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}
+        if self.return_scale is not None and config.normalize_reward:
+            means["policy/reward_divisor"] = self.return_scale()
+        return means
 
     def _faults(self) -> Metrics:
         """Steps of this iteration that are left out of learning, and what tells where they come from."""
@@ -312,11 +314,12 @@ class OffPolicy:
             next_actor_obs,
             next_critic_obs,
             transitions.action,
-            reward if self.return_scale is None else reward / self.return_scale(),
+            reward / self.return_scale() if self.config.normalize_reward and self.return_scale else reward,
             transitions.discount,
             weight / weight.mean().clamp(min=1 / weight.numel()),
             {group: random_shift(transitions.obs[group], shift) for group in self.image_groups},
             {group: random_shift(transitions.next_obs[group], shift) for group in self.image_groups},
+            None if self.costs is None else self.costs.scaled(transitions),
         )
 
     def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
@@ -345,8 +348,9 @@ class OffPolicy:
 
     def moved(self) -> list[Tensor]:
         """Statistics, counters, and the memory's place, whose rows are written over before a draw; finals are lost."""
-        parts = nn.ModuleList(p for p in (self.policy.normalizer, self.critic_normalizer, self.return_scale) if p)
-        return [*parts.buffers(), self.steps, self.replay.row, self.replay.size, self.replay.level]
+        parts = self.policy.normalizer, self.critic_normalizer, self.return_scale, self.costs
+        found = nn.ModuleList(part for part in parts if part is not None)
+        return [*found.buffers(), self.steps, self.replay.row, self.replay.size, self.replay.level]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -370,11 +374,13 @@ class OffPolicy:
             "timeout_bootstrap": self.timeout_bootstrap,
             "held": self.held.state_dict(),
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
+            "costs": None if self.costs is None else self.costs.saved(),
             "trace": self.trace.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result; without a saved replay memory, learning waits until a new one is filled."""
+        restore(self.costs, state.get("costs"))  # since version 0.2
         names = ["policy", "critics", "target_critics", "actor_optimizer", "critic_optimizer", "held"]
         names += [name for name in ("critic_normalizer", "return_scale") if state[name] is not None]
         for name in names:

@@ -65,6 +65,7 @@ class Batch(NamedTuple):
     weight: Tensor  # [B], with a mean of 1 over all that were drawn together
     raw: Obs = {}  # noqa: RUF012  # images by group, [B, C, H, W]; never changed
     next_raw: Obs = {}  # noqa: RUF012
+    costs: Tensor | None = None  # [B, K], of those with limits, in multiples of their size; none: K is 0
 
 
 def minibatches(batch: Batch, number: int) -> list[Batch]:

@@ -34,7 +34,7 @@ LAYERS = (
     | {"files", "statistics", "faults", "stage", "normalization", "device", "anchors", "encoders", "names", "rollout"}
     | {"activations", "observations", "signals", "safety", "own_network", "user_code"},
     {"replay", "learn", "resume", "report", "actor_critic_config", "ppo_config"}
-    | {"off_policy", "off_policy_config", "policies", "critics", "exploration"},
+    | {"off_policy", "off_policy_config", "policies", "critics", "cost_critics", "exploration"},
     {"ppo", "sac", "ddpg"},
 )
 CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite"}
