@@ -234,6 +234,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message, DeprecationWarning)
         # torch's own recurrent layers check shapes while traced; the states are inputs, as the second message asks.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        # On a CPU two networks run one after the other, however large the batch is.
+        warnings.filterwarnings("ignore", "Using len to get tensor shape", module=r"rlcore\.networks")
         # Whether there are vectors beside images does not depend on the batch.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"rlcore\.encoders")
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1")

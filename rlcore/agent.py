@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from torch import Tensor, nn
 
 from rlcore.env import EnvSpec, VecEnv
+from rlcore.gate import Gate, Gated
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 
@@ -25,6 +26,11 @@ class Policy(nn.Module):
     raw_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     """Shape of each group that it reads besides, as it comes: images ``[C, H, W]``, and masks of choices."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: Gate | None = None
+        """What judges its actions and replaces those that are too risky; None where nothing does."""
+
     @property
     def notes(self) -> Sequence[str]:
         """Lines that a run prints of it when it begins."""
@@ -36,6 +42,18 @@ class Policy(nn.Module):
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Map observations to actions ``[N, A]`` float32 (``[N]`` int64 when discrete) and the next state."""
+        raise NotImplementedError
+
+    def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
+        """What its gate makes of the action, which ``forward`` returns alone, and the next state."""
+        raise NotImplementedError
+
+    def output_of(self, vectors: Tensor) -> Any:
+        """What it draws actions from, by normalized observations ``[N, O]``; only without memory and images."""
+        raise NotImplementedError
+
+    def drawn(self, output: Any, noise: Tensor) -> Tensor:
+        """Actions ``[K, N, A]`` from what ``output_of`` returns and standard normal noise ``[K, N, A]``."""
         raise NotImplementedError
 
 

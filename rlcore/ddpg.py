@@ -96,6 +96,7 @@ class DDPG(OffPolicy):
         self.target_policy = copy.deepcopy(self.policy, copied)
         self.target_policy_buffer = flat(learned(self.target_policy))  # without these
         self.target_policy.requires_grad_(False)
+        self.target_policy.gate = None  # which judges what is done, and not what is imagined
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
@@ -159,4 +160,4 @@ class DDPG(OffPolicy):
 
 def build_policy(spec: EnvSpec, config: DDPGConfig) -> SquashedPolicy:
     """Build an untrained policy; the one in a checkpoint loads into it without an env."""
-    return SquashedPolicy(spec, config, outputs=1)
+    return SquashedPolicy(spec, config, outputs=1, spread=max(config.noise_range or (config.noise_std,)))

@@ -29,6 +29,7 @@ from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch, Replay, Transitions, minibatches
 from rlcore.rollout import make_trace
+from rlcore.safety_critic import SafetyCritic
 from rlcore.signals import chosen
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
@@ -104,6 +105,7 @@ class OffPolicy:
         self.return_scale: ReturnScale | None = None
         if config.normalize_reward:
             self.return_scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
+        self.safety_critic = SafetyCritic(policy, config.safety, env, config.num_steps, config.mode)
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
@@ -164,6 +166,7 @@ class OffPolicy:
     def initial_state(self) -> State:
         """No recurrent state; what is recorded next does not follow what was recorded last."""
         self.replay.cut()
+        self.safety_critic.cut()
         if self.return_scale is not None:
             self.return_scale.running.zero_()
         everywhere = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
@@ -181,12 +184,15 @@ class OffPolicy:
         self.policy.normalizer.update(actor_obs)
         if self.critic_normalizer is not self.policy.normalizer:
             self.critic_normalizer.update(concatenate(obs, self.critic_groups))
-        normalized, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
+        vectors, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
+        normalized = vectors
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
             if self.policy.raw_shapes:
                 normalized = self.policy.encoders(as_stored(obs, self.policy.raw_shapes), normalized)
             action = self._explore(normalized)  # [N, A]
+            if self.safety_critic:
+                action = self.safety_critic.act(vectors, self.policy.output(normalized), action)
         drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
@@ -214,6 +220,7 @@ class OffPolicy:
                     f"step()'s observation '{group}' lies where the one before it lay, which has not been stored yet; "
                     "return a new tensor from each step, such as a clone()"
                 )
+        step = self.safety_critic.record(obs, action, step)
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
@@ -284,7 +291,7 @@ class OffPolicy:
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step(batch, with_actor))
         lost = 1 - transitions.weight.mean()
-        means = means_of(logs) | self._faults()
+        means = means_of(logs) | self._faults() | self.safety_critic.improve()
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
             means["replay/lost"] = lost
         if config.lr_schedule != "constant":
@@ -307,17 +314,12 @@ class OffPolicy:
         if transitions.signals is not None:
             reward = reward + (transitions.signals * self.signal_weights).sum(-1)
         return Batch(
-            actor_obs,
-            critic_obs,
-            next_actor_obs,
-            next_critic_obs,
-            transitions.action,
-            reward if self.return_scale is None else reward / self.return_scale(),
-            transitions.discount,
+            actor_obs, critic_obs, next_actor_obs, next_critic_obs, transitions.action,
+            reward if self.return_scale is None else reward / self.return_scale(), transitions.discount,
             weight / weight.mean().clamp(min=1 / weight.numel()),
             {group: random_shift(transitions.obs[group], shift) for group in self.image_groups},
             {group: random_shift(transitions.next_obs[group], shift) for group in self.image_groups},
-        )
+        )  # fmt: skip
 
     def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """What actor and critics read of observations."""
@@ -346,7 +348,8 @@ class OffPolicy:
     def moved(self) -> list[Tensor]:
         """Statistics, counters, and the memory's place, whose rows are written over before a draw; finals are lost."""
         parts = nn.ModuleList(p for p in (self.policy.normalizer, self.critic_normalizer, self.return_scale) if p)
-        return [*parts.buffers(), self.steps, self.replay.row, self.replay.size, self.replay.level]
+        own = [self.steps, self.replay.row, self.replay.size, self.replay.level, *self.safety_critic.moved()]
+        return [*parts.buffers(), *own]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -370,6 +373,7 @@ class OffPolicy:
             "timeout_bootstrap": self.timeout_bootstrap,
             "held": self.held.state_dict(),
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
+            "safety_critic": self.safety_critic.state_dict(),
             "trace": self.trace.state_dict(),
         }
 
@@ -390,4 +394,5 @@ class OffPolicy:
             first = self.first_rows * self.env.num_envs
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
             self.notes = (*self.notes[:-1], steps_note(self.num_updates, wait))
+        self.safety_critic.load_state_dict(state.get("safety_critic", {}))
         self.trace.load_state_dict(state["trace"])

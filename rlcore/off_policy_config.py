@@ -10,6 +10,7 @@ from rlcore.config import ConfigError, check, check_positive, nearest
 from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
 from rlcore.replay import Home
+from rlcore.safety import SafetyConfig
 from rlcore.signals import SignalConfig
 from rlcore.types import Timeout
 
@@ -87,6 +88,8 @@ class OffPolicyConfig:
     signals: dict[str, SignalConfig] = field(default_factory=dict)
     """What is learned from values that the env gives beside the reward, by name: each times its signals.NAME.weight is
     added to the reward, with a gamma of its own over the n_step steps that are summed."""
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    """What judges actions before they are done: safety.gate.threshold and so on."""
     timeout_bootstrap: Timeout = "final_obs"
     """What follows a time-out: the true last observation (else, where the env hides it, as value); the observation
     before it; or nothing."""
@@ -154,6 +157,8 @@ class OffPolicyConfig:
             check(summed, f"signals.{name}.gae_lambda", signal.gae_lambda, "SAC and DDPG sum n_step steps; set none")
             remedy = "the sum of SAC and DDPG ends with the episode; set true"
             check(signal.episodic, f"signals.{name}.episodic", signal.episodic, remedy)
+        limited = sorted(self.safety.costs)
+        check(not limited, "safety.costs", limited, "limits on costs need ppo; name signals in safety.gate.costs")
         check(self.random_shift >= 0, "random_shift", self.random_shift, "set 0 or more")
         check(0 <= self.gamma <= 1, "gamma", self.gamma, "set a number from 0 to 1")
         check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")

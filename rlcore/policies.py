@@ -11,6 +11,7 @@ from rlcore.agent import Policy
 from rlcore.config import ConfigError, check
 from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
+from rlcore.gate import Gate, Gated
 from rlcore.networks import Network, network_output
 from rlcore.normalization import make_normalizer
 from rlcore.observations import choose_groups, concatenate, groups_of, images, vectors
@@ -27,6 +28,8 @@ class SquashedPolicy(Policy):
         spec: of the env.
         config: settings.
         outputs: numbers per action dimension; the first A are what goes through the tanh.
+        log_std_range: bounds of the second A, the logarithm of the deviation before the tanh.
+        spread: deviation of candidates for the gate in half widths of the bounds, where there is no second A.
     """
 
     action_scale: Tensor  # [A], half the width of the bounds
@@ -34,7 +37,14 @@ class SquashedPolicy(Policy):
     low: Tensor  # [A], the bounds as these two give them
     high: Tensor  # [A]
 
-    def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: OffPolicyConfig,
+        outputs: int,
+        log_std_range: tuple[float, float] = (0.0, 0.0),
+        spread: float = 0.0,
+    ) -> None:
         super().__init__()
         low, high = action_bounds(spec, config)
         chosen, _ = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
@@ -58,6 +68,9 @@ class SquashedPolicy(Policy):
         self.register_buffer("action_bias", (high + low) / 2, persistent=False)
         self.register_buffer("low", self.action_bias - self.action_scale, persistent=False)
         self.register_buffer("high", self.action_bias + self.action_scale, persistent=False)
+        self.log_std_range, self.spread = log_std_range, spread
+        if config.safety.gate.threshold is not None:
+            self.gate = Gate(config.safety.gate, config.safety.violations, size, self.low, self.high, spec)
 
     @property
     def bounds_text(self) -> str:
@@ -78,9 +91,29 @@ class SquashedPolicy(Policy):
         return torch.clamp(action, self.low, self.high)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
-        """Return the actor's central action, and no state."""
+        """Return the actor's central action, or what the gate has in its place, and no state."""
+        if self.gate is not None:
+            return self.judged(obs)[0].action, ()
         output = self.output(self.encoders(obs, self.normalizer(concatenate(obs, self.groups))))
         return self.squash(output[..., : self.actions]), ()
+
+    def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
+        """See ``Policy.judged``."""
+        assert self.gate is not None, "the policy has no gate"
+        vectors = self.normalizer(concatenate(obs, self.groups))
+        output = self.output(self.encoders(obs, vectors))
+        return self.gate(vectors, self.squash(output[..., : self.actions]), self.drawn(output, self.gate.noise)), ()
+
+    def output_of(self, vectors: Tensor) -> Tensor:
+        """See ``Policy.output_of``."""
+        return self.output(vectors)
+
+    def drawn(self, output: Tensor, noise: Tensor) -> Tensor:
+        """See ``Policy.drawn``; the deviation is that which the head gives, else that of exploration."""
+        mean, log_std = output[..., : self.actions], output[..., self.actions :]
+        if log_std.shape[-1]:
+            return self.squash(mean + log_std.clamp(*self.log_std_range).exp() * noise)
+        return self.limit(self.squash(mean) + self.action_scale * self.spread * noise)
 
 
 def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tensor]:

@@ -206,7 +206,7 @@ class SAC(OffPolicy):
 
 def build_policy(spec: EnvSpec, config: SACConfig) -> SquashedPolicy:
     """Build an untrained policy, whose action is the squashed mean; one in a checkpoint loads without an env."""
-    policy = SquashedPolicy(spec, config, outputs=2)
+    policy = SquashedPolicy(spec, config, outputs=2, log_std_range=config.log_std_range)
     if config.init_std is not None:
         with torch.no_grad():
             policy.head.bias[policy.actions :] = math.log(config.init_std)
