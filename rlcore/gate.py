@@ -209,11 +209,15 @@ class Gate(nn.Module):
         assert self.config.threshold is not None, "a gate is built with a threshold"
         return self.config.threshold
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is to act, and has not begun to."""
+        return self.config.fallback != "none" and not bool(self.limit < OPEN)
+
     def described(self) -> dict[str, object]:
-        """What an exported file says of it."""
-        config = self.config
-        facts = {"threshold": self.threshold, "fallback": config.fallback, "horizon": config.horizon}
-        return {**facts, "acts": bool(self.limit < OPEN), "violations": self.violations}
+        """What an exported file says of it; ``acts`` is false where it only tells the risk, so far or for good."""
+        config, acts = self.config, bool(self.limit < OPEN)
+        return {"threshold": self.threshold, "fallback": config.fallback, "horizon": config.horizon, "acts": acts}
 
 
 def _pose(config: GateConfig, spec: EnvSpec) -> Tensor:

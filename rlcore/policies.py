@@ -68,7 +68,7 @@ class SquashedPolicy(Policy):
         self.register_buffer("action_bias", (high + low) / 2, persistent=False)
         self.register_buffer("low", self.action_bias - self.action_scale, persistent=False)
         self.register_buffer("high", self.action_bias + self.action_scale, persistent=False)
-        self.log_std_range, self.spread = log_std_range, spread
+        self.stochastic, self.log_std_range, self.spread = outputs > 1, log_std_range, spread
         if config.safety.gate.threshold is not None:
             self.gate = Gate(config.safety.gate, config.safety.violations, size, self.low, self.high, spec)
 
@@ -111,7 +111,7 @@ class SquashedPolicy(Policy):
     def drawn(self, output: Tensor, noise: Tensor) -> Tensor:
         """See ``Policy.drawn``; the deviation is that which the head gives, else that of exploration."""
         mean, log_std = output[..., : self.actions], output[..., self.actions :]
-        if log_std.shape[-1]:
+        if self.stochastic:
             return self.squash(mean + log_std.clamp(*self.log_std_range).exp() * noise)
         return self.limit(self.squash(mean) + self.action_scale * self.spread * noise)
 
