@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from rlcore import Algorithm, Step, VecEnv, spec_of
-from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
+from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.capture import Captured
 from rlcore.config import check, check_positive
+from rlcore.critics import Critic
 from rlcore.env import want_final_obs
 from rlcore.observations import concatenate
+from rlcore.policies import build_policy
 from rlcore.returns import bootstrap_values, gae, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Timeout

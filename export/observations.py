@@ -14,7 +14,7 @@ from torch import Tensor
 from rlcore.agent import Policy
 from rlcore.env import VecEnv
 from rlcore.export.metadata import ExportError
-from rlcore.normalization import UNUSABLE, RunningNormalizer
+from rlcore.normalization import UNUSABLE, GroupNormalizer, RunningNormalizer
 from rlcore.recurrent import cleared
 from rlcore.types import Obs, begins
 
@@ -158,6 +158,8 @@ def still_inputs(policy: Policy, terms: Sequence[Mapping[str, Any]]) -> str | No
         return None
     _, std, epsilon = statistics
     still = std < STILL * epsilon  # [O]
+    if isinstance(policy.normalizer, GroupNormalizer):  # the others are not divided
+        still &= policy.normalizer.normalized.cpu()
     if not still.any():
         return None
     names: list[str] = []

@@ -24,7 +24,7 @@ class Policy(nn.Module):
     observation_sizes: dict[str, int]
     """Size of each observation group that it reads as a vector, in the order in which they are concatenated."""
     raw_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-    """Shape of each group that it reads besides, as it comes: images ``[C, H, W]``, and masks of choices."""
+    """Shape of each group that it reads without normalization: images ``[C, H, W]``, and action masks ``[K]``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Agent(Protocol):
 
     @property
     def timeout_bootstrap(self) -> Timeout:
-        """What a time-out is worth; it may change from ``final_obs`` where the env turns out to hide these."""
+        """How a time-out bootstraps; ``final_obs`` becomes ``value`` where the env turns out to hide these."""
         ...
 
     @property

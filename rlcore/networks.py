@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, residual networks, and the choice of observation groups that feed them."""
+"""Hidden layers: multi-layer perceptrons, residual networks, and what comes before and after them."""
 
 from __future__ import annotations
 
@@ -330,7 +330,7 @@ def _small_ones(trunks: Sequence[Network], heads: Sequence[nn.Linear], x: Tensor
 
 @accelerated("ensemble:network_output", of=2, when=_small_one)
 def network_output(trunk: Network, head: nn.Linear, x: Tensor) -> Tensor:
-    """Map ``[B, inputs]`` to a linear head's output ``[B, outputs]``, by a network without memory."""
+    """Map ``[B, inputs]`` to a linear head's output ``[B, outputs]``, by a network without a recurrent layer."""
     return trunk(x, head, ())[0]  # type: ignore[no-any-return]
 
 
@@ -342,7 +342,7 @@ def network_outputs(
     action: Tensor | None = None,
     count: int | None = None,
 ) -> Tensor:
-    """Map the same input through networks of equal shape without memory, differentiably.
+    """Map the same input through networks of equal shape without recurrent layers, differentiably.
 
     Args:
         trunks: hidden layers of each of C networks, one or more.

@@ -211,6 +211,13 @@ class SafetyCritic:
         """Of the steps of a rollout that are learned from, ``[T, N]``, those whose action was the policy's."""
         return learned if self.gate is None else learned & ~self._latest("acted", len(learned))
 
+    def masked(self, own: Tensor, advantages: Tensor, of_costs: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Advantages ``[T, N]``, and those of costs ``[T, N, K]``, with 0 where an action was not the policy's own."""
+        if self.gate is None:
+            return advantages, of_costs
+        of_costs = None if of_costs is None else of_costs.where(own.unsqueeze(-1), 0.0)
+        return advantages.where(own, 0.0), of_costs
+
     @torch.no_grad()
     def _latest(self, name: str, count: int, first: int = 0) -> Tensor:
         """The last rows ``[count, N - first, ...]`` of a column, in order, of envs from ``first`` on."""

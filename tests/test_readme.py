@@ -39,6 +39,15 @@ def test_shell_snippets_run_one_after_the_other(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.gif"))  # version control leaves runs/ alone
 
 
+def test_the_commands_of_the_page_on_limits_run_one_after_the_other(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "safety.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        run(["bash", "-c", re.sub(r"^rlcore", f"{sys.executable} -m rlcore", line)], tmp_path)
+
+
 def test_the_env_of_the_readme_trains_from_a_file_of_its_own(tmp_path: Path) -> None:
     (snippet,) = [text for text in PYTHON if "class Drift" in text]
     (tmp_path / "drift.py").write_text(snippet)

@@ -7,9 +7,9 @@ from types import ModuleType
 from typing import Any
 
 from rlcore import ddpg, sac, user_code
-from rlcore.actor_critic import build_policy
 from rlcore.agent import Algorithm, Preset
 from rlcore.config import ConfigError, nearest
+from rlcore.policies import build_policy
 from rlcore.ppo import PPO
 from rlcore.ppo_config import PPOConfig
 from rlcore.user_code import imported, is_place
