@@ -214,6 +214,13 @@ class Gate(nn.Module):
         """Whether it is to act, and has not begun to."""
         return self.config.fallback != "none" and not bool(self.limit < OPEN)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line that a run prints of it when it begins."""
+        what = "the risk is told" if self.config.fallback == "none" else f"replaced ({self.config.fallback})"
+        when = f"after {self.config.warmup:,} gradient steps of the safety critic"
+        return (f"actions with a risk of a violation above {self.threshold:g}: {what}, {when}",)
+
     def described(self) -> dict[str, object]:
         """What an exported file says of it; ``acts`` is false where it only tells the risk, so far or for good."""
         config, acts = self.config, bool(self.limit < OPEN)

@@ -259,6 +259,8 @@ class Training:
         ):
             say(self.console, line)
         notes = [*self.notes, *getattr(env, "notes", ()), *self.agent.notes, *self.agent.policy.notes]
+        if self.agent.policy.gate is not None:
+            notes += self.agent.policy.gate.notes
         if config.preset is not None and self.algorithm.presets[config.preset].cuda and self.device.type == "cpu":
             notes.append(
                 f"the preset {config.preset} is made for CUDA, and slow on a CPU once learning begins; --preset "
