@@ -118,6 +118,7 @@ class DDPG(OffPolicy):
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1509.02971, and of TD3 (arXiv:1802.09477) with its settings."""
         config, policy, weight = self.config, self.target_policy, batch.weight
+        seen, next_seen = batch.actor_obs, batch.next_actor_obs  # without images, as the gate has it
         batch = encoded(batch, self.policy, self.critics, policy, self.target_critics)
         # What target networks do next and say of it.
         with torch.no_grad():
@@ -126,6 +127,7 @@ class DDPG(OffPolicy):
                 noise = config.target_noise * torch.randn_like(next_action)
                 noise = noise.clamp(-config.target_noise_clip, config.target_noise_clip)
                 next_action = policy.limit(next_action + policy.action_scale * noise)
+            next_action = self.safety_critic.followed(next_seen, batch.next_actor_obs, next_action)
             next_output = self.target_critics.output(batch.next_critic_obs, next_action)
         # The target, eq. 5, or the lower of two critics', TD3 eq. 10; and the critics' distance from it, eq. 4.
         output = self.critics.output(batch.critic_obs, batch.action)
@@ -137,6 +139,7 @@ class DDPG(OffPolicy):
             action = self.policy.squash(self.policy.output(batch.actor_obs))
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action, count=1)
+            weight = self.safety_critic.counted(seen, action, weight)
             metrics |= self._actor_step(actor_loss(values, weight, "mean")[0])
             polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
             polyak_update(self.target_policy_buffer, self.actor_optimizer, config.tau)

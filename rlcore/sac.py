@@ -161,11 +161,13 @@ class SAC(OffPolicy):
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1812.05905; with n steps the entropy of those in between is left out."""
         config, weight = self.config, batch.weight
+        seen, next_seen = batch.actor_obs, batch.next_actor_obs  # without images, as the gate has it
         batch = encoded(batch, self.policy, self.critics, self.policy, self.target_critics)
         # The soft value of what comes next, eq. 3: what target critics say, and the entropy bonus.
         with torch.no_grad():
             temperature = self.log_temperature.exp()
             next_action, next_log_prob = self._sample(batch.next_actor_obs)
+            next_action = self.safety_critic.followed(next_seen, batch.next_actor_obs, next_action)
             if config.center_entropy:
                 next_log_prob = next_log_prob + self.target_entropy
             bonus = -(temperature * next_log_prob)
@@ -180,6 +182,7 @@ class SAC(OffPolicy):
             action, log_prob = self._sample(batch.actor_obs)
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action)
+            weight = self.safety_critic.counted(seen, action, weight)
             loss, entropy = actor_loss(values, weight, config.q_reduce, log_prob, temperature)
             metrics |= self._actor_step(loss)
             if config.learn_temperature:

@@ -22,10 +22,11 @@ from rlcore.agent import Policy
 from rlcore.capture import Captured
 from rlcore.config import check
 from rlcore.env import VecEnv
-from rlcore.gate import OPEN, Gate
+from rlcore.gate import OPEN, Gate, Gated
 from rlcore.normalization import UNUSABLE
 from rlcore.observations import concatenate
 from rlcore.optimizer import FlatAdam, descend, flat, polyak_update
+from rlcore.risk import outcomes, risk_loss, risk_target
 from rlcore.rollout import Rollout
 from rlcore.safety import SafetyConfig
 from rlcore.signals import chosen
@@ -37,55 +38,6 @@ BINS = 10
 
 MEMORY = 5_000
 """Samples over which the calibration is taken, about; older ones are forgotten."""
-
-
-def risk_target(violation: Tensor, terminated: Tensor, next_risk: Tensor, gamma: float) -> Tensor:
-    """Discounted probability of a violation: ``y = v + (1 - v) (1 - done) gamma Q(s', a')``.
-
-    Equation 2 of arXiv:2010.15920, with the first violation as the end of what counts.
-
-    Args:
-        violation: v, 0 or 1, ``[B]``.
-        terminated: bool ``[B]``: nothing follows.
-        next_risk: Q of the target critics for what was done next, ``[B]``.
-        gamma: discount per step.
-    """
-    return violation + (1 - violation) * torch.where(terminated, 0.0, gamma * next_risk)
-
-
-def risk_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Binary cross entropy of critics ``[2, B]`` (log-odds) against probabilities ``[B]``, the sum over critics.
-
-    Samples count by weight ``[B]``, in the mean over those that do.
-    """
-    error = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
-    return (weight * error).sum() / weight.sum().clamp(min=1.0)
-
-
-def outcomes(violation: Tensor, terminated: Tensor, cut: Tensor, gamma: float, horizon: int) -> tuple[Tensor, Tensor]:
-    """What ``risk_target`` estimates, as it came: ``gamma^k`` with k steps to the first violation, else 0.
-
-    Args:
-        violation: 0 or 1, ``[T, N]``.
-        terminated: bool ``[T, N]``.
-        cut: bool ``[T, N]``, where what came next is not known.
-        gamma: discount per step.
-        horizon: steps that have to be known after one, unless its episode ends.
-
-    Returns:
-        ``[T, N]``, and bool ``[T, N]`` where it is known.
-    """
-    future = torch.zeros_like(violation[0])  # [N]
-    known = torch.zeros_like(future)  # steps
-    rows: list[Tensor] = []
-    lengths: list[Tensor] = []
-    columns = (reversed(column.unbind()) for column in (violation, terminated, cut))
-    for v, over, lost in zip(*columns, strict=True):
-        future = risk_target(v, over | lost, future, gamma)
-        known = torch.where(over, float(horizon), torch.where(lost, 0.0, known + 1))
-        rows.append(future)
-        lengths.append(known)
-    return torch.stack(rows[::-1]), torch.stack(lengths[::-1]) >= horizon
 
 
 class Steps(NamedTuple):
@@ -162,10 +114,35 @@ class SafetyCritic:
         """
         if self.gate is None:
             return action
-        noise = torch.randn(len(self.gate.noise), *action.shape, device=action.device)
-        gated = self.gate(vectors, action, self.policy.drawn(output, noise))
+        gated = self._judged(vectors, output, action)
         self.acted.copy_(gated.acted)
-        return gated.action  # type: ignore[no-any-return]
+        return gated.action
+
+    @torch.no_grad()
+    def followed(self, vectors: Tensor, features: Tensor, action: Tensor) -> Tensor:
+        """What would be done where a policy that learns from a replay memory would choose actions ``[B, A]``.
+
+        Else a value would count on actions that the gate does not let pass, which nothing corrects.
+
+        Args:
+            vectors: ``[B, O]``, normalized.
+            features: what the actor reads, ``[B, O]``, images joined.
+            action: ``[B, A]``.
+        """
+        return action if self.gate is None else self._judged(vectors, self.policy.output(features), action).action
+
+    @torch.no_grad()
+    def counted(self, vectors: Tensor, action: Tensor, weight: Tensor) -> Tensor:
+        """Weights ``[B]`` of an actor's actions in its loss: 0 where another would be done, with the same mean."""
+        if self.gate is None:
+            return weight
+        own = self.gate.risk(vectors, action) <= self.gate.limit  # [B]
+        return weight * own / own.float().mean().clamp(min=1 / own.numel())
+
+    def _judged(self, vectors: Tensor, output: Any, action: Tensor) -> Gated:
+        assert self.gate is not None
+        noise = torch.randn(len(self.gate.noise), *action.shape, device=action.device)
+        return self.gate(vectors, action, self.policy.drawn(output, noise))  # type: ignore[no-any-return]
 
     def record(self, obs: Obs, action: Tensor, step: Step) -> Step:
         """Keep a vector step, and return it with the reward that is to be learned from.

@@ -21,8 +21,9 @@ from rlcore.envs.constrained import Detour
 from rlcore.export import ExportError, OnnxPolicy, export_onnx, read_metadata, verify
 from rlcore.gate import OPEN, Gate, GateConfig
 from rlcore.learn import resume, snapshot
+from rlcore.risk import outcomes, risk_loss, risk_target
 from rlcore.safety import CostConfig, SafetyConfig
-from rlcore.safety_critic import BINS, outcomes, risk_loss, risk_target
+from rlcore.safety_critic import BINS
 from rlcore.train.evaluate import Controller, evaluate, ratio_interval
 from rlcore.train.play import frames
 
@@ -296,6 +297,35 @@ def test_off_policy_stores_and_learns_from_what_was_done(kind: str) -> None:
     assert learner.policy.gate.limit.item() == pytest.approx(0.1)
     if kind == "ddpg":  # which judges what is done, and not what is imagined
         assert learner.target_policy.gate is None
+
+
+@pytest.mark.parametrize("kind", ["sac", "ddpg"])
+def test_values_follow_what_the_gate_lets_pass_and_actors_what_is_their_own(kind: str) -> None:
+    learner = agent(kind, fallback="pose", pose=(-0.25,))
+    gate, critic, obs = learner.policy.gate, learner.safety_critic, torch.zeros(4, 2)
+    action = torch.tensor([[-0.5, 0.1], [0.5, 0.2], [-0.1, 0.3], [0.9, 0.4]])
+    gate.logits = lambda obs, action: torch.stack([1e3 * action[:, 0]] * 2)  # right is dangerous
+    assert torch.equal(critic.followed(obs, obs, action), action)  # it has not begun to act
+    assert critic.counted(obs, action, torch.ones(4)).tolist() == [1, 1, 1, 1]
+    gate.limit.fill_(0.1)
+    expected = torch.where(action[:, :1] > 0, -0.25, action)
+    assert torch.equal(critic.followed(obs, obs, action), expected)
+    assert critic.counted(obs, action, torch.ones(4)).tolist() == [2, 0, 2, 0]
+    assert critic.counted(obs, action[1::2], torch.ones(2)).tolist() == [0, 0]
+    # Both are what a gradient step asks for.
+    asked: list[str] = []
+
+    def ask(name: str) -> Any:
+        def answer(vectors: Tensor, other: Tensor, third: Tensor) -> Tensor:
+            asked.append(name)
+            return third
+
+        return answer
+
+    critic.followed, critic.counted = ask("followed"), ask("counted")
+    critic.improve = dict
+    learner.learn(10)
+    assert asked and asked[:2] == ["followed", "counted"]
 
 
 @pytest.mark.parametrize("kind", ["ppo", "sac", "ddpg"])
