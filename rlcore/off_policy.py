@@ -191,8 +191,7 @@ class OffPolicy:
             if self.policy.raw_shapes:
                 normalized = self.policy.encoders(as_stored(obs, self.policy.raw_shapes), normalized)
             action = self._explore(normalized)  # [N, A]
-            if self.safety_critic:
-                action = self.safety_critic.act(vectors, self.policy.output(normalized), action)
+            action = self.safety_critic.explored(vectors, normalized, action)
         drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
@@ -272,8 +271,7 @@ class OffPolicy:
 
     def _fallen(self) -> Tensor:
         """How far the run has come along half a cosine, a scalar in 0..1."""
-        gone = (self.steps - self.began) / (self.config.num_steps * self.horizon)  # part of the run
-        gone = gone.clamp(max=1).squeeze(0)
+        gone = ((self.steps - self.began) / (self.config.num_steps * self.horizon)).clamp(max=1).squeeze(0)
         return (1 - torch.cos(math.pi * gone)) / 2
 
     def _improve(self, phase: int) -> Metrics:
@@ -282,9 +280,8 @@ class OffPolicy:
             self.learning_rate.copy_(torch.lerp(self._rates[0], self._rates[1], self._fallen()))
         with matmul_precision(config.precision):
             # Drawn at once for all steps of this update, which then read views.
-            transitions = self.replay.sample(
-                rows * config.batch_size, config.gamma, config.n_step, self.timeout_bootstrap
-            )
+            number = rows * config.batch_size
+            transitions = self.replay.sample(number, config.gamma, config.n_step, self.timeout_bootstrap)
             whole = self._batch(transitions)
             logs: list[Metrics] = []
             for i, batch in enumerate(minibatches(whole, rows)):
@@ -380,7 +377,9 @@ class OffPolicy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result; without a saved replay memory, learning waits until a new one is filled."""
         names = ["policy", "critics", "target_critics", "actor_optimizer", "critic_optimizer", "held"]
-        names += [name for name in ("critic_normalizer", "return_scale") if state[name] is not None]
+        names += [
+            name for name in ("critic_normalizer", "return_scale", "safety_critic") if state.get(name) is not None
+        ]
         for name in names:
             getattr(self, name).load_state_dict(state[name])
         self.iteration = state["iteration"]
@@ -394,5 +393,4 @@ class OffPolicy:
             first = self.first_rows * self.env.num_envs
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
             self.notes = (*self.notes[:-1], steps_note(self.num_updates, wait))
-        self.safety_critic.load_state_dict(state.get("safety_critic", {}))
         self.trace.load_state_dict(state["trace"])

@@ -118,6 +118,10 @@ class SafetyCritic:
         self.acted.copy_(gated.acted)
         return gated.action
 
+    def explored(self, vectors: Tensor, features: Tensor, action: Tensor) -> Tensor:
+        """As ``act``, of a policy whose actor reads ``features`` ``[N, O]``, images joined to the vectors."""
+        return action if self.gate is None else self.act(vectors, self.policy.output(features), action)
+
     @torch.no_grad()
     def followed(self, vectors: Tensor, features: Tensor, action: Tensor) -> Tensor:
         """What would be done where a policy that learns from a replay memory would choose actions ``[B, A]``.
