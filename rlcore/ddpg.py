@@ -140,7 +140,8 @@ class DDPG(OffPolicy):
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action, count=1)
             weight = self.safety_critic.counted(seen, action, weight)
-            metrics |= self._actor_step(actor_loss(values, weight, "mean")[0])
+            loss = self.safety_critic.with_danger(actor_loss(values, weight, "mean")[0], seen, action)
+            metrics |= self._actor_step(loss)
             polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
             polyak_update(self.target_policy_buffer, self.actor_optimizer, config.tau)
         return metrics

@@ -62,7 +62,7 @@ class GateConfig:
     """Samples of a gradient step; none: such that each new step is drawn twice, at least 256."""
     buffer_size: int = 100_000
     """Steps of single envs that the safety critic learns from, the latest ones."""
-    tau: float = 0.02
+    tau: float = 0.05
     """Part of the way that the target critics go at each gradient step."""
     held_out: float = 1 / 16
     """Share of the envs that it never learns from, which tell how well it is calibrated; one env at least, where there

@@ -377,9 +377,8 @@ class OffPolicy:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result; without a saved replay memory, learning waits until a new one is filled."""
         names = ["policy", "critics", "target_critics", "actor_optimizer", "critic_optimizer", "held"]
-        names += [
-            name for name in ("critic_normalizer", "return_scale", "safety_critic") if state.get(name) is not None
-        ]
+        optional = "critic_normalizer", "return_scale", "safety_critic"
+        names += [name for name in optional if state.get(name) is not None]
         for name in names:
             getattr(self, name).load_state_dict(state[name])
         self.iteration = state["iteration"]

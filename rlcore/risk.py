@@ -15,18 +15,18 @@ def risk_target(violation: Tensor, terminated: Tensor, next_risk: Tensor, gamma:
     Args:
         violation: v, 0 or 1, ``[B]``.
         terminated: bool ``[B]``: nothing follows.
-        next_risk: Q of the target critics for what was done next, ``[B]``.
+        next_risk: Q of a target critic for what is done next, ``[B]``, or of each, ``[2, B]``.
         gamma: discount per step.
     """
     return violation + (1 - violation) * torch.where(terminated, 0.0, gamma * next_risk)
 
 
 def risk_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Binary cross entropy of critics ``[2, B]`` (log-odds) against probabilities ``[B]``, the sum over critics.
+    """Binary cross entropy of critics ``[2, B]`` (log-odds) against probabilities ``[2, B]``, the sum over critics.
 
     Samples count by weight ``[B]``, in the mean over those that do.
     """
-    error = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
+    error = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     return (weight * error).sum() / weight.sum().clamp(min=1.0)
 
 

@@ -184,6 +184,7 @@ class SAC(OffPolicy):
                 values = self.critics(batch.critic_obs.detach(), action)
             weight = self.safety_critic.counted(seen, action, weight)
             loss, entropy = actor_loss(values, weight, config.q_reduce, log_prob, temperature)
+            loss = self.safety_critic.with_danger(loss, seen, action)
             metrics |= self._actor_step(loss)
             if config.learn_temperature:
                 # The temperature's loss, eq. 18: its derivative is all that the step needs.

@@ -143,6 +143,16 @@ class SafetyCritic:
         own = self.gate.risk(vectors, action) <= self.gate.limit  # [B]
         return weight * own / own.float().mean().clamp(min=1 / own.numel())
 
+    def with_danger(self, loss: Tensor, vectors: Tensor, action: Tensor) -> Tensor:
+        """An actor's loss, and in the place of what does not count there -log(1 - risk), in the mean over all.
+
+        So an actor whose actions are replaced learns to be let pass.
+        """
+        if self.gate is None:
+            return loss
+        logit = self.gate.logit(vectors, action)
+        return loss + F.softplus(logit).where(torch.sigmoid(logit) > self.gate.limit, 0.0).mean()
+
     def _judged(self, vectors: Tensor, output: Any, action: Tensor) -> Gated:
         assert self.gate is not None
         noise = torch.randn(len(self.gate.noise), *action.shape, device=action.device)
@@ -253,7 +263,8 @@ class SafetyCritic:
         assert self.gate is not None
         gate, weight = self.gate, samples.weight
         with torch.no_grad():
-            next_risk = self.target.risk(samples.next_obs, self._next_action(samples))
+            # Each from its own target: the larger of two, again and again, would grow with every step.
+            next_risk = torch.sigmoid(self.target.logits(samples.next_obs, self._next_action(samples)))
             target = risk_target(samples.violation, samples.terminated, next_risk, self.config.gamma)
         with _learned(self.optimizer.parameters):
             logits = gate.logits(samples.obs, samples.action)

@@ -77,7 +77,7 @@ def test_targets_and_loss_are_those_of_a_plain_reference() -> None:
             q = 1 / (1 + math.exp(-x))
             total -= weight[i].item() * (y * math.log(q) + (1 - y) * math.log(1 - q))
     expected = total / weight.sum().item()
-    assert risk_loss(logits, found, weight).item() == pytest.approx(expected, abs=1e-12)
+    assert risk_loss(logits, torch.stack([found, found]), weight).item() == pytest.approx(expected, abs=1e-12)
     # Targets of float32 are those to its precision.
     single = risk_target(violation.float(), terminated, following.float(), 0.85)
     assert torch.allclose(single.double(), found, atol=1e-7)
@@ -311,7 +311,11 @@ def test_values_follow_what_the_gate_lets_pass_and_actors_what_is_their_own(kind
     expected = torch.where(action[:, :1] > 0, -0.25, action)
     assert torch.equal(critic.followed(obs, obs, action), expected)
     assert critic.counted(obs, action, torch.ones(4)).tolist() == [2, 0, 2, 0]
-    assert critic.counted(obs, action[1::2], torch.ones(2)).tolist() == [0, 0]
+    assert critic.counted(obs[:2], action[1::2], torch.ones(2)).tolist() == [0, 0]
+    gate.logits = lambda obs, action: torch.stack([5 * action[:, 0] - 1, 4 * action[:, 0] - 2])
+    risk = torch.sigmoid(5 * action[:, 0] - 1)
+    danger = torch.where(risk > 0.1, -(1 - risk).log(), 0.0).mean()
+    assert critic.with_danger(torch.tensor(2.0), obs, action).item() == pytest.approx(2 + danger.item(), rel=1e-5)
     # Both are what a gradient step asks for.
     asked: list[str] = []
 
