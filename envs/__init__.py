@@ -26,7 +26,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR5e-JointVel": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "JointVel"}),
     "Reach-UR5e-IK": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "IK"}),
     "Reach-UR5e-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "Torque"}),
-    "Reach-UR5e-JointPos-Box": ("rlcore.envs.reach_box:ReachBox", {"arm": "UR5e", "control": "JointPos"}),
+    "Reach-UR5e-JointVel-Box": ("rlcore.envs.reach_box:ReachBox", {"arm": "UR5e", "control": "JointVel"}),
     "Reach-UR10-JointPos": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "JointPos"}),
     "Reach-UR10-JointVel": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "JointVel"}),
     "Reach-UR10-IK": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "IK"}),

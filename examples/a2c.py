@@ -91,6 +91,9 @@ class A2C:
         self.fault_groups: Mapping[str, Sequence[str]] = {}
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
+        # They come beside the vectors, as ``raw`` of ``ActorPolicy.distribution``, which PPO keeps in its rollout.
+        raw = {**self.policy.raw_shapes, **self.critic.raw_shapes}
+        check(not raw, "actor_obs, critic_obs or action_mask", list(raw), "images and masks need ppo; name vectors")
         want_final_obs(env, self.critic.groups)
         self.num_timeouts = env.num_envs * room_for_timeouts(config.num_steps, env.max_episode_length)
         self.parameters = list(nn.ModuleList([self.policy, self.critic]).parameters())  # what is shared, once

@@ -30,7 +30,8 @@ class ActorCriticConfig:
     critic_obs: tuple[str, ...] | None = None
     """Observation groups of the critic; none: 'critic', else the actor's."""
     action_mask: str | None = None
-    """Observation group that tells which choices there are now, 1 for each that is and 0 for each that is not."""
+    """Observation group that tells which choices there are now, 1 for each that is and 0 for each that is not; all are
+    where all are 0."""
     init_std: float = 1.0
     """Standard deviation of actions at the start, before they are scaled."""
     std_type: StdType = "softplus"

@@ -31,6 +31,7 @@ class _Slot(NamedTuple):
     tensor: Tensor
     home: Tensor  # the memory that it has to have, whatever becomes of ``tensor.data``
     address: int  # of home
+    learned: bool
 
 
 class Anchors:
@@ -77,7 +78,8 @@ class Anchors:
         converted to type and device of before; the optimizer's moments stay.
 
         Raises:
-            RuntimeError: a module has been replaced, so that optimizers, and graphs, would go on with the former one.
+            RuntimeError: a module has been replaced, so that optimizers, and graphs, would go on with the former one,
+                or a parameter was frozen or thawed, which they do not notice.
         """
         agent = self._agent()
         found = [name for name, module in self._modules.items() if getattr(agent, name) is not module]
@@ -88,14 +90,21 @@ class Anchors:
                 "parameters into the present one (load_state_dict), or build the agent anew"
             )
         slots = self._slots.items()
-        left = [p for p, (_, table, key, x, _, at) in slots if table.get(key) is not x or x.data_ptr() != at]
+        left = [p for p, (_, table, key, x, _, at, _) in slots if table.get(key) is not x or x.data_ptr() != at]
         if left:
             self._put_back(left)
+        turned = [path for path, slot in slots if slot.tensor.requires_grad is not slot.learned]
+        if turned:
+            now, before = ("frozen", "learned") if self._slots[turned[0]].learned else ("learned", "frozen")
+            raise RuntimeError(
+                f"{turned[0]} is {now} (requires_grad) and was {before} when the agent was built, and its optimizer "
+                "goes on with it as that; set requires_grad back, or let a network of your own have it so from the start"
+            )
 
     @torch.no_grad()
     def _put_back(self, paths: list[str]) -> None:
         for path in paths:
-            module, table, name, tensor, home, _ = self._slots[path]
+            module, table, name, tensor, home, _, _ = self._slots[path]
             present = table.get(name)
             if present is None or present.shape != home.shape:
                 shape = "gone" if present is None else f"of shape {tuple(present.shape)}"
@@ -112,4 +121,7 @@ def _slots(prefix: str, module: nn.Module) -> Iterator[tuple[str, _Slot]]:
     for table in tables:
         for name, tensor in table.items():
             if tensor is not None:
-                yield f"{prefix}.{name}", _Slot(module, table, name, tensor, tensor.detach(), tensor.data_ptr())
+                yield (
+                    f"{prefix}.{name}",
+                    _Slot(module, table, name, tensor, tensor.detach(), tensor.data_ptr(), tensor.requires_grad),
+                )

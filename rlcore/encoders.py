@@ -97,9 +97,12 @@ class CNN(nn.Module):
             if config.pooling != "none":
                 size = [side // 2 for side in size]
             if min(size) < 1:
+                remedy = "set fewer channels, smaller kernel_sizes or strides, or padding"
+                if shape[2] < min(shape[:2]):  # of channels last, as far as one can see
+                    remedy += f"; or, if {shape[2]} is its channels, let the env give [C, H, W]"
                 raise ConfigError(
-                    f"cnn: an image of {shape[1]}x{shape[2]} is smaller than what convolution {number + 1} needs; set "
-                    "fewer channels, smaller kernel_sizes or strides, or padding"
+                    f"cnn: an image of {shape[1]}x{shape[2]} is smaller than what convolution {number + 1} needs; "
+                    f"{remedy}"
                 )
             layers += [nn.Conv2d(channels, filters, kernel, stride, margin), MODULES[config.activation]()]
             if config.pooling != "none":

@@ -294,7 +294,8 @@ class Network(nn.Module):
             raw: images ``[T, N, C, H, W]`` by group, where it reads any; it may hold others.
         """
         if self.encoders is not None:
-            assert raw is not None, "a network that reads images is given none"
+            if raw is None:
+                raise ValueError(f"images {self.encoders.groups} are not given; pass raw with all of raw_shapes")
             x = self.encoders(raw, x)
         if self.before is not None:
             x, state = self.before(x, state, keep, self.mlp.precision)

@@ -31,7 +31,8 @@ _HALF_LIFE = 5000  # vector steps
 class RunningNormalizer(nn.Module):
     """Shift and scale each feature to zero mean and unit variance over everything seen so far.
 
-    Statistics change only in ``update``, never in ``forward``: evaluation and export see them frozen. They are those of
+    Statistics change only in ``update``, never in ``forward``: evaluation and export see them frozen. Agents update
+    them at every step; to wait for an iteration's end gained nothing (benchmarks/RESULTS.md). They are statistics of
     all numbers, but a broken sensor must not spoil them, for one step or for good:
 
     - what is not finite does not count;

@@ -261,8 +261,7 @@ class OffPolicy:
             raise ConfigError(f"{self._schedules()[0]} needs the length of the run; pass num_iterations")
         if self.stored < self.first_rows:
             return self._faults()
-        done = (self.iteration - 1) * self.num_updates
-        phase = done % self.config.policy_delay
+        phase = (self.iteration - 1) * self.num_updates % self.config.policy_delay
         return self._updates[phase](phase)  # type: ignore[no-any-return]
 
     def _schedules(self) -> list[str]:

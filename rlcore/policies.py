@@ -21,7 +21,15 @@ from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.gate import Gate, Gated
 from rlcore.networks import Network, network_output, orthogonal_
 from rlcore.normalization import make_normalizer
-from rlcore.observations import check_normalized, choose_groups, concatenate, groups_of, images, vectors
+from rlcore.observations import (
+    as_stored,
+    check_normalized,
+    choose_groups,
+    concatenate,
+    groups_of,
+    images,
+    vectors,
+)
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.safety import SafetyConfig
 from rlcore.types import Obs, State
@@ -107,7 +115,11 @@ class ActorPolicy(Policy):
         output, state = self.trunk(normalized, self.head.linear, state, keep, raw)
         if isinstance(self.head, GaussianHead):
             return self.head(output), state
-        return self.head(output, None if self.mask is None or raw is None else raw[self.mask]), state
+        if self.mask is None:
+            return self.head(output), state
+        if raw is None:
+            raise ValueError(f"action_mask: '{self.mask}' is not given; pass raw with all of raw_shapes")
+        return self.head(output, raw[self.mask]), state
 
     def limit(self, action: Tensor) -> Tensor:
         """Bring the distribution's actions ``[N, A]`` into the env's bounds: scaled to them if so set, then cut off."""
@@ -178,7 +190,7 @@ class ActorPolicy(Policy):
         """Normalized vectors ``[N, O]``, the distribution of actions for them, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
         state = state or self.initial_state(normalized.shape[0])
-        raw = {group: obs[group].unsqueeze(0) for group in self.raw_shapes}
+        raw = {group: value.unsqueeze(0) for group, value in as_stored(obs, self.raw_shapes).items()}
         distribution, state = self.distribution(normalized.unsqueeze(0), state, None, raw)
         return normalized, unstacked(distribution), state
 
@@ -245,6 +257,9 @@ class SquashedPolicy(Policy):
                 self.head.weight.mul_(config.init_head_scale)
                 self.head.bias.zero_()
                 self.head.bias[: spec.action_size] = torch.atanh(zero)
+        for group, (_, height, width) in image_shapes.items():
+            remedy = f"images of '{group}' are {height}x{width}, and would be moved out of sight; set less"
+            check(config.random_shift < min(height, width), "random_shift", config.random_shift, remedy)
         self.actions = spec.action_size
         # Not in the state: they follow from the configuration and the env.
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
@@ -277,15 +292,18 @@ class SquashedPolicy(Policy):
         """Return the actor's central action, or what the gate has in its place, and no state."""
         if self.gate is not None:
             return self.judged(obs)[0].action, ()
-        output = self.output(self.encoders(obs, self.normalizer(concatenate(obs, self.groups))))
-        return self.squash(output[..., : self.actions]), ()
+        return self.squash(self._read(obs)[1][..., : self.actions]), ()
 
     def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
         """See ``Policy.judged``."""
         assert self.gate is not None, "the policy has no gate"
-        vectors = self.normalizer(concatenate(obs, self.groups))
-        output = self.output(self.encoders(obs, vectors))
+        vectors, output = self._read(obs)
         return self.gate(vectors, self.squash(output[..., : self.actions]), self.drawn(output, self.gate.noise)), ()
+
+    def _read(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """Normalized vectors ``[N, O]``, and the head's output for them and the images beside them."""
+        vectors = self.normalizer(concatenate(obs, self.groups))
+        return vectors, self.output(self.encoders(as_stored(obs, self.raw_shapes), vectors))
 
     def output_of(self, vectors: Tensor) -> Tensor:
         """See ``Policy.output_of``."""

@@ -77,17 +77,17 @@ def gae(
 
 
 def standardized(x: Tensor, learned: Tensor) -> Tensor:
-    """Bring ``x`` ``[...]``, where bool ``learned`` says so, to zero mean and unit deviation."""
-    mean, deviation = moments(x, learned)
-    return (x - mean) / deviation
+    """Bring ``x`` ``[...]``, where bool ``learned`` says so, to zero mean and unit variance."""
+    mean, std = moments(x, learned)
+    return (x - mean) / std
 
 
 def moments(x: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, which is not 0, of ``x`` ``[...]`` where bool ``learned`` says so; scalars."""
     number = learned.sum()
     mean = x.where(learned, 0.0).sum() / number
-    deviation = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
-    return mean, deviation + 1e-8
+    std = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
+    return mean, std + 1e-8
 
 
 def filled(x: Tensor, learned: Tensor) -> Tensor:

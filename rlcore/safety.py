@@ -88,6 +88,8 @@ class SafetyConfig:
         check(self.excess_max > 0, "excess_max", self.excess_max, "set more than 0, or inf for no limit")
         check(0 < self.termination_max <= 1, "termination_max", self.termination_max, "set more than 0, at most 1")
         for name, cost in self.costs.items():
+            # Of a file they are by now; what is written in Python may be anything.
+            check(isinstance(cost, CostConfig), f"costs.{name}", cost, "give a CostConfig(limit=...)")
             single = self.method != "cat" or cost.kind == "per_step"
             check(single, f"costs.{name}.kind", cost.kind, "cat limits single steps; set per_step, or method pid")
 

@@ -74,6 +74,15 @@ def test_a_module_in_the_place_of_another_is_named(name: str, part: str) -> None
         trained(name, replaced)
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_freezing_and_thawing_under_the_feet_of_an_optimizer_is_named(name: str) -> None:
+    """Adam's moments would move a frozen parameter on, and no optimizer has one that was frozen at first."""
+    with pytest.raises(
+        RuntimeError, match=r"^policy\.\S+ is frozen .* and was learned when .*; set requires_grad back"
+    ):
+        trained(name, lambda agent: agent.policy.head.requires_grad_(False))
+
+
 def test_another_shape_is_named() -> None:
     def grown(agent: Any) -> None:
         agent.policy.low = torch.zeros(3)

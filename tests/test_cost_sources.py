@@ -170,7 +170,7 @@ def test_the_box_is_between_the_commands_and_its_signals_are_of_before_a_reset()
         seen += torch.stack([found["box"].mean(), found["joint_speed"].mean()])
     assert 0.1 < seen[0] < 19 and 1 < seen[1] < 20
     with pytest.raises(ValueError, match="speed_limit is 0; use more than 0"):
-        make_env("Reach-UR5e-JointPos-Box", 1, speed_limit=0)
+        make_env("Reach-UR5e-JointVel-Box", 1, speed_limit=0)
 
 
 # Simulators, on a small contract; Isaac Lab's own code is in test_isaaclab.py.

@@ -395,14 +395,24 @@ def test_recordings_that_do_not_fit_are_refused(file: Path) -> None:
         verify(file, policy, good | {"camera": good["camera"].float()})
 
 
-def test_images_that_are_not_finite_are_left_out() -> None:
-    policy, _ = build("images and vectors")
-    recording = recorded(policy)
+def test_pixels_that_are_not_finite_are_zero_in_policy_and_file_as_in_training(tmp_path: Path) -> None:
+    """As of a depth camera that meets nothing; a vector that is not finite is left out of what is compared."""
+    policy, spec = build("images and vectors")
+    recording, path = recorded(policy), tmp_path / "policy.onnx"
+    dark, recording["depth"][:, :, 0, 3, 3] = recording["depth"].clone(), torch.inf
+    dark[:, :, 0, 3, 3] = 0
     recording["depth"][2, 1, 0, 3, 3] = torch.nan
+    recording["goal"][3, 2, 0] = torch.nan
     obs, _, left_out = finite_part(recording, group_shapes(policy))
     assert left_out == 1
     assert obs["camera"].dtype == torch.uint8 and obs["camera"].shape == (17, 1, 3, 12, 10)
-    assert obs["depth"].isfinite().all()
+    assert obs["depth"].isfinite().all() and not obs["depth"][..., 3, 3].any()
+    recording["goal"][3, 2, 0] = 0
+    assert export_onnx(policy, spec, path, recording=recording).parity.left_out == 0
+    now = {group: values[2] for group, values in recording.items() if group != "done"}
+    expected = policy({**now, "depth": dark[2]})[0].detach()
+    assert torch.equal(policy(now)[0], expected)
+    np.testing.assert_allclose(OnnxPolicy(path)(arrays(now)), expected, rtol=0, atol=1e-5)
 
 
 _WORDS = """

@@ -551,6 +551,12 @@ def test_an_impossible_setting_is_refused(case: str) -> None:
         from_dict(PPOConfig, {"safety": settings}, "file")
 
 
+def test_a_limit_that_is_no_group_of_settings_is_refused() -> None:
+    for wrong in (1.0, {"limit": 1.0}):
+        with pytest.raises(ConfigError, match=r"costs\.effort: .* is not possible; give a CostConfig\(limit=\.\.\.\)"):
+            SafetyConfig(costs={"effort": wrong})  # type: ignore[dict-item]
+
+
 def test_a_cost_has_no_weight_of_its_own() -> None:
     with pytest.raises(
         ConfigError, match=r"signals\.effort\.weight: -1.0 is not possible; safety\.costs\.effort weighs"
