@@ -285,8 +285,7 @@ class PPO:
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         own = self.safety_critic.own(learned)  # a replaced action says nothing of the policy
         if of_costs is not None:
-            weighed = self.safety.weigh(data, advantages, of_costs, own, self.signals.cost_gammas)
-            advantages, of_costs, spent = weighed
+            advantages, of_costs, spent = self.safety.weigh(data, advantages, of_costs, own, self.signals.cost_gammas)
         elif config.normalize_advantage == "batch":
             advantages = standardized(advantages, own)
         advantages, of_costs = self.safety_critic.masked(own, advantages, of_costs)
