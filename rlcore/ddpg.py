@@ -96,6 +96,7 @@ class DDPG(OffPolicy):
         self.target_policy = copy.deepcopy(self.policy, copied)
         self.target_policy_buffer = flat(learned(self.target_policy))  # without these
         self.target_policy.requires_grad_(False)
+        self.target_policy.gate = None  # which judges what is done, and not what is imagined
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
@@ -117,6 +118,7 @@ class DDPG(OffPolicy):
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1509.02971, and of TD3 (arXiv:1802.09477) with its settings."""
         config, policy, weight = self.config, self.target_policy, batch.weight
+        seen, next_seen = batch.actor_obs, batch.next_actor_obs  # without images, as the gate has it
         batch = encoded(batch, self.policy, self.critics, policy, self.target_critics)
         # What target networks do next and say of it.
         with torch.no_grad():
@@ -125,6 +127,7 @@ class DDPG(OffPolicy):
                 noise = config.target_noise * torch.randn_like(next_action)
                 noise = noise.clamp(-config.target_noise_clip, config.target_noise_clip)
                 next_action = policy.limit(next_action + policy.action_scale * noise)
+            next_action = self.safety_critic.followed(next_seen, batch.next_actor_obs, next_action)
             next_output = self.target_critics.output(batch.next_critic_obs, next_action)
         # The target, eq. 5, or the lower of two critics', TD3 eq. 10; and the critics' distance from it, eq. 4.
         output = self.critics.output(batch.critic_obs, batch.action)
@@ -143,12 +146,14 @@ class DDPG(OffPolicy):
             action = self.policy.squash(self.policy.output(batch.actor_obs))
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action, count=1)
+            weight = self.safety_critic.counted(seen, action, weight)
             loss = actor_loss(values, weight, "mean")[0]
             if costs is not None:  # under limits, by multipliers that follow what episodes cost
                 with frozen(costs.optimizer.parameters):
                     spent = costs.critics(batch.critic_obs.detach(), action)
                 loss = limited_loss(loss, spent, weight, costs.multiplier, costs.price)
                 polyak_update(costs.target_buffer, costs.optimizer, config.tau)
+            loss = self.safety_critic.with_danger(loss, seen, action)
             metrics |= self._actor_step(loss)
             polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
             polyak_update(self.target_policy_buffer, self.actor_optimizer, config.tau)
@@ -172,4 +177,4 @@ class DDPG(OffPolicy):
 
 def build_policy(spec: EnvSpec, config: DDPGConfig) -> SquashedPolicy:
     """Build an untrained policy; the one in a checkpoint loads into it without an env."""
-    return SquashedPolicy(spec, config, outputs=1)
+    return SquashedPolicy(spec, config, outputs=1, spread=max(config.noise_range or (config.noise_std,)))

@@ -143,6 +143,12 @@ def sample_tanh_gaussian(
 
 Distribution = Gaussian | Categorical | MultiCategorical
 
+
+def unstacked(distribution: Distribution) -> Distribution:
+    """That of a sequence of one step, without the dimension of steps; a deviation for all states ``[A]`` has none."""
+    return type(distribution)(*(part.squeeze(0) if part.dim() > 1 else part for part in distribution))
+
+
 IMPOSSIBLE = -1e8
 """Logit of what cannot be chosen: its probability is exactly 0, and 0 times its logarithm is 0 and not NaN."""
 

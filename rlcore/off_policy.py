@@ -30,6 +30,7 @@ from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch, Transitions, minibatches
 from rlcore.rollout import make_trace
+from rlcore.safety_critic import SafetyCritic
 from rlcore.signals import SignalConfig, chosen
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
@@ -107,6 +108,7 @@ class OffPolicy:
         self.return_scale: ReturnScale | None = None
         if config.normalize_reward or self.costs is not None:
             self.return_scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
+        self.safety_critic = SafetyCritic(policy, config.safety, env, config.num_steps, config.mode)
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
@@ -155,6 +157,7 @@ class OffPolicy:
     def initial_state(self) -> State:
         """No recurrent state; what is recorded next does not follow what was recorded last."""
         self.replay.cut()
+        self.safety_critic.cut()
         if self.return_scale is not None:
             self.return_scale.running.zero_()
         if self.costs is not None:
@@ -174,12 +177,14 @@ class OffPolicy:
         self.policy.normalizer.update(actor_obs)
         if self.critic_normalizer is not self.policy.normalizer:
             self.critic_normalizer.update(concatenate(obs, self.critic_groups))
-        normalized, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
+        vectors, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
+        normalized = vectors
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
             if self.policy.raw_shapes:
                 normalized = self.policy.encoders(as_stored(obs, self.policy.raw_shapes), normalized)
             action = self._explore(normalized)  # [N, A]
+            action = self.safety_critic.explored(vectors, normalized, action)
         drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
@@ -207,6 +212,7 @@ class OffPolicy:
                     f"step()'s observation '{group}' lies where the one before it lay, which has not been stored yet; "
                     "return a new tensor from each step, such as a clone()"
                 )
+        step = self.safety_critic.record(obs, action, step)
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
@@ -253,8 +259,7 @@ class OffPolicy:
             if self.costs is not None:
                 self.costs.forget()
             return self._faults()
-        done = (self.iteration - 1) * self.num_updates
-        phase = done % self.config.policy_delay
+        phase = (self.iteration - 1) * self.num_updates % self.config.policy_delay
         return self._updates[phase](phase)  # type: ignore[no-any-return]
 
     def _schedules(self) -> list[str]:
@@ -263,8 +268,7 @@ class OffPolicy:
 
     def _fallen(self) -> Tensor:
         """How far the run has come along half a cosine, a scalar in 0..1."""
-        gone = (self.steps - self.began) / (self.config.num_steps * self.horizon)  # part of the run
-        gone = gone.clamp(max=1).squeeze(0)
+        gone = ((self.steps - self.began) / (self.config.num_steps * self.horizon)).clamp(max=1).squeeze(0)
         return (1 - torch.cos(math.pi * gone)) / 2
 
     def _improve(self, phase: int) -> Metrics:
@@ -273,16 +277,15 @@ class OffPolicy:
             self.learning_rate.copy_(torch.lerp(self._rates[0], self._rates[1], self._fallen()))
         with matmul_precision(config.precision):
             # Drawn at once for all steps of this update, which then read views.
-            transitions = self.replay.sample(
-                rows * config.batch_size, config.gamma, config.n_step, self.timeout_bootstrap
-            )
+            number = rows * config.batch_size
+            transitions = self.replay.sample(number, config.gamma, config.n_step, self.timeout_bootstrap)
             whole = self._batch(transitions)
             logs: list[Metrics] = []
             for i, batch in enumerate(minibatches(whole, rows)):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step(batch, with_actor))
         lost = 1 - transitions.weight.mean()
-        means = means_of(logs) | self._faults()
+        means = means_of(logs) | self._faults() | self.safety_critic.improve()
         if self.costs is not None:
             means |= self.costs.move(rows)
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
@@ -309,18 +312,13 @@ class OffPolicy:
         if transitions.signals is not None:
             reward = reward + (transitions.signals * self.signal_weights).sum(-1)
         return Batch(
-            actor_obs,
-            critic_obs,
-            next_actor_obs,
-            next_critic_obs,
-            transitions.action,
+            actor_obs, critic_obs, next_actor_obs, next_critic_obs, transitions.action,
             reward / self.return_scale() if self.config.normalize_reward and self.return_scale else reward,
-            transitions.discount,
-            weight / weight.mean().clamp(min=1 / weight.numel()),
+            transitions.discount, weight / weight.mean().clamp(min=1 / weight.numel()),
             {group: random_shift(transitions.obs[group], shift) for group in self.image_groups},
             {group: random_shift(transitions.next_obs[group], shift) for group in self.image_groups},
             None if self.costs is None else self.costs.scaled(transitions),
-        )
+        )  # fmt: skip
 
     def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """What actor and critics read of observations."""
@@ -350,7 +348,8 @@ class OffPolicy:
         """Statistics, counters, and the memory's place, whose rows are written over before a draw; finals are lost."""
         parts = self.policy.normalizer, self.critic_normalizer, self.return_scale, self.costs
         found = nn.ModuleList(part for part in parts if part is not None)
-        return [*found.buffers(), self.steps, self.replay.row, self.replay.size, self.replay.level]
+        own = [self.steps, self.replay.row, self.replay.size, self.replay.level, *self.safety_critic.moved()]
+        return [*found.buffers(), *own]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -375,6 +374,7 @@ class OffPolicy:
             "held": self.held.state_dict(),
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
             "costs": None if self.costs is None else self.costs.saved(),
+            "safety_critic": self.safety_critic.state_dict(),
             "trace": self.trace.state_dict(),
         }
 
@@ -382,7 +382,8 @@ class OffPolicy:
         """Restore ``state_dict``'s result; without a saved replay memory, learning waits until a new one is filled."""
         restore(self.costs, state.get("costs"))  # since version 0.2
         names = ["policy", "critics", "target_critics", "actor_optimizer", "critic_optimizer", "held"]
-        names += [name for name in ("critic_normalizer", "return_scale") if state[name] is not None]
+        optional = "critic_normalizer", "return_scale", "safety_critic"
+        names += [name for name in optional if state.get(name) is not None]
         for name in names:
             getattr(self, name).load_state_dict(state[name])
         self.iteration = state["iteration"]

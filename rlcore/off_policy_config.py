@@ -117,7 +117,8 @@ class OffPolicyConfig:
     """What is learned from values that the env gives beside the reward, by name: each times its signals.NAME.weight is
     added to the reward, with a gamma of its own over the n_step steps that are summed."""
     safety: LimitsConfig = field(default_factory=LimitsConfig)
-    """Limits on what steps cost, by name: safety.costs.NAME.limit and so on."""
+    """Limits on what steps cost, by name: safety.costs.NAME.limit and so on; and what judges actions before they are
+    done: safety.gate.threshold and so on."""
     timeout_bootstrap: Timeout = "final_obs"
     """What follows a time-out: the true last observation (else, where the env hides it, as value); the observation
     before it; or nothing."""

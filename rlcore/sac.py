@@ -161,11 +161,13 @@ class SAC(OffPolicy):
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1812.05905; with n steps the entropy of those in between is left out."""
         config, weight = self.config, batch.weight
+        seen, next_seen = batch.actor_obs, batch.next_actor_obs  # without images, as the gate has it
         batch = encoded(batch, self.policy, self.critics, self.policy, self.target_critics)
         # The soft value of what comes next, eq. 3: what target critics say, and the entropy bonus.
         with torch.no_grad():
             temperature = self.log_temperature.exp()
             next_action, next_log_prob = self._sample(batch.next_actor_obs)
+            next_action = self.safety_critic.followed(next_seen, batch.next_actor_obs, next_action)
             if config.center_entropy:
                 next_log_prob = next_log_prob + self.target_entropy
             bonus = -(temperature * next_log_prob)
@@ -187,11 +189,13 @@ class SAC(OffPolicy):
             action, log_prob = self._sample(batch.actor_obs)
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action)
+            weight = self.safety_critic.counted(seen, action, weight)
             loss, entropy = actor_loss(values, weight, config.q_reduce, log_prob, temperature)
             if costs is not None:  # under limits, by multipliers that follow what episodes cost
                 with frozen(costs.optimizer.parameters):
                     spent = costs.critics(batch.critic_obs.detach(), action)
                 loss = limited_loss(loss, spent, weight, costs.multiplier, costs.price)
+            loss = self.safety_critic.with_danger(loss, seen, action)
             metrics |= self._actor_step(loss)
             if config.learn_temperature:
                 # The temperature's loss, eq. 18: its derivative is all that the step needs.
@@ -219,7 +223,7 @@ class SAC(OffPolicy):
 
 def build_policy(spec: EnvSpec, config: SACConfig) -> SquashedPolicy:
     """Build an untrained policy, whose action is the squashed mean; one in a checkpoint loads without an env."""
-    policy = SquashedPolicy(spec, config, outputs=2)
+    policy = SquashedPolicy(spec, config, outputs=2, log_std_range=config.log_std_range)
     if config.init_std is not None:
         with torch.no_grad():
             policy.head.bias[policy.actions :] = math.log(config.init_std)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import check, check_positive
+from rlcore.gate import GateConfig
 from rlcore.returns import moments, standardized
 from rlcore.types import Metrics
 
@@ -76,6 +77,8 @@ class SafetyConfig:
     """With cat, the chance that the worst excess ends the future."""
     multiplier_max: float = 100.0
     """Largest multiplier: what a cost's advantage counts against that of the reward."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """A critic that tells how likely an action is to end in a violation, and what is done in place of risky ones."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -89,6 +92,13 @@ class SafetyConfig:
             check(isinstance(cost, CostConfig), f"costs.{name}", cost, "give a CostConfig(limit=...)")
             single = self.method != "cat" or cost.kind == "per_step"
             check(single, f"costs.{name}.kind", cost.kind, "cat limits single steps; set per_step, or method pid")
+
+    @property
+    def violations(self) -> dict[str, float]:
+        """Signals that are a violation where they are above a number: limited ones, and those that the gate names."""
+        limits = {name: cost.limit if cost.kind == "per_step" else 0.0 for name, cost in self.costs.items()}
+        names = self.costs if self.gate.costs is None else self.gate.costs
+        return {name: limits.get(name, 0.0) for name in names}
 
 
 class PID(nn.Module):
