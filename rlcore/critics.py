@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from rlcore.losses import expected_value
 from rlcore.networks import Network, network_outputs
 from rlcore.observations import choose_groups, groups_of, images, vectors
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.optimizer import FlatAdam
+from rlcore.perceptrons import WrittenOut, is_perceptron
 from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch
 
@@ -60,6 +63,14 @@ class Critics(nn.Module):
         """Value actions ``[B, A]``, by features of images and normalized vectors ``[B, O]``, ``[critics, B]``."""
         output = self.output(features, action, count)
         return output.squeeze(-1) if self.support is None else expected_value(output, *self.support)
+
+    def written_out(self, optimizer: FlatAdam) -> WrittenOut | None:
+        """Their backward pass written out, with their optimizer; None where it is for others."""
+        trunks: list[Any] = list(self.trunks)
+        frozen_ones = len(optimizer.parameters) < len(list(self.parameters()))
+        if self.raw_shapes or frozen_ones or not all(map(is_perceptron, trunks)):
+            return None
+        return WrittenOut(trunks, list(self.heads), optimizer)  # type: ignore[arg-type]
 
 
 def encoded(

@@ -88,6 +88,7 @@ class OffPolicy:
         theirs = set(self.critics.parameters())
         self.actor_optimizer = self._adam([p for p in learned(policy) if p not in theirs], layers[0])
         self.critic_optimizer = self._adam(learned(self.critics), layers[1])
+        self._written = self.critics.written_out(self.critic_optimizer)
         self.target_critics = copy.deepcopy(self.critics)
         self.target_critic_buffer = flat(learned(self.target_critics))
         self.target_critics.requires_grad_(False)
@@ -330,10 +331,16 @@ class OffPolicy:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""
         raise NotImplementedError
 
+    def _critic_output(self, features: Tensor, action: Tensor) -> Tensor:
+        """What the critics say of actions ``[B, A]``, for the loss that ``_critic_step`` takes a step down."""
+        output = None if self._written is None else self._written.forward(torch.cat([features, action], -1))
+        return self.critics.output(features, action) if output is None else output
+
     def _critic_step(self, loss: Tensor, value: Tensor) -> Metrics:
         """Take the critics' step down their loss; ``value`` is the mean of what they say."""
-        metrics = {"loss/value": loss.detach(), "policy/value": value}
-        return metrics | {"policy/value_gradient_norm": descend(self.critic_optimizer, loss)}
+        metrics, adam = {"loss/value": loss.detach(), "policy/value": value}, self.critic_optimizer
+        known = self._written is not None and self._written.backward(loss)
+        return metrics | {"policy/value_gradient_norm": adam.step(loss.detach())[0] if known else descend(adam, loss)}
 
     def _actor_step(self, loss: Tensor) -> Metrics:
         """Take the actor's step down its loss; the critics' own gradients are not wanted."""

@@ -7,59 +7,23 @@ computes it, so that the bits are the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from rlcore.actor_critic import ActorPolicy, Critic
 from rlcore.dispatch import written_out_runs
 from rlcore.distributions import CategoricalHead, Gaussian, GaussianHead
-from rlcore.networks import IN_PLACE, MLP, Network
 from rlcore.optimizer import FlatAdam
+from rlcore.perceptrons import Perceptron, is_perceptron, unhindered
 from rlcore.returns import standardized
 from rlcore.rollout import Samples
 from rlcore.types import Metrics
 
 _MOST = 2**15  # samples; with more PyTorch adds up the parts of a sum in another order, and autograd costs little
-
-_SELU = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946  # alpha and scale, arXiv:1706.02515
-_aten = torch.ops.aten
-_DERIVATIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "elu": lambda gradient, output: _aten.elu_backward(gradient, 1, 1, 1, True, output),
-    "relu": lambda gradient, output: _aten.threshold_backward(gradient, output, 0),
-    "tanh": lambda gradient, output: _aten.tanh_backward(gradient, output),
-    "leaky_relu": lambda gradient, output: _aten.leaky_relu_backward(gradient, output, 0.01, True),
-    "selu": lambda gradient, output: _aten.elu_backward(gradient, *_SELU, 1, True, output),
-}
-"""Of the functions of ``IN_PLACE``, by what they give."""
-
-
-class _Perceptron:
-    """Hidden layers and a linear head."""
-
-    def __init__(self, mlp: MLP, head: nn.Linear) -> None:
-        self.layers = [(layer.weight, layer.bias) for layer in (*mlp.linear(), head)]
-        self.function, self.derivative = IN_PLACE[mlp.activation], _DERIVATIVES[mlp.activation]
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Return ``x`` ``[..., K]`` as rows, and what each layer makes of it, the head's last."""
-        outputs = [x.reshape(-1, x.shape[-1])]
-        for weight, bias in self.layers[:-1]:
-            outputs.append(self.function(F.linear(outputs[-1], weight, bias)))
-        return [*outputs, F.linear(outputs[-1], *self.layers[-1])]
-
-    def backward(self, outputs: list[Tensor], gradient: Tensor) -> None:
-        """Write the parameters' gradients, by that of the head's output, over those that they have."""
-        for i in reversed(range(len(self.layers))):
-            weight, bias = self.layers[i]
-            torch.sum(gradient, 0, out=bias.grad)
-            torch.mm(gradient.t(), outputs[i], out=weight.grad)
-            if i > 0:
-                gradient = self.derivative(gradient.mm(weight), outputs[i])
 
 
 def written_out(
@@ -79,13 +43,9 @@ def written_out(
     head, networks = policy.head, (policy.trunk, critic.trunk)
     simple = head.shape is None if isinstance(head, CategoricalHead) else head.raw_std is not None
     own = policy.trunk is not critic.trunk and critic.value.out_features == 1
-    if simple and own and all(map(_plain, networks)) and settings["bounds"][0] == 0:
+    if simple and own and all(map(is_perceptron, networks)) and settings["bounds"][0] == 0:
         return PPOGradient(policy, critic, optimizers, settings)
     return None
-
-
-def _plain(network: Network) -> bool:
-    return isinstance(network.mlp, MLP) and network.mlp.known and not network.recurrent and network.encoders is None
 
 
 class PPOGradient:
@@ -94,16 +54,13 @@ class PPOGradient:
     def __init__(
         self, policy: ActorPolicy, critic: Critic, optimizers: Sequence[FlatAdam], settings: dict[str, Any]
     ) -> None:
-        mlps = [network.mlp for network in (policy.trunk, critic.trunk) if isinstance(network.mlp, MLP)]
-        self.actor, self.critic = _Perceptron(mlps[0], policy.head.linear), _Perceptron(mlps[1], critic.value)
+        self.actor, self.critic = Perceptron(policy.trunk, policy.head.linear), Perceptron(critic.trunk, critic.value)
         self.head, self.mask, self.optimizers, self.settings = policy.head, policy.mask, optimizers, settings
 
     def takes(self, samples: Samples) -> bool:
         """Whether it is to be used: on a CPU, for no more samples than it is for, with all parameters to be learned."""
-        if not written_out_runs(samples.weight) or samples.weight.numel() > _MOST:
-            return False
-        parameters = (p for optimizer in self.optimizers for p in optimizer.parameters)
-        return all(p.requires_grad and not p._backward_hooks for p in parameters)
+        few = samples.weight.numel() <= _MOST
+        return few and written_out_runs(samples.weight) and all(map(unhindered, self.optimizers))
 
     @torch.no_grad()
     @np.errstate(all="ignore")

@@ -32,7 +32,7 @@ LAYERS = (
     {"_version", "types", "agent", "env", "env_check", "config", "checkpoint", "returns", "distributions", "networks"}
     | {"capture", "arrays", "dispatch", "kernels", "recurrent", "optimizer", "losses", "replay_rows", "device_memory"}
     | {"files", "statistics", "faults", "stage", "normalization", "device", "anchors", "encoders", "names", "rollout"}
-    | {"activations", "observations", "signals", "safety", "own_network", "user_code"},
+    | {"activations", "observations", "perceptrons", "signals", "safety", "own_network", "user_code"},
     {"replay", "learn", "resume", "report", "actor_critic", "ppo_config", "ppo_gradient"}
     | {"off_policy", "off_policy_config", "policies", "critics", "exploration"},
     {"ppo", "sac", "ddpg"},
