@@ -65,10 +65,10 @@ class Critics(nn.Module):
         return output.squeeze(-1) if self.support is None else expected_value(output, *self.support)
 
     def written_out(self, optimizer: FlatAdam) -> WrittenOut | None:
-        """Their backward pass written out, with their optimizer; None where it is for others."""
+        """Their backward pass written out for a CPU, with their optimizer; None where it is for others."""
         trunks: list[Any] = list(self.trunks)
-        frozen_ones = len(optimizer.parameters) < len(list(self.parameters()))
-        if self.raw_shapes or frozen_ones or not all(map(is_perceptron, trunks)):
+        all_learned = len(optimizer.parameters) == len(list(self.parameters()))
+        if self.raw_shapes or not all_learned or not optimizer.value.is_cpu or not all(map(is_perceptron, trunks)):
             return None
         return WrittenOut(trunks, list(self.heads), optimizer)  # type: ignore[arg-type]
 
