@@ -22,7 +22,7 @@ or each its own target."""
 
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction", "policy/std")
 """What ``ppo_loss`` reports with Gaussian actions, in the order in which its kernel stores them. One more is a name
-here, its value in ``ppo_loss``, and one line in the kernel, which stores its sum."""
+here, its value in ``ppo_loss``, one line in the kernel, which stores its sum, and one in ``ppo_gradient``."""
 
 # --- PPO -------------------------------------------------------------------------------------------------------------
 
