@@ -9,6 +9,7 @@ They serve Isaac-Cartpole, Isaac-Ant and Isaac-Humanoid, each also ``-Direct``. 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -25,6 +26,10 @@ JOINTS = {"abdomen_x": "pelvis"} | {
     for theirs, ours in (("knee", "shin"), ("elbow", "lower_arm"))
 }
 """Joints of Newton's humanoid, and what Isaac Lab's tasks call them."""
+
+GROUP = re.compile(r'^    def PhysicsCollisionGroup ".*?^    }\n\n?', re.MULTILINE | re.DOTALL)
+"""Collision groups of Newton's humanoid, one a body: shapes of several collide in USD, and in Newton never, so that the
+robot would fall through the ground."""
 
 GROUND = "IsaacLab/Environments/Grid/default_ground_plane_checker_v1/default_ground_plane.usda"
 PLANE = """\
@@ -80,6 +85,7 @@ def write(root: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         # The name of its first prim is written in two ways, of which one is not there.
         text = (examples / name).read_text().replace('defaultPrim = "cartPole"', 'defaultPrim = "cartpole"')
+        text = GROUP.sub("", text)
         for theirs, ours in JOINTS.items():
             text = text.replace(f'PhysicsRevoluteJoint "{theirs}"', f'PhysicsRevoluteJoint "{ours}"')
         target.write_text(text)

@@ -26,6 +26,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Reach-UR5e-JointVel": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "JointVel"}),
     "Reach-UR5e-IK": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "IK"}),
     "Reach-UR5e-Torque": ("rlcore.envs.reach:Reach", {"arm": "UR5e", "control": "Torque"}),
+    "Reach-UR5e-JointVel-Box": ("rlcore.envs.reach_box:ReachBox", {"arm": "UR5e", "control": "JointVel"}),
     "Reach-UR10-JointPos": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "JointPos"}),
     "Reach-UR10-JointVel": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "JointVel"}),
     "Reach-UR10-IK": ("rlcore.envs.reach:Reach", {"arm": "UR10", "control": "IK"}),
@@ -62,7 +63,8 @@ def make_env(
         seed: of the first ``reset()`` that is called without one; ``None`` draws a fresh one.
         **options: keyword arguments of the task, such as ``max_episode_length`` or, for gymnasium ids, the
             arguments of ``gymnasium.make`` and ``vectorization``; for simulators, those of their ``make_...`` functions
-            and fields of the task's configuration by dotted name.
+            and fields of the task's configuration by dotted name. And of every task ``costs``, signals of one's own by
+            name, see ``rlcore.envs.costs.CostSource``; ``{"costs.NAME.above": 2}`` is the same as nested mappings.
 
     Raises:
         ValueError: unknown task or option, ``num_envs`` below 1, a device that is not there, or a simulator that is
@@ -70,6 +72,11 @@ def make_env(
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1")
+    if any(name.partition(".")[0] == "costs" for name in options):
+        from rlcore.envs.costs import split_sources, with_signals
+
+        sources, options = split_sources(options)
+        return with_signals(make_env(task, num_envs, device, seed, **options), sources)
     device = _placed(device)
     simulator = simulator_of(task) if task not in TASKS else "builtin"
     if simulator == "isaaclab":
@@ -165,6 +172,7 @@ def _unknown_task(task: str) -> str:
     # By name: once rlcore.envs.gymnasium is loaded, a bare `gymnasium` in this file would mean that adapter.
     from gymnasium.envs.registration import registry
 
+    importlib.import_module("rlcore.envs.gym_costs")  # which registers some
     nearest = nearest_names(task, TASKS)
     if task in registry:
         nearest = [GYM_PREFIX + task, *nearest]

@@ -1,17 +1,77 @@
-"""What steps of gymnasium's envs cost, by ``info["cost"]``, as Safety-Gymnasium has it."""
+"""What steps of gymnasium's envs cost, by ``info["cost"]``, as Safety-Gymnasium has it, and its velocity tasks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import WrapperSpec
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 from torch import Tensor
 
 COST = "cost"
 """The entry of an env's info, and the signal that it becomes."""
+
+SPEED_LIMITS = {
+    "HalfCheetah": 3.2096,
+    "Hopper": 0.7402,
+    "Swimmer": 0.2282,
+    "Walker2d": 2.3415,
+    "Ant": 2.6222,
+    "Humanoid": 1.4149,
+}
+"""In m/s, of Safety-Gymnasium's velocity tasks (Ji et al. 2023, arXiv:2310.12567)."""
+
+PLANAR = ("Ant", "Humanoid")
+"""Robots that may run in any direction; the others' speed is that forward."""
+
+
+class SpeedLimit(gymnasium.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
+    """Tells ``info["cost"]``: 1 in a step in which the robot is faster than a limit, else 0.
+
+    Args:
+        env: one of gymnasium's MuJoCo tasks, whose info tells ``x_velocity`` and, for ``planar``, ``y_velocity``.
+        limit: in m/s.
+        planar: count speed in the plane instead of that along x.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], limit: float, planar: bool = False) -> None:
+        RecordConstructorArgs.__init__(self, limit=limit, planar=planar)
+        super().__init__(env)
+        self.limit, self.planar = limit, planar
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the env."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        speed = math.hypot(info["x_velocity"], info["y_velocity"]) if self.planar else info["x_velocity"]
+        return observation, reward, terminated, truncated, info | {COST: float(speed > self.limit)}
+
+
+def register_velocity_tasks() -> None:
+    """Make ``gymnasium.make`` know ``SafetyHalfCheetahVelocity-v1`` and its like, by the names of Safety-Gymnasium.
+
+    They are gymnasium's tasks of version 5 with a ``SpeedLimit``; an id that somebody registered before stays as it is.
+    """
+    for robot, limit in SPEED_LIMITS.items():
+        name, base = f"Safety{robot}Velocity-v1", gymnasium.registry.get(f"{robot}-v5")
+        if name in gymnasium.registry or base is None:
+            continue
+        wrapper = WrapperSpec("SpeedLimit", f"{__name__}:SpeedLimit", {"limit": limit, "planar": robot in PLANAR})
+        gymnasium.register(
+            name,
+            base.entry_point,
+            max_episode_steps=base.max_episode_steps,
+            kwargs=dict(base.kwargs),
+            additional_wrappers=(wrapper,),
+        )
+
+
+register_velocity_tasks()
 
 
 class StepCosts:

@@ -25,6 +25,9 @@ LARGEST = 100_000
 SMALLEST_IMAGE = 8
 """Height and width in pixels below which 0..255 are no image but the squares of a board, say."""
 
+MOST_CHANNELS = 4
+"""Of an image of floats; with more, 0..1 are rather features of the squares of a board."""
+
 KINDS = "a Box, Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of such"
 """What observations may be, in words."""
 
@@ -46,7 +49,7 @@ class Layout:
     space: spaces.Space[Any]
     """What the env gives."""
     box: spaces.Box
-    """What is in the group: numbers ``[O]`` of float32, or an image ``[C, H, W]`` of uint8."""
+    """What is in the group: numbers ``[O]`` of float32, or an image ``[C, H, W]`` of uint8 or float32."""
     axes: tuple[int, ...] | None = None
     """Of an image, the axes of what the env gives in the order frames, channels, height, width; None for others."""
 
@@ -79,13 +82,19 @@ def image_axes(space: spaces.Space[Any]) -> tuple[int, ...] | None:
     """The axes of an image in the order frames, channels, height, width, or None where the space is no image's.
 
     Images are of uint8, 0 to 255: ``(H, W)``, ``(H, W, C)``, ``(C, H, W)``, and a stack of either of the latter,
-    ``(S, H, W, C)`` or ``(S, C, H, W)``.
+    ``(S, H, W, C)`` or ``(S, C, H, W)``; or of floats, 0 to 1: ``(H, W, C)`` and ``(C, H, W)`` of up to four channels.
     """
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or not 2 <= len(space.shape) <= 4:
+    if not isinstance(space, spaces.Box) or not 2 <= len(space.shape) <= 4:
         return None
-    if (space.low != 0).any() or (space.high != 255).any():
+    floats = bool(np.issubdtype(space.dtype, np.floating))
+    if not floats and space.dtype != np.uint8:
         return None
-    return channels_first(space.shape)
+    if (space.low != 0).any() or (space.high != (1 if floats else 255)).any():
+        return None
+    axes = channels_first(space.shape)
+    if floats and (axes is None or len(axes) != 3 or space.shape[axes[0]] > MOST_CHANNELS):
+        return None
+    return axes
 
 
 def channels_first(shape: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -145,12 +154,18 @@ def layouts_of(task: str, space: spaces.Space[Any]) -> dict[str, Layout]:
         if axes is not None:
             height, width = (part.shape[axis] for axis in axes[-2:])
             shape = (int(np.prod(part.shape)) // (height * width), height, width)
-            layouts[group] = Layout(part, spaces.Box(0, 255, shape, dtype=np.uint8), axes)
+            image = part.dtype == np.uint8
+            layouts[group] = Layout(
+                part, spaces.Box(0, 255 if image else 1, shape, np.uint8 if image else np.float32), axes
+            )
             continue
         if len(part.shape) != 1:
             size = int(np.prod(part.shape))
             warnings.warn(
-                f"{task}: observation '{group}' of shape {part.shape} is flattened to {size} numbers", stacklevel=3
+                f"{task}: observation '{group}' of {part.dtype} and shape {part.shape} is flattened to {size} numbers; "
+                f"if it is an image, let it be uint8 of 0 to 255 or float32 of 0 to 1, {SMALLEST_IMAGE} pixels or more "
+                "wide and high (--env.wrappers module:Class)",
+                stacklevel=3,
             )
         layouts[group] = Layout(part, _flat_box(part))
     return layouts

@@ -44,7 +44,7 @@ class GymnasiumEnv:
 
     An observation becomes the group ``policy``, the keys of a ``Dict`` become groups; all are flat and float32: choices
     (``Discrete``, ``MultiDiscrete``) one-hot, the members of a ``Tuple`` or nested ``Dict`` side by side. Only images
-    (see ``gym_spaces.image_axes``), stacked ones too, become ``[N, C, H, W]`` uint8. Actions (``Box``, ``Discrete``,
+    (see ``gym_spaces.image_axes``), stacked ones too, become ``[N, C, H, W]``. Actions (``Box``, ``Discrete``,
     ``MultiDiscrete``) are passed on as they are, without clipping: the policy applies its own action limits, and an env
     may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
     A number ``info["cost"]`` in each step, as Safety-Gymnasium has it, becomes the signal ``cost``.

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from rlcore.envs.arrays import as_tensor
 from rlcore.envs.deployment import describe, suggested_bounds
 from rlcore.envs.sim_spaces import read_action_space, read_groups
 from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters
+from rlcore.envs.watch import Watch
 from rlcore.types import Obs
 
 
@@ -86,6 +87,7 @@ class SimulatorEnv:
         self.deployment = describe(core, terms, sizes)
         self._unread: set[str] = set()
         self._curricula = Curricula(self.core)
+        self._watch = Watch(self.core, self.device)
 
     @property
     def clocks(self) -> tuple[str, ...]:
@@ -155,8 +157,17 @@ class SimulatorEnv:
             raise ValueError(f"{self.task}: no picture; make the env with render_mode='rgb_array'")
         return np.array(frame, dtype=np.uint8)
 
+    def watch(self, kind: Literal["reward", "state"], name: str) -> Callable[[], Tensor]:
+        """What gives a term of the reward, or data of a robot, after each step; see ``rlcore.envs.costs.Watchable``.
+
+        Raises:
+            ValueError: there is nothing of that name.
+        """
+        return self._watch.reader(kind, name)
+
     def close(self) -> None:
         """Close the env."""
+        self._watch.close()
         self.env.close()
 
     def read_obs(self, observation: Any, groups: Iterable[str] | None = None) -> Obs:

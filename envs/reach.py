@@ -7,6 +7,7 @@ The task is the end-effector pose tracking of Isaac Lab's reach environments, in
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlcore.config import nearest
 from rlcore.envs.arm import (
     JOINT_NAMES,
     UR5E,
@@ -47,6 +49,9 @@ OBSERVATION_TERMS = (
     ("joint_vel_rel", 6),
     ("last_action", 6),
 )
+
+WATCHED = ("joint_position", "joint_velocity", "applied_effort")
+"""What a step tells besides, see ``Reach.watch``: in rad, rad/s and N m."""
 
 PHYSICS_DT = 1 / 60  # s
 DECIMATION = 2  # physics steps of a control step
@@ -194,6 +199,7 @@ class Reach(TorchEnv):
         self.command_left = torch.zeros(num_envs, device=self.device)  # [N] control steps
         # Of the commands that ended in this episode: count, met, sums of position and orientation errors.
         self.tally = torch.zeros(4, num_envs, device=self.device).t()  # [N, 4]
+        self._seen: dict[str, Tensor] = {}  # what is watched, as it was before the last reset
         self._started = False
         self._picture: ArmPicture | None = None
 
@@ -215,11 +221,13 @@ class Reach(TorchEnv):
         self._simulate()
         draws = self._draw()
         start = self._start(draws)
+        self._seen = {name: getattr(self, name).clone() for name in self._seen}
         # One pass over the poses reached and the poses of a new episode: small operations cost by their number.
         positions, quaternions = self._pose(torch.cat((self.joint_position.t(), start.t()), dim=1).t())
         position, start_position = positions.chunk(2)
         quaternion, start_quaternion = quaternions.chunk(2)
 
+        signals = self._signals(position)
         distance = (position - self.command[:, :3]).square().sum(1).sqrt()
         angle = rotation_angle(quaternion, self.command[:, 3:])
         reward = CONTROL_DT * (
@@ -258,7 +266,20 @@ class Reach(TorchEnv):
             "position_error": mean_distance,
             "orientation_error": mean_angle,
         }
-        return Step(obs, reward, torch.zeros_like(truncated), truncated, final_obs, log)
+        return Step(obs, reward, torch.zeros_like(truncated), truncated, final_obs, log, None, signals)
+
+    def watch(self, kind: str, name: str) -> Callable[[], Tensor]:
+        """What gives one of ``WATCHED``, ``[N, 6]``, after each step; see ``rlcore.envs.costs.Watchable``.
+
+        Raises:
+            ValueError: there is nothing of that name.
+        """
+        if kind != "state":
+            raise ValueError("the arms tell no terms of their reward; give state")
+        if name not in WATCHED:
+            raise ValueError(f"there is no '{name}'; {nearest(name, WATCHED)}")
+        self._seen[name] = getattr(self, name).clone()
+        return lambda: self._seen[name]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` returned.
@@ -281,6 +302,10 @@ class Reach(TorchEnv):
     def close(self) -> None:
         """Drop the picture; there is nothing else to release."""
         self._picture = None
+
+    def _signals(self, position: Tensor) -> dict[str, Tensor] | None:
+        """What a step that led to end effectors at ``[N, 3]`` is beside its reward, by name."""
+        return None
 
     def _begin(self) -> Obs:
         draws = self._draw()

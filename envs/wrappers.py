@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.env import Selective, VecEnv, dtype_of, is_capturable, is_stateful, name_of
+from rlcore.env import Randomizable, Selective, VecEnv, dtype_of, is_capturable, is_stateful, name_of
 from rlcore.types import Obs, Step, begins
 
 
-class _Wrapper:
+class Wrapper:
     """An env around another. What is not here, such as ``render`` and ``generator``, is the inner env's."""
 
-    def __init__(self, env: VecEnv, suffix: str) -> None:
+    def __init__(self, env: VecEnv, suffix: str = "") -> None:
         self.env = env
-        self.task = f"{name_of(env)}-{suffix}"
+        self.task = f"{name_of(env)}-{suffix}" if suffix else name_of(env)
         self.deployment: dict[str, Any] = dict(getattr(env, "deployment", {}))
         self.capturable = is_capturable(env)
         self.num_envs = env.num_envs
@@ -42,12 +42,21 @@ class _Wrapper:
     def final_groups(self, groups: tuple[str, ...]) -> None:
         cast(Selective, self.env).final_groups = groups
 
+    @property
+    def randomize_start(self) -> bool:
+        """Of the inner env, if it has that."""
+        return cast(Randomizable, self.env).randomize_start
+
+    @randomize_start.setter
+    def randomize_start(self, value: bool) -> None:
+        cast(Randomizable, self.env).randomize_start = value
+
     def close(self) -> None:
         """Release the inner env."""
         self.env.close()
 
 
-class HiddenVelocity(_Wrapper):
+class HiddenVelocity(Wrapper):
     """Leaves the velocities out of all observation groups, so that a policy has to work them out from what it saw.
 
     Args:
@@ -103,7 +112,7 @@ class HiddenVelocity(_Wrapper):
         return {group: obs[group].index_select(1, places) for group, places in columns.items()}
 
 
-class Delayed(_Wrapper):
+class Delayed(Wrapper):
     """Shows every observation a fixed number of steps late, as a slow sensor or link would.
 
     Until the first late observation of an episode arrives, the episode's first one is shown. The last one of an

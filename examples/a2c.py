@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from rlcore import Algorithm, Step, VecEnv, spec_of
-from rlcore.actor_critic import ActorCriticConfig, Critic, build_policy
+from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.capture import Captured
 from rlcore.config import check, check_positive
+from rlcore.critics import Critic
 from rlcore.env import want_final_obs
 from rlcore.observations import concatenate
+from rlcore.policies import build_policy
 from rlcore.returns import bootstrap_values, gae, room_for_timeouts
 from rlcore.rollout import Rollout, make_trace
 from rlcore.types import Metrics, Mode, Obs, State, Timeout
@@ -89,6 +91,9 @@ class A2C:
         self.fault_groups: Mapping[str, Sequence[str]] = {}
         self.policy = build_policy(spec, config).to(device)
         self.critic = Critic(spec, config, self.policy).to(device)
+        # They come beside the vectors, as ``raw`` of ``ActorPolicy.distribution``, which PPO keeps in its rollout.
+        raw = {**self.policy.raw_shapes, **self.critic.raw_shapes}
+        check(not raw, "actor_obs, critic_obs or action_mask", list(raw), "images and masks need ppo; name vectors")
         want_final_obs(env, self.critic.groups)
         self.num_timeouts = env.num_envs * room_for_timeouts(config.num_steps, env.max_episode_length)
         self.parameters = list(nn.ModuleList([self.policy, self.critic]).parameters())  # what is shared, once

@@ -14,7 +14,8 @@ from torch import Tensor
 from rlcore.agent import Policy
 from rlcore.env import VecEnv
 from rlcore.export.metadata import ExportError
-from rlcore.normalization import UNUSABLE, RunningNormalizer
+from rlcore.normalization import UNUSABLE, GroupNormalizer, RunningNormalizer
+from rlcore.observations import as_stored
 from rlcore.recurrent import cleared
 from rlcore.types import Obs, begins
 
@@ -65,6 +66,8 @@ def finite_part(
         if not isinstance(x, Tensor):
             raise ExportError(f"the recording's group '{group}' is {type(x).__name__}; give a tensor {needs}")
         x = x.detach().to("cpu", x.dtype if x.dtype == torch.uint8 else torch.float32)  # [T, M, ...]
+        if len(wanted) > 1:  # a depth camera that meets nothing, say: the policy reads it as 0
+            x = as_stored({group: x}, (group,))[group]
         shape = shape or tuple(x.shape[:2])
         if tuple(x.shape[2:]) != wanted or tuple(x.shape[:2]) != shape or x.numel() == 0:
             raise ExportError(
@@ -158,6 +161,8 @@ def still_inputs(policy: Policy, terms: Sequence[Mapping[str, Any]]) -> str | No
         return None
     _, std, epsilon = statistics
     still = std < STILL * epsilon  # [O]
+    if isinstance(policy.normalizer, GroupNormalizer):  # the others are not divided
+        still &= policy.normalizer.normalized.cpu()
     if not still.any():
         return None
     names: list[str] = []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from rlcore.config import ConfigError, check
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -23,7 +26,7 @@ class Policy(nn.Module):
     observation_sizes: dict[str, int]
     """Size of each observation group that it reads as a vector, in the order in which they are concatenated."""
     raw_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
-    """Shape of each group that it reads besides, as it comes: images ``[C, H, W]``, and masks of choices."""
+    """Shape of each group that it reads without normalization: images ``[C, H, W]``, and action masks ``[K]``."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -57,7 +60,7 @@ class Agent(Protocol):
 
     @property
     def timeout_bootstrap(self) -> Timeout:
-        """What a time-out is worth; it may change from ``final_obs`` where the env turns out to hide these."""
+        """How a time-out bootstraps; ``final_obs`` becomes ``value`` where the env turns out to hide these."""
         ...
 
     @property
@@ -133,6 +136,21 @@ class AgentConfig(Protocol):
         ...
 
 
+def check_agent(agent: object, name: str) -> None:
+    """Refuse what lacks a member of ``Agent``, before anything is trained with it.
+
+    Raises:
+        ConfigError: it lacks one, or its policy is none.
+    """
+    what = f"algorithm '{name}': its {type(agent).__name__}"
+    missing = [member for member in vars(Agent) if not member.startswith("_") and not hasattr(agent, member)]
+    if missing:
+        raise ConfigError(f"{what} lacks {', '.join(missing)}; rlcore.agent.Agent says what they are")
+    policy = agent.policy  # type: ignore[attr-defined]
+    if not isinstance(policy, Policy):
+        raise ConfigError(f"{what} has a {type(policy).__name__} as policy; give an rlcore.agent.Policy")
+
+
 C = TypeVar("C", bound=AgentConfig)
 C_contra = TypeVar("C_contra", bound=AgentConfig, contravariant=True)
 
@@ -171,7 +189,11 @@ class Preset:
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm(Generic[C]):
-    """What the command line, runs and checkpoints have to know of an algorithm."""
+    """What the command line, runs and checkpoints have to know of an algorithm.
+
+    Raises:
+        ConfigError: nothing could be built or named with it.
+    """
 
     name: str
     """As ``--algo`` has it."""
@@ -198,6 +220,23 @@ class Algorithm(Generic[C]):
     unnamed_entries: bool = False
     """Whether configurations that a simulator's task is registered with and that name no algorithm are its own, as
     ``skrl_cfg_entry_point`` beside ``skrl_sac_cfg_entry_point``."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail in the middle of a run."""
+        name = isinstance(self.name, str) and re.fullmatch(r"\w[\w-]*", self.name)
+        check(bool(name), "Algorithm.name", self.name, "it is that of a folder, too: set letters, digits, - and _")
+        settings = isinstance(self.config, type) and is_dataclass(self.config)
+        check(settings, "Algorithm.config", self.config, "give a dataclass")
+        bare = [f.name for f in fields(self.config) if f.init and f.default is f.default_factory is MISSING]  # type: ignore[arg-type]
+        check(not bare, "Algorithm.config", self.config.__name__, f"give {', '.join(bare)} a default")
+        ahead = {"seed": None, "num_iterations": None}
+        for key, build, given in (("agent", self.agent, ahead), ("policy", self.policy, {})):
+            check(callable(build), f"Algorithm.{key}", build, "give what builds it, such as a class")
+            call = "env, config, seed=..., num_iterations=..." if given else "spec, config"
+            try:
+                inspect.signature(build).bind(None, None, **given)
+            except TypeError as error:
+                raise ConfigError(f"Algorithm.{key}: it is called with ({call}): {error}; let it take these") from None
 
     def folder(self, preset: str | None) -> Path | None:
         """Where the settings that are shipped by task lie; ``preset`` None stands for the default one."""

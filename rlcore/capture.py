@@ -104,16 +104,23 @@ class Captured:
         mode: how to run.
         device: where the tensors live.
         generators: random generators that ``fn`` draws from, beside the device's default one.
+        before: runs on the host before each replay, such as to see to what the graph reads.
     """
 
     def __init__(
-        self, fn: Callable[..., Any], mode: Mode, device: torch.device, generators: Iterable[torch.Generator] = ()
+        self,
+        fn: Callable[..., Any],
+        mode: Mode,
+        device: torch.device,
+        generators: Iterable[torch.Generator] = (),
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._fn = weakref.WeakMethod(fn) if isinstance(fn, MethodType) else lambda: fn
         self.name = getattr(fn, "__qualname__", repr(fn))
         self.enabled = device.type == "cuda" and "graph" in mode
         self.device = device
         self.generators = list(generators)
+        self.before = before
         self.graph: torch.cuda.CUDAGraph | None = None
         self.calls = 0
         self.inputs: list[Tensor] = []
@@ -139,6 +146,8 @@ class Captured:
                 self.calls += 1
                 return self._warm_up(args)
             return self._record(args)
+        if self.before is not None:
+            self.before()
         given = list(_tensors(args))
         self._check(given)
         if given:

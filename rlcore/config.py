@@ -248,9 +248,10 @@ def _built(cls: type[T], data: Any, source: str, prefix: str) -> T:
             hint = ALONE.get(str(key)) or nearest(str(key)[:80], names)
             raise ConfigError(f"{source}: unknown key {shown(f'{prefix}{key}')}; {hint}")
         kind = str(hints[key])
-        if "tuple[" in kind and not isinstance(value, (list, tuple)) and not (value is None and "None" in kind):
+        if "tuple[" in kind and not _fits(value, kind):
             one = isinstance(value, (str, int, float)) and len(shown(value)) <= 40
             remedy = f"write [{value}]" if one else "write [first, second, ...]"
+            remedy += ", true or false" * ("bool" in kind)
             raise ConfigError(f"{source}: {prefix}{key}: {shown(value)} is not a list; {remedy}")
         if dataclasses.is_dataclass(hints[key]):
             values[key] = _built(hints[key], value, source, f"{prefix}{key}.")
@@ -269,6 +270,12 @@ def _built(cls: type[T], data: Any, source: str, prefix: str) -> T:
         raise ConfigError(f"{source}: {place}: {shown(error.value)} is not {expected}; correct it") from None
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{source}: {prefix}{error}") from None
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value may be what a type that is written with a tuple stands for, as far as its outer form goes."""
+    either = (value is None and "None" in kind) or (isinstance(value, bool) and "bool" in kind)
+    return either or isinstance(value, (list, tuple))
 
 
 def _to_float(value: Any) -> Any:

@@ -32,7 +32,7 @@ class DDPGConfig(OffPolicyConfig):
     """Settings of DDPG; the defaults are the classic ones, for one or a few envs."""
 
     num_critics: int = 1
-    """Critics, which learn side by side; TD3 has two. The actor climbs the first."""
+    """Critics, which learn side by side; TD3 has two. The actor maximizes the first."""
     noise: Literal["gaussian", "ou"] = "gaussian"
     """Exploration: independent at each step, or an Ornstein-Uhlenbeck process that begins anew with each episode."""
     noise_std: float = 0.1

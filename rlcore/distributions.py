@@ -134,7 +134,7 @@ class MultiCategorical(NamedTuple):
 def tanh_gaussian(
     output: Tensor, noise: Tensor, log_std_range: tuple[float, float], action_scale: Tensor, action_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Actions of a Gaussian that a tanh squashes into bounds, and their log density, differentiably by ``output``.
+    """Actions of a tanh-squashed Gaussian within bounds, and their log density, differentiably by ``output``.
 
     Haarnoja et al. 2018 (arXiv:1812.05905), appendix C, with the width of the bounds in the Jacobian.
 
@@ -161,7 +161,7 @@ def tanh_gaussian(
 def sample_tanh_gaussian(
     output: Tensor, log_std_range: tuple[float, float], action_scale: Tensor, action_bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Do as ``tanh_gaussian`` does with noise from the device's default generator."""
+    """``tanh_gaussian`` with noise from the device's default generator: actions ``[B, A]`` and log density ``[B]``."""
     kind = torch.float64 if output.dtype == torch.float64 else torch.float32
     noise = torch.randn(len(output), output.shape[1] // 2, device=output.device, dtype=kind)
     return tanh_gaussian(output, noise, log_std_range, action_scale, action_bias)
@@ -188,7 +188,7 @@ class GaussianHead(nn.Module):
         init_std: standard deviation at the start.
         min_std: floor, approached smoothly.
         max_std: ceiling.
-        state_dependent: a deviation per state from the linear layer too, else one learned vector.
+        state_dependent: a standard deviation per state from the linear layer too, else one learned vector.
         std_type: what is learned. Adam moves that by about its step size, whatever the gradient: a deviation that is
             learned itself falls by as much, one of 0.3 by a quarter of it with softplus and a third with log.
     """

@@ -38,7 +38,7 @@ class CNNConfig:
     coordinates, -1 to 1, of where the channel is strong, the mean place under a softmax over the image, as in Levine et
     al. 2016 (arXiv:1504.00702)."""
     layer_norm: bool = False
-    """Normalize the features (Ba et al. 2016, arXiv:1607.06450), as in DrQ-v2 (Yarats et al., arXiv:2107.09645)."""
+    """Layer normalization of the features (Ba et al. 2016, arXiv:1607.06450), as in DrQ-v2 (arXiv:2107.09645)."""
     activation: Activation = "relu"
     """Nonlinearity after each convolution, and after the linear layer."""
     output_size: int | None = None
@@ -97,9 +97,12 @@ class CNN(nn.Module):
             if config.pooling != "none":
                 size = [side // 2 for side in size]
             if min(size) < 1:
+                remedy = "set fewer channels, smaller kernel_sizes or strides, or padding"
+                if shape[2] < min(shape[:2]):  # of channels last, as far as one can see
+                    remedy += f"; or, if {shape[2]} is its channels, let the env give [C, H, W]"
                 raise ConfigError(
-                    f"cnn: an image of {shape[1]}x{shape[2]} is smaller than what convolution {number + 1} needs; set "
-                    "fewer channels, smaller kernel_sizes or strides, or padding"
+                    f"cnn: an image of {shape[1]}x{shape[2]} is smaller than what convolution {number + 1} needs; "
+                    f"{remedy}"
                 )
             layers += [nn.Conv2d(channels, filters, kernel, stride, margin), MODULES[config.activation]()]
             if config.pooling != "none":
@@ -142,19 +145,22 @@ class CNN(nn.Module):
 
 
 def scaled(image: Tensor) -> Tensor:
-    """Images as float32: uint8 scaled from 0..255 to 0..1."""
+    """Images ``[..., C, H, W]`` as float32: uint8 scaled from 0..255 to 0..1, float32 as it is."""
     return image.float() / 255 if image.dtype == torch.uint8 else image
 
 
 def random_shift(images: Tensor, pixels: int) -> Tensor:
-    """Move each image by up to ``pixels`` each way, its edges repeated (DrQ-v2, arXiv:2107.09645, section 3.1).
+    """Move each image by up to ``pixels`` each way, its edges repeated: the augmentation of DrQ-v2 (arXiv:2107.09645).
 
-    By whole pixels, drawn anew for each image from the device's default generator, as in DrQ (arXiv:2004.13649); that
-    takes one gather and leaves uint8 as it is.
+    By whole pixels, drawn for each image from the device's default generator, as in DrQ (arXiv:2004.13649): no
+    interpolation, so that uint8 stays uint8.
 
     Args:
         images: ``[B, C, H, W]``.
-        pixels: the largest shift; 0 leaves all as it is.
+        pixels: the largest shift; 0 for none.
+
+    Returns:
+        Images of the same shape and type.
     """
     if pixels == 0:
         return images

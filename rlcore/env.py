@@ -222,6 +222,10 @@ def spec_of(env: VecEnv) -> EnvSpec:
     for group, space in env.observation_spaces.items():
         if not isinstance(space, gymnasium.spaces.Box):
             raise ValueError(f"{task}: observation group '{group}' is {space!r}; describe it by a Box of one env")
+        if 0 in space.shape:
+            raise ValueError(
+                f"{task}: observation group '{group}' of shape {tuple(space.shape)} is empty; leave it out"
+            )
         if is_image(space):
             image_shapes[group], image_types[group] = list(space.shape), space.dtype.name
         elif len(space.shape) == 1:

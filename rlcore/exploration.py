@@ -1,4 +1,4 @@
-"""How far exploration goes, and for how long: noise that is held for some steps, deviations that differ by env."""
+"""Exploration noise: held for some steps, or of a standard deviation that differs by env."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor, nn
 class HeldNoise(nn.Module):
     """Standard normal noise ``[N, A]`` that each env keeps for a random number of steps.
 
-    The number is k with a chance proportional to 1 / k^2, up to ``longest``: mostly fresh noise, at times a long push
+    The number k has a probability proportional to 1 / k^2, up to ``longest``: mostly fresh noise, at times a long push
     in one direction (Zeta(2), as Dabney et al. 2021, arXiv:2006.01782, do it for discrete actions). Every env has a
     counter of its own, and draws anew when an episode begins.
 
     Args:
         num_envs: N.
         actions: A.
-        longest: most steps; 1 for fresh noise at every step.
+        longest: largest number of steps; 1 for fresh noise at every step.
     """
 
     noise: Tensor  # [N, A]
-    left: Tensor  # [N] steps for which it is kept
-    chance: Tensor  # [longest] of that many steps or fewer
+    left: Tensor  # [N], steps for which it is kept
+    cdf: Tensor  # [longest], probability of that many steps or fewer
 
     def __init__(self, num_envs: int, actions: int, longest: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class HeldNoise(nn.Module):
         self.register_buffer("noise", torch.zeros(num_envs, actions))
         self.register_buffer("left", torch.zeros(num_envs, dtype=torch.int64))
         weight = torch.arange(1, longest + 1, dtype=torch.float64) ** -2.0
-        self.register_buffer("chance", (weight.cumsum(0) / weight.sum()).float(), persistent=False)
+        self.register_buffer("cdf", (weight.cumsum(0) / weight.sum()).float(), persistent=False)
 
     def draw(self) -> Tensor:
         """Return this step's noise, ``[N, A]``, from the device's default generator."""
@@ -39,7 +39,7 @@ class HeldNoise(nn.Module):
             return torch.randn_like(self.noise)
         over = self.left <= 0  # [N]
         self.noise.copy_(torch.where(over.unsqueeze(1), torch.randn_like(self.noise), self.noise))
-        steps = torch.searchsorted(self.chance, torch.rand_like(self.noise[:, 0])).clamp(max=self.longest - 1) + 1
+        steps = torch.searchsorted(self.cdf, torch.rand_like(self.noise[:, 0])).clamp(max=self.longest - 1) + 1
         self.left.copy_(torch.where(over, steps, self.left) - 1)
         return self.noise
 
@@ -50,7 +50,7 @@ class HeldNoise(nn.Module):
 
 
 class Deviation(nn.Module):
-    """Deviations of exploration ``[N, 1]`` that differ by env, so that some explore widely and some hardly.
+    """Standard deviations of exploration noise ``[N, 1]`` that differ by env: some explore widely and some hardly.
 
     Args:
         num_envs: N.

@@ -23,9 +23,9 @@ _TEXTS = {
     "final": "last observation {name} is not finite, or too large to be used",
     "reward": "the reward is not finite, or beyond 10,000 times the usual one (if that is meant, lower "
     "agent.reward_scale)",
-    "actor_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
-    "critic_far": "observation {name} is over 1,000 deviations from what it was, and limited in its normalizer",
-    "return_far": "the return is over 1,000 deviations from what it was, and limited in its normalizer",
+    "actor_far": "observation {name} is over 1,000 standard deviations off its mean, and limited in its normalizer",
+    "critic_far": "observation {name} is over 1,000 standard deviations off its mean, and limited in its normalizer",
+    "return_far": "the return is over 1,000 standard deviations off its mean, and limited in its normalizer",
 }
 
 
@@ -54,7 +54,7 @@ def lost_steps(
         broken_obs: bool ``[T, N]``.
         broken_reward: bool ``[T, N]``.
         next_broken: bool ``[N]``, of the observation after the rollout.
-        final_broken: a broken column of what a time-out is worth the value of, ``[T, N]``, or -1; none: it is not read.
+        final_broken: broken column of the last observation before a time-out, ``[T, N]``, or -1; None: it is not read.
         done: bool ``[T, N]``, where an episode ends, and the next observation is not of it.
         valid: bool ``[T, N]``, false for what is no step; none: all are.
     """

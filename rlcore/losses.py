@@ -17,8 +17,8 @@ from rlcore.rollout import Samples
 from rlcore.types import Metrics
 
 Reduce = Literal["min", "mean", "own"]
-"""What critics learn from: the lowest of the target critics (Fujimoto et al. 2018, arXiv:1802.09477), the mean of all,
-or each its own target."""
+"""How target critics become one target: their minimum (clipped double Q-learning, Fujimoto et al. 2018,
+arXiv:1802.09477), their mean, or each its own target critic."""
 
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction", "policy/std")
 """What ``ppo_loss`` reports with Gaussian actions, in the order in which its kernel stores them. One more is a name
@@ -50,12 +50,12 @@ def ppo_loss(
     Args:
         distribution: of actions, by the present policy, for samples ``[L, B]``.
         value: V by the present critic, ``[L, B]``.
-        samples: what was done and what came of it; see ``Samples``, of which observations and states are not read.
-        clip_range: how far the ratio of probabilities counts.
+        samples: actions, old distributions, advantages, returns; see ``Samples``. Observations and states are not read.
+        clip_range: epsilon; the ratio of probabilities is clipped to 1 +- this.
         value_coef: weight of the squared error of values.
         entropy_coef: weight of the entropy.
-        clip_value_loss: count the larger error of the value and of one that moved by ``clip_range`` at most.
-        standardize_advantage: bring the advantages of these samples to zero mean and unit deviation first.
+        clip_value_loss: take the larger error of the value and of one clipped to the old value +- ``clip_range``.
+        standardize_advantage: bring the advantages of these samples to zero mean and unit variance first.
         bounds: weight of the squared distance of means beyond +- a limit, and that limit, before actions are scaled.
 
     Returns:
@@ -99,29 +99,42 @@ def value_loss(values: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
     return (weight.unsqueeze(-1) * (values - returns).square()).mean((0, 1)).sum()
 
 
+def cost_penalty(distribution: Distribution, samples: Samples, excess: Tensor, clip_range: float) -> Tensor:
+    """P3O's penalty of K costs (Zhang et al. 2022, arXiv:2205.11814), before its factor kappa, which is 20 there.
+
+    ``sum_k ReLU(E[max(r A_k, clip(r) A_k)] + excess_k)`` with ratios r of probabilities and the excess over the limit
+    ``(1 - gamma) (J_k - d_k)`` in the unit of the advantages, ``[K]``: 0 where the step keeps within the limit.
+    """
+    ratio, advantage = (distribution.log_prob(samples.action) - samples.log_prob).exp(), samples.cost_advantage
+    assert advantage is not None  # [L, B, K]
+    ratio = ratio.unsqueeze(-1)
+    worst = torch.maximum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+    return ((samples.weight.unsqueeze(-1) * worst).mean((0, 1)) + excess).relu().sum()
+
+
 # --- Critics that predict the mean return ----------------------------------------------------------------------------
 
 
 def reduced(values: Tensor, reduce: Reduce) -> Tensor:
-    """Settle on one of the critics' values ``[C, B]``; with ``own`` on each."""
+    """Reduce the critics' values ``[C, B]`` to ``[B]``; with ``own`` they stay as they are."""
     if reduce == "min":
         return values.amin(0)
     return values.mean(0) if reduce == "mean" else values
 
 
 def td_target(next_values: Tensor, reward: Tensor, discount: Tensor, bonus: Tensor | None, reduce: Reduce) -> Tensor:
-    """What a critic is to predict: ``reward + discount * (next value + bonus)``.
+    """The critics' target: ``reward + discount * (next value + bonus)``.
 
     With one step it is ``y`` of DDPG (arXiv:1509.02971, eq. 5), with the lowest of two critics TD3's (arXiv:1802.09477,
     eq. 10), and with the bonus ``-temperature * log_prob`` the soft Bellman target (arXiv:1812.05905, eq. 2 and 3).
     With n steps, ``reward`` is their discounted sum and ``discount`` is gamma^n.
 
     Args:
-        next_values: ``[C, B]``, what target critics say of what comes next.
+        next_values: ``[C, B]``, of the target critics in the next state.
         reward: ``[B]``.
-        discount: ``[B]``, of what comes next; 0 where nothing does.
-        bonus: ``[B]``, what the next state is worth besides; or none.
-        reduce: which of the target critics counts.
+        discount: ``[B]``, of the next value; 0 where nothing follows, as after a termination.
+        bonus: ``[B]``, entropy bonus of the next state; or none.
+        reduce: how target critics become one target.
 
     Returns:
         ``[B]``, or ``[C, B]`` with ``own``.
@@ -146,7 +159,7 @@ def td_loss(
         discount: ``[B]``.
         weight: ``[B]``, of each sample.
         bonus: ``[B]``, or none.
-        reduce: which of the target critics counts.
+        reduce: how target critics become one target.
 
     Returns:
         The sum over critics of mean squared errors, and the mean of all values, without gradient; scalars.
@@ -166,7 +179,7 @@ def critic_loss(
     reduce: Reduce,
     support: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """How far critics are from what they are to learn, by the kind of critic.
+    """The critics' loss: squared error, or cross entropy where they are categorical.
 
     Args:
         output: ``[C, B, 1]``, their values; or with a support ``[C, B, K]``, logits of categorical critics.
@@ -175,7 +188,7 @@ def critic_loss(
         discount: ``[B]``.
         weight: ``[B]``, of each sample.
         bonus: ``[B]``, or none.
-        reduce: which of the target critics counts.
+        reduce: how target critics become one target.
         support: lowest and highest atom of categorical critics; none: they predict the mean return.
 
     Returns:
@@ -188,7 +201,7 @@ def critic_loss(
     return loss, values.mean()
 
 
-# --- Actors that climb critics ---------------------------------------------------------------------------------------
+# --- Actor and temperature of SAC and DDPG ---------------------------------------------------------------------------
 
 
 @accelerated("q_losses:actor_loss")
@@ -199,17 +212,17 @@ def actor_loss(
     log_prob: Tensor | None = None,
     temperature: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What an actor descends: minus the value of its actions, and the price of being predictable.
+    """The actor's loss: minus the value of its actions, and with ``log_prob`` minus their entropy, by the temperature.
 
-    SAC's (arXiv:1812.05905, eq. 9) with ``log_prob``; without, the deterministic policy gradient (arXiv:1509.02971, eq.
-    6) is its derivative.
+    With ``log_prob`` it is SAC's (arXiv:1812.05905, eq. 9). Without, its gradient is the deterministic policy gradient
+    (arXiv:1509.02971, eq. 6).
 
     Args:
         values: ``[C, B]``, of its actions.
         weight: ``[B]``, of each sample, in both results.
         reduce: ``min`` for the lowest critic, else their mean.
         log_prob: ``[B]``, of the actions; none for an actor without noise.
-        temperature: scalar, its price.
+        temperature: scalar, alpha.
 
     Returns:
         The loss, differentiable by values and log_prob, and the entropy, without gradient; scalars.
@@ -229,7 +242,7 @@ def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: f
 
 
 def temperature_gradient(entropy: Tensor, target_entropy: float | Tensor) -> Tensor:
-    """Derivative of ``temperature_loss`` by the logarithm, known without a backward pass."""
+    """Derivative of ``temperature_loss`` by the logarithm, a scalar, known without a backward pass."""
     return entropy - target_entropy
 
 
@@ -284,9 +297,9 @@ def categorical_loss(
         weight: ``[B]``, of each sample.
         low: lowest atom.
         high: highest atom.
-        reduce: what a critic learns from: ``min``, the target critic of least expected value at that sample (Fujimoto
-            et al. 2018, arXiv:1802.09477); ``mean``, the average of all target critics' distributions; ``own``, the
-            target critic of its own number.
+        reduce: ``min``, the target critic of least expected value at that sample (Fujimoto et al. 2018,
+            arXiv:1802.09477); ``mean``, the average of all target critics' distributions; ``own``, the target critic of
+            the same index.
 
     Returns:
         The loss, a scalar: the sum over critics of the mean over samples of weight × cross entropy. And the mean

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, residual networks, and the choice of observation groups that feed them."""
+"""Hidden layers: multi-layer perceptrons, residual networks, and what comes before and after them."""
 
 from __future__ import annotations
 
@@ -294,7 +294,8 @@ class Network(nn.Module):
             raw: images ``[T, N, C, H, W]`` by group, where it reads any; it may hold others.
         """
         if self.encoders is not None:
-            assert raw is not None, "a network that reads images is given none"
+            if raw is None:
+                raise ValueError(f"images {self.encoders.groups} are not given; pass raw with all of raw_shapes")
             x = self.encoders(raw, x)
         if self.before is not None:
             x, state = self.before(x, state, keep, self.mlp.precision)
@@ -330,7 +331,7 @@ def _small_ones(trunks: Sequence[Network], heads: Sequence[nn.Linear], x: Tensor
 
 @accelerated("ensemble:network_output", of=2, when=_small_one)
 def network_output(trunk: Network, head: nn.Linear, x: Tensor) -> Tensor:
-    """Map ``[B, inputs]`` to a linear head's output ``[B, outputs]``, by a network without memory."""
+    """Map ``[B, inputs]`` to a linear head's output ``[B, outputs]``, by a network without a recurrent layer."""
     return trunk(x, head, ())[0]  # type: ignore[no-any-return]
 
 
@@ -342,7 +343,7 @@ def network_outputs(
     action: Tensor | None = None,
     count: int | None = None,
 ) -> Tensor:
-    """Map the same input through networks of equal shape without memory, differentiably.
+    """Map the same input through networks of equal shape without recurrent layers, differentiably.
 
     Args:
         trunks: hidden layers of each of C networks, one or more.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ UNUSABLE = 1e10
 REWARD_LIMIT = 1e4
 """A reward is broken that is so many times the usual one; see ``broken_rewards``."""
 
-WIDE = 20.0  # deviations from the mean to which a number is brought back
+WIDE = 20.0  # standard deviations from the mean, to which a number is clipped
 TOLD = 50.0  # times as far, where a number is told of: contacts and other rare events are not faults
-HUGE = 1e3  # deviations from the mean, and at least
+HUGE = 1e3  # standard deviations from the mean, and at least
 FLOOR = 1e5  # this much, beyond which a number does not count,
 MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
 _SQUARED = 1e15  # below this, squares and their sums do not overflow
@@ -28,30 +29,31 @@ _HALF_LIFE = 5000  # vector steps
 
 
 class RunningNormalizer(nn.Module):
-    """Shift and scale each feature to zero mean and unit deviation over everything seen so far.
+    """Shift and scale each feature to zero mean and unit variance over everything seen so far.
 
-    Statistics change only in ``update``, never in ``forward``: evaluation and export see them frozen. They are those of
+    Statistics change only in ``update``, never in ``forward``: evaluation and export see them frozen. Agents update
+    them at every step; to wait for an iteration's end gained nothing (benchmarks/RESULTS.md). They are statistics of
     all numbers, but a broken sensor must not spoil them, for one step or for good:
 
     - what is not finite does not count;
-    - what is more than 1,000 deviations, and more than 1e5, away from the mean does not count either, unless most of
-      the latest numbers of its feature are;
-    - what is more than 20 deviations (plus ``epsilon``) away is brought back to there, once ``warmup`` batches have
+    - what is more than 1,000 standard deviations, and more than 1e5, away from the mean does not count either, unless
+      most of the latest numbers of its feature are;
+    - what is more than 20 standard deviations (plus ``epsilon``) away is clipped to that, once ``warmup`` batches have
       been seen. A feature whose scale grows is followed nevertheless, since the limit grows with its deviation: to a
       thousandfold scale within 4 % more batches than it had seen.
 
     Args:
         size: number of features.
-        epsilon: added to the deviation, so that a constant feature becomes 0 and not NaN.
+        epsilon: added to the standard deviation, so that a constant feature becomes 0 and not NaN.
         clip: largest magnitude of a normalized value; None for no limit.
-        warmup: batches during which nothing is brought back.
+        warmup: batches during which nothing is clipped.
     """
 
     mean: Tensor  # [size]
     var: Tensor  # [size]
     count: Tensor  # [size], numbers that count
     huge: Tensor  # [size], share of the latest numbers that are too far away to count
-    outliers: Tensor  # [2, size], numbers over 1,000 deviations away since last read; the latest row with such a number
+    outliers: Tensor  # [2, size], numbers over 1,000 stds away since last read; the latest row with such a number
 
     def __init__(self, size: int, epsilon: float = 1e-2, clip: float | None = None, warmup: int = 100) -> None:
         super().__init__()
@@ -88,10 +90,10 @@ class RunningNormalizer(nn.Module):
             self.mean.lerp_(batch_mean, share)
             return
         delta = x - self.mean  # [B, size]
-        far, deviation = delta.abs(), self.var.sqrt()
-        limit = (HUGE * deviation).clamp(min=FLOOR)
+        far, std = delta.abs(), self.var.sqrt()
+        limit = (HUGE * std).clamp(min=FLOOR)
         settled = self.count + rows > self.warmup * rows
-        near = torch.where(settled, WIDE * (deviation + self.epsilon), torch.inf)
+        near = torch.where(settled, WIDE * (std + self.epsilon), torch.inf)
         known = far < torch.inf  # false for NaN, too
         beyond = known & (far > torch.minimum(TOLD * near, limit))
         self.huge.mul_(MEMORY).add_((known & (far > limit)).sum(0)).div_(MEMORY + rows)
@@ -120,11 +122,11 @@ class RunningNormalizer(nn.Module):
         mean, var, count = (part.numpy() for part in (self.mean, self.var, self.count))
         far = x.numpy() - mean
         most = np.abs(far, out=far).max(0)  # [size], NaN where there is one
-        deviation = np.sqrt(var)
-        near = most <= WIDE * (deviation + np.float32(self.epsilon))
+        std = np.sqrt(var)
+        near = most <= WIDE * (std + np.float32(self.epsilon))
         if not near.all():
             settled = count + len(x) > self.warmup * len(x)
-            near |= ~settled & (most <= np.maximum(HUGE * deviation, np.float32(FLOOR)))
+            near |= ~settled & (most <= np.maximum(HUGE * std, np.float32(FLOOR)))
         return bool(near.all() and most.max(initial=0) < _SQUARED)
 
     def _total_var(self, batch_var: Tensor, batch_mean: Tensor, share: Tensor) -> Tensor:
@@ -152,13 +154,51 @@ class RunningNormalizer(nn.Module):
         return y * (self.var.sqrt() + self.epsilon) + self.mean
 
 
-class ReturnScale(nn.Module):
-    """What rewards are divided by so that returns have about unit deviation and stay within a limit.
+class GroupNormalizer(RunningNormalizer):
+    """Normalizes some of the features, and leaves the others as they come.
 
-    The larger of the deviation of discounted returns and of their largest magnitude over the limit (SimbaV2, Lee et al.
-    2025, arXiv:2502.15280). Returns are counted forward in time, ``G_t = r_t + gamma G_(t-1)``, anew in each episode.
-    Both hold for all that was seen, but the divisor can come down again: outliers are limited as in
-    ``RunningNormalizer``, and the largest magnitude is forgotten by half in 5,000 vector steps.
+    It has the statistics of all.
+
+    Args:
+        normalized: bool ``[size]``, which features are normalized.
+        clip: largest magnitude of a normalized value; None for no limit. The others have none.
+    """
+
+    normalized: Tensor  # bool [size]
+
+    def __init__(self, normalized: Tensor, clip: float | None = None) -> None:
+        super().__init__(len(normalized), clip=clip)
+        self.register_buffer("normalized", normalized, persistent=False)  # it follows from the configuration
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take a batch ``[B, size]`` into the statistics."""
+        super().update(x)
+        self.outliers[0].masked_fill_(~self.normalized, 0.0)  # of what is not limited nothing is told
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``[..., size]``, where features are to be."""
+        return torch.where(self.normalized, super().forward(x), x)
+
+    def usable(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalize ``[B, size]``, where features are to be; see ``usable``, without a limit for the others."""
+        y, first = super().usable(torch.where(self.normalized, x, self.mean))  # 0 for the others
+        z, other = usable(x.masked_fill(self.normalized, 0.0), None)
+        both = torch.minimum(first, other)
+        return y + z, torch.where(both < 0, torch.maximum(first, other), both)
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Undo ``forward`` (but for what the clip cut off)."""
+        return torch.where(self.normalized, super().inverse(y), y)
+
+
+class ReturnScale(nn.Module):
+    """What rewards are divided by so that returns have about unit variance and stay within a limit.
+
+    The larger of the standard deviation of discounted returns and of their largest magnitude over the limit (SimbaV2,
+    Lee et al. 2025, arXiv:2502.15280). Returns are counted forward in time, ``G_t = r_t + gamma G_(t-1)``, anew in each
+    episode. Both hold for all that was seen, but the divisor can come down again: outliers are limited as in
+    ``RunningNormalizer``, and the largest magnitude decays by half in 5,000 vector steps.
 
     Args:
         num_envs: N.
@@ -191,8 +231,8 @@ class ReturnScale(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the divisor, a scalar."""
-        deviation = self.statistics.var.sqrt().squeeze(0)
-        return torch.maximum(deviation, self.largest / self.limit).clamp(min=1e-8)
+        std = self.statistics.var.sqrt().squeeze(0)
+        return torch.maximum(std, self.largest / self.limit).clamp(min=1e-8)
 
 
 def broken_rewards(reward: Tensor) -> Tensor:
@@ -272,9 +312,22 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
     return limited.where(good, 0.0), first.int()
 
 
-def make_normalizer(size: int, wanted: bool, clip: float | None) -> RunningNormalizer | NoNormalizer:
-    """The normalizer of observations ``[..., size]``, or what stands in its place."""
-    return RunningNormalizer(size, clip=clip) if wanted and size > 0 else NoNormalizer()
+def make_normalizer(
+    sizes: Mapping[str, int], wanted: bool | Sequence[str], clip: float | None
+) -> RunningNormalizer | NoNormalizer:
+    """The normalizer of observations, or what stands in its place.
+
+    Args:
+        sizes: of the groups that are joined, in their order.
+        wanted: ``normalize_obs`` of the settings: all, none, or the groups to normalize.
+        clip: largest magnitude of a normalized number; None for no limit.
+    """
+    chosen = [name for name, size in sizes.items() if size and (wanted if isinstance(wanted, bool) else name in wanted)]
+    if not chosen:
+        return NoNormalizer()
+    if sum(sizes[name] for name in chosen) == sum(sizes.values()):
+        return RunningNormalizer(sum(sizes.values()), clip=clip)
+    return GroupNormalizer(torch.cat([torch.full((size,), name in chosen) for name, size in sizes.items()]), clip)
 
 
 def denormalized(values: Tensor, normalizer: RunningNormalizer | None) -> Tensor:

@@ -75,6 +75,25 @@ def images(spec: EnvSpec, groups: Sequence[str]) -> dict[str, Shape]:
     return {group: (c, h, w) for group in groups for c, h, w in [spec.image_shapes.get(group, (0, 0, 0))] if c}
 
 
+def check_normalized(spec: EnvSpec, read: Iterable[str], wanted: bool | Sequence[str]) -> None:
+    """Refuse ``normalize_obs`` of the settings where it names what nobody reads; images may be named to no effect.
+
+    Args:
+        spec: of the env.
+        read: groups that actor and critic read.
+        wanted: the setting.
+
+    Raises:
+        ConfigError: one of its groups is none of the env's, or read by nobody.
+    """
+    read = tuple(read)
+    for group in () if isinstance(wanted, bool) else wanted:
+        if group not in groups_of(spec):
+            hint = nearest(group, groups_of(spec))
+            raise ConfigError(f"normalize_obs: '{group}' is no observation group, True or False; {hint}")
+        check(group in read, "normalize_obs", group, "nobody reads it; name it in actor_obs or critic_obs as well")
+
+
 def as_stored(obs: Obs, groups: Iterable[str]) -> Obs:
     """The groups that a network reads as they come, images and masks, with 0 for what is not a number."""
     return {g: x if x.dtype == torch.uint8 else torch.nan_to_num(x, 0.0, 0.0, 0.0) for g in groups for x in [obs[g]]}

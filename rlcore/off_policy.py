@@ -71,7 +71,7 @@ class OffPolicy:
         groups = tuple(dict.fromkeys((*policy.groups, *self.critic_groups, *self.image_groups)))
         self.critic_normalizer = policy.normalizer
         if self.critic_groups != policy.groups:
-            normalizer = make_normalizer(self.critics.size, config.normalize_obs, config.clip_obs)
+            normalizer = make_normalizer(vectors(spec, self.critic_groups), config.normalize_obs, config.clip_obs)
             self.critic_normalizer = normalizer.to(device)
         refuse_state(policy, self.critics)
         for network in (*policy.modules(), *self.critics.modules()):
@@ -113,12 +113,12 @@ class OffPolicy:
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
         self.fault_groups = fault_groups(policy.groups, self.critic_groups)
         self.broken = Latest(device)
+        self.anchors = Anchors(self)
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
         self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
-        self._act = Captured(self._choose, config.mode, device)
+        self._act = Captured(self._choose, config.mode, device, before=self.anchors.check_policy)
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes(unread(spec, groups))
-        self.anchors = Anchors(self)
 
     def _memory(self, spec: EnvSpec, groups: tuple[str, ...]) -> Replay:
         config, env = self.config, self.env
@@ -249,7 +249,7 @@ class OffPolicy:
         Raises:
             ConfigError: a setting changes over the run, whose length nobody gave.
         """
-        self.anchors.check(self)
+        self.anchors.check()
         self.iteration += 1
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():

@@ -91,30 +91,31 @@ class OffPolicyConfig:
     """What follows a time-out: the true last observation (else, where the env hides it, as value); the observation
     before it; or nothing."""
     tau: float = 0.005
-    """Part of the way that target networks go towards the learned ones at each step."""
+    """Step of the polyak update: target networks move this part of the way to the learned ones, each critic step."""
     policy_delay: int = 1
     """Critic steps per actor step."""
     num_critics: int = 2
-    """Critics, which learn side by side."""
+    """Number of critics."""
     q_reduce: Reduce = "min"
-    """What critics learn from: the lowest of the target critics, their mean, or each from its own. SAC's actor climbs
-    the lowest with min, else their mean."""
+    """How target critics become one target: their minimum, their mean, or each critic by its own. SAC's actor maximizes
+    the minimum with min, else the mean."""
     value_loss: Literal["mse", "categorical"] = "mse"
-    """What a critic predicts: the mean return, or the chance of each of num_atoms returns (C51, arXiv:1707.06887)."""
+    """What a critic predicts: the mean return, or probabilities of num_atoms returns (C51, arXiv:1707.06887)."""
     num_atoms: int = 101
-    """Returns that a categorical critic tells apart."""
+    """Atoms of a categorical critic."""
     value_range: tuple[float, float] = (-5.0, 5.0)
-    """Lowest and highest of these returns; of normalized rewards, where they are. What lies beyond counts as the end of
-    the range, so SAC needs center_entropy and a small init_temperature too: its entropy is part of the return."""
+    """Lowest and highest atom; of normalized rewards, where they are. Returns beyond count as the end of the
+    range, so SAC needs center_entropy and a small init_temperature too: its entropy is part of the return."""
     max_grad_norm: float | None = None
     """Gradients are scaled down to this norm; none for no limit."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this before learning; logs show them unscaled."""
     normalize_reward: bool = False
-    """Divide rewards such that discounted returns have about unit deviation and none exceeds the upper end of
+    """Divide rewards such that discounted returns have about unit variance and none exceeds the upper end of
     value_range; by the statistics at the time of sampling, so that what is stored does not age."""
-    normalize_obs: bool = False
-    """Bring observations to zero mean and unit deviation, by running statistics inside the policy."""
+    normalize_obs: bool | tuple[str, ...] = False
+    """Bring observations to zero mean and unit variance, by running statistics inside the policy: all vectors, none
+    (false), or those of the groups that are named. Images are scaled by their encoder in any case."""
     clip_obs: float | None = 10.0
     """Largest magnitude of a normalized observation; none for no limit."""
     actor: NetworkConfig = field(default_factory=_network)
@@ -125,7 +126,7 @@ class OffPolicyConfig:
     """Factor of the initial weights of the actor's last layer. Other than 1, the actor begins near action 0, a robot's
     default pose, or near the bound next to it."""
     noise_hold: int = 1
-    """Most steps for which an env keeps the noise of its exploration; their number k has a chance like 1 / k^2."""
+    """Largest number of steps for which an env keeps its exploration noise; k has a probability like 1 / k^2."""
     actor_obs: tuple[str, ...] | None = None
     """Observation groups of the actor; none: 'policy', else 'actor'."""
     critic_obs: tuple[str, ...] | None = None

@@ -250,15 +250,20 @@ def step_all(optimizers: Sequence[FlatAdam], allowed: Tensor) -> tuple[Tensor, T
 
 @torch.no_grad()
 def polyak_update(target: Tensor, source: FlatAdam, tau: float) -> None:
-    """Move target networks, whose parameters are in one buffer, ``tau`` of the way (arXiv:1509.02971, section 3).
+    """Polyak update of target networks: ``target <- (1 - tau) target + tau source`` (arXiv:1509.02971, section 3).
 
     Averages of rows of unit length are left as they are, at most 1 long, as in SimbaV2 and FlashSAC.
+
+    Args:
+        target: ``[P]``, the flat buffer of the target networks' parameters; changed in place.
+        source: the optimizer of the learned networks, whose buffer has the same layout.
+        tau: from 0 to 1.
     """
     target.lerp_(source.value, tau)
 
 
 def descend(optimizer: FlatAdam, loss: Tensor) -> Tensor:
-    """Take a step down the loss, unless it is not finite; the gradient's norm."""
+    """Take a gradient step on a scalar loss, unless it is not finite; returns the gradient's norm before clipping."""
     optimizer.zero_grad()
     parameters = optimizer.parameters
     # Only for this optimizer's parameters: what else the loss went through is to stay as it is.

@@ -21,8 +21,7 @@ in that of ``eval()``.
 from __future__ import annotations
 
 import inspect
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +30,7 @@ from torch import Tensor, nn
 
 from rlcore.config import ConfigError, shown
 from rlcore.types import State
-from rlcore.user_code import imported
+from rlcore.user_code import imported, theirs
 
 if TYPE_CHECKING:
     from rlcore.networks import NetworkConfig
@@ -106,14 +105,14 @@ def refuse_state(*modules: nn.Module) -> None:
 
 
 def _built(inputs: int, config: NetworkConfig, where: str) -> Any:
-    module, name = imported(config.kind, where)
+    module, name = theirs(lambda: imported(config.kind, where), f"{where}: it cannot be imported")
     cls = _class(module, name, where)
     try:
         inspect.signature(cls).bind(inputs, config, **config.options)
     except TypeError as error:
         given = ", ".join(["inputs", "config", *(f"{key}={shown(value, 20)}" for key, value in config.options.items())])
         raise ConfigError(f"{where}: it is called with ({given}): {error}; let __init__ take these") from None
-    return _run(lambda: cls(inputs, config, **config.options), f"{where}: it cannot be built")
+    return theirs(lambda: cls(inputs, config, **config.options), f"{where}: it cannot be built")
 
 
 def _class(module: ModuleType, name: str, where: str) -> type[nn.Module]:
@@ -130,22 +129,18 @@ def _class(module: ModuleType, name: str, where: str) -> type[nn.Module]:
     raise ConfigError(f"{where}: {what}; {remedy}")
 
 
-def _run(fn: Callable[[], Any], what: str) -> Any:
-    """Run what is not ours; an error of it becomes one line with the place in the user's text."""
-    try:
-        return fn()
-    except Exception as error:
-        frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-        reason = " ".join((str(error).splitlines() or [""])[:1])[:200]
-        place = f"line {frames[-1].lineno} of {frames[-1].filename}"
-        raise ConfigError(f"{what}: {type(error).__name__}: {reason}; correct {place}") from error
-
-
 def _check_members(network: nn.Module, where: str) -> None:
     size = getattr(network, "size", None)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         has = "it has no attribute size" if size is None else f"size is {shown(size)}"
         raise ConfigError(f"{where}: {has}; set self.size to the number of features that forward gives")
+    other = [(name, p.dtype) for name, p in network.named_parameters() if p.dtype != torch.float32]
+    if other:
+        kind = str(other[0][1]).removeprefix("torch.")
+        raise ConfigError(
+            f"{where}: its parameter {other[0][0]} is {kind}, and optimizers hold float32; keep it as that, and "
+            "convert inside forward"
+        )
     known = {id(x) for xs in (network.modules(), network.parameters(), network.buffers()) for x in xs}
     for path, part in network.named_modules():
         for key, value in vars(part).items():
@@ -183,6 +178,8 @@ def _try_rows(own: OwnNetwork, x: Tensor) -> None:
     one = x[0]
     few, many = (_features(own, one[:rows], (rows,)) for rows in _ROWS)
     _finite(own, _features(own, torch.zeros_like(one), (len(one),)))
+    again = _features(own, one[: len(few)], (len(few),))
+    _same(own, few, again, "it gives other features each time, in eval() as well; leave chance to the policy")
     _same(own, many[: len(few)], few, "a row's features depend on the rows beside it; map each row by itself")
     _check_gradients(own, many)
 
@@ -190,7 +187,7 @@ def _try_rows(own: OwnNetwork, x: Tensor) -> None:
 def _try_recurrent(own: OwnNetwork, x: Tensor) -> None:
     rows, where = x.shape[1], own.where
     for number in _ROWS:
-        state = _run(lambda number=number: own.network.initial_state(number), f"{where}: initial_state({number})")  # type: ignore[misc]
+        state = theirs(lambda number=number: own.network.initial_state(number), f"{where}: initial_state({number})")  # type: ignore[misc]
         fits = isinstance(state, tuple) and len(state) in (1, 2) and all(_is_state(part, number) for part in state)
         if not fits:
             given = ", ".join(str(list(part.shape)) for part in state if isinstance(part, Tensor)) or shown(state, 40)
@@ -223,9 +220,9 @@ def _is_state(part: object, number: int) -> bool:
 
 def _features(own: OwnNetwork, x: Tensor, rows: tuple[int, ...], state: State | None = None) -> Tensor:
     """What forward gives, once it is what it has to be."""
-    shape, wanted = list(x.shape), [*rows, own.size]
+    shape, wanted, before = list(x.shape), [*rows, own.size], x.clone()
     given = (x,) if state is None else (x, state, torch.ones(*rows, 1))
-    result = _run(lambda: own.network(*given), f"{own.where}: forward cannot take x {shape}")
+    result = theirs(lambda: own.network(*given), f"{own.where}: forward cannot take x {shape}")
     if state is not None:
         pair = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], tuple)
         if not pair or [getattr(part, "shape", None) for part in result[1]] != [part.shape for part in state]:
@@ -240,6 +237,8 @@ def _features(own: OwnNetwork, x: Tensor, rows: tuple[int, ...], state: State | 
             f"{own.where}: forward returns {kind} {list(result.shape)} for x {shape}; return float32 {wanted}, whose "
             f"last number is size"
         )
+    if not torch.equal(x, before):
+        raise ConfigError(f"{own.where}: forward changes its input in place, which others read, too; change a copy")
     return result
 
 

@@ -1,23 +1,225 @@
-"""Actors of learning from a replay memory: a tanh that is rescaled to the action bounds."""
+"""The deterministic policies that are evaluated and exported, with what they are learned by inside.
+
+``ActorPolicy`` learns from rollouts (PPO), ``SquashedPolicy`` from a replay memory (SAC, DDPG, TD3).
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.agent import Policy
 from rlcore.config import ConfigError, check
+from rlcore.distributions import CategoricalHead, Distribution, GaussianHead
 from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
-from rlcore.networks import Network, network_output
+from rlcore.networks import Network, network_output, orthogonal_
 from rlcore.normalization import make_normalizer
-from rlcore.observations import choose_groups, concatenate, groups_of, images, vectors
+from rlcore.observations import (
+    as_stored,
+    check_normalized,
+    choose_groups,
+    concatenate,
+    groups_of,
+    images,
+    vectors,
+)
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.types import Obs, State
 
+_NO_BOUND = 1e6
+"""Action bounds this far out are a way to write that there are none; servo and motor commands stay below."""
+
 _NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
+
+
+class ActorPolicy(Policy):
+    """The actor: normalizer, hidden layers, distribution head, action limits.
+
+    Args:
+        spec: of the env.
+        config: settings.
+
+    Raises:
+        ConfigError: an observation group of the settings is none of the env's, or there is no default for the actor.
+    """
+
+    low: Tensor  # [A], where actions are continuous
+    high: Tensor  # [A]
+    action_scale: Tensor | None  # [A], None where actions are those of the distribution
+    action_bias: Tensor | None  # [A]
+
+    def __init__(self, spec: EnvSpec, config: ActorCriticConfig) -> None:
+        super().__init__()
+        chosen, others = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        self.observation_sizes, image_shapes = vectors(spec, chosen), images(spec, chosen)
+        self.groups = tuple(self.observation_sizes)
+        self.mask = config.action_mask
+        if self.mask is not None:
+            _check_mask(spec, self.mask)
+        self.raw_shapes = {**image_shapes, **({} if self.mask is None else {self.mask: (spec.action_size,)})}
+        size = sum(self.observation_sizes.values())
+        check_normalized(spec, (*chosen, *others), config.normalize_obs)
+        self.normalizer = make_normalizer(self.observation_sizes, config.normalize_obs, config.clip_obs)
+        self.trunk = Network(size, config.actor, image_shapes)
+        features = self.trunk.size
+        self.head: GaussianHead | CategoricalHead
+        if spec.discrete:
+            self.head = CategoricalHead(features, spec.action_parts or spec.action_size)
+        else:
+            self.head = GaussianHead(
+                features,
+                spec.action_size,
+                config.init_std,
+                config.min_std,
+                config.max_std,
+                config.state_dependent_std,
+                config.std_type,
+            )
+            # Not in the state: they follow from the configuration and the env.
+            self.register_buffer("low", torch.tensor(spec.action_low), persistent=False)
+            self.register_buffer("high", torch.tensor(spec.action_high), persistent=False)
+        scaling = action_scaling(spec, config.action_scale)
+        # In the state: a policy keeps the units that it learned in.
+        self.register_buffer("action_scale", None if scaling is None else torch.tensor(scaling[0]))
+        self.register_buffer("action_bias", None if scaling is None else torch.tensor(scaling[1]))
+        self.spec, self.config = spec, config
+        self.limited = False
+        if not spec.discrete:
+            self._set_limits()
+            self.limited = bool((self.low > -torch.inf).any() or (self.high < torch.inf).any())
+        if config.actor.init == "orthogonal":
+            orthogonal_(self.head.linear, 0.01)
+            if isinstance(self.head, GaussianHead):
+                self.head.reset_std()
+
+    def initial_state(self, num_envs: int) -> State:
+        """Zero recurrent state for ``num_envs`` envs; ``()`` for a feed-forward policy."""
+        return self.trunk.initial_state(num_envs)
+
+    def distribution(
+        self, normalized: Tensor, state: State = (), keep: Tensor | None = None, raw: Obs | None = None
+    ) -> tuple[Distribution, State]:
+        """Map a sequence of observations to action distributions and the next state.
+
+        Args:
+            normalized: vectors ``[T, N, O]``.
+            state: before the first step.
+            keep: ``[T, N, 1]``, 0 where an episode begins.
+            raw: the groups of ``raw_shapes``, ``[T, N, ...]`` each.
+        """
+        output, state = self.trunk(normalized, self.head.linear, state, keep, raw)
+        if isinstance(self.head, GaussianHead):
+            return self.head(output), state
+        if self.mask is None:
+            return self.head(output), state
+        if raw is None:
+            raise ValueError(f"action_mask: '{self.mask}' is not given; pass raw with all of raw_shapes")
+        return self.head(output, raw[self.mask]), state
+
+    def limit(self, action: Tensor) -> Tensor:
+        """Bring the distribution's actions ``[N, A]`` into the env's bounds: scaled to them if so set, then cut off."""
+        if self.action_scale is not None and self.action_bias is not None:
+            action = torch.addcmul(self.action_bias, action, self.action_scale)
+        return torch.clamp(action, self.low, self.high) if self.limited else action
+
+    def _set_limits(self) -> None:
+        """Cut off where the env's bounds are, or ``clip_actions`` if that is nearer."""
+        low, high = torch.tensor(self.spec.action_low), torch.tensor(self.spec.action_high)
+        if self.config.clip_actions is not None:
+            scale = torch.ones_like(low) if self.action_scale is None else self.action_scale.cpu()
+            bias = torch.zeros_like(low) if self.action_bias is None else self.action_bias.cpu()
+            low = low.maximum(bias - scale * self.config.clip_actions)
+            high = high.minimum(bias + scale * self.config.clip_actions)
+        self.low.copy_(low)
+        self.high.copy_(high)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.action_scale is not None and prefix + "action_scale" not in state_dict:
+            # Written before there was a scale: what was learned acts as it did.
+            state_dict[prefix + "action_scale"] = torch.ones_like(self.action_scale)
+            state_dict[prefix + "action_bias"] = torch.zeros_like(self.action_scale)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.action_scale is not None:
+            self._set_limits()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What becomes of actions, in a line, where the env's bounds are not about -1..1."""
+        spec, choice = self.spec, self.config.action_scale
+        bounded = _bounded(spec)
+        if all(_about_one(*pair) for pair in bounded.values()):
+            return ()
+        pairs = list(dict.fromkeys(f"{low:g}..{high:g}" for low, high in bounded.values()))
+        bounds = f"the env's bounds {', '.join(pairs[:4])}{', ...' * (len(pairs) > 4)}"
+        scaling = {name: value for name, value in self.state_dict().items() if name.startswith("action_")}
+        if not scaling or (bool((scaling["action_scale"] == 1).all()) and not scaling["action_bias"].any()):
+            why = f"agent.action_scale {choice}" if not scaling else "as when this policy began to learn"
+            return (f"actions are cut off at {bounds}, and not scaled to them ({why})",)
+        return (f"actions are scaled to {bounds} (agent.action_scale {choice}; none cuts them off there instead)",)
+
+    def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
+        """Return the most likely action within its bounds, and the next state."""
+        normalized = self.normalizer(concatenate(obs, self.groups))
+        state = state or self.initial_state(normalized.shape[0])
+        raw = {group: value.unsqueeze(0) for group, value in as_stored(obs, self.raw_shapes).items()}
+        distribution, state = self.distribution(normalized.unsqueeze(0), state, None, raw)
+        return self.limit(distribution.mode.squeeze(0)), state
+
+
+def action_scaling(spec: EnvSpec, choice: str) -> tuple[list[float], list[float]] | None:
+    """Scale and bias ``[A]`` that bring the policy's -1..1 to the env's action bounds.
+
+    Args:
+        spec: of the env.
+        choice: ``action_scale`` of the settings.
+
+    Returns:
+        Half the width and the middle of each dimension's bounds, 1 and 0 where there are not two; None where actions
+        are to be left as they are.
+    """
+    bounded = _bounded(spec, _NO_BOUND if choice == "auto" else math.inf)
+    own = any("scale" in term for term in spec.deployment.get("action_terms", ()))
+    if choice == "none" or (choice == "auto" and (own or all(_about_one(*pair) for pair in bounded.values()))):
+        return None
+    scale, bias = [1.0] * len(spec.action_low), [0.0] * len(spec.action_low)
+    for i, (low, high) in bounded.items():
+        scale[i], bias[i] = high / 2 - low / 2, high / 2 + low / 2
+    return None if set(scale) <= {1.0} and set(bias) <= {0.0} else (scale, bias)
+
+
+def _bounded(spec: EnvSpec, limit: float = math.inf) -> dict[int, tuple[float, float]]:
+    """Bounds of the action dimensions that have two, apart and less than ``limit`` from zero."""
+    pairs = enumerate(zip(spec.action_low, spec.action_high, strict=True))
+    return {i: pair for i, pair in pairs if pair[0] < pair[1] and max(map(abs, pair)) < limit}
+
+
+def _about_one(low: float, high: float) -> bool:
+    """Whether bounds differ from -1..1 by no more than a quarter either way, for which a scale would change little.
+
+    In the bounds of a Pendulum, -2..2, it does: scaled to them PPO needs half as many steps.
+    """
+    return 0.8 <= -low <= 1.25 and 0.8 <= high <= 1.25
+
+
+def _check_mask(spec: EnvSpec, group: str) -> None:
+    check(spec.discrete, "action_mask", group, "the env's actions are no choices; set none")
+    size = spec.observation_sizes.get(group)
+    vectors_there = ", ".join(spec.observation_sizes) or "none"
+    check(
+        size is not None, "action_mask", group, f"the env has no such vector among its observations ({vectors_there})"
+    )
+    remedy = f"that group has {size} numbers, and there are {spec.action_size} choices; name one of as many"
+    check(size == spec.action_size, "action_mask", group, remedy)
+
+
+def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:
+    """Build an untrained policy; the one in a checkpoint loads into it without an env."""
+    return ActorPolicy(spec, config)
 
 
 class SquashedPolicy(Policy):
@@ -37,11 +239,12 @@ class SquashedPolicy(Policy):
     def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
         super().__init__()
         low, high = action_bounds(spec, config)
-        chosen, _ = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        chosen, others = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
         self.observation_sizes, image_shapes = vectors(spec, chosen), images(spec, chosen)
         self.groups, self.raw_shapes = tuple(self.observation_sizes), image_shapes
         size = sum(self.observation_sizes.values())
-        self.normalizer = make_normalizer(size, config.normalize_obs, config.clip_obs)
+        check_normalized(spec, (*chosen, *others), config.normalize_obs)
+        self.normalizer = make_normalizer(self.observation_sizes, config.normalize_obs, config.clip_obs)
         encoders = Encoders(image_shapes, config.actor.cnn, config.actor.init)
         self.trunk = Network(encoders.size + size, config.actor)
         self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)
@@ -52,6 +255,9 @@ class SquashedPolicy(Policy):
                 self.head.weight.mul_(config.init_head_scale)
                 self.head.bias.zero_()
                 self.head.bias[: spec.action_size] = torch.atanh(zero)
+        for group, (_, height, width) in image_shapes.items():
+            remedy = f"images of '{group}' are {height}x{width}, and would be moved out of sight; set less"
+            check(config.random_shift < min(height, width), "random_shift", config.random_shift, remedy)
         self.actions = spec.action_size
         # Not in the state: they follow from the configuration and the env.
         self.register_buffer("action_scale", (high - low) / 2, persistent=False)
@@ -74,12 +280,13 @@ class SquashedPolicy(Policy):
         return self.action_bias + self.action_scale * torch.tanh(raw)
 
     def limit(self, action: Tensor) -> Tensor:
-        """Cut actions off at the bounds."""
+        """Clip actions ``[N, A]`` to the bounds."""
         return torch.clamp(action, self.low, self.high)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Return the actor's central action, and no state."""
-        output = self.output(self.encoders(obs, self.normalizer(concatenate(obs, self.groups))))
+        images = as_stored(obs, self.raw_shapes)
+        output = self.output(self.encoders(images, self.normalizer(concatenate(obs, self.groups))))
         return self.squash(output[..., : self.actions]), ()
 
 

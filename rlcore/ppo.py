@@ -1,32 +1,31 @@
 """Proximal Policy Optimization (Schulman et al. 2017, arXiv:1707.06347) for batches of environments.
 
-Everything stays on the device: no value is read by the host, no shape depends on data, and what other implementations
-decide with ``if`` (learning rate, early stop, skipping a broken step) is decided here with tensors.
+Nothing is read by the host, and no shape depends on data: learning rate, early stop and skipped steps are tensors.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlcore.actor_critic import Critic, build_policy
 from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import settings_of
+from rlcore.critics import Critic
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
 from rlcore.learn import Progress, Report, learn
-from rlcore.losses import ppo_loss, value_loss
+from rlcore.losses import cost_penalty, ppo_loss, value_loss
 from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
 from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
+from rlcore.policies import build_policy
 from rlcore.ppo_config import PPOConfig as PPOConfig
-from rlcore.ppo_config import linear_rate, loss_settings, rate_by_kl, sequences_of, small_minibatches
+from rlcore.ppo_config import linear_rate, loss_settings, rate_by_kl, sequences_of
 from rlcore.ppo_gradient import written_out
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
@@ -34,8 +33,6 @@ from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled, wit
 from rlcore.safety import Safety
 from rlcore.signals import SignalColumns
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
-
-_log = logging.getLogger(__name__)
 
 
 class PPO:
@@ -64,15 +61,13 @@ class PPO:
         spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
         self.safety = Safety(config.safety, env.num_envs, config.normalize_advantage != "none").to(device)
-        known = (config.gamma, config.gae_lambda, config.normalize_value, self.safety.priced, self.safety.names)
-        self.signals = SignalColumns(config.signals, *known).to(device)
+        known = (config.gamma, config.gae_lambda, config.normalize_value)
+        self.signals = SignalColumns(config.signals, *known, *self.safety.columns).to(device)
         self.critic = Critic(spec, config, self.policy, len(self.signals)).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
             mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
         self.recurrent = self.policy.trunk.recurrent or self.critic.trunk.recurrent
         self.length, self.num_sequences = sequences_of(config, env.num_envs, self.recurrent)
-        if too_small := small_minibatches(config, env.num_envs):
-            _log.warning(too_small)
         self.loss_settings = loss_settings(config, spec)
         finals = (*self.critic.groups, *self.critic.raw_shapes) if config.timeout_bootstrap == "final_obs" else ()
         want_final_obs(env, finals)
@@ -95,7 +90,7 @@ class PPO:
         self.raw_groups = tuple(dict.fromkeys((*self.policy.raw_shapes, *self.critic.raw_shapes)))
         self.notes = unread(spec, (*self.policy.groups, *self.critic.groups, *self.raw_groups))
         self._begin = Captured(self._begin_sequence, config.mode, device)
-        self._act = Captured(self._choose, config.mode, device)
+        self._act = Captured(self._choose, config.mode, device, before=self.anchors.check_policy)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
         own = type(self)._evaluate is not PPO._evaluate
@@ -213,7 +208,7 @@ class PPO:
         """
         if self.config.lr_schedule == "linear":
             self.learning_rate.fill_(linear_rate(self.config, self.iteration, self.num_iterations))
-        self.anchors.check(self)
+        self.anchors.check()
         self.iteration += 1
         self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
@@ -290,7 +285,8 @@ class PPO:
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic.normalizer}
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
         if of_costs is not None:
-            advantages, spent = self.safety.weigh(data, advantages, of_costs, learned)
+            weighed = self.safety.weigh(data, advantages, of_costs, learned, self.signals.cost_gammas)
+            advantages, of_costs, spent = weighed
         elif config.normalize_advantage == "batch":
             advantages = standardized(advantages, learned)
         about |= spent
@@ -311,6 +307,7 @@ class PPO:
             raw={group: data[f"raw_{group}"] for group in self.raw_groups},
             keep=keep[:-1] if self.recurrent else None,
             signal_returns=signal_returns,
+            cost_advantage=of_costs,
         )
         return laid_out(rollout, self.length, tuple(self.starts.data.values()), states), about
 
@@ -352,6 +349,9 @@ class PPO:
         if samples.signal_returns is not None:
             metrics["loss/signal_value"] = value_loss(value[..., 1:], samples.signal_returns, samples.weight)
             loss = loss + config.value_coef * metrics["loss/signal_value"]
+        if samples.cost_advantage is not None:
+            metrics["loss/penalty"] = cost_penalty(distribution, samples, self.safety.excess, config.clip_range)
+            loss = loss + config.safety.penalty * metrics["loss/penalty"]
         return loss, {name: value.detach() for name, value in metrics.items()}
 
     def moved(self) -> list[Tensor]:

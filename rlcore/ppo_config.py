@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,13 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcore.actor_critic import ActorCriticConfig
+from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.arrays import arrays
 from rlcore.config import ConfigError, check, check_positive
 from rlcore.env import EnvSpec
 from rlcore.safety import SafetyConfig
 from rlcore.signals import SignalConfig
 from rlcore.types import Mode
+
+_log = logging.getLogger(__name__)
 
 SMALL_MINIBATCH = 32
 """Samples under which a minibatch's gradient and the standardized advantages in it are mostly noise."""
@@ -54,10 +57,11 @@ class PPOConfig(ActorCriticConfig):
     gamma: float = 0.99
     """Discount per step."""
     gae_lambda: float = 0.95
-    """Weight of longer advantage estimates (arXiv:1506.02438)."""
+    """Lambda of generalized advantage estimation (arXiv:1506.02438)."""
     timeout_bootstrap: Literal["final_obs", "value", "none"] = "final_obs"
-    """What a time-out is worth: V of the true last observation (as value where the env hides it, and where a rollout
-    has more time-outs than its length and the time limit explain); V of the one before it, as rsl_rl; or nothing."""
+    """How a time-out bootstraps: from V of the true last observation (as value where the env hides it, and where a
+    rollout has more of them than its length and the time limit explain); from V of the one before it, as in rsl_rl; or
+    not at all."""
     clip_range: float = 0.2
     """Probability ratios are clipped to 1 +- this."""
     value_coef: float = 1.0
@@ -77,7 +81,7 @@ class PPOConfig(ActorCriticConfig):
     bounds_loss_limit: float = 1.1
     """Where the bounds loss begins."""
     normalize_advantage: Literal["batch", "minibatch", "none"] = "batch"
-    """Over what advantages are brought to zero mean and unit deviation."""
+    """Bring advantages to zero mean and unit variance over the whole rollout, over each minibatch, or not at all."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     grad_clip: Literal["joint", "separate"] = "joint"
@@ -87,7 +91,7 @@ class PPOConfig(ActorCriticConfig):
     reward_clip: float | None = None
     """Scaled rewards are limited to +- this; none for no limit, but one 10,000 times the usual one is left out."""
     normalize_value: bool = False
-    """Let the critic predict returns brought to zero mean and unit deviation."""
+    """Let the critic predict returns brought to zero mean and unit variance."""
     mode: Mode = "graph"
     """How rollout and update run on CUDA: recorded as graphs, fused by torch.compile, both, or as written (eager)."""
     precision: Literal["fp32", "tf32", "bf16"] = "tf32"
@@ -126,7 +130,7 @@ class PPOConfig(ActorCriticConfig):
 
 
 def sequences_of(config: PPOConfig, num_envs: int, recurrent: bool) -> tuple[int, int]:
-    """Steps of a sequence, and how many sequences a rollout has.
+    """Steps of a sequence, and how many sequences a rollout has; warns of small minibatches.
 
     A feed-forward network learns from sequences of one step, so that there is one text for both.
 
@@ -137,6 +141,8 @@ def sequences_of(config: PPOConfig, num_envs: int, recurrent: bool) -> tuple[int
     number = num_envs * config.num_steps // length
     remedy = f"it must divide the {number} sequences of {length} steps in a rollout"
     check(number % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
+    if too_small := small_minibatches(config, num_envs):
+        _log.warning(too_small)
     return length, number
 
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.actor_critic import ActorPolicy, Critic
+from rlcore.critics import Critic
 from rlcore.dispatch import written_out_runs
 from rlcore.distributions import CategoricalHead, Gaussian, GaussianHead
 from rlcore.optimizer import FlatAdam
 from rlcore.perceptrons import Perceptron, is_perceptron, unhindered
+from rlcore.policies import ActorPolicy
 from rlcore.returns import standardized
 from rlcore.rollout import Samples
 from rlcore.types import Metrics
@@ -59,9 +60,10 @@ class PPOGradient:
         self.head, self.mask, self.optimizers, self.settings = policy.head, policy.mask, optimizers, settings
 
     def takes(self, samples: Samples) -> bool:
-        """Whether it is to be used: on a CPU, for no more samples than it is for, with all parameters to be learned."""
+        """Whether it is to be used: no more samples and terms than it is for, and all parameters to be learned."""
+        alone = samples.signal_returns is None and samples.cost_advantage is None  # no other terms in the loss
         few = samples.weight.numel() <= _MOST
-        return few and written_out_runs(samples.weight) and all(map(unhindered, self.optimizers))
+        return alone and few and written_out_runs(samples.weight) and all(map(unhindered, self.optimizers))
 
     @torch.no_grad()
     @np.errstate(all="ignore")

@@ -23,7 +23,7 @@ class RNNConfig:
     """A recurrent layer in a network."""
 
     type: Literal["none", "lstm", "gru"] = "none"
-    """Kind of cell; none for a network without memory."""
+    """Kind of cell; none for a feed-forward network."""
     hidden_size: int = 256
     """Width of the state."""
     num_layers: int = 1
@@ -142,10 +142,10 @@ def sequence(
 
 
 def forgetful(broken: Tensor, done: Tensor, length: int) -> Tensor:
-    """Where something broken has emptied a memory, until the episode or the sequence ends, bool ``[T, N]``.
+    """Where a broken observation has cleared the recurrent state, until episode or sequence ends, bool ``[T, N]``.
 
     Args:
-        broken: bool ``[T, N]``, where it is emptied.
+        broken: bool ``[T, N]``, where the state is cleared.
         done: bool ``[T, N]``, where an episode ends.
         length: steps of a sequence.
     """

@@ -45,8 +45,9 @@ class Faults:
         self._stored_broken |= any(dropped)  # and drawn from the replay memory for long
         if not self._stored_broken and metrics.get("replay/lost", 0.0) > 0.01:
             found.append(
-                "more than 1 % of the samples count for nothing: last observations of truncated episodes have been "
-                "overwritten (replay/lost); raise agent.final_capacity, or correct the env's max_episode_length"
+                "more than 1 % of the samples count for nothing (replay/lost): last observations of truncated episodes "
+                "have been overwritten; raise agent.final_capacity, or correct the env's max_episode_length. Or "
+                "short runs followed one another, each of which breaks off episodes; pass learn the progress of the last"
             )
         if metrics.get("policy/skipped_minibatches") and "loss/policy" not in metrics:
             found.append("the update was skipped whole: observations, rewards or the loss are not finite")

@@ -20,13 +20,13 @@ def room_for_timeouts(steps: int, max_episode_length: int) -> int:
 
 
 def scaled_reward(reward: Tensor, scale: float, limit: float | None) -> Tensor:
-    """Multiply rewards and then limit them to +- ``limit``; what is not finite becomes NaN there, and is not hidden."""
+    """Scale rewards ``[...]``, then clip them to +- ``limit``; what is not finite becomes NaN, so that it is found."""
     reward = reward if scale == 1 else reward * scale
     return reward if limit is None else reward.clamp(-limit, limit) + (reward - reward)
 
 
 def bootstrap_values(values: Tensor, terminated: Tensor, truncated: Tensor, timeout_values: Tensor) -> Tensor:
-    """Value of what follows each step, as its bootstrap may use it.
+    """The next value of each step, as the bootstrap may use it, ``[T, N]``.
 
     Args:
         values: V of the rollout's states and of the one after it, ``[T + 1, N]``.
@@ -57,7 +57,7 @@ def gae(
         done: bool ``[T, N]``, terminated or truncated: the sum stops here.
         gamma: discount per step.
         gae_lambda: weight of longer estimates; 0 is one-step TD, 1 is Monte Carlo.
-        survival: chance that the episode goes on after each step, ``[T, N]``, a factor of the discount; None: 1.
+        survival: probability that the episode goes on after each step, ``[T, N]``, a factor of the discount; None: 1.
 
     Returns:
         Advantages and returns (advantage + value), ``[T, N]`` each.
@@ -77,19 +77,25 @@ def gae(
 
 
 def standardized(x: Tensor, learned: Tensor) -> Tensor:
-    """Bring ``x`` ``[...]``, where bool ``learned`` says so, to zero mean and unit deviation."""
+    """Bring ``x`` ``[...]``, where bool ``learned`` says so, to zero mean and unit variance."""
+    mean, std = moments(x, learned)
+    return (x - mean) / std
+
+
+def moments(x: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, which is not 0, of ``x`` ``[...]`` where bool ``learned`` says so; scalars."""
     number = learned.sum()
     mean = x.where(learned, 0.0).sum() / number
-    deviation = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
-    return (x - mean) / (deviation + 1e-8)
+    std = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()
+    return mean, std + 1e-8
 
 
 def filled(x: Tensor, learned: Tensor) -> Tensor:
-    """Put the mean of what is ``learned`` from in the place of what is not, which then adds nothing to the variance."""
+    """Fill ``x`` ``[...]`` with its mean where it is not ``learned`` from, which adds nothing to the variance."""
     return x.where(learned, x.where(learned, 0.0).sum() / learned.sum())
 
 
 def explained_variance(returns: Tensor, values: Tensor, learned: Tensor) -> Tensor:
-    """Share of the variance of returns that values foretell, where bool ``learned`` says so; a scalar, 1 at most."""
+    """Explained variance, 1 - Var(returns - values) / Var(returns), over ``[...]`` where bool ``learned``; a scalar."""
     errors = filled(returns - values, learned).var()
     return 1 - errors / filled(returns, learned).var().clamp(min=1e-8)

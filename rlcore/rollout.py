@@ -114,6 +114,7 @@ class Samples(NamedTuple):
     critic_state: State = ()
     keep: Tensor | None = None  # [L, S, 1], 0 where an episode begins; None without a recurrent network
     signal_returns: Tensor | None = None  # [L, S, columns], what the critic is to learn of signals; None without any
+    cost_advantage: Tensor | None = None  # [L, S, K], of limited costs where ``cost_penalty`` weighs them; else None
 
 
 def without_burn_in(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import check, check_positive
-from rlcore.returns import standardized
+from rlcore.returns import moments, standardized
 from rlcore.types import Metrics
 
 DELAY = 10
@@ -27,9 +27,10 @@ class CostConfig:
 
     limit: float = 0.0
     """How much it may be on average; 0: nothing at all, as for violations."""
-    kind: Literal["episode", "per_step"] = "episode"
-    """What is limited: its sum over an episode, measured where episodes end, or its mean over the steps of a rollout,
-    which suits episodes that last for many rollouts."""
+    kind: Literal["episode", "per_step", "probability"] = "episode"
+    """What is limited: its sum over an episode, measured where episodes end; its mean over the steps of a rollout
+    (per_step), which suits episodes that last for many rollouts; or the share of episodes in which it was above 0 in
+    any step (probability), from each of whose steps the policy then lowers the chance that it is."""
     scale: float | None = None
     """What an excess counts as 1 for the PID controller; none: as large as the limit, or 1 where that is 0."""
 
@@ -37,6 +38,8 @@ class CostConfig:
         """Refuse impossible values."""
         check(math.isfinite(self.limit), "limit", self.limit, "set a number")
         check_positive(self, "scale", none=True)
+        share = self.kind != "probability" or 0 <= self.limit < 1
+        check(share, "limit", self.limit, "a share of episodes is 0 or more, and below 1; set kind for another measure")
 
     @property
     def unit(self) -> float:
@@ -50,19 +53,25 @@ class SafetyConfig:
 
     costs: dict[str, CostConfig] = field(default_factory=dict)
     """Signals of the env that are limited, by name: costs.NAME.limit and so on."""
-    method: Literal["pid", "lagrange", "cat"] = "pid"
+    method: Literal["pid", "lagrange", "p3o", "cat"] = "pid"
     """How a cost's multiplier follows its excess over the limit: a PID controller (Stooke et al. 2020), or gradient
-    ascent by Adam (lagrange), which turns later and swings wider. Or without multipliers constraints as terminations
-    (cat, Chane-Sane et al. 2024), for limits of single steps: what is over one ends the future, as far as the policy
-    learns, with a chance that grows with the excess; it wants rewards that are positive on the whole."""
+    ascent by Adam (lagrange), which turns later and swings wider. Or without multipliers a penalty where a limit would
+    be passed (p3o, Zhang et al. 2022), or constraints as terminations (cat, Chane-Sane et al. 2024), for limits of
+    single steps: what is over one ends the future, as far as the policy learns, with a chance that grows with the
+    excess; it wants rewards that are positive on the whole."""
     proportional: float = 2.5
     """Gain of the PID controller on the excess, smoothed, in multiples of the cost's scale."""
     integral: float = 0.25
     """Its gain on the sum of excesses so far, which does not fall below 0."""
     derivative: float = 0.25
     """Its gain on the rise of the cost, smoothed, over 10 updates."""
+    excess_max: float = math.inf
+    """Largest excess and rise that count for the PID controller, in multiples of the cost's scale; 1 keeps the sum of
+    excesses from winding up where a cost begins far above its limit, as that of an untrained policy may."""
     multiplier_rate: float = 0.035
     """Adam's step size on a multiplier."""
+    penalty: float = 20.0
+    """With p3o, what an excess counts in the loss; both advantages are standardized."""
     termination_max: float = 0.25
     """With cat, the chance that the worst excess ends the future."""
     multiplier_max: float = 100.0
@@ -72,9 +81,12 @@ class SafetyConfig:
         """Refuse impossible values."""
         for key in ("proportional", "integral", "derivative"):
             check(0 <= getattr(self, key) < math.inf, key, getattr(self, key), "set 0 or more")
-        check_positive(self, "multiplier_rate", "multiplier_max")
+        check_positive(self, "multiplier_rate", "multiplier_max", "penalty")
+        check(self.excess_max > 0, "excess_max", self.excess_max, "set more than 0, or inf for no limit")
         check(0 < self.termination_max <= 1, "termination_max", self.termination_max, "set more than 0, at most 1")
         for name, cost in self.costs.items():
+            # Of a file they are by now; what is written in Python may be anything.
+            check(isinstance(cost, CostConfig), f"costs.{name}", cost, "give a CostConfig(limit=...)")
             single = self.method != "cat" or cost.kind == "per_step"
             check(single, f"costs.{name}.kind", cost.kind, "cat limits single steps; set per_step, or method pid")
 
@@ -109,11 +121,11 @@ class PID(nn.Module):
     def forward(self, multiplier: Tensor, cost: Tensor) -> dict[str, Tensor]:
         """What the state becomes, by name, once costs ``[K]`` have been measured; ``multiplier`` is that to act by."""
         config = self.config
-        now = (cost - self.limit) / self.scale
+        now = ((cost - self.limit) / self.scale).clamp(max=config.excess_max)
         error = SMOOTHING * self.error + (1 - SMOOTHING) * now
         total = (self.total + config.integral * now).clamp(0.0, config.multiplier_max)
         smooth = SMOOTHING * self.cost + (1 - SMOOTHING) * cost / self.scale
-        rise = (smooth - self.history[0]).clamp(min=0.0)
+        rise = (smooth - self.history[0]).clamp(0.0, config.excess_max)
         multiplier = config.proportional * error + total + config.derivative * rise
         history = torch.cat([self.history[1:], smooth.unsqueeze(0)])
         return {
@@ -164,14 +176,16 @@ class Safety(nn.Module):
     Args:
         config: settings.
         num_envs: N.
-        standardize: bring advantages to zero mean and unit deviation before they are weighed against each other.
+        standardize: bring advantages to zero mean and unit variance before they are weighed against each other.
     """
 
     per_step: Tensor
+    chance: Tensor
     limit: Tensor
     running: Tensor
     multiplier: Tensor
     worst: Tensor
+    excess: Tensor
     controller: PID | Lagrange
 
     def __init__(self, config: SafetyConfig, num_envs: int, standardize: bool) -> None:
@@ -179,20 +193,30 @@ class Safety(nn.Module):
         self.names = tuple(config.costs)
         self.config, self.standardize = config, standardize
         self.priced = () if config.method == "cat" else self.names
-        """Costs that have a multiplier and a column of the critic."""
+        """Costs that have a column of the critic, and a multiplier but with p3o."""
+        self.chances = tuple(name for name, cost in config.costs.items() if cost.kind == "probability")
         if not self.names:
             return
         costs = config.costs.values()
         limit = torch.tensor([cost.limit for cost in costs])
         scale = torch.tensor([cost.unit for cost in costs])
         self.register_buffer("per_step", torch.tensor([cost.kind == "per_step" for cost in costs]), persistent=False)
+        self.register_buffer("chance", torch.tensor([cost.kind == "probability" for cost in costs]), persistent=False)
         self.register_buffer("running", torch.zeros(len(limit), num_envs))  # of the episodes in flight
         self.register_buffer("limit", limit, persistent=False)
         if config.method == "cat":
             self.register_buffer("worst", torch.zeros_like(limit))  # excess over the limit, smoothed
             return
+        if config.method == "p3o":
+            self.register_buffer("excess", torch.zeros_like(limit))  # over the limit, as ``losses.penalty`` has it
+            return
         self.register_buffer("multiplier", torch.zeros_like(limit))
         self.controller = (PID if config.method == "pid" else Lagrange)(config, limit, scale)
+
+    @property
+    def columns(self) -> tuple[tuple[str, ...], ...]:
+        """Names of costs as ``SignalColumns`` takes them: with a column of the critic, all, limited by probability."""
+        return self.priced, self.names, self.chances
 
     def __len__(self) -> int:
         """K, 0 where nothing is limited."""
@@ -204,8 +228,8 @@ class Safety(nn.Module):
             self.running.zero_()
 
     def weigh(
-        self, data: Mapping[str, Tensor], advantages: Tensor, of_costs: Tensor, learned: Tensor
-    ) -> tuple[Tensor, Metrics]:
+        self, data: Mapping[str, Tensor], advantages: Tensor, of_costs: Tensor, learned: Tensor, gammas: Sequence[float]
+    ) -> tuple[Tensor, Tensor | None, Metrics]:
         """Move the multipliers by what a rollout cost, and weigh the advantages of costs against the reward's.
 
         ``(A - sum_k lambda_k A_k) / (1 + sum_k lambda_k)``, of Stooke et al. 2020 (arXiv:2007.03964) for K costs; the
@@ -216,11 +240,15 @@ class Safety(nn.Module):
             advantages: of the reward, ``[T, N]``.
             of_costs: those of the costs, ``[K, T, N]``.
             learned: bool ``[T, N]``, which steps are learned from.
+            gammas: discounts of the K costs.
 
         Returns:
-            The advantages to learn from ``[T, N]``, and what to log.
+            The advantages to learn from ``[T, N]``; with p3o besides, in whose loss they are weighed, those of the
+            costs ``[T, N, K]``, else None; and what to log.
         """
         cost = self.measure(data)
+        if self.config.method == "p3o":
+            return self._apart(cost, advantages, of_costs, learned, gammas)
         known = cost.isfinite()
         # A multiplier waits where no episode ended: the same excess, counted again and again, would wind it up.
         for name, value in self.controller(self.multiplier, cost).items():
@@ -231,7 +259,26 @@ class Safety(nn.Module):
             of_costs = torch.stack([standardized(column, learned) for column in of_costs.unbind()])
         priced = (self.multiplier.view(-1, 1, 1) * of_costs).sum(0)
         metrics = self._named(multiplier=self.multiplier.clone(), cost=cost, limit=self.limit)
-        return (advantages - priced) / (1 + self.multiplier.sum()), metrics
+        return (advantages - priced) / (1 + self.multiplier.sum()), None, metrics
+
+    def _apart(
+        self, cost: Tensor, advantages: Tensor, of_costs: Tensor, learned: Tensor, gammas: Sequence[float]
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """What P3O's loss takes: both advantages, and the excess of costs ``[K]`` in the unit of their advantages.
+
+        An episode's excess counts by 1 - gamma in each of its steps (Zhang et al. 2022, arXiv:2205.11814), a step's as
+        it is. Where no episode ended the one before stays.
+        """
+        share = [
+            1.0 if x.kind == "per_step" else 1 - g for x, g in zip(self.config.costs.values(), gammas, strict=True)
+        ]
+        excess = torch.stack([part * over for part, over in zip(share, (cost - self.limit).unbind(), strict=True)])
+        if self.standardize:
+            advantages = standardized(advantages, learned)
+            excess = excess / torch.stack([moments(column, learned)[1] for column in of_costs.unbind()])
+            of_costs = torch.stack([standardized(column, learned) for column in of_costs.unbind()])
+        self.excess.copy_(torch.where(excess.isfinite(), excess, self.excess))
+        return advantages, of_costs.movedim(0, -1).contiguous(), self._named(cost=cost, limit=self.limit)
 
     def terminate(self, data: Mapping[str, Tensor], reward: Tensor) -> tuple[Tensor, Tensor | None, Metrics]:
         """Constraints as terminations (Chane-Sane et al. 2024, arXiv:2403.18765).
@@ -277,6 +324,7 @@ class Safety(nn.Module):
         """
         costs = torch.stack([data[f"signal_{name}"] for name in self.names])  # [K, T, N]
         done = data["terminated"] | data["truncated"]  # [T, N]
+        costs = self._first(costs, done, data) if self.chances else costs
         ends, steps = done, costs.isfinite()
         if "valid" in data:  # what is no step costs nothing, and ends no episode
             ends, steps = done & data["valid"], steps & data["valid"]
@@ -289,3 +337,18 @@ class Safety(nn.Module):
         sound = sums.isfinite()
         per_episode = sums.where(sound, 0.0).sum(1) / (sound * ends.sum(0)).sum(1)
         return torch.where(self.per_step, per_step, per_episode)
+
+    def _first(self, costs: Tensor, done: Tensor, data: Mapping[str, Tensor]) -> Tensor:
+        """In the place of costs ``[K, T, N]`` whose probability is limited, 1 where one is above 0 for the first time.
+
+        Their sum over an episode is 1 where there was any, and their mean over episodes the share of those.
+        """
+        above = (costs > 0).float()
+        above = above.where(data["valid"], 0.0) if "valid" in data else above
+        before = above.cumsum(1) - above  # [K, T, N], how many there were in earlier steps of this rollout
+        begins = torch.cat([torch.zeros_like(done[:1]), done[:-1]])  # [T, N]
+        # Of episodes that ended; counts do not fall, so that the largest at a beginning is that of the latest one.
+        others = before.where(begins, 0.0).cummax(1).values
+        flight = self.running.unsqueeze(1).where(begins.cumsum(0) == 0, 0.0)
+        first = torch.where(before - others + flight == 0, above, 0.0)
+        return torch.where(self.chance.view(-1, 1, 1), first + 0 * costs, costs)  # what is no number stays none

@@ -20,7 +20,7 @@ class SignalConfig:
     """What is learned from a signal of the env, see ``Step.signals``."""
 
     weight: float = 0.0
-    """What one of it is worth in reward: its advantage counts as often. 0: it is reported, and not learned from."""
+    """Its weight beside the reward, which has 1. With 0 it is reported, and not learned from."""
     gamma: float | None = None
     """Its discount per step; none: that of the reward."""
     gae_lambda: float | None = None
@@ -63,6 +63,7 @@ class SignalColumns(nn.Module):
         normalize: learn values of unit scale, by running statistics of the returns.
         costs: names of those that are limited, see ``safety.Safety``: they come first, and have no weight of their own.
         watched: names of those that the rollout keeps besides, without a column.
+        chances: costs of whose columns each is the chance that it will be above 0 in the episode, discounted.
     """
 
     def __init__(
@@ -73,9 +74,10 @@ class SignalColumns(nn.Module):
         normalize: bool,
         costs: Sequence[str] = (),
         watched: Sequence[str] = (),
+        chances: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.costs, self.watched = tuple(costs), tuple(watched)
+        self.costs, self.watched, self.chances = tuple(costs), tuple(watched), tuple(chances)
         self.configs = {name: signals.get(name, SignalConfig()) for name in costs}
         self.configs |= {name: config for name, config in signals.items() if config.weight != 0}
         self.gamma, self.gae_lambda = gamma, gae_lambda
@@ -85,6 +87,12 @@ class SignalColumns(nn.Module):
     def __len__(self) -> int:
         """S, 0 where nothing is learned from."""
         return len(self.configs)
+
+    @property
+    def cost_gammas(self) -> list[float]:
+        """Discounts of the costs."""
+        own = [self.configs[name].gamma for name in self.costs]
+        return [self.gamma if gamma is None else gamma for gamma in own]
 
     def row(self, signals: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         """The columns of a step for the rollout, ``[N]`` each.
@@ -139,6 +147,10 @@ class SignalColumns(nn.Module):
         ):
             signal = data[f"signal_{name}"].nan_to_num(0.0, 0.0, 0.0)
             following = bootstrap_values(value, terminated, truncated, timeout) if config.episodic else value[1:]
+            goes_on = survival if config.episodic else None
+            if name in self.chances:  # the first step above 0 settles it
+                signal = (signal > 0).float()
+                goes_on = 1 - signal
             gamma = self.gamma if config.gamma is None else config.gamma
             decay = self.gae_lambda if config.gae_lambda is None else config.gae_lambda
             advantage, returns = gae(
@@ -148,7 +160,7 @@ class SignalColumns(nn.Module):
                 cut if config.episodic else before_lost,
                 gamma,
                 decay,
-                survival if config.episodic else None,
+                goes_on,
             )
             if name in self.costs:
                 of_costs.append(advantage)

@@ -27,7 +27,7 @@ Mode = Literal["graph", "graph+compile", "compile", "eager"]
 """How an agent runs on CUDA: recorded as graphs, fused by ``torch.compile``, both, or as written."""
 
 Timeout = Literal["final_obs", "value", "none"]
-"""What a time-out is worth: the value of the true last observation, of the one before it, or nothing."""
+"""How a time-out bootstraps: from V of the true last observation, from V of the one before it, or not at all."""
 
 
 class Step(NamedTuple):

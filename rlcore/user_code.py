@@ -9,10 +9,16 @@ import importlib
 import importlib.util
 import os
 import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from rlcore.config import ConfigError
+
+T = TypeVar("T")
 
 PYTHON_PREFIX = "python:"
 """How tasks begin that name the class of an env of one's own; other places may begin so, too."""
@@ -87,3 +93,28 @@ def _module(name: str, where: str) -> ModuleType:
         raise ConfigError(
             f"{where}: there is no module '{error.name}'; install it, run in the folder that has it, or give FILE.py"
         ) from error
+
+
+def theirs(fn: Callable[[], T], what: str) -> T:
+    """Run what a user wrote; an error of it becomes one line with the place in the user's text.
+
+    Args:
+        fn: what to run.
+        what: that goes wrong then, for the message.
+
+    Raises:
+        ConfigError: it failed.
+    """
+    try:
+        return fn()
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = " ".join((str(error).splitlines() or [""])[:1])[:200]
+        places = [(frame.lineno, frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, SyntaxError):
+            places.append((error.lineno, error.filename or ""))
+        others = ("site-packages", "<frozen", "<string>", str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+        found = [place for place in places if not any(other in place[1] for other in others)]
+        place = f"; correct line {found[-1][0]} of {found[-1][1]}" if found else ""
+        raise ConfigError(f"{what}: {type(error).__name__}: {reason}{place}") from error

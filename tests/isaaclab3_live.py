@@ -98,7 +98,8 @@ def compare(first: str, second: str) -> dict[str, Any]:
     for step in hooked:
         done = step["returned"][-2] | step["returned"][-1]
         resets += int(done.sum())
-        finals += int((step["final"] != step["obs"])[done].any(1).sum())
+        if step["final"] is not None:
+            finals += int((step["final"] != step["obs"])[done].any(1).sum())
     return {"different": different, "resets": resets, "finals": finals}
 
 

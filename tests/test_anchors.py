@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rlcore import DDPG, PPO, SAC, DDPGConfig, EnvSpec, NetworkConfig, PPOConfig, SACConfig
-from rlcore.actor_critic import build_policy as ppo_policy
 from rlcore.critics import Critics
 from rlcore.envs import make_env
+from rlcore.policies import ActorPolicy
 from rlcore.recurrent import RNNConfig
 from rlcore.sac import build_policy as sac_policy
 
@@ -74,6 +74,15 @@ def test_a_module_in_the_place_of_another_is_named(name: str, part: str) -> None
         trained(name, replaced)
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_freezing_and_thawing_under_the_feet_of_an_optimizer_is_named(name: str) -> None:
+    """Adam's moments would move a frozen parameter on, and no optimizer has one that was frozen at first."""
+    with pytest.raises(
+        RuntimeError, match=r"^policy\.\S+ is frozen .* and was learned when .*; set requires_grad back"
+    ):
+        trained(name, lambda agent: agent.policy.head.requires_grad_(False))
+
+
 def test_another_shape_is_named() -> None:
     def grown(agent: Any) -> None:
         agent.policy.low = torch.zeros(3)
@@ -92,6 +101,41 @@ def test_acting_between_two_updates_reads_what_was_assigned() -> None:
     assert torch.equal(found(obs)[0], wanted(obs)[0])
 
 
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_graph_that_acts_looks_first_for_what_was_assigned(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What runs before each replay puts values where the graph reads them, and refuses another module."""
+    agent = AGENTS[name](make_env("Pendulum", num_envs=8, seed=1))
+    look, policy = agent._act.before, agent.policy
+    mine = dict(policy.named_parameters())
+    look()
+    assert not caplog.records
+    other = {key: value + 1 for key, value in policy.state_dict().items()}
+    policy.load_state_dict(copy.deepcopy(other), assign=True)
+    look()
+    assert "were moved or replaced" in caplog.text
+    for key, parameter in policy.named_parameters():
+        assert parameter is mine[key] and torch.equal(parameter, other[key])
+    agent.policy = copy.deepcopy(policy)
+    with pytest.raises(RuntimeError, match=r"^policy has been replaced"):
+        look()
+    agent.policy, policy.head = policy, copy.deepcopy(policy.head)
+    with pytest.raises(RuntimeError, match=r"^policy\.head has been replaced"):
+        look()
+
+
+@pytest.mark.gpu
+def test_a_graph_acts_by_what_was_assigned() -> None:
+    env = make_env("Pendulum", num_envs=8, device="cuda", seed=1)
+    agent = DDPG(env, DDPGConfig(**SMALL | {"learning_starts": 0}, noise_std=0.0), seed=1)
+    obs, other = env.reset(1), DDPG(env, DDPGConfig(**SMALL), seed=2).policy
+    for _ in range(4):
+        before, _ = agent.act(obs, ())
+        torch.testing.assert_close(before, agent.policy(obs)[0])
+    assert agent._act.graph is not None
+    agent.policy.load_state_dict(copy.deepcopy(other.state_dict()), assign=True)
+    torch.testing.assert_close(agent.act(obs, ())[0], other(obs)[0])
+
+
 SPEC = EnvSpec(
     task="", observation_sizes={"policy": 3}, discrete=False, action_size=2, action_low=[-1, -2], action_high=[1, 2]
 )
@@ -103,7 +147,7 @@ NETWORKS = {
     "recurrent": NetworkConfig(hidden_dims=(8,), rnn=RNNConfig(type="gru", hidden_size=4)),
 }
 ALONE: dict[str, Callable[[], nn.Module]] = {
-    **{name: lambda net=net: ppo_policy(SPEC, PPOConfig(actor=net)) for name, net in NETWORKS.items()},  # type: ignore[misc]
+    **{name: lambda net=net: ActorPolicy(SPEC, PPOConfig(actor=net)) for name, net in NETWORKS.items()},  # type: ignore[misc]
     "sac": lambda: sac_policy(SPEC, SACConfig()),
     "critics": lambda: Critics(SPEC, SACConfig(), sac_policy(SPEC, SACConfig())),
 }

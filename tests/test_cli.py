@@ -477,3 +477,20 @@ def test_whole_numbers_may_be_written_with_an_exponent() -> None:
     pairs = arguments.split_words(words, TrainConfig, free="env")
     config = arguments.parse(TrainConfig, pairs, TrainConfig(task="Null"), "rlcore train")
     assert (config.num_envs, config.agent.actor.hidden_dims, config.agent.sequence_length) == (1000, (10, 8), 12)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--agent.normalize-obs", True),
+        ("--agent.normalize-obs true --seed 2", True),
+        ("--agent.no-normalize-obs", False),
+        ("agent.normalize_obs=False", False),
+        ("--agent.normalize-obs policy critic", ("policy", "critic")),
+        ("agent.normalize_obs=[policy,critic]", ("policy", "critic")),
+    ],
+)
+def test_a_switch_that_may_be_a_list(words: str, expected: bool | tuple[str, ...]) -> None:
+    pairs = arguments.split_words(words.split(), TrainConfig, free="env")
+    config = arguments.parse(TrainConfig, pairs, TrainConfig(task="Null"), "rlcore train")
+    assert config.agent.normalize_obs == expected

@@ -92,6 +92,8 @@ def test_impossible_settings_are_named(settings: dict[str, tuple[int, ...]], tex
 def test_an_image_of_which_nothing_would_be_left_is_refused() -> None:
     with pytest.raises(ConfigError, match="an image of 12x64 is smaller than what convolution 3 needs"):
         CNN((1, 12, 64), CNNConfig(channels=(8, 8, 8), kernel_sizes=(4,), strides=(2,)))
+    with pytest.raises(ConfigError, match=r"an image of 84x3 is .*; or, if 3 is its channels, let the env give \[C, H"):
+        CNN((84, 84, 3), CNNConfig())
 
 
 def shifted(image: Tensor, down: int, right: int) -> Tensor:

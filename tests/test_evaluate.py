@@ -289,6 +289,8 @@ def test_the_best_policy_is_within_the_limits_on_costs() -> None:
 
     assert excess(result(1.0, 15.0, 0.75), costs) == pytest.approx(0.5 + 0.5)
     assert excess(result(1.0, 10.0, 0.5), costs) == 0
+    # A cost of 0 in one of two episodes that are known, with a share of a quarter allowed.
+    assert excess(result(1.0, 1.0), {"cost": CostConfig(limit=0.25, kind="probability")}) == 1
     taken = []
     for value, cost in ((90.0, 30.0), (80.0, 20.0), (99.0, 25.0), (40.0, 9.0), (60.0, 10.0), (95.0, 11.0), (50.0, 2.0)):
         taken.append(best.replaced_by(len(taken), result(value, cost), None, policy))  # type: ignore[arg-type]

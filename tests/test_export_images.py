@@ -15,7 +15,6 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from rlcore import NetworkConfig, PPOConfig
-from rlcore.actor_critic import ActorPolicy, build_policy
 from rlcore.config import from_dict
 from rlcore.encoders import CNNConfig, scaled
 from rlcore.env import EnvSpec, spec_of
@@ -25,6 +24,7 @@ from rlcore.export import ExportError, OnnxPolicy, export_onnx, read_metadata, v
 from rlcore.export.metadata import input_names
 from rlcore.export.observations import finite_part, group_shapes, record
 from rlcore.faults import column_name
+from rlcore.policies import ActorPolicy
 from rlcore.recurrent import RNNConfig
 from rlcore.train.cli import main
 from rlcore.types import Obs
@@ -63,7 +63,7 @@ def build(kind: str = "several choices") -> tuple[ActorPolicy, EnvSpec]:
     mask = "allowed" if spec.discrete else None
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        policy = build_policy(spec, PPOConfig(actor=net, actor_obs=groups, action_mask=mask)).eval()
+        policy = ActorPolicy(spec, PPOConfig(actor=net, actor_obs=groups, action_mask=mask)).eval()
         for part in policy.parameters():  # a head as it begins gives about the same whatever it sees
             nn.init.normal_(part, std=0.4)
     return policy, spec
@@ -138,7 +138,7 @@ def test_the_file_does_what_the_policy_does(kind: str, dynamic: bool, tmp_path: 
 )
 def test_all_that_encoders_do_is_in_opset_11(settings: dict[str, Any], tmp_path: Path) -> None:
     cnn = CNNConfig(**{"channels": (4,), "kernel_sizes": (3,), **settings})
-    policy = build_policy(BOX, PPOConfig(actor=NetworkConfig(hidden_dims=(8,), cnn=cnn), actor_obs=("camera",)))
+    policy = ActorPolicy(BOX, PPOConfig(actor=NetworkConfig(hidden_dims=(8,), cnn=cnn), actor_obs=("camera",)))
     for part in policy.parameters():
         nn.init.normal_(part, std=0.4)
     report = export_onnx(policy.eval(), BOX, tmp_path / "policy.onnx", recording=None, dynamic_batch=True)
@@ -171,6 +171,21 @@ def test_ranges_and_still_inputs_are_those_of_the_vectors(tmp_path: Path) -> Non
     alone, spec = build("an image")
     facts = export_onnx(alone, spec, tmp_path / "alone.onnx", recording=recorded(alone)).metadata
     assert facts["observation_size"] == 0 and "observation_min" not in facts
+
+
+def test_a_group_that_is_not_normalized_is_so_in_the_file(tmp_path: Path) -> None:
+    net = NetworkConfig(hidden_dims=(16,))
+    policy = ActorPolicy(BOX, PPOConfig(actor=net, actor_obs=("goal", "policy"), normalize_obs=("policy",)))
+    policy.normalizer.update(torch.cat([torch.zeros(4, 2), 9 * torch.randn(4, 3) + 5], -1))  # goal stood still
+    for part in policy.parameters():
+        nn.init.normal_(part, std=0.4)
+    report = export_onnx(policy.eval(), BOX, tmp_path / "policy.onnx", recording=recorded(policy))
+    assert report.parity.passed and report.notes == ()
+    obs = torch.tensor([[2.0, -3.0, 1.0, 0.0, 1.0]])
+    seen = (obs - policy.normalizer.mean) / (policy.normalizer.var.sqrt() + 0.01)
+    seen = torch.cat([obs[:, :2], seen[:, 2:]], -1).unsqueeze(0)  # [1, 1, O]
+    expected = policy.limit(policy.distribution(seen)[0].mode.squeeze(0)).detach().numpy()
+    np.testing.assert_allclose(OnnxPolicy(tmp_path / "policy.onnx")(obs[0].numpy()), expected[0], atol=1e-5)
 
 
 class Dark(ActorPolicy):
@@ -251,7 +266,7 @@ def test_a_group_whose_name_is_taken_is_given_by_its_own(tmp_path: Path) -> None
     )
     groups = ("policy", "obs", "actions")
     net = NetworkConfig(hidden_dims=(8,), cnn=CNNConfig(channels=(2,)))
-    policy = build_policy(spec, PPOConfig(actor=net, actor_obs=groups)).eval()
+    policy = ActorPolicy(spec, PPOConfig(actor=net, actor_obs=groups)).eval()
     path = tmp_path / "policy.onnx"
     report = export_onnx(policy, spec, path, recording=None, dynamic_batch=True)
     assert report.metadata["inputs"] == {
@@ -380,14 +395,24 @@ def test_recordings_that_do_not_fit_are_refused(file: Path) -> None:
         verify(file, policy, good | {"camera": good["camera"].float()})
 
 
-def test_images_that_are_not_finite_are_left_out() -> None:
-    policy, _ = build("images and vectors")
-    recording = recorded(policy)
+def test_pixels_that_are_not_finite_are_zero_in_policy_and_file_as_in_training(tmp_path: Path) -> None:
+    """As of a depth camera that meets nothing; a vector that is not finite is left out of what is compared."""
+    policy, spec = build("images and vectors")
+    recording, path = recorded(policy), tmp_path / "policy.onnx"
+    dark, recording["depth"][:, :, 0, 3, 3] = recording["depth"].clone(), torch.inf
+    dark[:, :, 0, 3, 3] = 0
     recording["depth"][2, 1, 0, 3, 3] = torch.nan
+    recording["goal"][3, 2, 0] = torch.nan
     obs, _, left_out = finite_part(recording, group_shapes(policy))
     assert left_out == 1
     assert obs["camera"].dtype == torch.uint8 and obs["camera"].shape == (17, 1, 3, 12, 10)
-    assert obs["depth"].isfinite().all()
+    assert obs["depth"].isfinite().all() and not obs["depth"][..., 3, 3].any()
+    recording["goal"][3, 2, 0] = 0
+    assert export_onnx(policy, spec, path, recording=recording).parity.left_out == 0
+    now = {group: values[2] for group, values in recording.items() if group != "done"}
+    expected = policy({**now, "depth": dark[2]})[0].detach()
+    assert torch.equal(policy(now)[0], expected)
+    np.testing.assert_allclose(OnnxPolicy(path)(arrays(now)), expected, rtol=0, atol=1e-5)
 
 
 _WORDS = """
@@ -431,7 +456,7 @@ def test_an_env_described_before_there_were_images_is_read() -> None:
 def test_a_recording_made_anew_has_the_groups_as_they_come() -> None:
     env = make_env("CartPole-Pixels", 2, seed=1, size=16)
     net = NetworkConfig(hidden_dims=(8,), cnn=CNNConfig(channels=(2,)))
-    policy = build_policy(spec_of(env), PPOConfig(actor=net))
+    policy = ActorPolicy(spec_of(env), PPOConfig(actor=net))
     recording = record(env, policy, seed=1, steps=3)
     assert recording["policy"].dtype == torch.uint8 and recording["policy"].shape == (3, 2, 2, 16, 16)
     check_obs(env, {"policy": recording["policy"][0]}, "record")

@@ -14,6 +14,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from rlcore import PPO, PPOConfig
 from rlcore.envs import make_env
+from rlcore.envs.gym_costs import SPEED_LIMITS, SpeedLimit
 from rlcore.envs.gymnasium import GymnasiumEnv
 from rlcore.safety import CostConfig, SafetyConfig
 
@@ -114,3 +115,53 @@ def test_ppo_measures_them() -> None:
     assert rows[0]["safety/cost_cost"] == (6 + 306) / 2
     assert rows[1]["safety/cost_cost"] == (606 + 906) / 2
     assert rows[1]["safety/cost_multiplier"] > rows[0]["safety/cost_multiplier"] > 0
+
+
+class Runner(gymnasium.Env[Any, Any]):
+    """Tells the speeds that it was given, as gymnasium's MuJoCo tasks do."""
+
+    observation_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (1,), dtype=np.float32)
+    action_space: spaces.Space[Any] = spaces.Discrete(2)
+
+    def __init__(self, speeds: list[dict[str, float]]) -> None:
+        self.speeds = iter(speeds)
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(1, np.float32), 0.0, False, False, dict(next(self.speeds))
+
+
+@pytest.mark.parametrize(("planar", "costs"), [(False, [0.0, 1.0, 0.0, 0.0]), (True, [0.0, 1.0, 1.0, 1.0])])
+def test_what_is_faster_than_the_limit_costs_1(planar: bool, costs: list[float]) -> None:
+    speeds = [(1.4, 0.0), (1.6, 0.0), (-1.6, 0.0), (1.1, 1.1)]
+    env = SpeedLimit(Runner([{"x_velocity": x, "y_velocity": y} for x, y in speeds]), 1.5, planar)
+    assert [env.step(0)[4]["cost"] for _ in speeds] == costs
+
+
+def test_velocity_tasks_are_known_by_the_names_of_safety_gymnasium() -> None:
+    names = [f"Safety{robot}Velocity-v1" for robot in SPEED_LIMITS]
+    specs = [gymnasium.spec(name) for name in names]
+    assert [spec.max_episode_steps for spec in specs] == 6 * [1000]
+    assert {spec.id: spec.additional_wrappers[0].kwargs for spec in specs}["SafetyAntVelocity-v1"] == {
+        "limit": 2.6222,
+        "planar": True,
+    }
+    with pytest.raises(ValueError, match="did you mean gym:SafetyAntVelocity-v1"):
+        make_env("SafetyAntVelocity-v1", 1)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_a_velocity_task_costs_what_its_speed_says(vectorization: str) -> None:
+    pytest.importorskip("mujoco")
+    env = make_env("gym:SafetySwimmerVelocity-v1", 2, seed=0, vectorization=vectorization)
+    single = gymnasium.make("Swimmer-v5")
+    env.reset()
+    single.reset(seed=1)
+    costs = []
+    for t in range(60):
+        action = torch.tensor([[0.0, 0.0], [np.sin(0.5 * t), np.cos(0.5 * t)]], dtype=torch.float32)
+        step = env.step(action)
+        assert step.signals is not None
+        costs.append(float(single.step(action[1].numpy())[4]["x_velocity"] > 0.2282))
+        assert step.signals["cost"][1] == costs[-1]
+    assert 5 < sum(costs) < 55
+    env.close()

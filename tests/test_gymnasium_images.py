@@ -37,6 +37,8 @@ IMAGES: dict[str, tuple[spaces.Space[Any], dict[str, int]]] = {  # and the chann
     "gray stack": (image(4, H, W), {"policy": 4}),
     "stack": (image(2, H, W, 3), {"policy": 6}),
     "stack of channels first": (image(2, 3, H, W), {"policy": 6}),
+    "floats": (image(H, W, 3, high=1, dtype=np.float32), {"policy": 3}),
+    "double precision": (image(1, H, W, high=1, dtype=np.float64), {"policy": 1}),
     "beside a vector": (spaces.Dict(camera=image(H, W, 3), policy=VECTOR), {"camera": 3}),
     "two and a choice": (spaces.Dict(a=image(H, W, 3), b=image(H, W), c=spaces.Discrete(3)), {"a": 3, "b": 1}),
 }
@@ -44,6 +46,7 @@ NO_IMAGES = {
     "a board": image(7, 7, 3),
     "bits": image(H, W, 3, high=1),
     "numbers": image(H, W, 3, dtype=np.float32),
+    "planes of a board": image(H, W, 5, high=1, dtype=np.float32),
     "memory": image(128),
 }
 
@@ -90,7 +93,8 @@ def test_images_become_groups_with_channels_first(layout: str, kind: str) -> Non
     env = GymnasiumEnv(vector)
     spec = spec_of(env)
     assert spec.image_shapes == {group: [number, H, W] for group, number in channels.items()}
-    assert spec.image_types == dict.fromkeys(channels, "uint8")
+    kinds = {group: "uint8" if parts[group].dtype == np.uint8 else "float32" for group in channels}
+    assert spec.image_types == kinds
     assert spec.observation_sizes.keys() == parts.keys() - channels.keys()
 
     def assert_equal(obs: Any, number: int) -> None:
@@ -101,7 +105,7 @@ def test_images_become_groups_with_channels_first(layout: str, kind: str) -> Non
                 given = sub.seen[number]  # type: ignore[attr-defined]
                 given = given[group] if isinstance(space, spaces.Dict) else given
                 if group in channels:
-                    given = upright(given, channels[group])
+                    given = upright(given, channels[group]).astype(kinds[group])
                 else:
                     given = spaces.flatten(parts[group], given).astype(np.float32)
                 assert np.array_equal(row.numpy(), given), group

@@ -256,6 +256,25 @@ def test_rsl_rl_old_names_of_normalization(changes: dict[str, Any], expected: bo
     assert row(conversion, "policy.critic_obs_normalization").status == status
 
 
+@pytest.mark.parametrize(
+    ("groups", "actor", "critic", "expected", "status"),
+    [
+        ({"policy": ["a", "b"], "critic": ["c"]}, True, False, ["a", "b"], "kept"),
+        ({"policy": ["a", "b"], "critic": ["c"]}, False, True, ["c"], "kept"),
+        ({"policy": ["a", "b"], "critic": ["c"]}, True, True, True, "kept"),
+        ({"policy": ["a", "b"], "critic": ["b", "c"]}, False, True, False, "changed"),
+        ({"policy": ["a", "b"]}, True, False, True, "changed"),
+    ],
+)
+def test_rsl_rl_normalizes_the_groups_of_one_network(
+    groups: dict[str, list[str]], actor: bool, critic: bool, expected: bool | list[str], status: str
+) -> None:
+    changes = {"policy__actor_obs_normalization": actor, "policy__critic_obs_normalization": critic}
+    conversion = converted("rsl_rl", RSL_RL_OLD, obs_groups=groups, **changes)
+    assert agent(conversion)["normalize_obs"] == expected
+    assert row(conversion, "policy.critic_obs_normalization").status == status
+
+
 def test_rsl_rl_policy_set_is_the_actors_old_name() -> None:
     ours = agent(converted("rsl_rl", RSL_RL_OLD, obs_groups={"policy": ["a", "b"], "critic": ["c"]}))
     assert (ours["actor_obs"], ours["critic_obs"]) == (["a", "b"], ["c"])
@@ -470,6 +489,10 @@ def test_rl_games_central_value_is_a_network_of_its_own() -> None:
     groups["params"]["env"]["obs_groups"] = {"obs": ["a"], "states": ["a", "b"]}
     ours = agent(converted("rl_games", groups))
     assert (ours["actor_obs"], ours["critic_obs"]) == (["a"], ["a", "b"])
+    groups["params"]["config"]["normalize_input"] = False
+    for states, expected in ((["b", "c"], ["b", "c"]), (["a", "b"], False)):
+        groups["params"]["env"]["obs_groups"]["states"] = states
+        assert agent(converted("rl_games", groups))["normalize_obs"] == expected
 
 
 def test_what_is_learned_of_the_deviation_is_what_the_library_learns() -> None:
@@ -632,8 +655,8 @@ def test_skrl_state_preprocessor_beside_the_observations_is_the_critics() -> Non
     conversion = converted(
         "skrl", agent__observation_preprocessor=None, agent__state_preprocessor="RunningStandardScaler"
     )
-    assert agent(conversion)["normalize_obs"] is False
-    assert row(conversion, "agent.state_preprocessor").status == "dropped"
+    assert agent(conversion)["normalize_obs"] == ["critic"]
+    assert row(conversion, "agent.state_preprocessor").status == "kept"
 
 
 def test_skrl_options_of_scaler_and_scheduler() -> None:

@@ -24,7 +24,7 @@ PACKAGES = {
     "rlcore.train.importers": "train/importers",
     "rlcore.export": "export",
 }
-FOLDERS = {*(folder for folder in PACKAGES.values() if "/" not in folder), "benchmarks", "examples", "tests"}
+FOLDERS = {*(folder for folder in PACKAGES.values() if "/" not in folder), "benchmarks", "docs", "examples", "tests"}
 PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made or laid beside the project
 
 # A module of the core may import its own layer and those below; algorithms never import each other.
@@ -33,7 +33,7 @@ LAYERS = (
     | {"capture", "arrays", "dispatch", "kernels", "recurrent", "optimizer", "losses", "replay_rows", "device_memory"}
     | {"files", "statistics", "faults", "stage", "normalization", "device", "anchors", "encoders", "names", "rollout"}
     | {"activations", "observations", "perceptrons", "signals", "safety", "own_network", "user_code"},
-    {"replay", "learn", "resume", "report", "actor_critic", "ppo_config", "ppo_gradient"}
+    {"replay", "learn", "resume", "report", "actor_critic_config", "ppo_config", "ppo_gradient"}
     | {"off_policy", "off_policy_config", "policies", "critics", "exploration"},
     {"ppo", "sac", "ddpg"},
 )

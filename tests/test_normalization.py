@@ -10,7 +10,16 @@ from conftest import Place
 from torch import Tensor
 
 from rlcore.dispatch import kernels_off, plain
-from rlcore.normalization import NoNormalizer, ReturnScale, RunningNormalizer, broken_rewards, reward_limit, usable
+from rlcore.normalization import (
+    GroupNormalizer,
+    NoNormalizer,
+    ReturnScale,
+    RunningNormalizer,
+    broken_rewards,
+    make_normalizer,
+    reward_limit,
+    usable,
+)
 
 
 def test_moments_equal_those_of_all_data_at_once() -> None:
@@ -141,6 +150,40 @@ def test_a_network_reads_no_number_that_cannot_be_used(clip: float | None) -> No
         assert torch.equal(y[1, :2], clean[1, :2])  # the others of the row stay
 
 
+def test_groups_that_are_not_normalized_come_as_they_are() -> None:
+    some, whole = make_normalizer({"a": 2, "b": 3}, ("b",), 5.0), RunningNormalizer(5, clip=5.0)
+    assert isinstance(some, GroupNormalizer)
+    raw, known = torch.tensor([0, 1]), torch.tensor([2, 3, 4])
+    for x in torch.randn(150, 20, 5) * 7 + 3:
+        some.update(x)
+        whole.update(x)
+    assert all(torch.equal(whole.state_dict()[key], value) for key, value in some.state_dict().items())
+    x = 9 * torch.randn(6, 5)
+    y = some(x)
+    assert torch.equal(y[:, raw], x[:, raw]) and torch.equal(y[:, known], whole(x)[:, known])
+    assert y[:, raw].abs().max() > 5
+    assert torch.equal(some.usable(x)[0], y) and some.usable(x)[1].tolist() == [-1] * 6
+    torch.testing.assert_close(some.inverse(y / 4), torch.where(some.normalized, whole.inverse(y / 4), y / 4))
+    x[0, 0], x[1, 1], x[2, 2], x[4, 3], x[5, 0] = torch.nan, 1e15, torch.inf, 1e15, -1e9
+    x[3, [1, 4]] = torch.nan
+    clean, broken = some.usable(x)
+    assert broken.tolist() == [0, 1, 2, 1, -1, -1]
+    assert clean[0, 0] == clean[1, 1] == clean[2, 2] == clean[3, 4] == 0
+    assert (clean[4, 3], clean[5, 0]) == (5, -1e9)
+    some.update(x)
+    assert some.outliers[0].tolist() == [0, 0, 0, 1, 0]  # 1e15 is told of where it is limited
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kind"),
+    [(True, RunningNormalizer), (("b", "a"), RunningNormalizer), (False, NoNormalizer), ((), NoNormalizer)],
+)
+def test_normalizers_by_what_is_to_be_normalized(wanted: bool | tuple[str, ...], kind: type) -> None:
+    assert type(make_normalizer({"a": 2, "b": 3}, wanted, None)) is kind
+    assert type(make_normalizer({}, wanted, None)) is NoNormalizer
+    assert type(make_normalizer({"c": 1}, wanted, None)) is (RunningNormalizer if wanted is True else NoNormalizer)
+
+
 def test_broken_rewards_are_told_from_large_ones() -> None:
     for scale in (1e-3, 1.0, 1e3, 1e8):
         rewards = torch.randn(24, 64) * scale
@@ -200,9 +243,16 @@ def test_constant_feature_gives_zero_and_outliers_are_clipped() -> None:
 
 @pytest.mark.parametrize(("rows", "size"), [(1, 1), (5, 3), (64, 33), (200, 40), (8200, 1)])
 @pytest.mark.parametrize("clip", [None, 5.0])
-def test_kernels_equal_the_plain_functions(rows: int, size: int, clip: float | None, kernel_place: Place) -> None:
+@pytest.mark.parametrize("some", [False, True])
+def test_kernels_equal_the_plain_functions(
+    rows: int, size: int, clip: float | None, some: bool, kernel_place: Place
+) -> None:
     device = kernel_place.device
-    twin, normalizer = (RunningNormalizer(size, clip=clip, warmup=4) for _ in range(2))
+    twin, normalizer = (
+        GroupNormalizer(torch.arange(size) % 3 == 0, clip) if some else RunningNormalizer(size, clip=clip)
+        for _ in range(2)
+    )
+    twin.warmup = normalizer.warmup = 4
     normalizer.to(device)
     offset, scale = torch.randn(size) * 50, torch.rand(size) * 3
     for step in range(12 if rows < 1000 else 2):  # the interpreter is slow

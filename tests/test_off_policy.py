@@ -717,9 +717,10 @@ class Privileged(Null):
         return step._replace(obs=self.more(step.obs), final_obs=self.more(step.final_obs))
 
 
+@pytest.mark.parametrize("wanted", [True, ("critic",), ("policy",)])
 @pytest.mark.parametrize("kind", [SAC, DDPG])
-def test_a_critic_that_sees_more_is_given_it_by_statistics_of_its_own(kind: Any) -> None:
-    learner = agent(kind, env=Privileged(), normalize_obs=True)
+def test_a_critic_that_sees_more_is_given_it_by_statistics_of_its_own(kind: Any, wanted: bool | tuple[str]) -> None:
+    learner = agent(kind, env=Privileged(), normalize_obs=wanted)
     content = snapshot(learner.env, learner, learner.learn(20))
     raw = learner.replay.sample(50, 0.99)
     batch = learner._batch(raw)
@@ -727,10 +728,11 @@ def test_a_critic_that_sees_more_is_given_it_by_statistics_of_its_own(kind: Any)
         seen = learner.replay.obs[group][:20].flatten(0, 1)  # all that was acted on
         for prefix, obs in (("", raw.obs), ("next_", raw.next_obs)):
             expected = (obs[group] - seen.mean(0)) / (seen.std(0, correction=0) + 0.01)
+            expected = expected if wanted is True or group in wanted else obs[group]
             torch.testing.assert_close(getattr(batch, prefix + name), expected, rtol=1e-4, atol=1e-4)
     mean = learner.policy.output(batch.actor_obs)[:, :2]
     torch.testing.assert_close(learner.policy(raw.obs)[0], learner.policy.squash(mean))
-    other = agent(kind, env=Privileged(), normalize_obs=True)
+    other = agent(kind, env=Privileged(), normalize_obs=wanted)
     resume(other.env, other, content)
     again = other._batch(raw)
     assert all(torch.equal(a, b) for a, b in zip(leaves(again), leaves(batch), strict=True))

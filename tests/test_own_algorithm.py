@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from rlcore import user_code
+from rlcore import EnvSpec, PPOConfig, user_code
 from rlcore.checkpoint import load_checkpoint
 from rlcore.config import ConfigError
+from rlcore.policies import build_policy
 from rlcore.train.algorithms import ALGORITHMS, find, written_as
 from rlcore.train.cli import main
 
@@ -95,16 +98,60 @@ def test_help_and_config_show_its_settings(folder: Path, capsys: pytest.CaptureF
         ("empty", "it has 0 records of rlcore.Algorithm; give it one"),
         ("no_such_module:RECORD", "there is no module 'no_such_module'; install it, run in the folder that has it"),
         ("python:json:dumps", "'dumps' in it is no rlcore.Algorithm; give it one"),
+        (
+            "broken.py",
+            "cannot be imported: ModuleNotFoundError: No module named 'nothing'; correct line 2 of {folder}",
+        ),
+        (
+            "cut.py",
+            "cannot be imported: SyntaxError: '(' was never closed (cut.py, line 1); correct line 1 of {folder}",
+        ),
     ],
 )
 def test_what_is_wrong_with_it_is_said_in_one_line(
     algo: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folder / "empty.py").write_text("", encoding="utf-8")
+    for name, text in (("empty", ""), ("broken", "\nimport nothing"), ("cut", "class A(")):
+        (folder / f"{name}.py").write_text(text, encoding="utf-8")
     for words in (["train", *SMALL], ["config", "--task", "CartPole"]):
         assert main([*words, "--algo", algo]) == 2
         error = capsys.readouterr().err
         assert message.format(folder=folder) in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a/b"}, "name: 'a/b' is not possible; it is that of a folder, too"),
+        ({"name": "td3"}, "its name is 'td3', which is taken; give it another"),
+        ({"policy": None}, "policy: None is not possible; give what builds it"),
+        (
+            {"agent": lambda env, config: None},
+            "it is called with (env, config, seed=..., num_iterations=...): got",
+        ),
+        ({"config": dict}, "config: <class 'dict'> is not possible; give a dataclass"),
+        ({"agent": lambda *args, **words: object()}, "algorithm 'a2c': its object lacks num_steps, mode, "),
+    ],
+)
+def test_a_record_that_cannot_be_run_is_refused_before_anything_is_trained(
+    changes: dict[str, Any], message: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    added = "\nimport dataclasses\nRECORD = dataclasses.replace(RECORD, **CHANGES)\n"
+    (folder / "other.py").write_text(EXAMPLE.read_text(encoding="utf-8") + added, encoding="utf-8")
+    monkeypatch.setattr(builtins, "CHANGES", changes, raising=False)
+    assert main(["train", "--algo", "other", *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (folder / "runs").exists()
+
+
+def test_what_the_example_does_not_read_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["train", "--algo", "a2c", "--task", "CartPole-Pixels", "--env.size", "16", "--num-envs", "2"]
+    assert main(words) == 2
+    assert "['policy'] is not possible; images and masks need ppo; name vectors" in capsys.readouterr().err
+    spec = EnvSpec(task="", observation_sizes={"policy": 1, "mask": 2}, discrete=True, action_size=2)
+    policy = build_policy(spec, PPOConfig(action_mask="mask"))
+    with pytest.raises(ValueError, match="action_mask: 'mask' is not given; pass raw"):
+        policy.distribution(torch.zeros(1, 1, 1))
 
 
 def test_presets_are_refused_and_a_moved_file_is_found_in_the_present_folder(

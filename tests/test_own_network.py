@@ -204,6 +204,9 @@ def test_settings_come_back_as_they_were_and_typing_errors_are_named(folder: Pat
         (f"{__file__}:OneRow", {}, r"forward cannot take x \[2, 3\]: RuntimeError: .*; correct line \d+ of"),
         (f"{__file__}:ByValue", {}, r"forward returns float32 \[\d, 3\] for x \[\d, 3\]; return float32"),
         (f"{__file__}:Centered", {}, "a row's features depend on the rows beside it; map each row by itself"),
+        (f"{__file__}:Chance", {}, "it gives other features each time, in eval.. as well; leave chance to the policy"),
+        (f"{__file__}:Doubles", {}, "forward changes its input in place, which others read, too; change a copy"),
+        (f"{__file__}:Half", {}, "its parameter layer.weight is float16, and optimizers hold float32; keep it as that"),
         (f"{__file__}:Root", {}, "numbers that are not finite for x of zeros; look for a division by zero"),
         (f"{__file__}:PlainList", {}, "layers is not registered, so that it would neither be learned nor saved"),
         (f"{__file__}:PlainTensor", {}, "scale is not registered"),
@@ -273,6 +276,25 @@ class OneRow(Base):
 class ByValue(Base):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x[x[:, 0] > 0])
+
+
+class Chance(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.randn(x.shape[0], 1)
+
+
+class Doubles(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2))
+
+
+class Half(Base):
+    def __init__(self, inputs: int, config: NetworkConfig) -> None:
+        super().__init__(inputs, config)
+        self.half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.half()).float()
 
 
 class Centered(Base):

@@ -195,6 +195,10 @@ def test_a_group_that_is_neither_vector_nor_image_is_refused(shape: tuple[int, .
     env.observation_spaces = {"camera": gymnasium.spaces.Box(0, 255, shape, dtype=np.uint8)}
     with pytest.raises(ValueError, match=r"'camera' is uint8 of shape .*vectors \[O\] and images \[C, H, W\]"):
         spec_of(env)
+    for empty in (0,), (0, 8, 8), (3, 0, 8):
+        env.observation_spaces = {"camera": gymnasium.spaces.Box(0, 255, empty, dtype=np.uint8)}
+        with pytest.raises(ValueError, match=r"'camera' of shape .* is empty; leave it out"):
+            spec_of(env)
 
 
 @pytest.mark.gpu

@@ -97,6 +97,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "value time-outs": {"timeout_bootstrap": "value"},
     "no time-outs": {"timeout_bootstrap": "none", "normalize_obs": False, "reward_clip": 0.5},
     "several groups": {"actor_obs": ("policy", "critic"), "critic_obs": ("critic", "policy")},
+    "one group normalized": {"actor_obs": ("policy", "critic"), "normalize_obs": ("critic",)},
     "no hidden layers": {"actor": NetworkConfig(hidden_dims=()), "critic": NetworkConfig(hidden_dims=(8,))},
 }
 
@@ -662,6 +663,27 @@ def test_observation_statistics_count_each_env_step_once_and_freeze_outside_trai
     assert (shared.policy.normalizer.count == 3 * 6 * 8).all()
 
 
+def test_a_group_that_is_not_normalized_is_learned_from_as_it_comes() -> None:
+    agent = PPO(Scripted(), config(actor_obs=("policy", "critic"), normalize_obs=("critic",)), seed=0)
+    seen = [agent.env.reset(1)]
+    state = agent.initial_state()
+    for _ in range(6):
+        action, _ = agent.act(seen[-1], state)
+        step = agent.env.step(action)
+        agent.record(seen[-1], action, state, step)
+        seen.append(step.obs)
+    rows = agent.rollout.data["actor_obs"]  # [T, N, O]
+    assert torch.equal(rows[..., :5], torch.stack([obs["policy"] for obs in seen[:-1]]))
+    critic = torch.stack([obs["critic"] for obs in seen[:-1]])
+    last = (critic[-1] - critic.flatten(0, 1).mean(0)) / (critic.flatten(0, 1).std(0, correction=0) + 0.01)
+    torch.testing.assert_close(rows[-1, :, 5:], last)
+    torch.testing.assert_close(agent.rollout.data["critic_obs"], rows[..., 5:])  # by statistics of its own
+    agent.update()
+    other = PPO(Scripted(), config(actor_obs=("policy", "critic"), normalize_obs=("critic",)), seed=7)
+    other.load_state_dict(agent.state_dict())
+    assert torch.equal(other.policy(seen[-1])[0], agent.policy(seen[-1])[0])
+
+
 def test_explained_variance_is_the_share_of_the_returns_that_the_critic_foretold() -> None:
     agent = PPO(Scripted(), config(), seed=0)
     collect(agent)
@@ -766,6 +788,8 @@ def test_a_parameter_without_a_gradient_keeps_still() -> None:
         ({"actor_obs": ()}, "actor_obs.*one or more of policy, critic"),
         ({"critic_obs": ("policy", "policy")}, "critic_obs.*each once"),
         ({"share_trunk": True}, "share_trunk"),
+        ({"normalize_obs": ("polcy",)}, "normalize_obs: 'polcy' is no observation group.*did you mean 'policy'"),
+        ({"normalize_obs": ("critic",), "critic_obs": ("policy",)}, "normalize_obs: 'critic'.*nobody reads it"),
         ({"gamma": 1.5}, "gamma"),
         ({"num_steps": 0}, "num_steps"),
         ({"init_std": 0.001}, "init_std"),

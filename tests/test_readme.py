@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rlcore.train.cli import main
 
 TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -37,6 +41,20 @@ def test_shell_snippets_run_one_after_the_other(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "cart.gif").stat().st_size > 1000
     assert (tmp_path / "runs" / "file.gif").stat().st_size > 1000
     assert not list(tmp_path.glob("*.gif"))  # version control leaves runs/ alone
+
+
+def test_the_commands_of_the_page_on_limits_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "safety.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) == 3
+    for line in lines:
+        program, *words = shlex.split(line.replace("--num-iterations 10", "--num-iterations 1"))
+        assert program == "rlcore"
+        assert main([found for word in words for found in glob.glob(word) or [word]]) == 0
 
 
 def test_the_env_of_the_readme_trains_from_a_file_of_its_own(tmp_path: Path) -> None:

@@ -110,9 +110,11 @@ def test_a_task_takes_the_nearest_shipped_file_of_its_family() -> None:
 
     assert file("Reach-UR10-IK") == file("Reach-UR10-JointVel-Delayed") == "Reach.yaml"
     assert file("Reach-UR10-Torque") == file("Reach-UR10-Torque-Delayed") == "Reach-UR10-Torque.yaml"
+    assert file("Reach-UR5e-JointVel-Box-Delayed") == "Reach-UR5e-JointVel-Box.yaml"
     assert file("gym:CartPole-v1") == "gym_CartPole-v1.yaml"
     assert file("gym:HalfCheetah-v5") == file("gym:Humanoid-v4") == "gym_mujoco.yaml"
     assert file("gym:Swimmer-v5") == "gym_Swimmer.yaml"
+    assert file("gym:SafetyAntVelocity-v1") == file("gym:SafetySwimmerVelocity-v1") == "gym_velocity.yaml"
     assert file("gym:LunarLander-v3") == "gym_LunarLander.yaml"
     assert file("gym:LunarLanderContinuous-v3") == "gym_LunarLanderContinuous.yaml"
     assert file("gym:MountainCar-v0") != file("gym:MountainCarContinuous-v0")

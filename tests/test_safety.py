@@ -17,6 +17,7 @@ from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.constrained import Budget, Detour
 from rlcore.learn import resume, snapshot
+from rlcore.losses import cost_penalty
 from rlcore.safety import CostConfig, Safety, SafetyConfig
 from rlcore.signals import SignalConfig
 from rlcore.train.algorithms import find
@@ -98,12 +99,19 @@ def test_an_episode_goes_on_from_saved_state(task: str) -> None:
 
 def columns(cost: Tensor, done: Tensor, valid: Tensor | None = None) -> dict[str, Tensor]:
     """A rollout's, ``[T, N]`` each."""
-    data = {"signal_a": cost, "signal_b": 2 * cost, "terminated": done, "truncated": torch.zeros_like(done)}
+    data = {
+        "signal_a": cost,
+        "signal_b": 2 * cost,
+        "signal_c": cost - 0.8,
+        "terminated": done,
+        "truncated": torch.zeros_like(done),
+    }
     return data if valid is None else {**data, "terminated": done | ~valid, "valid": valid}
 
 
 def limited(**changes: Any) -> SafetyConfig:
     costs = {"a": CostConfig(limit=3.0), "b": CostConfig(limit=0.5, kind="per_step")}
+    costs["c"] = CostConfig(limit=0.1, kind="probability")
     return SafetyConfig(costs=costs, **changes)
 
 
@@ -112,9 +120,9 @@ def test_costs_are_those_of_a_loop_over_episodes(skips: bool) -> None:
     """Across rollouts, with numbers that are none and, as with NEXT_STEP autoreset, rows that are no steps."""
     draw = torch.Generator().manual_seed(1)
     safety = Safety(limited(), 6, True)
-    flight, broken = [0.0] * 6, [False] * 6
+    flight, above = [0.0] * 6, [False] * 6
     before = torch.zeros(6, dtype=torch.bool)
-    seen = 0
+    seen, shares = 0, []
     for rollout in range(8):
         cost, done = torch.rand(5, 6, generator=draw), torch.rand(5, 6, generator=draw) < 0.3
         valid = torch.ones(5, 6, dtype=torch.bool)
@@ -127,34 +135,39 @@ def test_costs_are_those_of_a_loop_over_episodes(skips: bool) -> None:
             done[t] &= valid[t]
             before = done[t]
         found = safety.measure(columns(cost, done, valid if skips else None))
-        episodes: list[tuple[int, float]] = []
+        episodes: list[tuple[int, float, bool]] = []
         spoilt: set[int] = set()
         for n in range(6):
             for t in range(5):
                 if not valid[t, n]:
                     continue
                 flight[n] += float(cost[t, n])
+                above[n] |= float(cost[t, n] - 0.8) > 0
                 if done[t, n]:
-                    episodes.append((n, flight[n]))
+                    episodes.append((n, flight[n], above[n]))
                     spoilt |= {n} if math.isnan(flight[n]) else set()
-                    flight[n] = 0.0
-        sums = [value for n, value in episodes if n not in spoilt]
+                    flight[n], above[n] = 0.0, False
+        sums = [value for n, value, _ in episodes if n not in spoilt]
         if sums:
             assert found[0].item() == pytest.approx(sum(sums) / len(sums), rel=1e-5)
+            shares.append(sum(high for n, _, high in episodes if n not in spoilt) / len(sums))
+            assert found[2].item() == pytest.approx(shares[-1], rel=1e-5)
             seen += len(sums)
         else:
             assert math.isnan(found[0].item())
         steps = valid & cost.isfinite()
         assert found[1].item() == pytest.approx(2 * cost[steps].mean().item(), rel=1e-5)
-    assert seen > 20 and not any(broken)
+    assert seen > 20 and 0.1 < sum(shares) / len(shares) < 0.9
 
 
 # The multipliers
 
 
-def test_pid_is_a_float64_loop() -> None:
+@pytest.mark.parametrize("most", [math.inf, 0.5])
+def test_pid_is_a_float64_loop(most: float) -> None:
     """Two costs, of which one is not measured now and then; its controller waits."""
-    config = SafetyConfig(costs={"a": CostConfig(limit=25.0), "b": CostConfig(limit=0.0, scale=0.1)})
+    costs = {"a": CostConfig(limit=25.0), "b": CostConfig(limit=0.0, scale=0.1)}
+    config = SafetyConfig(costs=costs, excess_max=most)
     safety = Safety(config, 1, True)
     draw = torch.Generator().manual_seed(0)
     limits, scales = (25.0, 0.0), (25.0, 0.1)
@@ -173,11 +186,11 @@ def test_pid_is_a_float64_loop() -> None:
         for k, cost in enumerate(costs):
             if math.isnan(cost):
                 continue
-            s, excess = state[k], (cost - limits[k]) / scales[k]
+            s, excess = state[k], min((cost - limits[k]) / scales[k], most)
             s["error"] = 0.95 * s["error"] + 0.05 * excess
             s["total"] = min(max(s["total"] + 0.25 * excess, 0.0), 100.0)
             s["smooth"] = 0.95 * s["smooth"] + 0.05 * cost / scales[k]
-            rise = max(s["smooth"] - s["past"].pop(0), 0.0)
+            rise = min(max(s["smooth"] - s["past"].pop(0), 0.0), most)
             s["past"].append(s["smooth"])
             expected[k] = min(max(2.5 * s["error"] + s["total"] + 0.25 * rise, 0.0), 100.0)
             reached.add(expected[k] > 0)
@@ -356,6 +369,95 @@ def test_terminations_are_those_of_a_float64_loop(bootstrap: Any) -> None:
     assert about["safety/speed_cost"].item() == pytest.approx(table[:, 1].mean().item(), rel=1e-5)
 
 
+def test_a_cost_limited_by_probability_is_learned_as_a_chance() -> None:
+    """Against a float64 loop: what comes after the first step above 0 does not count."""
+    costs = {"fast": CostConfig(limit=0.1, kind="probability")}
+    config = charged(safety=SafetyConfig(costs=costs), normalize_advantage="none")
+
+    class Fast(Charged):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            assert step.signals is not None
+            return step._replace(signals={"fast": 5 * (step.signals["speed"] - 1).clamp(min=0)})
+
+    agent = PPO(Fast(8, seed=1, max_episode_length=7), config, seed=1)
+    agent.learn(3)
+    steps = collect(agent)
+    found: list[Any] = []
+    unroll = agent.critic.unroll
+    agent.critic.unroll = lambda *args: found.append(unroll(*args)) or found[-1]  # type: ignore[method-assign,func-returns-value,assignment]
+    batch, about = agent._targets(agent.next_obs)
+    values, timeouts = found[0][0].double()[..., 1], found[0][1].double()[..., 1]
+    returns, above = torch.zeros(10, 8, 1, dtype=torch.float64), 0
+    for n in range(8):
+        tail = 0.0
+        for t in reversed(range(10)):
+            step = steps[t]
+            assert step.signals is not None
+            high = bool(step.signals["fast"][n] > 0)
+            over = bool(step.truncated[n])
+            following = 0.0 if high else float((timeouts[t] if over else values[t + 1])[n])
+            delta = float(high) + 0.99 * following - float(values[t, n])
+            tail = delta + (0.0 if over or high else 0.99 * 0.95 * tail)
+            returns[t, n, 0] = tail + float(values[t, n])
+            above += high
+    assert 5 < above < 75 and batch.signal_returns is not None
+    torch.testing.assert_close(batch.signal_returns.view(10, 8, 1).double(), returns, rtol=1e-4, atol=1e-4)
+    assert 0 < about["safety/fast_cost"] <= 1
+
+
+@pytest.mark.parametrize("normalize", ["batch", "none"])
+def test_the_penalty_of_p3o_is_that_of_a_float64_loop(normalize: Any) -> None:
+    """Of two costs, one for a step and one for an episode, whose excess counts by 1 - gamma; and its gradient."""
+    costs = {"effort": CostConfig(limit=0.3, kind="per_step"), "speed": CostConfig(limit=2.0)}
+    config = charged(safety=SafetyConfig(costs=costs, method="p3o"), normalize_advantage=normalize, num_minibatches=1)
+    agent = PPO(Charged(8, seed=1, max_episode_length=7), config, seed=1)
+    agent.learn(3)
+    collect(agent)
+    given: list[Any] = []
+    weigh = agent.safety.weigh
+    agent.safety.weigh = lambda *args: given.append(args) or weigh(*args)  # type: ignore[method-assign,func-returns-value,assignment]
+    batch, about = agent._targets(agent.next_obs)
+    (_, rewards, raw, _, gammas), advantage = given[0], batch.cost_advantage
+    assert advantage is not None and gammas == [0.99, 0.99]
+    cost = [float(about[f"safety/{name}_cost"]) for name in costs]
+    excess = [cost[0] - 0.3, 0.01 * (cost[1] - 2.0)]
+    table, rewards = raw.double(), rewards.double()
+    if normalize == "batch":
+        excess = [value / float(table[k].std(correction=0)) for k, value in enumerate(excess)]
+        table = (table - table.mean((1, 2), keepdim=True)) / table.std((1, 2), correction=0, keepdim=True)
+        rewards = (rewards - rewards.mean()) / rewards.std(correction=0)
+    torch.testing.assert_close(batch.advantage.view(10, 8).double(), rewards, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(agent.safety.excess.double(), torch.tensor(excess).double(), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        for parameter in agent.policy.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+    distribution, _ = agent.policy.distribution(batch.actor_obs, (), None, {})
+    log_prob = distribution.log_prob(batch.action).detach().double().requires_grad_()
+    total = torch.zeros((), dtype=torch.float64)
+    for k in range(2):
+        gain = torch.zeros((), dtype=torch.float64)
+        for i in range(80):
+            ratio = (log_prob[0, i] - float(batch.log_prob[0, i])).exp()
+            of_step = float(table[k].flatten()[i])
+            gain = gain + torch.maximum(ratio * of_step, ratio.clamp(0.8, 1.2) * of_step) / 80
+        total = total + torch.clamp(gain + excess[k], min=0)
+    assert total > 0 and ((log_prob[0] - batch.log_prob[0]).exp() - 1).abs().max() > 0.2
+    found = cost_penalty(distribution, batch, agent.safety.excess, 0.2)
+    assert found.item() == pytest.approx(total.item(), rel=1e-4)
+    (mine,) = torch.autograd.grad(found, distribution.mean, retain_graph=True)
+    total.backward()  # type: ignore[no-untyped-call]
+    (theirs,) = torch.autograd.grad(
+        distribution.log_prob(batch.action),
+        distribution.mean,
+        log_prob.grad.float(),  # type: ignore[union-attr]
+    )
+    torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+    assert cost_penalty(distribution, batch, torch.tensor([-1e3, -1e3]), 0.2) == 0
+    metrics = agent._minibatch(batch)
+    assert metrics["loss/penalty"] == pytest.approx(found.item(), rel=1e-5)
+
+
 def test_without_an_excess_nothing_ends() -> None:
     agents: list[PPO] = []
     for costs in ({}, {"effort": CostConfig(limit=1e9, kind="per_step")}):
@@ -370,10 +472,12 @@ def test_without_an_excess_nothing_ends() -> None:
 # Resume
 
 
-@pytest.mark.parametrize("method", ["pid", "lagrange", "cat"])
+@pytest.mark.parametrize("method", ["pid", "lagrange", "p3o", "cat"])
 def test_a_resumed_run_goes_on_bitwise(method: Any) -> None:
     """In the middle of episodes, whose costs so far go on too."""
     costs = charged().safety.costs
+    if method == "lagrange":
+        costs |= {"effort": CostConfig(limit=0.1, kind="probability")}
     if method == "cat":
         costs = {name: dataclasses.replace(cost, kind="per_step") for name, cost in costs.items()}
     config = charged(safety=SafetyConfig(costs=costs, method=method))
@@ -394,7 +498,7 @@ def test_a_resumed_run_goes_on_bitwise(method: Any) -> None:
     second.learn(12, progress=progress, on_report=keep)
     assert exact and rows[:12] == rows[12:]
     assert any("safety/speed_cost" in row for row in rows[6:12])
-    assert method == "cat" or rows[11]["safety/speed_multiplier"] > 0
+    assert method in ("cat", "p3o") or rows[11]["safety/speed_multiplier"] > 0
     for name, value in whole.safety.state_dict().items():
         assert torch.equal(value, second.safety.state_dict()[name])
 
@@ -424,10 +528,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "infinite": ({"costs": {"a": {"limit": "inf"}}}, r"safety\.costs\.a\.limit: inf is not possible; set a number"),
     "scale": ({"costs": {"a": {"scale": 0}}}, r"safety\.costs\.a\.scale: 0.0 is not possible; set a positive number"),
     "kind": ({"costs": {"a": {"kind": "step"}}}, r"safety\.costs\.a\.kind: 'step' is not one of 'episode', 'per_step'"),
-    "method": ({"method": "cpo"}, r"safety\.method: 'cpo' is not one of 'pid', 'lagrange', 'cat'"),
+    "method": ({"method": "cpo"}, r"safety\.method: 'cpo' is not one of 'pid', 'lagrange', 'p3o', 'cat'"),
     "episode": ({"method": "cat", "costs": {"a": {}}}, r"costs\.a\.kind: 'episode' is not possible; cat limits single"),
     "chance": ({"termination_max": 2}, r"safety\.termination_max: 2.0 is not possible; set more than 0, at most 1"),
+    "share": (
+        {"costs": {"a": {"limit": 25, "kind": "probability"}}},
+        r"limit: 25.0 is not possible; a share of episodes",
+    ),
+    "penalty": ({"penalty": 0}, r"safety\.penalty: 0.0 is not possible; set a positive number"),
     "gain": ({"integral": -1}, r"safety\.integral: -1.0 is not possible; set 0 or more"),
+    "most": ({"excess_max": 0}, r"safety\.excess_max: 0.0 is not possible; set more than 0, or inf for no limit"),
     "rate": ({"multiplier_rate": 0}, r"safety\.multiplier_rate: 0.0 is not possible; set a positive number"),
     "max": ({"multiplier_max": "inf"}, r"safety\.multiplier_max: inf is not possible; set a positive number"),
     "name": ({"costs": {"a": {"limt": 1}}}, r"unknown key 'safety\.costs\.a\.limt'; did you mean 'limit'"),
@@ -439,6 +549,12 @@ def test_an_impossible_setting_is_refused(case: str) -> None:
     settings, message = REFUSED[case]
     with pytest.raises(ConfigError, match=message):
         from_dict(PPOConfig, {"safety": settings}, "file")
+
+
+def test_a_limit_that_is_no_group_of_settings_is_refused() -> None:
+    for wrong in (1.0, {"limit": 1.0}):
+        with pytest.raises(ConfigError, match=r"costs\.effort: .* is not possible; give a CostConfig\(limit=\.\.\.\)"):
+            SafetyConfig(costs={"effort": wrong})  # type: ignore[dict-item]
 
 
 def test_a_cost_has_no_weight_of_its_own() -> None:
@@ -490,6 +606,9 @@ def test_limits_are_held_that_plain_ppo_overshoots() -> None:
     _, plain = last_means(SafetyConfig(), *names)
     gain, cost = last_means(SafetyConfig(costs={"cost": CostConfig(limit=5.0)}), *names)
     assert plain > 10
+    assert abs(cost - 5) < 1 and gain > 8
+    gain, cost = last_means(SafetyConfig(costs={"cost": CostConfig(limit=5.0)}, method="p3o"), *names)
+    print("P3O", gain, cost)
     assert abs(cost - 5) < 1 and gain > 8
 
 

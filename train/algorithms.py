@@ -7,12 +7,12 @@ from types import ModuleType
 from typing import Any
 
 from rlcore import ddpg, sac, user_code
-from rlcore.actor_critic import build_policy
 from rlcore.agent import Algorithm, Preset
 from rlcore.config import ConfigError, nearest
+from rlcore.policies import build_policy
 from rlcore.ppo import PPO
 from rlcore.ppo_config import PPOConfig
-from rlcore.user_code import imported, is_place
+from rlcore.user_code import imported, is_place, theirs
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 """Folder of the files that are shipped for tasks; PPO's are in it, those of others in one each."""
@@ -88,7 +88,8 @@ def find(algo: object, where: str = "algo") -> Algorithm[Any]:
         if algo in ALGORITHMS:
             return ALGORITHMS[algo]
         if is_place(algo):
-            return _record(*imported(algo, where), algo, where)
+            module, name = theirs(lambda: imported(algo, where), f"{where}: '{algo}' cannot be imported")
+            return _record(module, name, algo, where)
     known = [*ALGORITHMS, *ALIASES] if where.startswith("-") else ALGORITHMS
     raise ConfigError(f"{where}: {algo!r} is no algorithm; {nearest(str(algo), known)}")
 
@@ -125,7 +126,10 @@ def written_as(name: str) -> str:
 def _record(module: ModuleType, name: str, algo: str, where: str) -> Algorithm[Any]:
     there = {key: value for key, value in vars(module).items() if isinstance(value, Algorithm)}
     if name in there or (not name and len(there) == 1):
-        return there[name or next(iter(there))]
+        record = there[name or next(iter(there))]
+        if record.name in {*ALGORITHMS, *ALIASES} - {name for name, known in ALGORITHMS.items() if known is record}:
+            raise ConfigError(f"{where}: '{algo}': its name is '{record.name}', which is taken; give it another")
+        return record
     what = f"'{name}' in it is no rlcore.Algorithm" if name else f"it has {len(there)} records of rlcore.Algorithm"
     remedy = f"there is {', '.join(there)}: write {algo.partition(':')[0]}:NAME" if there else "give it one"
     raise ConfigError(f"{where}: '{algo}': {what}; {remedy}")

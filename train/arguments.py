@@ -136,7 +136,7 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
             hint: Any = list[str] if key == f"{free}.wrappers" else str
         elif (general := _general(key, settings)) in settings and not _is_dict(settings[general]) and key != free:
             hint = settings[general]
-        elif negated != key and settings.get(negated) is bool:
+        elif negated != key and _is_switch(settings.get(negated)):
             if equals:
                 raise UsageError(f"--{shown} takes no value; leave out '={value}'")
             pairs.append((negated, ["False"]))
@@ -147,7 +147,7 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         if not equals:
             while rest and (not taken or _is_sequence(hint)) and not _is_setting(rest[0], settings):
                 taken.append(rest.pop(0))
-            if not taken and hint is not bool and not key.startswith(open_ones):
+            if not taken and not _is_switch(hint) and not key.startswith(open_ones):
                 what = "RUN" if key in ("run", "resume") else "VALUE"
                 raise UsageError(f"--{shown} needs a value; write --{shown} {what}")
         if taken == [""] and key in settings and key != free:  # a variable of the shell that is not set
@@ -279,12 +279,13 @@ def _flags(cls: type[Any]) -> dict[str, str]:
 def _words_for(key: str, values: list[str], hint: Any) -> list[str]:
     """What tyro expects for a setting."""
     if hint is bool:
-        if not values:
-            return [f"--{key}"]
-        flag = {"true": key, "false": re.sub(r"([^.]*)$", r"no_\1", key, count=1)}.get(values[0].lower())
+        given = values[0].lower() if values else "true"
+        flag = {"true": key, "false": re.sub(r"([^.]*)$", r"no_\1", key, count=1)}.get(given)
         if flag is None:
             raise UsageError(f"--{key}: '{values[0]}' is not a yes or no; write True or False")
         return [f"--{flag}"]
+    if _is_switch(hint) and " ".join(values).lower() in ("", "true", "false"):
+        return [f"--{key}", " ".join(values).title() or "True"]
     if not values:
         raise UsageError(f"--{key} needs a value; write --{key} VALUE")
     if len(values) == 1 and values[0].lower() in ("none", "null") and type(None) in typing.get_args(hint):
@@ -300,6 +301,11 @@ def _is_sequence(hint: Any) -> bool:
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_is_sequence(arg) for arg in typing.get_args(hint))
     return typing.get_origin(hint) in (tuple, list)
+
+
+def _is_switch(hint: Any) -> bool:
+    """Whether yes and no are among what a setting can be."""
+    return hint is bool or bool in typing.get_args(hint)
 
 
 def _is_dict(hint: Any) -> bool:
@@ -319,9 +325,8 @@ def _unexpected(word: str, pairs: list[Pair], settings: dict[str, Any]) -> str:
         return f"--{last} takes one path and there are '{taken[0]}' and '{word}'; a pattern fits both, so name one"
     if not pairs and "run" in settings and os.path.exists(word):
         return f"unexpected word '{word}'; write --run {word}"
-    if not pairs and "task" in settings:
-        return f"unexpected word '{word}'; write --setting value or setting=value, such as --task {word}"
-    return f"unexpected word '{word}'; write --setting value or setting=value"
+    such = f", such as --task {word}" if not pairs and "task" in settings else ""
+    return f"unexpected word '{word}'; write --setting value or setting=value{such}"
 
 
 def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -> str:

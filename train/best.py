@@ -115,8 +115,10 @@ def excess(result: Evaluation, costs: Mapping[str, CostConfig]) -> float:
         sums = result.signals.get(name, result.returns[:0])
         known = sums.isfinite()
         if known.any():
-            number = known.sum() if cost.kind == "episode" else result.lengths[known].sum()
-            total += max(0.0, float(sums[known].sum() / number) - cost.limit) / cost.unit
+            spent = sums[known]
+            spent = (spent > 0).double() if cost.kind == "probability" else spent  # costs are not negative
+            number = result.lengths[known].sum() if cost.kind == "per_step" else known.sum()
+            total += max(0.0, float(spent.sum() / number) - cost.limit) / cost.unit
     return total
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gymnasium
 
+import rlcore.envs.gym_costs  # noqa: F401  registers tasks
 from rlcore.agent import Algorithm
 from rlcore.config import ConfigError, from_dict, load_yaml, nearest, to_dict
 from rlcore.envs.launch import SIMULATORS, simulator_of
@@ -38,10 +39,15 @@ def shipped_config(task: str, algo: str = TrainConfig.algo, preset: str | None =
 
 
 def _gymnasium_family(env_id: str) -> list[str]:
-    """What a file for all tasks of one of gymnasium's own folders is called; nothing for ids of others."""
-    entry_point = getattr(gymnasium.registry.get(env_id), "entry_point", None)
+    """What files for all tasks of one of gymnasium's own folders are called; nothing for ids of others.
+
+    Of those with a limit on their speed that is ``gym_velocity`` first.
+    """
+    spec = gymnasium.registry.get(env_id)
+    entry_point = getattr(spec, "entry_point", None)
     found = re.match(r"gymnasium\.envs\.(\w+)\.", entry_point) if isinstance(entry_point, str) else None
-    return [] if found is None else [f"gym_{found[1]}"]
+    limited = any(wrapper.name == "SpeedLimit" for wrapper in getattr(spec, "additional_wrappers", ()))
+    return [] if found is None else [*["gym_velocity"] * limited, f"gym_{found[1]}"]
 
 
 def preset_of(task: str, algo: str, file: Path | None = None) -> str | None:

@@ -12,6 +12,7 @@ import gymnasium
 from rich.console import Console
 from rich.table import Table
 
+import rlcore.envs.gym_costs  # noqa: F401  registers tasks
 from rlcore.env import spec_of
 from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, own_env
 from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, simulator_of
@@ -34,8 +35,12 @@ def print_env_options(task: str | None) -> None:
         print("\nenv options, written --env.NAME VALUE, are those of the task: rlcore train --task TASK --help")
         return
     options = env_options(task)
-    if options:
-        print(f"\nenv options of {task}, written --env.NAME VALUE or env.NAME=VALUE")
+    options["costs.NAME.SETTING"] = (
+        "none",
+        "signals of one's own: SETTING is observation, reward or state, the name of what is read; index; above; "
+        "excess. See docs/safety.md",
+    )
+    print(f"\nenv options of {task}, written --env.NAME VALUE or env.NAME=VALUE")
     for name, (default, text) in options.items():
         shown, about = ("others", text) if name.startswith("*") else (name, f"{text} (default: {default})".strip())
         about = about.replace("``", "`")

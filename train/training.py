@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlcore.agent import Agent, Policy
+from rlcore.agent import Agent, Policy, check_agent
 from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
 from rlcore.env import spec_of, want_final_obs
@@ -109,6 +109,7 @@ class Training:
             self.agent: Agent = self.algorithm.agent(
                 self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations
             )
+        check_agent(self.agent, self.algorithm.name)
         samples = config.agent.samples_at_once(config.num_envs)
         self.notes += use_threads(config.threads, samples, self.agent.policy, self.device)
         if content is not None:

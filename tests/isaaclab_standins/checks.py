@@ -30,6 +30,7 @@ from isaaclab_tasks.utils import load_cfg_from_registry
 
 from rlcore.env import VecEnv, spec_of
 from rlcore.envs import make_env
+from rlcore.envs.costs import CostSource, WithSignals
 from rlcore.envs.isaaclab import IsaacLabEnv
 
 TASKS = ("Isaac-Cartpole-v0", "Isaac-Cartpole-Direct-v0")
@@ -93,6 +94,32 @@ def check_final_observations_are_those_before_the_reset_through_300_steps() -> N
                 resets += int(done.sum())
                 terminations += int(step.terminated.sum())
         assert resets >= 9 * N and 0 < terminations < resets, (task, resets, terminations)
+        env.close()
+
+
+def check_terms_and_joints_are_signals_as_they_were_before_the_reset() -> None:
+    for task in TASKS:
+        sources = {
+            "cart": CostSource(state="joint_vel", index=(0,)),
+            "any": CostSource(state="joint_vel", above=(1.0,)),
+        }
+        if "Direct" not in task:
+            sources["term"] = CostSource(reward="cart_vel")
+        inner = IsaacLabEnv(raw_env(task))
+        states, env = States(inner), WithSignals(inner, sources)
+        env.reset(1)
+        resets = 0
+        for action in actions(100, 2.0):
+            states.before = None
+            step = env.step(action)
+            velocity = (states.now() if states.before is None else states.before)[:, 2:].abs()  # of cart and pole
+            assert step.signals is not None
+            assert torch.equal(step.signals["cart"], velocity[:, 0])
+            assert torch.equal(step.signals["any"], (velocity > 1).any(1).float())
+            if "term" in sources:
+                torch.testing.assert_close(step.signals["term"], velocity[:, 0])
+            resets += states.before is not None
+        assert resets > 5
         env.close()
 
 

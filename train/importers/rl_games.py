@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlcore.train.importers.convolutions import FEATURES_ALONE, of_rl_games
-from rlcore.train.importers.translation import Status, Translation
+from rlcore.train.importers.translation import BY_GROUP, Status, Translation
 from rlcore.train.importers.values import (
     activation,
     empty,
@@ -367,11 +367,9 @@ def observations(t: Translation, params: str, c: str, asymmetric: bool, remark: 
 def _critic(t: Translation, v: str) -> None:
     """The separate critic of asymmetric training; rlcore trains it together with the actor."""
     t.drop(f"{v}network.name", "rlcore builds multi-layer perceptrons", off=("actor_critic",))
-    t.drop(
-        f"{v}normalize_input",
-        "rlcore normalizes for both networks or neither",
-        off=(t.config["agent"]["normalize_obs"],),
-    )
+    normalize, ours = f"{v}normalize_input", t.config["agent"]["normalize_obs"]
+    if not t.has(normalize) or not t.normalize_one(normalize, t.read(normalize, False, flag)):
+        t.drop(normalize, BY_GROUP, off=(ours,))
     t.drop(f"{v}clip_value", "config.clip_value counts for it", off=(t.config["agent"]["clip_value_loss"],))
     for name in t.section(v.rstrip(".")):
         if name != "network":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rlcore.train.importers.convolutions import OWN_ENCODERS, of_rsl_rl
-from rlcore.train.importers.translation import Status, Translation
+from rlcore.train.importers.translation import BY_GROUP, Status, Translation
 from rlcore.train.importers.values import (
     activation,
     flag,
@@ -139,10 +139,12 @@ def _algorithm(t: Translation) -> None:
 
 
 def _normalize(t: Translation, actor: str, critic: str, default: bool) -> None:
-    """One switch here for what are two in rsl_rl: the actor's counts, because it decides what is exported."""
+    """A switch of each network in rsl_rl, by group here; the actor's counts for groups that both read."""
     ours = t.use(actor, "agent.normalize_obs", default, flag)
+    if t.normalize_one(critic, t.read(critic, default, flag)):
+        return
     differs = t.get(critic, default) != ours
-    note = "rlcore normalizes for both networks or neither" if differs else ""
+    note = BY_GROUP if differs else ""
     status: Status = "changed" if differs else "kept" if t.has(critic) else "default"
     t.row(critic, t.get(critic, default), status, note, f"agent.normalize_obs = {ours}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rlcore.train.importers.skrl_models import STACK, layers_of, observed, output_of
-from rlcore.train.importers.translation import Status, Translation
+from rlcore.train.importers.translation import BY_GROUP, Status, Translation
 from rlcore.train.importers.values import empty, flag, number, one_of, pair, positive, whole
 
 BOOKKEEPING = {
@@ -40,12 +40,12 @@ def convert(t: Translation) -> None:
     t.drop("seed", "no seed; rlcore keeps its default")
     _algorithm(t)
     _schedule(t)
+    _networks(t)
     normalized(t)
     value = "agent.value_preprocessor"
     note = "in skrl the statistics learn from values too" if not empty(t.get(value)) else ""
     t.use(value, "agent.normalize_value", None, SCALER, note)
     t.drop(f"{value}_kwargs", "rlcore's value normalizer has no options", off=(None, {}))
-    _networks(t)
     _std(t)
     t.builtin("gradient norms", "one", "agent.grad_clip", "joint")
     t.builtin("advantages", "whole rollout", "agent.normalize_advantage", "batch")
@@ -186,12 +186,14 @@ def normalized(t: Translation, remark: str = "") -> None:
         _scaler_options(t, key, "agent.clip_obs")
     else:
         t.drop(f"{key}_kwargs", "there is no such preprocessor", off=(None, {}))
+    if now:
+        t.normalize_one(f"{a}state_preprocessor", not empty(t.get(f"{a}state_preprocessor")))
     for other in ("state_preprocessor", "shared_state_preprocessor"):
         same = empty(t.get(a + other)) != on
         t.drop(f"{a}{other}_kwargs", "see the preprocessor of observations", off=(None, {}))
         if same:
-            t.same(a + other, "rlcore normalizes for both networks or neither")
-        t.drop(a + other, "rlcore normalizes for both networks or neither")
+            t.same(a + other, BY_GROUP)
+        t.drop(a + other, BY_GROUP)
 
 
 def _scaler_options(t: Translation, key: str, limit: str) -> None:

@@ -34,8 +34,8 @@ def convert(t: Translation, algorithm: str) -> None:
     _learning(t)
     _rates(t, algorithm)
     note = "skrl's statistics learn from what is sampled, rlcore's from every observation once"
-    normalized(t, note)
     _networks(t, algorithm)
+    normalized(t, note)
     if algorithm == "sac":
         _entropy(t)
         _deviation(t)

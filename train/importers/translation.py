@@ -47,6 +47,10 @@ class Row:
     note: str
 
 
+BY_GROUP = "rlcore normalizes by group, and actor and critic read one in common, or theirs are not named"
+"""Why what is normalized for one network alone is not so here."""
+
+
 class Translation:
     """A configuration on its way from another library to rlcore.
 
@@ -186,6 +190,26 @@ class Translation:
             place = place.setdefault(section, {})
         place[name] = value
         self._origin[ours] = (key, raw)
+
+    def normalize_one(self, key: str, critic: bool) -> bool:
+        """Normalize the observations of one network alone, where that is what is meant; tell whether it is.
+
+        Args:
+            key: what says whether the critic's are normalized; ``agent.normalize_obs`` is set by the actor's.
+            critic: what it says.
+
+        Returns:
+            Whether the two differ, and their groups are known and none is read by both, so that it can be done.
+        """
+        agent = self.config["agent"]
+        actor = agent["normalize_obs"]
+        groups = [agent.get(f"{name}_obs") for name in ("actor", "critic")]
+        if critic == actor or not all(groups) or set(groups[0]) & set(groups[1]):
+            return False
+        own, raw = groups[0 if actor else 1], self.get(key)
+        self.set("agent.normalize_obs", own, key, raw)
+        self.row(key, raw, "kept" if self.has(key) else "default", "", f"agent.normalize_obs = {_text(own)}")
+        return True
 
     def refuse(self, key: str, value: Any) -> ConfigError:
         """Make the error for an algorithm that rlcore does not have."""
