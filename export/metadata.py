@@ -20,6 +20,8 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``action_terms`` | terms in order: name, size, slice of ``actions``, scale, offset as the env tells |
 | ``joint_names``, ``control_dt`` (s) | as the env tells |
 | ``normalizer_inside`` | true: feed raw observations |
+| ``gate`` | replaces risky actions inside: threshold, fallback, horizon (steps), whether it acts; or ``left out`` |
+| ``violations`` | signals of the env that are a violation where they are above a number |
 | ``inputs``, ``outputs``, ``types`` | shape by name of each; type by name of all |
 | ``parity_max_abs_error``, ``parity_samples``, … | how closely the file follows the policy: see ``parity.py`` |
 """
@@ -85,7 +87,7 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {' '.join(str(error).split())[:200]}") from error
 
 
-RESERVED = ("obs", "actions", "h_in", "c_in", "h_out", "c_out")
+RESERVED = ("obs", "actions", "risk", "h_in", "c_in", "h_out", "c_out")
 """Names of inputs and outputs that no observation group may take."""
 
 
@@ -150,6 +152,7 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         "action_high": spec.action_high,
         "action_terms": _sliced(action_terms, 0, action_size, "the action"),
         "normalizer_inside": True,
+        "gate": None if policy.gate is None else policy.gate.described(),
     }
     for key, value in (extra or {}).items():
         if key in facts or key in ("opset", "inputs", "outputs", "types") or key.startswith("parity_"):

@@ -46,14 +46,21 @@ class FlatPolicy(nn.Module):
         self.policy = policy
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Map ``obs [N, O]``, where it reads vectors, its other groups, and its state to action and next state."""
+        """Map ``obs [N, O]``, where it reads vectors, its other groups, and its state to action and next state.
+
+        With a gate the risk ``[N]`` is between the two.
+        """
         sizes, raw = self.policy.observation_sizes, self.policy.raw_shapes
         rest, parts = list(inputs), []
         if sizes:
             obs = rest.pop(0)
             parts = [obs] if len(sizes) == 1 else list(torch.split(obs, list(sizes.values()), dim=-1))
         parts += rest[: len(raw)]
-        action, state = self.policy(dict(zip((*sizes, *raw), parts, strict=True)), tuple(rest[len(raw) :]))
+        seen, before = dict(zip((*sizes, *raw), parts, strict=True)), tuple(rest[len(raw) :])
+        if self.policy.gate is not None:
+            gated, state = self.policy.judged(seen, before)
+            return (gated.action, gated.risk, *state)
+        action, state = self.policy(seen, before)
         return (action, *state)
 
 
@@ -65,6 +72,7 @@ def export_onnx(
     recording: Mapping[str, Tensor] | None,
     env: VecEnv | None = None,
     dynamic_batch: bool = False,
+    gate: bool = True,
     tolerance: float = 1e-5,
     extra_metadata: Mapping[str, Any] | None = None,
 ) -> ExportReport:
@@ -75,8 +83,8 @@ def export_onnx(
     is taken): images ``[1, C, H, W]`` uint8 or float32 as the env gives them, and the mask of choices ``[1, K]``
     float32. Output ``actions``: ``[1, A]`` float32, or int64 ``[1]`` when discrete, ``[1, D]`` for D choices at once. A
     recurrent policy adds ``h_in``, ``c_in``, ``h_out``, ``c_out``, each ``[layers, 1, hidden]``, zero at the start of
-    an episode. The policy itself is left as it is, and a file that was there before stays until the new one has passed
-    every check.
+    an episode. One with a gate has it inside, and adds the output ``risk`` ``[1]``, see ``gate.Gated``. The policy
+    itself is left as it is, and a file that was there before stays until the new one has passed every check.
 
     Args:
         policy: what to export, on any device.
@@ -86,6 +94,7 @@ def export_onnx(
             the metadata says so.
         env: where to record anew, by resetting it, if too few of the recorded observations are finite.
         dynamic_batch: let the file take N rows at once.
+        gate: write the gate of a policy that has one; false leaves it out, which the metadata says.
         tolerance: largest difference between file and policy (``parity.py`` says how it is judged).
         extra_metadata: further facts, such as ``algorithm``, ``iteration``, ``env_steps`` and ``config_hash``.
 
@@ -113,7 +122,14 @@ def export_onnx(
         if too_few(done.size, left_out):
             recording = record(env, policy)
             notes.append(f"only {done.size} of {done.size + left_out} recorded observations were finite: recorded anew")
-    facts = build_metadata(spec, policy, extra_metadata)
+    left_out = policy.gate is not None and not gate
+    if left_out:
+        policy = cpu_copy(policy)
+        policy.gate = None
+        notes.append("the gate of the policy is left out: nothing keeps the file from risky actions")
+    if policy.gate is not None and policy.gate.waits:
+        notes.append("the gate had not begun to act when the checkpoint was written: the file tells the risk alone")
+    facts = build_metadata(spec, policy, extra_metadata) | ({"gate": "left out"} if left_out else {})
     facts |= observed(policy, recording)
     still = still_inputs(policy, facts["observation_terms"])
     if still is not None:
@@ -205,8 +221,8 @@ def _trace(module: FlatPolicy, example: tuple[Tensor, ...], path: Path, dynamic_
     groups = [*(["obs"] if policy.observation_sizes else []), *input_names(list(policy.raw_shapes)).values()]
     states = STATE_NAMES[: len(example) - len(groups)]
     inputs = [*groups, *(f"{name}_in" for name in states)]
-    outputs = ["actions", *(f"{name}_out" for name in states)]
-    axes = {name: {0 if name in (*groups, "actions") else 1: "batch"} for name in inputs + outputs}
+    outputs = ["actions", *([] if policy.gate is None else ["risk"]), *(f"{name}_out" for name in states)]
+    axes = {name: {0 if name in (*groups, "actions", "risk") else 1: "batch"} for name in inputs + outputs}
     try:
         with torch.no_grad(), _quiet():
             # dynamo=True, the default since torch 2.9, writes opset 18 whatever is asked, and weights in a second file.
@@ -234,6 +250,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message, DeprecationWarning)
         # torch's own recurrent layers check shapes while traced; the states are inputs, as the second message asks.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"torch\.nn\.modules\.rnn")
+        # On a CPU two networks run one after the other, however large the batch is.
+        warnings.filterwarnings("ignore", "Using len to get tensor shape", module=r"rlcore\.networks")
         # Whether there are vectors beside images does not depend on the batch.
         warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"rlcore\.encoders")
         warnings.filterwarnings("ignore", "Exporting a model to ONNX with a batch_size other than 1")

@@ -37,12 +37,14 @@ from rlcore.encoders import scaled
 from rlcore.export.metadata import ExportError
 from rlcore.export.observations import finite_part, group_shapes, too_few
 from rlcore.export.runner import OnnxPolicy
+from rlcore.gate import Gated
 from rlcore.types import Obs, State
 
 RANDOM_SHAPE = (32, 32)  # steps, envs
 IMAGE_STEPS = 8  # random steps where there are images, each of which is hundreds of times the work
 END_RATE = 0.1  # chance of a random step to end its episode
 SEQUENCE_STEPS = 256  # through which a recurrent policy and its file keep their own states, at least
+CLOSE = 1e-4  # of a gate's logit, over the larger of 1 and that: float32 rounds to about 1e-6 of it
 OUTLIER = 10.0  # how many times further out than random observations
 
 
@@ -75,6 +77,9 @@ class ParityReport:
     for an observation that differs by no more than the tolerance (relative; pixels of uint8 count as 0..1)."""
     source: str = "random observations only"
     """What was replayed, in words."""
+    close_calls: int = 0
+    """With a gate: actions that are not held against the file, because rounding decides which one the gate takes (its
+    choice hangs on less than ``CLOSE`` of a logit, see ``Gated.margin``), and that differ."""
     steps: int = 0
     """Recurrent: consecutive steps over which policy and file kept their own states, reset where episodes ended."""
     state_drift: float = 0.0
@@ -92,6 +97,7 @@ class ParityReport:
         if self.mismatches:
             return f"{self.mismatches} of {size} lead to another discrete action than the policy's (output 'actions')"
         ties = f", {self.ties} ties" if self.ties else ""
+        ties += f", {self.close_calls} close calls of the gate left out" if self.close_calls else ""
         if not self.error:
             return f"no difference over {size}{ties}"
         verdict = "within" if self.passed else "above"
@@ -110,6 +116,8 @@ class ParityReport:
         }
         if self.left_out:
             facts["parity_left_out"] = self.left_out
+        if self.close_calls:
+            facts["parity_close_calls"] = self.close_calls
         if self.steps:
             facts |= {"parity_steps": self.steps, "parity_state_drift": self.state_drift}
         return {**facts, "parity_mismatches": self.mismatches, "parity_ties": self.ties} if self.discrete else facts
@@ -233,7 +241,12 @@ def _replay(
     for t in range(num_steps):
         now = {group: x[t] for group, x in obs.items()}
         before = state
-        action, state = reference(now, before)
+        gated = None
+        if reference.gate is None:
+            action, state = reference(now, before)
+        else:
+            gated, state = reference.judged(now, before)
+            action = gated.action
         if follow and t > 0:
             runner.state = [s.numpy() for s in before]
         arrays = {group: x.numpy() for group, x in now.items()}
@@ -243,6 +256,11 @@ def _replay(
                 f"the file gives actions {got.shape} and {len(runner.state)} state outputs, "
                 f"the policy {tuple(action.shape)} and {len(state)}; it is not the file of this policy"
             )
+        if gated is not None and runner.risk is None:
+            raise ExportError("the file has no output 'risk', and the policy a gate; it is not the file of this policy")
+        if gated is not None:
+            got = _decided(gated, got, report)
+            pairs.setdefault("risk", []).append((gated.risk.unsqueeze(-1).numpy(), np.asarray(runner.risk)[:, None]))
         if action.is_floating_point():
             pairs.setdefault("actions", []).append((action.numpy(), got))
         else:
@@ -256,10 +274,20 @@ def _replay(
     report.samples += num_steps * num_rows
     for name, steps in pairs.items():
         wanted, actual = (np.stack([pair[i] for pair in steps]) for i in range(2))
-        if follow or name == "actions":
+        if follow or name in ("actions", "risk"):
             _compare(name, wanted, actual, far, report)
         else:
             report.state_drift = max(report.state_drift, float(np.abs(actual - wanted).max()))
+
+
+def _decided(gated: Gated, got: NDArray[Any], report: ParityReport) -> NDArray[Any]:
+    """The file's actions ``[M, A]``, with the policy's where a close call of the gate went the other way."""
+    wanted = gated.action.numpy()
+    size = np.maximum(1.0, np.abs(wanted).max(-1))  # [M]
+    other = np.abs(got - wanted).max(-1) > report.tolerance * size  # false for NaN
+    close = other & (gated.margin.numpy() < CLOSE)
+    report.close_calls += int(close.sum())
+    return np.where(close[:, None], wanted, got)
 
 
 def _compare(name: str, expected: NDArray[Any], actual: NDArray[Any], far: float, report: ParityReport) -> None:

@@ -6,6 +6,9 @@ This file imports nothing else of rlcore: copy it into a robot controller as it 
     action = policy(observation)  # once every policy.metadata["control_dt"] seconds
     policy.reset()                # before a new episode
 
+In a policy with a gate ``policy.risk`` is then the chance that what it wanted ends in a violation soon, and
+``policy.acted`` whether the action is the gate's instead.
+
 A policy that reads images or a mask of choices beside its vectors takes a dict, with the vectors as "obs" or by group:
 
     action = policy({"obs": observation, "camera": picture})  # [O] and [C, H, W], or a batch of each
@@ -31,6 +34,7 @@ _SCALARS = {
     "observation_size",
     "opset",
     "observation_range_samples",
+    "parity_close_calls",
     "parity_error",
     "parity_left_out",
     "parity_max_abs_error",
@@ -96,6 +100,10 @@ class OnnxPolicy:
     """The groups that it reads beside that, by name: images and the mask of choices."""
     dynamic: bool
     """Whether the file takes any batch; otherwise a batch is run one row after the other."""
+    risk: NDArray[np.float32] | None
+    """Of the latest call, where the file has a gate: risk of what the policy wanted, 0 to 1, a number or ``[N]``."""
+    threshold: float | None
+    """Risk above which the gate of the file replaces an action; None where it has none, or one that only tells."""
     state: list[NDArray[np.float32]]
     """Recurrent state, each ``[layers, N, hidden]``; empty before the first call and for a feed-forward policy."""
 
@@ -149,8 +157,9 @@ class OnnxPolicy:
         names = [name for name in ("h", "c") if f"{name}_in" in inputs]
         self._state_in = [f"{name}_in" for name in names]
         self._state_shapes = [inputs[name] for name in self._state_in]
-        self._outputs = ["actions", *(f"{name}_out" for name in names)]
+        self._outputs = ["actions", *(["risk"] if "risk" in outputs else []), *(f"{name}_out" for name in names)]
         self.state = []
+        self.risk, self.threshold = None, self._limit()
         self._vectors, self._terms = self._described()
 
     def __call__(self, obs: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
@@ -182,15 +191,27 @@ class OnnxPolicy:
             raise ValueError(f"observations come in different numbers: {listed}; give one of each, or N of each")
         self._prepare_state(num_rows)
         if self.dynamic or num_rows == 1:
-            actions, *self.state = self._run(arrays, self.state)
+            found = self._run(arrays, self.state)
         else:
             parts = [
                 self._run({name: x[i : i + 1] for name, x in arrays.items()}, [s[:, i : i + 1] for s in self.state])
                 for i in range(num_rows)
             ]
-            actions = np.concatenate([part[0] for part in parts])  # [N, A] or [N]
-            self.state = [np.concatenate([part[1 + k] for part in parts], axis=1) for k in range(len(self.state))]
+            axes = [int(name.endswith("_out")) for name in self._outputs]
+            found = [np.concatenate([part[k] for part in parts], axis=axis) for k, axis in enumerate(axes)]
+        actions = found.pop(0)  # [N, A] or [N]
+        if "risk" in self._outputs:
+            risk = found.pop(0)  # [N]
+            self.risk = risk[0] if single else risk
+        self.state = found
         return actions[0] if single else actions
+
+    @property
+    def acted(self) -> NDArray[np.bool_]:
+        """Whether the latest action is the gate's and not the policy's, or ``[N]``; false without a gate."""
+        if self.risk is None or self.threshold is None:
+            return np.zeros(np.shape(self.risk) if self.risk is not None else (), np.bool_)
+        return np.asarray(self.risk > np.float32(self.threshold))
 
     def reset(self, mask: ArrayLike | None = None) -> None:
         """Forget the recurrent state: all of it, or that of the rows where ``mask [N]`` is true.
@@ -273,6 +294,12 @@ class OnnxPolicy:
         except (KeyError, TypeError, AttributeError):
             return {}
         return called if len(set(called.values())) == len(called) else {}
+
+    def _limit(self) -> float | None:
+        """Risk above which the gate acts, as the file has it; none where it says something else there."""
+        gate = self.metadata.get("gate")
+        acts = isinstance(gate, dict) and gate.get("acts") is True and isinstance(gate.get("threshold"), float)
+        return gate["threshold"] if acts and isinstance(gate, dict) else None
 
     def _described(self) -> tuple[list[str], list[str]]:
         """Names of groups and of terms, as the file has them; none where it says something else there."""

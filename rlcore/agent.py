@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlcore.config import ConfigError, check
 from rlcore.env import EnvSpec, VecEnv
+from rlcore.gate import Gate, Gated
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 
@@ -28,6 +29,11 @@ class Policy(nn.Module):
     raw_shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
     """Shape of each group that it reads without normalization: images ``[C, H, W]``, and action masks ``[K]``."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate: Gate | None = None
+        """What judges its actions and replaces those that are too risky; None where nothing does."""
+
     @property
     def notes(self) -> Sequence[str]:
         """Lines that a run prints of it when it begins."""
@@ -39,6 +45,18 @@ class Policy(nn.Module):
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Map observations to actions ``[N, A]`` float32 (``[N]`` int64 when discrete) and the next state."""
+        raise NotImplementedError
+
+    def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
+        """What its gate makes of the action, which ``forward`` returns alone, and the next state."""
+        raise NotImplementedError
+
+    def output_of(self, vectors: Tensor) -> Any:
+        """What it draws actions from, by normalized observations ``[N, O]``; only without memory and images."""
+        raise NotImplementedError
+
+    def drawn(self, output: Any, noise: Tensor) -> Tensor:
+        """Actions ``[K, N, A]`` from what ``output_of`` returns and standard normal noise ``[K, N, A]``."""
         raise NotImplementedError
 
 

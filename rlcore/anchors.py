@@ -98,7 +98,7 @@ class Anchors:
             now, before = ("frozen", "learned") if self._slots[turned[0]].learned else ("learned", "frozen")
             raise RuntimeError(
                 f"{turned[0]} is {now} (requires_grad) and was {before} when the agent was built, and its optimizer "
-                "goes on with it as that; set requires_grad back, or let a network of your own have it so from the start"
+                "goes on with it as that; set requires_grad back, or have a network of your own begin with it so"
             )
 
     @torch.no_grad()

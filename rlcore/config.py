@@ -27,7 +27,7 @@ DEEPEST = 50
 MOST_VALUES = 100_000
 """Values in YAML, where one that is repeated by an alias counts each time."""
 
-ALONE = {"safety": "limits on costs need ppo"}
+ALONE = {"safety": "limits on costs need ppo, sac or ddpg"}
 """Groups of settings that not every algorithm has, and what to do for them."""
 
 

@@ -18,7 +18,7 @@ from rlcore.config import check, settings_of
 from rlcore.critics import encoded, frozen
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
-from rlcore.losses import actor_loss, critic_loss
+from rlcore.losses import actor_loss, cost_loss, cost_target, critic_loss, limited_loss
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.optimizer import flat, learned, polyak_update
@@ -96,6 +96,7 @@ class DDPG(OffPolicy):
         self.target_policy = copy.deepcopy(self.policy, copied)
         self.target_policy_buffer = flat(learned(self.target_policy))  # without these
         self.target_policy.requires_grad_(False)
+        self.target_policy.gate = None  # which judges what is done, and not what is imagined
         low, high = config.noise_range or (config.noise_std, config.noise_std)
         self.deviation = Deviation(env.num_envs, low, high, config.noise_spread).to(self.device)
         self.noise = torch.zeros(env.num_envs, self.policy.actions, device=self.device)  # [N, A], of the process
@@ -117,6 +118,7 @@ class DDPG(OffPolicy):
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1509.02971, and of TD3 (arXiv:1802.09477) with its settings."""
         config, policy, weight = self.config, self.target_policy, batch.weight
+        seen, next_seen = batch.actor_obs, batch.next_actor_obs  # without images, as the gate has it
         batch = encoded(batch, self.policy, self.critics, policy, self.target_critics)
         # What target networks do next and say of it.
         with torch.no_grad():
@@ -125,18 +127,34 @@ class DDPG(OffPolicy):
                 noise = config.target_noise * torch.randn_like(next_action)
                 noise = noise.clamp(-config.target_noise_clip, config.target_noise_clip)
                 next_action = policy.limit(next_action + policy.action_scale * noise)
+            next_action = self.safety_critic.followed(next_seen, batch.next_actor_obs, next_action)
             next_output = self.target_critics.output(batch.next_critic_obs, next_action)
         # The target, eq. 5, or the lower of two critics', TD3 eq. 10; and the critics' distance from it, eq. 4.
-        output = self.critics.output(batch.critic_obs, batch.action)
+        output = self._critic_output(batch.critic_obs, batch.action)
         fixed = batch.reward, batch.discount, weight
         loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
         metrics = self._critic_step(loss, value)
+        if (costs := self.costs) is not None and batch.costs is not None:
+            # What actions cost: the same by the larger of two critics.
+            with torch.no_grad():
+                following = costs.targets(batch.next_critic_obs, next_action)
+                target = cost_target(following, batch.costs, batch.discount)
+            spent = costs.critics(batch.critic_obs.detach(), batch.action)
+            metrics |= costs.learn(cost_loss(spent, target, weight))
         if with_actor:  # less often than the critics, and the targets wait for it too: TD3 section 5.2
             # Up the first critic along the deterministic policy gradient, eq. 6.
             action = self.policy.squash(self.policy.output(batch.actor_obs))
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action, count=1)
-            metrics |= self._actor_step(actor_loss(values, weight, "mean")[0])
+            weight = self.safety_critic.counted(seen, action, weight)
+            loss = actor_loss(values, weight, "mean")[0]
+            if costs is not None:  # under limits, by multipliers that follow what episodes cost
+                with frozen(costs.optimizer.parameters):
+                    spent = costs.critics(batch.critic_obs.detach(), action)
+                loss = limited_loss(loss, spent, weight, costs.multiplier, costs.price)
+                polyak_update(costs.target_buffer, costs.optimizer, config.tau)
+            loss = self.safety_critic.with_danger(loss, seen, action)
+            metrics |= self._actor_step(loss)
             polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
             polyak_update(self.target_policy_buffer, self.actor_optimizer, config.tau)
         return metrics
@@ -159,4 +177,4 @@ class DDPG(OffPolicy):
 
 def build_policy(spec: EnvSpec, config: DDPGConfig) -> SquashedPolicy:
     """Build an untrained policy; the one in a checkpoint loads into it without an env."""
-    return SquashedPolicy(spec, config, outputs=1)
+    return SquashedPolicy(spec, config, outputs=1, spread=max(config.noise_range or (config.noise_std,)))

@@ -22,7 +22,7 @@ arXiv:1802.09477), their mean, or each its own target critic."""
 
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction", "policy/std")
 """What ``ppo_loss`` reports with Gaussian actions, in the order in which its kernel stores them. One more is a name
-here, its value in ``ppo_loss``, and one line in the kernel, which stores its sum."""
+here, its value in ``ppo_loss``, one line in the kernel, which stores its sum, and one in ``ppo_gradient``."""
 
 # --- PPO -------------------------------------------------------------------------------------------------------------
 
@@ -244,6 +244,44 @@ def temperature_loss(log_temperature: Tensor, entropy: Tensor, target_entropy: f
 def temperature_gradient(entropy: Tensor, target_entropy: float | Tensor) -> Tensor:
     """Derivative of ``temperature_loss`` by the logarithm, a scalar, known without a backward pass."""
     return entropy - target_entropy
+
+
+# --- Costs with limits -----------------------------------------------------------------------------------------------
+
+
+def cost_target(next_values: Tensor, cost: Tensor, discount: Tensor) -> Tensor:
+    """What critics of costs are to predict, each cost in a column: ``cost + discount * the larger next value``.
+
+    As ``td_target`` with two critics, of which the one that expects more counts, since too little is what harms.
+
+    Args:
+        next_values: ``[2, B, K]``, what target critics say of what comes next.
+        cost: ``[B, K]``, with n steps their discounted sums.
+        discount: ``[B]``, of what comes next; 0 where nothing does.
+    """
+    return cost + discount.unsqueeze(-1) * next_values.amax(0)
+
+
+def cost_loss(values: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Squared error of critics of costs ``[2, B, K]``, samples by weight ``[B]``, summed over critics and costs."""
+    return (weight.unsqueeze(-1) * (values - target).square()).mean(1).sum()
+
+
+def limited_loss(loss: Tensor, values: Tensor, weight: Tensor, multiplier: Tensor, price: Tensor) -> Tensor:
+    """The Lagrangian that an actor descends where costs have limits: ``(loss + sum_k l_k Q_k) / (1 + sum_k l_k)``.
+
+    With SAC's loss it is ``(alpha log_prob - (Q - sum_k l_k Q_k)) / (1 + sum_k l_k)``, in the mean; the
+    divisor is that of Stooke et al. 2020 (arXiv:2007.03964).
+
+    Args:
+        loss: scalar, of the reward alone; see ``actor_loss``.
+        values: ``[2, B, K]``, what critics of costs say of the actor's actions; the larger counts.
+        weight: ``[B]``, of each sample.
+        multiplier: l, ``[K]``.
+        price: scalar, what a cost of 1 counts in reward under a multiplier of 1.
+    """
+    cost = (weight.unsqueeze(-1) * values.amax(0)).mean(0)  # [K]
+    return (loss + price * (multiplier * cost).sum()) / (1 + multiplier.sum())
 
 
 # --- Categorical critics ---------------------------------------------------------------------------------------------

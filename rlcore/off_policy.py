@@ -14,22 +14,24 @@ from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
-from rlcore.critics import Critics
+from rlcore.cost_critics import CostCritics, restore
+from rlcore.critics import Critics, set_precision
 from rlcore.encoders import random_shift
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
-from rlcore.networks import Network, unit_weights
+from rlcore.networks import unit_weights
 from rlcore.normalization import ReturnScale, make_normalizer
-from rlcore.observations import as_stored, concatenate, images, unread, vectors
-from rlcore.off_policy_config import OffPolicyConfig, steps_note, warnings
+from rlcore.observations import as_stored, concatenate, unread, vectors
+from rlcore.off_policy_config import OffPolicyConfig, memory, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
 from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
-from rlcore.replay import Batch, Replay, Transitions, minibatches
+from rlcore.replay import Batch, Transitions, minibatches
 from rlcore.rollout import make_trace
-from rlcore.signals import chosen
+from rlcore.safety_critic import SafetyCritic
+from rlcore.signals import SignalConfig, chosen
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -51,19 +53,15 @@ class OffPolicy:
     config: OffPolicyConfig
 
     def __init__(
-        self,
-        env: VecEnv,
-        config: OffPolicyConfig,
-        build_policy: Callable[[EnvSpec, Any], SquashedPolicy],
-        seed: int | None,
-        num_iterations: int | None,
-    ) -> None:
+        self, env: VecEnv, config: OffPolicyConfig, build_policy: Callable[[EnvSpec, Any], SquashedPolicy],
+        seed: int | None, num_iterations: int | None,
+    ) -> None:  # fmt: skip
         if seed is not None:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
         policy = build_policy(spec, config).to(device)
         self.env, self.config, self.policy, self.device, self.seed = env, config, policy, device, seed
-        self.num_steps, self.iteration = config.num_steps, 0
+        self.num_steps, self.num_iterations, self.iteration = config.num_steps, num_iterations, 0
         self.mode: Mode = config.mode
         self.critics = Critics(spec, config, policy).to(device)
         self.critic_groups = self.critics.groups
@@ -74,12 +72,8 @@ class OffPolicy:
             normalizer = make_normalizer(vectors(spec, self.critic_groups), config.normalize_obs, config.clip_obs)
             self.critic_normalizer = normalizer.to(device)
         refuse_state(policy, self.critics)
-        for network in (*policy.modules(), *self.critics.modules()):
-            if isinstance(network, Network):
-                network.mlp.precision = config.precision
-                network.mlp.fused = config.precision != "fp32"
+        set_precision(config, policy, self.critics)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
-        self.num_iterations = num_iterations
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
         self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
         # These bring weights to unit length, if so configured, so targets are copied afterwards.
@@ -88,30 +82,36 @@ class OffPolicy:
         theirs = set(self.critics.parameters())
         self.actor_optimizer = self._adam([p for p in learned(policy) if p not in theirs], layers[0])
         self.critic_optimizer = self._adam(learned(self.critics), layers[1])
+        self._written = self.critics.written_out(self.critic_optimizer)
         self.target_critics = copy.deepcopy(self.critics)
         self.target_critic_buffer = flat(learned(self.target_critics))
         self.target_critics.requires_grad_(False)
+        self.costs: CostCritics | None = None  # where none has a limit
+        if config.safety.costs:
+            self.costs = CostCritics(config, self.critics.inputs, env, device, self._adam)
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
         want_final_obs(env, groups if config.timeout_bootstrap == "final_obs" else ())
         self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
-        self.signals = {name: signal for name, signal in config.signals.items() if signal.weight != 0}
+        # Those with limits come first, and weigh nothing.
+        self.signals = {name: config.signals.get(name, SignalConfig()) for name in config.safety.costs}
+        self.signals |= {name: signal for name, signal in config.signals.items() if signal.weight != 0}
         weights = [config.reward_scale * signal.weight for signal in self.signals.values()]
         self.signal_weights = torch.tensor(weights, device=device)  # [S], of the reward as it is stored
-        self.replay = self._memory(spec, groups)
+        self.replay = memory(config, env, spec, groups, self.signals, self.first_rows)
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
         self.return_scale: ReturnScale | None = None
-        if config.normalize_reward:
+        if config.normalize_reward or self.costs is not None:
             self.return_scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
+        self.safety_critic = SafetyCritic(policy, config.safety, env, config.num_steps, config.mode)
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
         self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
-        self.fault_groups = fault_groups(policy.groups, self.critic_groups)
-        self.broken = Latest(device)
+        self.fault_groups, self.broken = fault_groups(policy.groups, self.critic_groups), Latest(device)
         self.anchors = Anchors(self)
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
         self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
@@ -119,24 +119,11 @@ class OffPolicy:
         self._record = Captured(self._store, config.mode, device)
         self.notes = self._notes(unread(spec, groups))
 
-    def _memory(self, spec: EnvSpec, groups: tuple[str, ...]) -> Replay:
-        config, env = self.config, self.env
-        kind = torch.bfloat16 if config.store_obs == "bf16" else torch.float32
-        replay = Replay(
-            config.buffer_size, env.num_envs, vectors(spec, groups), self.policy.actions, env.max_episode_length,
-            self.device, kind, config.final_capacity, config.buffer_device, images(spec, groups), spec.image_types,
-            {name: config.gamma if signal.gamma is None else signal.gamma for name, signal in self.signals.items()},
-        )  # fmt: skip
-        remedy = f"it holds {replay.num_rows} vector steps and learning begins after {self.first_rows}; raise it"
-        check(replay.num_rows >= self.first_rows, "buffer_size", config.buffer_size, remedy)
-        return replay
-
     def _notes(self, told: list[str]) -> tuple[str, ...]:
         """What a run prints when it begins; gradient steps last."""
         source = "env" if self.config.action_low is None and self.config.action_high is None else "settings"
-        first = self.first_rows * self.env.num_envs
         told = [*told, f"actions within {self.policy.bounds_text}, from the {source}"]
-        return (*told, steps_note(self.num_updates, f"from step {first:,} on"))
+        return (*told, steps_note(self.num_updates, f"from step {self.first_rows * self.env.num_envs:,} on"))
 
     def warnings(self, num_iterations: int) -> list[str]:
         """What makes a run of so many further iterations slow or useless."""
@@ -164,8 +151,11 @@ class OffPolicy:
     def initial_state(self) -> State:
         """No recurrent state; what is recorded next does not follow what was recorded last."""
         self.replay.cut()
+        self.safety_critic.cut()
         if self.return_scale is not None:
             self.return_scale.running.zero_()
+        if self.costs is not None:
+            self.costs.begin()
         everywhere = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
         self.held.end(everywhere)
         self._end_episodes(everywhere)
@@ -181,12 +171,14 @@ class OffPolicy:
         self.policy.normalizer.update(actor_obs)
         if self.critic_normalizer is not self.policy.normalizer:
             self.critic_normalizer.update(concatenate(obs, self.critic_groups))
-        normalized, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
+        vectors, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
+        normalized = vectors
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
             if self.policy.raw_shapes:
                 normalized = self.policy.encoders(as_stored(obs, self.policy.raw_shapes), normalized)
             action = self._explore(normalized)  # [N, A]
+            action = self.safety_critic.explored(vectors, normalized, action)
         drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
@@ -214,10 +206,12 @@ class OffPolicy:
                     f"step()'s observation '{group}' lies where the one before it lay, which has not been stored yet; "
                     "return a new tensor from each step, such as a clone()"
                 )
+        step = self.safety_critic.record(obs, action, step)
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
         self.skips |= step.valid is not None
+        chosen(self.config.safety.costs, step.signals, "agent.safety.costs")
         signals = chosen(self.signals, step.signals) if self.signals else None
         self._record(obs, action, step._replace(obs={}, log={}, final_obs=final_obs, signals=signals))
 
@@ -237,6 +231,8 @@ class OffPolicy:
             if signals is not None:
                 reward = reward + (torch.stack(list(signals.values()), -1) * self.signal_weights).sum(-1)
             self.return_scale.update(reward.masked_fill(self.replay.broken(1)[0], 0.0), done)
+            if self.costs is not None:
+                self.costs.record(step, done, self.return_scale())
         self.held.end(done)
         self._end_episodes(done)
         self.trace.write({**obs, "done": done})
@@ -254,9 +250,10 @@ class OffPolicy:
         if self.num_iterations is None and self._schedules():
             raise ConfigError(f"{self._schedules()[0]} needs the length of the run; pass num_iterations")
         if self.stored < self.first_rows:
+            if self.costs is not None:
+                self.costs.forget()
             return self._faults()
-        done = (self.iteration - 1) * self.num_updates
-        phase = done % self.config.policy_delay
+        phase = (self.iteration - 1) * self.num_updates % self.config.policy_delay
         return self._updates[phase](phase)  # type: ignore[no-any-return]
 
     def _schedules(self) -> list[str]:
@@ -265,8 +262,7 @@ class OffPolicy:
 
     def _fallen(self) -> Tensor:
         """How far the run has come along half a cosine, a scalar in 0..1."""
-        gone = (self.steps - self.began) / (self.config.num_steps * self.horizon)  # part of the run
-        gone = gone.clamp(max=1).squeeze(0)
+        gone = ((self.steps - self.began) / (self.config.num_steps * self.horizon)).clamp(max=1).squeeze(0)
         return (1 - torch.cos(math.pi * gone)) / 2
 
     def _improve(self, phase: int) -> Metrics:
@@ -275,21 +271,24 @@ class OffPolicy:
             self.learning_rate.copy_(torch.lerp(self._rates[0], self._rates[1], self._fallen()))
         with matmul_precision(config.precision):
             # Drawn at once for all steps of this update, which then read views.
-            transitions = self.replay.sample(
-                rows * config.batch_size, config.gamma, config.n_step, self.timeout_bootstrap
-            )
+            number = rows * config.batch_size
+            transitions = self.replay.sample(number, config.gamma, config.n_step, self.timeout_bootstrap)
             whole = self._batch(transitions)
             logs: list[Metrics] = []
             for i, batch in enumerate(minibatches(whole, rows)):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step(batch, with_actor))
         lost = 1 - transitions.weight.mean()
-        means = means_of(logs) | self._faults()
+        means = means_of(logs) | self._faults() | self.safety_critic.improve()
+        if self.costs is not None:
+            means |= self.costs.move(rows)
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
             means["replay/lost"] = lost
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
-        return means if self.return_scale is None else means | {"policy/reward_divisor": self.return_scale()}
+        if self.return_scale is not None and config.normalize_reward:
+            means["policy/reward_divisor"] = self.return_scale()
+        return means
 
     def _faults(self) -> Metrics:
         """Steps of this iteration that are left out of learning, and what tells where they come from."""
@@ -307,17 +306,13 @@ class OffPolicy:
         if transitions.signals is not None:
             reward = reward + (transitions.signals * self.signal_weights).sum(-1)
         return Batch(
-            actor_obs,
-            critic_obs,
-            next_actor_obs,
-            next_critic_obs,
-            transitions.action,
-            reward if self.return_scale is None else reward / self.return_scale(),
-            transitions.discount,
-            weight / weight.mean().clamp(min=1 / weight.numel()),
+            actor_obs, critic_obs, next_actor_obs, next_critic_obs, transitions.action,
+            reward / self.return_scale() if self.config.normalize_reward and self.return_scale else reward,
+            transitions.discount, weight / weight.mean().clamp(min=1 / weight.numel()),
             {group: random_shift(transitions.obs[group], shift) for group in self.image_groups},
             {group: random_shift(transitions.next_obs[group], shift) for group in self.image_groups},
-        )
+            None if self.costs is None else self.costs.scaled(transitions),
+        )  # fmt: skip
 
     def _normalized(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """What actor and critics read of observations."""
@@ -330,10 +325,16 @@ class OffPolicy:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""
         raise NotImplementedError
 
+    def _critic_output(self, features: Tensor, action: Tensor) -> Tensor:
+        """What the critics say of actions ``[B, A]``, for the loss that ``_critic_step`` takes a step down."""
+        output = None if self._written is None else self._written.forward(torch.cat([features, action], -1))
+        return self.critics.output(features, action) if output is None else output
+
     def _critic_step(self, loss: Tensor, value: Tensor) -> Metrics:
         """Take the critics' step down their loss; ``value`` is the mean of what they say."""
-        metrics = {"loss/value": loss.detach(), "policy/value": value}
-        return metrics | {"policy/value_gradient_norm": descend(self.critic_optimizer, loss)}
+        metrics, adam = {"loss/value": loss.detach(), "policy/value": value}, self.critic_optimizer
+        known = self._written is not None and self._written.backward(loss)
+        return metrics | {"policy/value_gradient_norm": adam.step(loss.detach())[0] if known else descend(adam, loss)}
 
     def _actor_step(self, loss: Tensor) -> Metrics:
         """Take the actor's step down its loss; the critics' own gradients are not wanted."""
@@ -345,8 +346,10 @@ class OffPolicy:
 
     def moved(self) -> list[Tensor]:
         """Statistics, counters, and the memory's place, whose rows are written over before a draw; finals are lost."""
-        parts = nn.ModuleList(p for p in (self.policy.normalizer, self.critic_normalizer, self.return_scale) if p)
-        return [*parts.buffers(), self.steps, self.replay.row, self.replay.size, self.replay.level]
+        parts = self.policy.normalizer, self.critic_normalizer, self.return_scale, self.costs
+        found = nn.ModuleList(part for part in parts if part is not None)
+        own = [self.steps, self.replay.row, self.replay.size, self.replay.level, *self.safety_critic.moved()]
+        return [*found.buffers(), *own]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -370,13 +373,17 @@ class OffPolicy:
             "timeout_bootstrap": self.timeout_bootstrap,
             "held": self.held.state_dict(),
             "return_scale": None if self.return_scale is None else self.return_scale.state_dict(),
+            "costs": None if self.costs is None else self.costs.saved(),
+            "safety_critic": self.safety_critic.state_dict(),
             "trace": self.trace.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result; without a saved replay memory, learning waits until a new one is filled."""
+        restore(self.costs, state.get("costs"))  # since version 0.2
         names = ["policy", "critics", "target_critics", "actor_optimizer", "critic_optimizer", "held"]
-        names += [name for name in ("critic_normalizer", "return_scale") if state[name] is not None]
+        optional = "critic_normalizer", "return_scale", "safety_critic"
+        names += [name for name in optional if state.get(name) is not None]
         for name in names:
             getattr(self, name).load_state_dict(state[name])
         self.iteration = state["iteration"]

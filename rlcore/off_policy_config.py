@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+import torch
+
 from rlcore.config import ConfigError, check, check_positive, nearest
+from rlcore.env import EnvSpec, VecEnv
 from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
-from rlcore.replay import Home
+from rlcore.observations import images, vectors
+from rlcore.replay import Home, Replay
+from rlcore.safety import SafetyConfig
 from rlcore.signals import SignalConfig
 from rlcore.types import Timeout
 
@@ -45,6 +51,29 @@ def _network() -> NetworkConfig:
 
 
 _MOST_SAMPLES = 1000  # drawn for one new step before a warning; 256 in the classic preset, 8 in the other
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitsConfig(SafetyConfig):
+    """Limits on costs, as SAC and DDPG hold them."""
+
+    excess_max: float = 1.0
+    """Largest excess and rise that count for the PID controller, in multiples of the cost's scale. What is learned from
+    a replay memory follows late, and may be over a limit many times by then; a multiplier that rose with that would
+    take as many more moves to come down, since a cost falls short of its limit by no more than the limit."""
+    interval: int = 1000
+    """Gradient steps between two moves of a multiplier, which follows what was measured meanwhile; it waits on where no
+    episode has ended."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        super().__post_init__()
+        known = self.method in ("pid", "lagrange")
+        check(known, "method", self.method, "SAC and DDPG have multipliers alone; set pid or lagrange, or take ppo")
+        for name, cost in self.costs.items():
+            summed = cost.kind in ("episode", "per_step")
+            check(summed, f"costs.{name}.kind", cost.kind, "critics of SAC and DDPG sum costs; set episode or per_step")
+        check(self.interval >= 1, "interval", self.interval, "set at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +116,9 @@ class OffPolicyConfig:
     signals: dict[str, SignalConfig] = field(default_factory=dict)
     """What is learned from values that the env gives beside the reward, by name: each times its signals.NAME.weight is
     added to the reward, with a gamma of its own over the n_step steps that are summed."""
+    safety: LimitsConfig = field(default_factory=LimitsConfig)
+    """Limits on what steps cost, by name: safety.costs.NAME.limit and so on; and what judges actions before they are
+    done: safety.gate.threshold and so on."""
     timeout_bootstrap: Timeout = "final_obs"
     """What follows a time-out: the true last observation (else, where the env hides it, as value); the observation
     before it; or nothing."""
@@ -155,6 +187,12 @@ class OffPolicyConfig:
             check(summed, f"signals.{name}.gae_lambda", signal.gae_lambda, "SAC and DDPG sum n_step steps; set none")
             remedy = "the sum of SAC and DDPG ends with the episode; set true"
             check(signal.episodic, f"signals.{name}.episodic", signal.episodic, remedy)
+        for name in self.safety.costs:
+            signal = self.signals.get(name, SignalConfig())
+            remedy = f"safety.costs.{name} weighs it; leave it out"
+            check(signal.weight == 0, f"signals.{name}.weight", signal.weight, remedy)
+            remedy = "SAC and DDPG discount a cost with a limit like the reward; leave it out"
+            check(signal.gamma is None, f"signals.{name}.gamma", signal.gamma, remedy)
         check(self.random_shift >= 0, "random_shift", self.random_shift, "set 0 or more")
         check(0 <= self.gamma <= 1, "gamma", self.gamma, "set a number from 0 to 1")
         check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")
@@ -164,8 +202,9 @@ class OffPolicyConfig:
         check(self.mode in ("graph", "eager"), "mode", self.mode, remedy)
         low, high = self.value_range
         check(-math.inf < low < high < math.inf, "value_range", self.value_range, "set two rising numbers")
-        known = not self.normalize_reward or high > 0
-        check(known, "value_range", self.value_range, "with normalize_reward its upper end must be positive")
+        known = not (self.normalize_reward or self.safety.costs) or high > 0
+        remedy = "with normalize_reward or limits on costs its upper end must be positive"
+        check(known, "value_range", self.value_range, remedy)
         fits = 0 <= self.learning_starts <= self.buffer_size
         check(fits, "learning_starts", self.learning_starts, f"set 0 to buffer_size ({self.buffer_size})")
         for name in ("actor", "critic"):
@@ -207,6 +246,35 @@ class OffPolicyConfig:
         if name not in known:
             raise ConfigError(f"preset: '{name}' is no preset of {cls.__name__}; {nearest(name, known)}")
         return cls(**{**known[name], **changes})
+
+
+def memory(
+    config: OffPolicyConfig, env: VecEnv, spec: EnvSpec, groups: tuple[str, ...], signals: Mapping[str, SignalConfig],
+    first_rows: int,
+) -> Replay:  # fmt: skip
+    """Build the replay memory.
+
+    Args:
+        config: settings.
+        env: whose steps it is to hold.
+        spec: of it.
+        groups: of observations, that are stored.
+        signals: those that are stored.
+        first_rows: vector steps that it has to hold before learning begins.
+
+    Raises:
+        ConfigError: it does not fit, or holds too little.
+    """
+    kind = torch.bfloat16 if config.store_obs == "bf16" else torch.float32
+    replay = Replay(
+        config.buffer_size, env.num_envs, vectors(spec, groups), spec.action_size, env.max_episode_length,
+        torch.device(env.device), kind, config.final_capacity, config.buffer_device, images(spec, groups),
+        spec.image_types,
+        {name: config.gamma if signal.gamma is None else signal.gamma for name, signal in signals.items()},
+    )  # fmt: skip
+    remedy = f"it holds {replay.num_rows} vector steps and learning begins after {first_rows}; raise it"
+    check(replay.num_rows >= first_rows, "buffer_size", config.buffer_size, remedy)
+    return replay
 
 
 def steps_note(num_updates: int, when: str) -> str:

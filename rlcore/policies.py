@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlcore.action_scale import about_one, action_scaling, bounded
 from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.agent import Policy
 from rlcore.config import ConfigError, check
-from rlcore.distributions import CategoricalHead, Distribution, GaussianHead
+from rlcore.distributions import CategoricalHead, Distribution, Gaussian, GaussianHead, unstacked
 from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
+from rlcore.gate import Gate, Gated
 from rlcore.networks import Network, network_output, orthogonal_
 from rlcore.normalization import make_normalizer
 from rlcore.observations import (
@@ -29,10 +31,8 @@ from rlcore.observations import (
     vectors,
 )
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.safety import SafetyConfig
 from rlcore.types import Obs, State
-
-_NO_BOUND = 1e6
-"""Action bounds this far out are a way to write that there are none; servo and motor commands stay below."""
 
 _NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
 
@@ -87,7 +87,7 @@ class ActorPolicy(Policy):
         # In the state: a policy keeps the units that it learned in.
         self.register_buffer("action_scale", None if scaling is None else torch.tensor(scaling[0]))
         self.register_buffer("action_bias", None if scaling is None else torch.tensor(scaling[1]))
-        self.spec, self.config = spec, config
+        self.spec, self.config, self.size = spec, config, size
         self.limited = False
         if not spec.discrete:
             self._set_limits()
@@ -151,10 +151,10 @@ class ActorPolicy(Policy):
     def notes(self) -> tuple[str, ...]:
         """What becomes of actions, in a line, where the env's bounds are not about -1..1."""
         spec, choice = self.spec, self.config.action_scale
-        bounded = _bounded(spec)
-        if all(_about_one(*pair) for pair in bounded.values()):
+        both = bounded(spec)
+        if all(about_one(*pair) for pair in both.values()):
             return ()
-        pairs = list(dict.fromkeys(f"{low:g}..{high:g}" for low, high in bounded.values()))
+        pairs = list(dict.fromkeys(f"{low:g}..{high:g}" for low, high in both.values()))
         bounds = f"the env's bounds {', '.join(pairs[:4])}{', ...' * (len(pairs) > 4)}"
         scaling = {name: value for name, value in self.state_dict().items() if name.startswith("action_")}
         if not scaling or (bool((scaling["action_scale"] == 1).all()) and not scaling["action_bias"].any()):
@@ -163,47 +163,36 @@ class ActorPolicy(Policy):
         return (f"actions are scaled to {bounds} (agent.action_scale {choice}; none cuts them off there instead)",)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
-        """Return the most likely action within its bounds, and the next state."""
+        """Return the most likely action within its bounds, or what the gate has in its place, and the next state."""
+        if self.gate is not None:
+            gated, state = self.judged(obs, state)
+            return gated.action, state
+        _, distribution, state = self._read(obs, state)
+        return self.limit(distribution.mode), state
+
+    def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
+        """See ``Policy.judged``."""
+        assert self.gate is not None, "the policy has no gate"
+        normalized, distribution, state = self._read(obs, state)
+        drawn = self.drawn(distribution, self.gate.noise)
+        return self.gate(normalized, self.limit(distribution.mode), drawn), state
+
+    def output_of(self, vectors: Tensor) -> Distribution:
+        """See ``Policy.output_of``: the distribution."""
+        return self.distribution(vectors)[0]
+
+    def drawn(self, output: Distribution, noise: Tensor) -> Tensor:
+        """See ``Policy.drawn``."""
+        assert isinstance(output, Gaussian), "choices are not drawn by a normal"
+        return self.limit(output.mean + output.std * noise)
+
+    def _read(self, obs: Obs, state: State) -> tuple[Tensor, Distribution, State]:
+        """Normalized vectors ``[N, O]``, the distribution of actions for them, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
         state = state or self.initial_state(normalized.shape[0])
         raw = {group: value.unsqueeze(0) for group, value in as_stored(obs, self.raw_shapes).items()}
         distribution, state = self.distribution(normalized.unsqueeze(0), state, None, raw)
-        return self.limit(distribution.mode.squeeze(0)), state
-
-
-def action_scaling(spec: EnvSpec, choice: str) -> tuple[list[float], list[float]] | None:
-    """Scale and bias ``[A]`` that bring the policy's -1..1 to the env's action bounds.
-
-    Args:
-        spec: of the env.
-        choice: ``action_scale`` of the settings.
-
-    Returns:
-        Half the width and the middle of each dimension's bounds, 1 and 0 where there are not two; None where actions
-        are to be left as they are.
-    """
-    bounded = _bounded(spec, _NO_BOUND if choice == "auto" else math.inf)
-    own = any("scale" in term for term in spec.deployment.get("action_terms", ()))
-    if choice == "none" or (choice == "auto" and (own or all(_about_one(*pair) for pair in bounded.values()))):
-        return None
-    scale, bias = [1.0] * len(spec.action_low), [0.0] * len(spec.action_low)
-    for i, (low, high) in bounded.items():
-        scale[i], bias[i] = high / 2 - low / 2, high / 2 + low / 2
-    return None if set(scale) <= {1.0} and set(bias) <= {0.0} else (scale, bias)
-
-
-def _bounded(spec: EnvSpec, limit: float = math.inf) -> dict[int, tuple[float, float]]:
-    """Bounds of the action dimensions that have two, apart and less than ``limit`` from zero."""
-    pairs = enumerate(zip(spec.action_low, spec.action_high, strict=True))
-    return {i: pair for i, pair in pairs if pair[0] < pair[1] and max(map(abs, pair)) < limit}
-
-
-def _about_one(low: float, high: float) -> bool:
-    """Whether bounds differ from -1..1 by no more than a quarter either way, for which a scale would change little.
-
-    In the bounds of a Pendulum, -2..2, it does: scaled to them PPO needs half as many steps.
-    """
-    return 0.8 <= -low <= 1.25 and 0.8 <= high <= 1.25
+        return normalized, unstacked(distribution), state
 
 
 def _check_mask(spec: EnvSpec, group: str) -> None:
@@ -219,7 +208,11 @@ def _check_mask(spec: EnvSpec, group: str) -> None:
 
 def build_policy(spec: EnvSpec, config: ActorCriticConfig) -> ActorPolicy:
     """Build an untrained policy; the one in a checkpoint loads into it without an env."""
-    return ActorPolicy(spec, config)
+    policy, safety = ActorPolicy(spec, config), getattr(config, "safety", None)
+    if isinstance(safety, SafetyConfig) and safety.gate.threshold is not None:
+        check(not spec.discrete, "safety.gate.threshold", safety.gate.threshold, "choices have no gate; set none")
+        policy.gate = Gate(safety.gate, safety.violations, policy.size, policy.low, policy.high, spec)
+    return policy
 
 
 class SquashedPolicy(Policy):
@@ -229,6 +222,8 @@ class SquashedPolicy(Policy):
         spec: of the env.
         config: settings.
         outputs: numbers per action dimension; the first A are what goes through the tanh.
+        log_std_range: bounds of the second A, the logarithm of the deviation before the tanh.
+        spread: deviation of candidates for the gate in half widths of the bounds, where there is no second A.
     """
 
     action_scale: Tensor  # [A], half the width of the bounds
@@ -236,7 +231,14 @@ class SquashedPolicy(Policy):
     low: Tensor  # [A], the bounds as these two give them
     high: Tensor  # [A]
 
-    def __init__(self, spec: EnvSpec, config: OffPolicyConfig, outputs: int) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: OffPolicyConfig,
+        outputs: int,
+        log_std_range: tuple[float, float] = (0.0, 0.0),
+        spread: float = 0.0,
+    ) -> None:
         super().__init__()
         low, high = action_bounds(spec, config)
         chosen, others = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
@@ -264,6 +266,9 @@ class SquashedPolicy(Policy):
         self.register_buffer("action_bias", (high + low) / 2, persistent=False)
         self.register_buffer("low", self.action_bias - self.action_scale, persistent=False)
         self.register_buffer("high", self.action_bias + self.action_scale, persistent=False)
+        self.stochastic, self.log_std_range, self.spread = outputs > 1, log_std_range, spread
+        if config.safety.gate.threshold is not None:
+            self.gate = Gate(config.safety.gate, config.safety.violations, size, self.low, self.high, spec)
 
     @property
     def bounds_text(self) -> str:
@@ -284,10 +289,32 @@ class SquashedPolicy(Policy):
         return torch.clamp(action, self.low, self.high)
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
-        """Return the actor's central action, and no state."""
-        images = as_stored(obs, self.raw_shapes)
-        output = self.output(self.encoders(images, self.normalizer(concatenate(obs, self.groups))))
-        return self.squash(output[..., : self.actions]), ()
+        """Return the actor's central action, or what the gate has in its place, and no state."""
+        if self.gate is not None:
+            return self.judged(obs)[0].action, ()
+        return self.squash(self._read(obs)[1][..., : self.actions]), ()
+
+    def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
+        """See ``Policy.judged``."""
+        assert self.gate is not None, "the policy has no gate"
+        vectors, output = self._read(obs)
+        return self.gate(vectors, self.squash(output[..., : self.actions]), self.drawn(output, self.gate.noise)), ()
+
+    def _read(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """Normalized vectors ``[N, O]``, and the head's output for them and the images beside them."""
+        vectors = self.normalizer(concatenate(obs, self.groups))
+        return vectors, self.output(self.encoders(as_stored(obs, self.raw_shapes), vectors))
+
+    def output_of(self, vectors: Tensor) -> Tensor:
+        """See ``Policy.output_of``."""
+        return self.output(vectors)
+
+    def drawn(self, output: Tensor, noise: Tensor) -> Tensor:
+        """See ``Policy.drawn``; the deviation is that which the head gives, else that of exploration."""
+        mean, log_std = output[..., : self.actions], output[..., self.actions :]
+        if self.stochastic:
+            return self.squash(mean + log_std.clamp(*self.log_std_range).exp() * noise)
+        return self.limit(self.squash(mean) + self.action_scale * self.spread * noise)
 
 
 def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from rlcore.arrays import nothing
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import settings_of
 from rlcore.critics import Critic
+from rlcore.distributions import unstacked
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
 from rlcore.learn import Progress, Report, learn
@@ -25,12 +26,15 @@ from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
 from rlcore.policies import build_policy
 from rlcore.ppo_config import PPOConfig as PPOConfig
-from rlcore.ppo_config import linear_rate, rate_by_kl, sequences_of
+from rlcore.ppo_config import linear_rate, loss_settings, rate_by_kl, sequences_of
+from rlcore.ppo_gradient import written_out
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
 from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled, without_burn_in
 from rlcore.safety import Safety
+from rlcore.safety_critic import SafetyCritic
 from rlcore.signals import SignalColumns
+from rlcore.statistics import means_of_applied
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
 
@@ -67,19 +71,19 @@ class PPO:
             mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
         self.recurrent = self.policy.trunk.recurrent or self.critic.trunk.recurrent
         self.length, self.num_sequences = sequences_of(config, env.num_envs, self.recurrent)
-        averaged = config.entropy_reduction == "mean" and not spec.discrete
-        self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
+        self.loss_settings = loss_settings(config, spec)
         finals = (*self.critic.groups, *self.critic.raw_shapes) if config.timeout_bootstrap == "final_obs" else ()
         want_final_obs(env, finals)
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         few = room_for_timeouts(config.num_steps, env.max_episode_length)
         self.num_timeouts = env.num_envs * min(config.num_steps, few)
         self.value_normalizer = RunningNormalizer(1, warmup=10).to(device) if config.normalize_value else None
-        actor = list(self.policy.parameters())
+        actor = [p for p in self.policy.parameters() if p.requires_grad]  # the gate's are frozen
         critic = [p for p in self.critic.parameters() if not any(p is q for q in actor)]  # the trunk may be shared
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         groups = [actor + critic] if config.grad_clip == "joint" else [actor, critic]
         self.optimizers = [FlatAdam(group, self.learning_rate, config.max_grad_norm) for group in groups]
+        self.safety_critic = SafetyCritic(self.policy, config.safety, env, config.num_steps, config.mode)
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
         self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
@@ -93,6 +97,8 @@ class PPO:
         self._act = Captured(self._choose, config.mode, device, before=self.anchors.check_policy)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
+        own = type(self)._evaluate is not PPO._evaluate
+        self._gradient = None if own else written_out(self.policy, self.critic, self.optimizers, self.loss_settings)
         self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
 
     def warnings(self, num_iterations: int) -> list[str]:
@@ -122,6 +128,7 @@ class PPO:
             part.zero_()  # in place: recordings know these tensors
         self.step = 0  # a rollout may have been broken off
         self.safety.begin()
+        self.safety_critic.cut()
         self.rollout.rewind()
         self.starts.rewind()
         return self.policy.initial_state(self.env.num_envs)
@@ -158,7 +165,7 @@ class PPO:
                 sequence, raw = sequence.unsqueeze(0), {group: value.unsqueeze(0) for group, value in raw.items()}
             distribution, state = self.policy.distribution(sequence, state, None, raw)
         if self.recurrent:
-            distribution = type(distribution)(*(part.squeeze(0) if part.dim() > 1 else part for part in distribution))
+            distribution = unstacked(distribution)
         action = distribution.sample()
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
@@ -166,10 +173,11 @@ class PPO:
         self.trace.write(obs)
         if self.recurrent:
             state = cleared(state, broken_observations(row))
-        return self.policy.limit(action), state
+        return self.safety_critic.act(row["actor_obs"], distribution, self.policy.limit(action)), state
 
     def record(self, obs: Obs, action: Tensor, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
+        step = self.safety_critic.record(obs, action, step)
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
@@ -213,20 +221,15 @@ class PPO:
 
     def _improve(self, next_obs: Obs) -> Metrics:
         config = self.config
-        rows: list[Tensor] = []
+        logs: list[Metrics] = []
         with matmul_precision(config.precision):
             batch, about = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=batch.weight.device)
             for _ in range(config.num_epochs):
                 for samples in shuffled(batch, config.num_minibatches):
-                    measured = self._minibatch(samples)
-                    rows.append(torch.stack(list(measured.values())))
-        table = torch.stack(rows)  # [minibatches, metrics], "applied" last
-        applied = table[:, -1:]
-        means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum()  # NaN, so not reported, if none was
-        metrics: Metrics = dict(zip(measured, means[:-1].unbind(), strict=False)) | about
-        skipped = len(rows) - applied.sum()
-        return metrics | {"policy/skipped_minibatches": skipped, "policy/learning_rate": self.learning_rate.clone()}
+                    logs.append(self._minibatch(samples))
+        metrics = means_of_applied(logs) | about | self.safety_critic.improve()
+        return metrics | {"policy/learning_rate": self.learning_rate.clone()}
 
     @torch.no_grad()
     def _targets(self, next_obs: Obs) -> tuple[Samples, Metrics]:
@@ -282,11 +285,12 @@ class PPO:
         about |= rollout_faults(data, broken_reward, final_broken)
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic.normalizer}
         about |= far_numbers(limited | {"return_far": self.value_normalizer}, self.env.num_envs)
+        own = self.safety_critic.own(learned)  # a replaced action says nothing of the policy
         if of_costs is not None:
-            weighed = self.safety.weigh(data, advantages, of_costs, learned, self.signals.cost_gammas)
-            advantages, of_costs, spent = weighed
+            advantages, of_costs, spent = self.safety.weigh(data, advantages, of_costs, own, self.signals.cost_gammas)
         elif config.normalize_advantage == "batch":
-            advantages = standardized(advantages, learned)
+            advantages = standardized(advantages, own)
+        advantages, of_costs = self.safety_critic.masked(own, advantages, of_costs)
         about |= spent
         actor_obs, other_obs = data["actor_obs"], data.get("critic_obs")
         if config.precision == "bf16" and not self.recurrent and actor_obs.is_cuda:  # once, and not in each minibatch
@@ -312,10 +316,13 @@ class PPO:
     def _minibatch(self, samples: Samples) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
         config = self.config
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss, metrics = self._loss(self, samples)
-        loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
+        if self._gradient is not None and self._gradient.takes(samples):
+            loss, metrics = self._gradient(samples)
+        else:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            loss, metrics = self._loss(self, samples)
+            loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             allowed = (loss.abs() < torch.inf) & ~self.stopped  # which NaN fails; isfinite takes four operators
             if config.lr_schedule == "adaptive":
@@ -339,17 +346,8 @@ class PPO:
         )
         if config.burn_in > 0 and self.recurrent:
             distribution, value, samples = without_burn_in(distribution, value, samples, config.burn_in)
-        loss, metrics = ppo_loss(
-            distribution,
-            value[..., 0] if self.signals else value,
-            samples,
-            clip_range=config.clip_range,
-            value_coef=config.value_coef,
-            entropy_coef=self.entropy_coef,
-            clip_value_loss=config.clip_value_loss,
-            standardize_advantage=config.normalize_advantage == "minibatch",
-            bounds=(config.bounds_loss_coef, config.bounds_loss_limit),
-        )
+        rewarded = value[..., 0] if self.signals else value
+        loss, metrics = ppo_loss(distribution, rewarded, samples, **self.loss_settings)
         if samples.signal_returns is not None:
             metrics["loss/signal_value"] = value_loss(value[..., 1:], samples.signal_returns, samples.weight)
             loss = loss + config.value_coef * metrics["loss/signal_value"]
@@ -360,7 +358,7 @@ class PPO:
 
     def moved(self) -> list[Tensor]:
         """The statistics of observations; see ``agent.Agent``."""
-        return [*self.policy.normalizer.buffers(), *self.critic.normalizer.buffers()]
+        return [*self.policy.normalizer.buffers(), *self.critic.normalizer.buffers(), *self.safety_critic.moved()]
 
     def recording(self) -> dict[str, Tensor]:
         """The latest raw observations ``[T, M, O]`` by group and ``done`` ``[T, M]`` of the first few envs."""
@@ -374,6 +372,7 @@ class PPO:
             "value_normalizer": self.value_normalizer.state_dict() if self.value_normalizer else None,
             "signals": self.signals.state_dict(),
             "safety": self.safety.state_dict(),
+            "safety_critic": self.safety_critic.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "learning_rate": self.learning_rate,
             "iteration": self.iteration,
@@ -390,6 +389,7 @@ class PPO:
             self.value_normalizer.load_state_dict(state["value_normalizer"])
         self.signals.load_state_dict(state.get("signals", {}))  # since version 0.2
         self.safety.load_state_dict(state.get("safety", {}))
+        self.safety_critic.load_state_dict(state.get("safety_critic", {}))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.learning_rate.copy_(state["learning_rate"])

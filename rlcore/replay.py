@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +66,7 @@ class Batch(NamedTuple):
     weight: Tensor  # [B], with a mean of 1 over all that were drawn together
     raw: Obs = {}  # noqa: RUF012  # images by group, [B, C, H, W]; never changed
     next_raw: Obs = {}  # noqa: RUF012
+    costs: Tensor | None = None  # [B, K], of those with limits, in multiples of their size; none: K is 0
 
 
 def minibatches(batch: Batch, number: int) -> list[Batch]:
@@ -231,8 +233,9 @@ class Replay:
     @torch.no_grad()
     def broken(self, rows: int) -> Tensor:
         """Tell which steps of the latest ``rows`` are broken, the last first, ``[rows, N]``."""
-        back = torch.arange(1, 1 + min(rows, self.num_rows), device=self.device)
-        _, end, row, back = arrays(self.end, self.row, back)
+        xp, end, row = arrays(self.end, self.row)
+        some = {} if xp is np else {"device": self.device}
+        back = xp.arange(1, 1 + min(rows, self.num_rows), **some)
         return torch.as_tensor(end[(row - back) % self.num_rows] == BROKEN)
 
     @torch.no_grad()

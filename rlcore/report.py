@@ -47,7 +47,7 @@ class Faults:
             found.append(
                 "more than 1 % of the samples count for nothing (replay/lost): last observations of truncated episodes "
                 "have been overwritten; raise agent.final_capacity, or correct the env's max_episode_length. Or "
-                "short runs followed one another, each of which breaks off episodes; pass learn the progress of the last"
+                "short runs followed one another, each of which breaks off episodes; pass learn the last one's progress"
             )
         if metrics.get("policy/skipped_minibatches") and "loss/policy" not in metrics:
             found.append("the update was skipped whole: observations, rewards or the loss are not finite")

@@ -13,7 +13,7 @@ from rlcore.config import check, check_positive, settings_of
 from rlcore.critics import encoded, frozen
 from rlcore.distributions import sample_tanh_gaussian
 from rlcore.env import EnvSpec, VecEnv
-from rlcore.losses import actor_loss, critic_loss, temperature_gradient
+from rlcore.losses import actor_loss, cost_loss, cost_target, critic_loss, limited_loss, temperature_gradient
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.optimizer import polyak_update
@@ -161,26 +161,41 @@ class SAC(OffPolicy):
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1812.05905; with n steps the entropy of those in between is left out."""
         config, weight = self.config, batch.weight
+        seen, next_seen = batch.actor_obs, batch.next_actor_obs  # without images, as the gate has it
         batch = encoded(batch, self.policy, self.critics, self.policy, self.target_critics)
         # The soft value of what comes next, eq. 3: what target critics say, and the entropy bonus.
         with torch.no_grad():
             temperature = self.log_temperature.exp()
             next_action, next_log_prob = self._sample(batch.next_actor_obs)
+            next_action = self.safety_critic.followed(next_seen, batch.next_actor_obs, next_action)
             if config.center_entropy:
                 next_log_prob = next_log_prob + self.target_entropy
             bonus = -(temperature * next_log_prob)
             next_output = self.target_critics.output(batch.next_critic_obs, next_action)
         # The soft Bellman target, eq. 2, and the critics' distance from it, eq. 5.
-        output = self.critics.output(batch.critic_obs, batch.action)
+        output = self._critic_output(batch.critic_obs, batch.action)
         fixed = batch.reward, batch.discount, weight, bonus
         loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
         metrics = self._critic_step(loss, value)
+        if (costs := self.costs) is not None and batch.costs is not None:
+            # What actions cost: the same by the larger of two critics, and without the entropy.
+            with torch.no_grad():
+                following = costs.targets(batch.next_critic_obs, next_action)
+                target = cost_target(following, batch.costs, batch.discount)
+            spent = costs.critics(batch.critic_obs.detach(), batch.action)
+            metrics |= costs.learn(cost_loss(spent, target, weight))
         if with_actor:
             # The actor's loss, eq. 9, through actions that are differentiable by the policy's output.
             action, log_prob = self._sample(batch.actor_obs)
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action)
+            weight = self.safety_critic.counted(seen, action, weight)
             loss, entropy = actor_loss(values, weight, config.q_reduce, log_prob, temperature)
+            if costs is not None:  # under limits, by multipliers that follow what episodes cost
+                with frozen(costs.optimizer.parameters):
+                    spent = costs.critics(batch.critic_obs.detach(), action)
+                loss = limited_loss(loss, spent, weight, costs.multiplier, costs.price)
+            loss = self.safety_critic.with_danger(loss, seen, action)
             metrics |= self._actor_step(loss)
             if config.learn_temperature:
                 # The temperature's loss, eq. 18: its derivative is all that the step needs.
@@ -188,6 +203,8 @@ class SAC(OffPolicy):
                 self.temperature_optimizer.step(self.log_temperature.grad)
             metrics |= {"policy/entropy": entropy, "policy/temperature": temperature}
         polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
+        if costs is not None:
+            polyak_update(costs.target_buffer, costs.optimizer, config.tau)
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
@@ -206,7 +223,7 @@ class SAC(OffPolicy):
 
 def build_policy(spec: EnvSpec, config: SACConfig) -> SquashedPolicy:
     """Build an untrained policy, whose action is the squashed mean; one in a checkpoint loads without an env."""
-    policy = SquashedPolicy(spec, config, outputs=2)
+    policy = SquashedPolicy(spec, config, outputs=2, log_std_range=config.log_std_range)
     if config.init_std is not None:
         with torch.no_grad():
             policy.head.bias[policy.actions :] = math.log(config.init_std)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import check, check_positive
+from rlcore.gate import GateConfig
 from rlcore.returns import moments, standardized
 from rlcore.types import Metrics
 
@@ -76,6 +77,8 @@ class SafetyConfig:
     """With cat, the chance that the worst excess ends the future."""
     multiplier_max: float = 100.0
     """Largest multiplier: what a cost's advantage counts against that of the reward."""
+    gate: GateConfig = field(default_factory=GateConfig)
+    """A critic that tells how likely an action is to end in a violation, and what is done in place of risky ones."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -89,6 +92,13 @@ class SafetyConfig:
             check(isinstance(cost, CostConfig), f"costs.{name}", cost, "give a CostConfig(limit=...)")
             single = self.method != "cat" or cost.kind == "per_step"
             check(single, f"costs.{name}.kind", cost.kind, "cat limits single steps; set per_step, or method pid")
+
+    @property
+    def violations(self) -> dict[str, float]:
+        """Signals that are a violation where they are above a number: limited ones, and those that the gate names."""
+        limits = {name: cost.limit if cost.kind == "per_step" else 0.0 for name, cost in self.costs.items()}
+        names = self.costs if self.gate.costs is None else self.gate.costs
+        return {name: limits.get(name, 0.0) for name in names}
 
 
 class PID(nn.Module):
@@ -249,16 +259,13 @@ class Safety(nn.Module):
         cost = self.measure(data)
         if self.config.method == "p3o":
             return self._apart(cost, advantages, of_costs, learned, gammas)
-        known = cost.isfinite()
         # A multiplier waits where no episode ended: the same excess, counted again and again, would wind it up.
-        for name, value in self.controller(self.multiplier, cost).items():
-            buffer = self.multiplier if name == "multiplier" else getattr(self.controller, name)
-            buffer.copy_(torch.where(known, value, buffer))
+        self.move(cost, cost.isfinite())
         if self.standardize:
             advantages = standardized(advantages, learned)
             of_costs = torch.stack([standardized(column, learned) for column in of_costs.unbind()])
         priced = (self.multiplier.view(-1, 1, 1) * of_costs).sum(0)
-        metrics = self._named(multiplier=self.multiplier.clone(), cost=cost, limit=self.limit)
+        metrics = self.named(multiplier=self.multiplier.clone(), cost=cost, limit=self.limit)
         return (advantages - priced) / (1 + self.multiplier.sum()), None, metrics
 
     def _apart(
@@ -278,7 +285,13 @@ class Safety(nn.Module):
             excess = excess / torch.stack([moments(column, learned)[1] for column in of_costs.unbind()])
             of_costs = torch.stack([standardized(column, learned) for column in of_costs.unbind()])
         self.excess.copy_(torch.where(excess.isfinite(), excess, self.excess))
-        return advantages, of_costs.movedim(0, -1).contiguous(), self._named(cost=cost, limit=self.limit)
+        return advantages, of_costs.movedim(0, -1).contiguous(), self.named(cost=cost, limit=self.limit)
+
+    def move(self, cost: Tensor, due: Tensor) -> None:
+        """Move the multipliers by costs ``[K]``, where ``due``, bool ``[K]``."""
+        for name, value in self.controller(self.multiplier, cost).items():
+            buffer = self.multiplier if name == "multiplier" else getattr(self.controller, name)
+            buffer.copy_(torch.where(due, value, buffer))
 
     def terminate(self, data: Mapping[str, Tensor], reward: Tensor) -> tuple[Tensor, Tensor | None, Metrics]:
         """Constraints as terminations (Chane-Sane et al. 2024, arXiv:2403.18765).
@@ -306,10 +319,10 @@ class Safety(nn.Module):
         share = (excess / self.worst.clamp(min=1e-30).view(-1, 1, 1)).clamp(max=1.0)
         survival = 1 - self.config.termination_max * share.amax(0)
         over = (excess > 0).float().mean((1, 2))
-        metrics = self._named(cost=self.measure(data), limit=self.limit, violations=over)
+        metrics = self.named(cost=self.measure(data), limit=self.limit, violations=over)
         return torch.where(reward > 0, survival * reward, reward), survival, metrics
 
-    def _named(self, **rows: Tensor) -> Metrics:
+    def named(self, **rows: Tensor) -> Metrics:
         """Metrics of values ``[K]``."""
         return {
             f"safety/{name}_{row}": value
@@ -318,7 +331,12 @@ class Safety(nn.Module):
         }
 
     def measure(self, data: Mapping[str, Tensor]) -> Tensor:
-        """What a rollout's columns ``[T, N]`` cost ``[K]``: an episode that ended, or a step; NaN where none did.
+        """What a rollout's columns ``[T, N]`` cost ``[K]``: an episode that ended, or a step; NaN where none did."""
+        total, number = self.spent(data)
+        return total / number
+
+    def spent(self, data: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """What a rollout's columns ``[T, N]`` cost in all ``[K]``, and in how many episodes that ended, or steps.
 
         What is not a number takes with it the episodes of its env that ended in this rollout.
         """
@@ -329,14 +347,15 @@ class Safety(nn.Module):
         if "valid" in data:  # what is no step costs nothing, and ends no episode
             ends, steps = done & data["valid"], steps & data["valid"]
             costs = costs.where(data["valid"], 0.0)
-        per_step = costs.where(steps, 0.0).sum((1, 2)) / steps.sum((1, 2))
+        by_step = costs.where(steps, 0.0).sum((1, 2)), steps.sum((1, 2))
         complete = done.flip(0).cumsum(0).flip(0) > 0  # [T, N], steps of episodes that ended in this rollout
         ended = complete[0]  # [N]
         sums = torch.where(ended, self.running, 0.0) + costs.where(complete, 0.0).sum(1)  # [K, N]
         self.running.copy_(torch.where(ended, 0.0, self.running) + costs.where(~complete, 0.0).sum(1))
         sound = sums.isfinite()
-        per_episode = sums.where(sound, 0.0).sum(1) / (sound * ends.sum(0)).sum(1)
-        return torch.where(self.per_step, per_step, per_episode)
+        by_episode = sums.where(sound, 0.0).sum(1), (sound * ends.sum(0)).sum(1)
+        total, number = (torch.where(self.per_step, *pair) for pair in zip(by_step, by_episode, strict=True))
+        return total, number
 
     def _first(self, costs: Tensor, done: Tensor, data: Mapping[str, Tensor]) -> Tensor:
         """In the place of costs ``[K, T, N]`` whose probability is limited, 1 where one is above 0 for the first time.

@@ -150,6 +150,15 @@ class EpisodeStatistics:
         return means
 
 
+def means_of_applied(logs: list[Metrics]) -> Metrics:
+    """Mean of each metric over the minibatches whose step was taken, ``applied`` 1 and last, and how many were not."""
+    table = torch.stack([torch.stack(list(log.values())) for log in logs])  # [minibatches, metrics]
+    applied = table[:, -1:]
+    means = torch.where(applied > 0, table, 0.0).sum(0) / applied.sum()  # NaN, so not reported, if none was
+    metrics: Metrics = dict(zip(logs[0], means[:-1].unbind(), strict=False))
+    return metrics | {"policy/skipped_minibatches": len(logs) - applied.sum()}
+
+
 def means_of(logs: list[Metrics]) -> Metrics:
     """Mean of each metric over the gradient steps that have it; those of the same steps at once."""
     if len(logs) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -574,14 +575,14 @@ def test_a_cost_that_the_env_does_not_give_is_named() -> None:
             PPO(env(8, seed=1), config, seed=1).learn(1)
 
 
-@pytest.mark.parametrize("algo", ["sac", "ddpg"])
-def test_other_algorithms_say_what_is_missing(algo: str) -> None:
-    words = ["--agent.safety.costs.cost.limit", "25"]
-    with pytest.raises(UsageError, match=r"unknown setting --agent\.safety\.costs\.cost\.limit; .* ppo$"):
+def test_algorithms_without_limits_say_which_have_them() -> None:
+    words, own = ["--agent.safety.costs.cost.limit", "25"], str(Path(__file__).parent.parent / "examples" / "a2c.py")
+    with pytest.raises(UsageError, match=r"unknown setting --agent\.safety\.costs\.cost\.limit; .* ppo, sac or ddpg$"):
+        split_words(words, config_class(own), free="env")
+    with pytest.raises(ConfigError, match=r"file: unknown key 'safety'; limits on costs need ppo, sac or ddpg$"):
+        from_dict(find(own).config, {"safety": {}}, "file")
+    for algo in ("ppo", "sac", "ddpg"):
         split_words(words, config_class(algo), free="env")
-    with pytest.raises(ConfigError, match=r"file: unknown key 'safety'; limits on costs need ppo$"):
-        from_dict(find(algo).config, {"safety": {}}, "file")
-    split_words(words, config_class("ppo"), free="env")
 
 
 # Learning

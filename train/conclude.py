@@ -23,6 +23,7 @@ from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, ex
 from rlcore.export.metadata import plain
 from rlcore.export.observations import finite_part, group_shapes, too_few
 from rlcore.files import whole_file
+from rlcore.safety import SafetyConfig
 from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, read_config
@@ -65,8 +66,14 @@ def refuse_broken(policy: Policy, checkpoint: Path) -> None:
         )
 
 
+def violations_of(config: TrainConfig) -> dict[str, float]:
+    """Signals that the settings of a run make a violation where they are above a number; none where none are."""
+    safety: SafetyConfig = getattr(config.agent, "safety", SafetyConfig())
+    return safety.violations
+
+
 def export_checkpoint(
-    checkpoint: Path, output: Path, dynamic_batch: bool = False, env: VecEnv | None = None
+    checkpoint: Path, output: Path, dynamic_batch: bool = False, env: VecEnv | None = None, gate: bool = True
 ) -> ExportReport:
     """Write a checkpoint's policy as ONNX, checked on the observations that the checkpoint recorded.
 
@@ -76,6 +83,7 @@ def export_checkpoint(
         dynamic_batch: let the file take N rows at once.
         env: where to record anew if too few of those observations are finite; None makes one, unless that needs a
             simulator.
+        gate: write the policy's gate, if it has one.
 
     Raises:
         ExportError: the file does not do what the policy does.
@@ -89,6 +97,7 @@ def export_checkpoint(
             "env_steps": content["progress"]["env_steps"],
             "config_hash": config_hash(content["config"]),
             "env_options": options,
+            "violations": violations_of(read_config(content["config"], source=str(checkpoint))) or None,
         }
     own: VecEnv | None = None
     _, finite, left_out = finite_part(content["recording"], group_shapes(policy))
@@ -99,8 +108,9 @@ def export_checkpoint(
     recording = content["recording"]
     try:
         return export_onnx(
-            policy, spec, output, recording=recording, env=env, dynamic_batch=dynamic_batch, extra_metadata=facts
-        )
+            policy, spec, output, recording=recording, env=env, dynamic_batch=dynamic_batch, gate=gate,
+            extra_metadata=facts,
+        )  # fmt: skip
     finally:
         if own is not None:
             own.close()
@@ -139,7 +149,8 @@ def conclude(
     say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
     if stage is not None:
         say(console, f"stage        {config.eval_stage}: {stage_text(stage)}")
-    result = evaluate(env, policy, seed, stage=stage)
+    violations = violations_of(config)
+    result = evaluate(env, policy, seed, stage=stage, violations=violations)
     options = evaluation_options(config.env)
     record = evaluation_record(config.task, options, checkpoint, seed, result, stage, config.eval_stage)
     record |= {"iteration": iteration} | ({} if why is None else {"best": why})
@@ -152,7 +163,7 @@ def conclude(
             say(console, f"export       refused: {error}")
             refused = True
         else:
-            exported = evaluate(env, OnnxPolicy(run.exported), seed, stage=stage)
+            exported = evaluate(env, OnnxPolicy(run.exported), seed, stage=stage, violations=violations)
             file = {"file": str(run.exported), "sha256": _sha256(run.exported)}
             record["onnx"] = file | {"parity": report.parity.max_abs_error, **exported.as_dict()}
             say(console, f"ONNX file    {exported.summary()}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from rlcore.agent import Policy
 from rlcore.env import VecEnv, is_randomizable
 from rlcore.env_check import StepCheck, check_obs
+from rlcore.export.runner import OnnxPolicy
 from rlcore.normalization import UNUSABLE
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
@@ -48,6 +49,10 @@ class Evaluation:
     goals: int | None = None
     signals: Mapping[str, Tensor] = field(default_factory=dict)
     """Sum of each signal of the env over an episode, ``[E]`` float64; see ``Step.signals``."""
+    violations: Tensor | None = None
+    """Steps of an episode that were a violation, ``[E]`` float64; None where nothing is known to be one."""
+    takeovers: Tensor | None = None
+    """Steps in which the policy's gate put another action in the place of its own, ``[E]`` float64; None without."""
 
     @property
     def episodes(self) -> int:
@@ -88,9 +93,17 @@ class Evaluation:
             result["success"] = self.success
             result["success_ci95"] = list(wilson_interval(self.success, self.goals))
             result["goals"] = self.goals
+        for name, steps in self._shares().items():
+            share, low, high = ratio_interval(steps, self.lengths)
+            result |= {f"{name}_share": share, f"{name}_share_ci95": _finite((low, high))}
         for name, sums in self._known_signals().items():
             result |= {f"signal_{name}_mean": float(sums.mean()), f"signal_{name}_ci95": _finite(t_interval(sums))}
         return result
+
+    def _shares(self) -> dict[str, Tensor]:
+        """Steps ``[E]`` that are told as a share of all, by name, where they are known."""
+        steps = {"violation": self.violations, "gate": self.takeovers} if self.episodes else {}
+        return {name: value for name, value in steps.items() if value is not None}
 
     def _known_signals(self) -> dict[str, Tensor]:
         """Of each signal the episodes in which all of it was finite, where there are any."""
@@ -111,6 +124,10 @@ class Evaluation:
         for name, sums in self._known_signals().items():
             least, most = t_interval(sums)
             parts.append(f"{name} {float(sums.mean()):.4g} ({least:.4g} to {most:.4g})")
+        for name, steps in self._shares().items():
+            share, least, most = ratio_interval(steps, self.lengths)
+            what = {"violation": "violations in", "gate": "the gate acted in"}[name]
+            parts.append(f"{what} {share:.3%} of steps ({least:.3%} to {most:.3%})")
         parts.append(f"length {float(self.lengths.double().mean()):.1f}")
         parts.append(f"{self.episodes} episodes")
         return ", ".join([*parts, left_out] if left_out else parts)
@@ -150,7 +167,13 @@ def undisturbed(device: torch.device) -> Iterator[None]:
 
 
 def evaluate(
-    env: VecEnv, policy: Policy | ActionFunction, seed: int, *, rounds: int = 1, stage: Stage | None = None
+    env: VecEnv,
+    policy: Policy | ActionFunction,
+    seed: int,
+    *,
+    rounds: int = 1,
+    stage: Stage | None = None,
+    violations: Mapping[str, float] | None = None,
 ) -> Evaluation:
     """Run every env to the end of its first episode, and count each of these episodes once.
 
@@ -163,11 +186,13 @@ def evaluate(
         seed: makes the estimate repeatable; round r resets with ``seed + r``.
         rounds: times that all envs start anew; each gives ``env.num_envs`` episodes.
         stage: where the env's curricula stand as each round begins; None is wherever they are.
+        violations: signals that are a violation where they are above a number, by name; those that the env does not
+            give are left out.
 
     Raises:
         ValueError: the env returns something of a wrong type or shape.
     """
-    results = [_one_round(env, policy, seed + r, stage) for r in range(rounds)]
+    results = [_one_round(env, policy, seed + r, stage, violations or {}) for r in range(rounds)]
     known = [r for r in results if r.successes is not None]
     return Evaluation(
         returns=torch.cat([r.returns for r in results]),
@@ -177,7 +202,14 @@ def evaluate(
         successes=sum(r.successes or 0.0 for r in known) if known else None,
         goals=sum(r.goals or 0 for r in known) if known else None,
         signals={name: torch.cat([r.signals[name] for r in results]) for name in results[0].signals},
+        violations=_joined([r.violations for r in results]),
+        takeovers=_joined([r.takeovers for r in results]),
     )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in parts if part is not None]
+    return torch.cat(known) if len(known) == len(parts) else None
 
 
 class Controller:
@@ -188,9 +220,12 @@ class Controller:
         env: where it acts.
     """
 
+    acted: Tensor | None
+    """Bool ``[N]``, where the latest action was the policy's gate's; None without a gate."""
+
     def __init__(self, policy: Policy | ActionFunction, env: VecEnv) -> None:
         self._policy = policy
-        self._device = env.device
+        self._device, self.acted = env.device, None
         self._state = policy.initial_state(env.num_envs) if isinstance(policy, Policy) else ()
         if not isinstance(policy, Policy) and hasattr(policy, "reset"):
             policy.reset()
@@ -203,11 +238,17 @@ class Controller:
         spoil a simulator for good.
         """
         if isinstance(self._policy, Policy):
-            action, self._state = self._policy(obs, self._state)
+            if self._policy.gate is not None:
+                gated, self._state = self._policy.judged(obs, self._state)
+                action, self.acted = gated.action, gated.acted
+            else:
+                action, self._state = self._policy(obs, self._state)
             assert isinstance(action, Tensor)
         else:
             arrays = {group: values.detach().cpu().numpy() for group, values in obs.items()}
             action = torch.as_tensor(self._policy(arrays), device=self._device)
+            if isinstance(self._policy, OnnxPolicy) and self._policy.threshold is not None:
+                self.acted = torch.as_tensor(self._policy.acted, device=self._device)
         broken = ~action.isfinite()
         if broken.any():
             action = action.masked_fill(broken, 0)
@@ -221,7 +262,9 @@ class Controller:
             self._policy.reset(done.cpu().numpy())
 
 
-def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: Stage | None) -> Evaluation:
+def _one_round(
+    env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: Stage | None, bounds: Mapping[str, float]
+) -> Evaluation:
     n, device = env.num_envs, env.device
     returns = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
     lengths = torch.zeros(n, dtype=torch.int64, device=device)  # [N]
@@ -230,6 +273,8 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
     running, sound = torch.ones(2, n, dtype=torch.bool, device=device)  # [N] each
     reports_success = False
     signals: dict[str, Tensor] = {}  # [N] each
+    violations, takeovers = torch.zeros(2, n, dtype=torch.float64, device=device)  # [N] each
+    known: set[str] = set()
 
     controller = Controller(policy, env)
     obs, check = reset_at(env, stage, seed), StepCheck(env)
@@ -239,6 +284,11 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
         step = env.step(controller.act(obs))
         check(step)
         step = detached_step(step)
+        if controller.acted is not None:
+            takeovers += running & controller.acted
+        over = [value > bounds[name] for name, value in (step.signals or {}).items() if name in bounds]  # [N] each
+        known |= bounds.keys() & (step.signals or {}).keys()
+        violations += running & torch.stack(over).any(0) if over else 0.0
         done = step.terminated | step.truncated  # [N]
         returns += torch.where(running, step.reward.double(), 0.0)
         lengths += running
@@ -266,6 +316,8 @@ def _one_round(env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: S
         successes=float(successes.sum()) if reports_success else None,
         goals=round(float(goals.sum())) if reports_success else None,
         signals={name: sums[finished].cpu() for name, sums in signals.items()},
+        violations=violations[finished].cpu() if known else None,
+        takeovers=None if controller.acted is None else takeovers[finished].cpu(),
     )
 
 
@@ -286,6 +338,17 @@ def t_interval(values: Tensor, confidence: float = 0.95) -> tuple[float, float]:
     mean, std = float(values.mean()), float(values.std())
     half = t_quantile(0.5 + confidence / 2, n - 1) * std / math.sqrt(n)
     return mean - half, mean + half
+
+
+def ratio_interval(numbers: Tensor, of: Tensor, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Share that ``numbers [E]`` are of ``of [E]``, and its interval within 0..1, by the ratio estimator.
+
+    Cochran, Sampling Techniques (1977), chapter 6, with Student's t: episodes are independent, their steps are not.
+    """
+    total = of.double()
+    share = float(numbers.sum() / total.sum())
+    low, high = t_interval((numbers - share * total) / total.mean(), confidence)
+    return share, max(0.0, share + low), min(1.0, share + high)
 
 
 def t_quantile(p: float, dof: int) -> float:

@@ -97,8 +97,11 @@ def frames(
     seed: int,
     control_dt: float,
     stage: Stage | None = None,
+    takeovers: list[int] | None = None,
 ) -> Iterator[Frame]:
     """Run the policy and draw env 0, at most ``FPS`` times a simulated second.
+
+    A frame has a red border where the policy's gate acts in a step from it to the next frame.
 
     Args:
         env: what to run it in; it is reset here.
@@ -107,6 +110,7 @@ def frames(
         seed: of the episodes.
         control_dt: seconds of a control step.
         stage: where the env's curricula stand at the beginning; None is wherever they are.
+        takeovers: receives the steps in which the gate acts in env 0; None where nobody asks.
 
     Yields:
         uint8 ``[H, W, 3]``.
@@ -120,13 +124,27 @@ def frames(
     obs, check = reset_at(env, stage, seed), StepCheck(env)
     check_obs(env, obs, "reset")
     every = stride(control_dt)
-    for i in range(steps):
-        if i % every == 0:
-            yield _drawn(env)
-        step = env.step(controller.act(obs))
-        check(step)
-        controller.forget(begins(step))
-        obs = step.obs
+    for first in range(0, steps, every):
+        picture, acted = _drawn(env), False
+        for i in range(first, min(first + every, steps)):
+            step = env.step(controller.act(obs))
+            check(step)
+            if controller.acted is not None and bool(controller.acted.flatten()[0]):
+                acted = True
+                if takeovers is not None:
+                    takeovers.append(i)
+            controller.forget(begins(step))
+            obs = step.obs
+        yield _bordered(picture) if acted else picture
+
+
+def _bordered(picture: Frame) -> Frame:
+    """A copy with a red border, a fortieth of its height wide."""
+    width = max(2, len(picture) // 40)
+    marked = np.empty_like(picture)
+    marked[:] = (214, 39, 40)
+    marked[width:-width, width:-width] = picture[width:-width, width:-width]
+    return marked
 
 
 def _drawn(env: Renderable) -> Frame:

@@ -19,8 +19,8 @@ from rlcore.envs.launch import bare_name, simulator_of
 from rlcore.export import OnnxPolicy, broken_weights
 from rlcore.export.observations import group_shapes
 from rlcore.stage import Stage, can_take, saved_stage, stage_of, stage_text
-from rlcore.train.conclude import refuse_broken, restore_policy
-from rlcore.train.config import DEVICES, is_device, resolve_device
+from rlcore.train.conclude import refuse_broken, restore_policy, violations_of
+from rlcore.train.config import DEVICES, is_device, read_config, resolve_device
 from rlcore.train.evaluate import evaluation_options
 from rlcore.train.play import find_renderer
 from rlcore.train.run import RunFolder, locate
@@ -44,6 +44,8 @@ class Source:
     """Where the env's curricula are to stand; None where it has none, or none that are known."""
     which: str = "start"
     """Whose stage that is: ``trained`` or ``start``."""
+    violations: dict[str, float] = field(default_factory=dict)
+    """Signals of the env that are a violation where they are above a number."""
     notes: list[str] = field(default_factory=list)
     """What is to be said beside the result, one line each."""
 
@@ -85,13 +87,13 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
         run = _run_of(path)
         if run is not None and bare_name(run.read_config().task) == bare_name(str(trained_on)):
             trained_on = run.read_config().task  # files of before do not name the module that registers it
-        wanted = _needs_of_file(path, policy)
+        wanted, violations = _needs_of_file(path, policy), _violations_of_file(path, policy)
     else:
         run, path = locate(args.run, args.checkpoint)
         policy, spec, content = restore_policy(path, device)
         refuse_broken(policy, path)
         folder, trained_on, trained_with = run.path, content["config"]["task"], content["config"]["env"]
-        wanted = _needs(spec, policy)
+        wanted, violations = _needs(spec, policy), violations_of(read_config(content["config"], source=str(path)))
     task = args.task or trained_on
     same = trained_on is not None and bare_name(task) == bare_name(trained_on)
     notes = []
@@ -113,7 +115,7 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
         _check_fit(wanted, env, f"'{path}'", task)
         if args.onnx is not None:
             _check_action(policy, env, path, task)
-        source = Source(task, path, folder, policy, env, options, notes=notes)
+        source = Source(task, path, folder, policy, env, options, violations=violations, notes=notes)
         _set_stage(source, args.stage, run, content, same)
     except ValueError:
         env.close()
@@ -219,6 +221,13 @@ def _needs_of_file(path: Path, policy: OnnxPolicy) -> _Needs:
     discrete = metadata.get("action_kind") == "discrete"
     spec = EnvSpec(task="", observation_sizes={}, discrete=discrete, action_size=actions, action_parts=parts)
     return _Needs(terms, spec.action_text, images)
+
+
+def _violations_of_file(path: Path, policy: OnnxPolicy) -> dict[str, float]:
+    try:
+        return {str(name): float(bound) for name, bound in policy.metadata.get("violations", {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(f"'{path}': violations in its metadata is no table of numbers; export it anew") from None
 
 
 def _check_fit(wanted: _Needs, env: VecEnv, policy: str, task: str) -> None:

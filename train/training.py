@@ -24,7 +24,7 @@ from rlcore.resume import Progress, begin, restore, snapshot
 from rlcore.stage import Stage, lent, reset_at, stage_of
 from rlcore.train.algorithms import find
 from rlcore.train.best import Best, told_of_stages
-from rlcore.train.conclude import close_env, conclude, say
+from rlcore.train.conclude import close_env, conclude, say, violations_of
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
@@ -260,6 +260,8 @@ class Training:
         ):
             say(self.console, line)
         notes = [*self.notes, *getattr(env, "notes", ()), *self.agent.notes, *self.agent.policy.notes]
+        if self.agent.policy.gate is not None:
+            notes += self.agent.policy.gate.notes
         if config.preset is not None and self.algorithm.presets[config.preset].cuda and self.device.type == "cpu":
             notes.append(
                 f"the preset {config.preset} is made for CUDA, and slow on a CPU once learning begins; --preset "
@@ -301,7 +303,8 @@ class Training:
         stage = self._stage()
 
         def measure(policy: Policy) -> Evaluation:
-            return evaluate(self.eval_env, policy, config.seed + EVAL_SEED, stage=stage)
+            violations = violations_of(config)
+            return evaluate(self.eval_env, policy, config.seed + EVAL_SEED, stage=stage, violations=violations)
 
         with undisturbed(self.device), self._lent(progress), whole_episodes(self.eval_env):
             result = measure(self.agent.policy)

@@ -68,7 +68,9 @@ def eval_command(words: Sequence[str]) -> Job:
 
     def job() -> int:
         console = Console(file=standard_output())
-        result = evaluate(source.env, source.policy, args.seed, rounds=rounds, stage=source.stage)
+        result = evaluate(
+            source.env, source.policy, args.seed, rounds=rounds, stage=source.stage, violations=source.violations
+        )
         output = args.output or source.folder / "eval.json"
         record = evaluation_record(
             source.task, source.options, source.path, args.seed, result, source.stage, source.which

@@ -23,6 +23,8 @@ class ExportArguments:
     """File to write; None: export/policy.onnx in the run folder."""
     dynamic_batch: bool = False
     """Let the file take any number of observations at once instead of one."""
+    gate: bool = True
+    """Write the gate of a policy that has one (agent.safety.gate); --no-gate writes the bare policy, and says so."""
 
 
 def export_command(words: Sequence[str]) -> Job:
@@ -41,7 +43,7 @@ def export_command(words: Sequence[str]) -> Job:
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
     try:
         with output_elsewhere(args.output, run.exported):
-            report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch)
+            report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch, gate=args.gate)
     except ExportError as error:
         print(f"rlcore export: refused: {error}", file=sys.stderr)
         return lambda: 1

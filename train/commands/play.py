@@ -58,10 +58,15 @@ def play_command(words: Sequence[str]) -> Job:
     steps = args.steps or min(source.env.max_episode_length, 500)
     with contextlib.closing(source.env):
         control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
-        pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, source.stage)
+        acted: list[int] = []
+        pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, source.stage, acted)
         with output_elsewhere(args.output, output):
             count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
     print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
+    if acted:
+        print(
+            f"the gate acted in {len(acted)} of {steps} steps, first in step {acted[0] + 1}: frames with a red border"
+        )
     print("".join(f"{line}\n" for line in source.notes), end="")
     print(f"written to {output}")
     return lambda: 0
