@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlcore.envs.reach import Reach
 
-BOX_LOW, BOX_HIGH = (0.2, -0.1, 0.0), (0.6, 0.1, 0.36)
+BOX_LOW, BOX_HIGH = (0.2, -0.1, 0.0), (0.6, 0.1, 0.3)
 """Opposite corners of the box that the end effector must stay out of, m, x y z in ``base_link``."""
 GAP = 0.03
 """Commands keep this far from the box, m."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from rlcore.networks import Network, network_outputs, orthogonal_
 from rlcore.normalization import make_normalizer
 from rlcore.observations import choose_groups, groups_of, images, vectors
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.optimizer import FlatAdam
+from rlcore.perceptrons import WrittenOut, is_perceptron
 from rlcore.policies import ActorPolicy, SquashedPolicy
 from rlcore.recurrent import cleared
 from rlcore.replay import Batch
@@ -187,6 +190,14 @@ class Critics(nn.Module):
         """Values ``[count, B]`` of actions ``[B, A]``, by image features and normalized vectors, joined ``[B, O]``."""
         output = self.output(features, action, count)
         return output.squeeze(-1) if self.support is None else expected_value(output, *self.support)
+
+    def written_out(self, optimizer: FlatAdam) -> WrittenOut | None:
+        """Their backward pass written out for a CPU, with their optimizer; None where it is for others."""
+        trunks: list[Any] = list(self.trunks)
+        all_learned = len(optimizer.parameters) == len(list(self.parameters()))
+        if self.raw_shapes or not all_learned or not optimizer.value.is_cpu or not all(map(is_perceptron, trunks)):
+            return None
+        return WrittenOut(trunks, list(self.heads), optimizer)  # type: ignore[arg-type]
 
 
 def encoded(

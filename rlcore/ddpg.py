@@ -130,7 +130,7 @@ class DDPG(OffPolicy):
             next_action = self.safety_critic.followed(next_seen, batch.next_actor_obs, next_action)
             next_output = self.target_critics.output(batch.next_critic_obs, next_action)
         # The target, eq. 5, or the lower of two critics', TD3 eq. 10; and the critics' distance from it, eq. 4.
-        output = self.critics.output(batch.critic_obs, batch.action)
+        output = self._critic_output(batch.critic_obs, batch.action)
         fixed = batch.reward, batch.discount, weight
         loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
         metrics = self._critic_step(loss, value)

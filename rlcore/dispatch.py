@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from rlcore.capture import compiling
 
@@ -76,6 +77,11 @@ def kernels_run(device: torch.device) -> bool:
     ``RLCORE_KERNELS=0`` in the environment and ``kernels_off`` switch them off.
     """
     return _wanted and (_interpreted or (device.type == "cuda" and shared_memory(device) > 0))
+
+
+def written_out_runs(tensor: Tensor) -> bool:
+    """Tell whether what is written out for a CPU runs in place of the plain text, by a tensor that it is given."""
+    return tensor.is_cpu and _wanted and not _interpreted and not compiling()
 
 
 @contextmanager

@@ -45,6 +45,15 @@ class Gaussian(NamedTuple):
         shift = (self.mean - new.mean) / new.std
         return (0.5 * (ratio * ratio + shift * shift - 1) - ratio.log()).sum(-1)
 
+    def backward(self, action: Tensor, by_log_prob: Tensor, by_entropy: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gradients by mean and deviation, of one ``std`` for all; see ``Categorical.backward``."""
+        z, outer = (action - self.mean) / self.std, by_log_prob.unsqueeze(-1)
+        by_z = -(outer * z)
+        by_std = outer.expand_as(z).neg().flatten(0, -2).sum(0) / self.std
+        if by_entropy is not None:
+            by_std = by_entropy / self.std + by_std
+        return -(by_z / self.std), by_std + (-by_z * (z / self.std)).flatten(0, -2).sum(0)
+
 
 class Categorical(NamedTuple):
     """One of K choices; ``log_probs`` are normalized."""
@@ -72,6 +81,23 @@ class Categorical(NamedTuple):
     def kl(self, new: Categorical) -> Tensor:
         """KL(self || new) in nats, ``[...]``."""
         return (self.log_probs.exp() * (self.log_probs - new.log_probs)).sum(-1)
+
+    def backward(self, action: Tensor, by_log_prob: Tensor, by_entropy: Tensor | None) -> tuple[Tensor]:
+        """Gradient by the parameters, in the order and to the bits of autograd.
+
+        Args:
+            action: ``[...]``, whose ``log_prob`` there is a gradient by.
+            by_log_prob: ``[...]``, that gradient.
+            by_entropy: that by ``entropy``, of its shape; None: there is none.
+
+        Returns:
+            One ``[..., K]`` for each parameter.
+        """
+        place, gradient = action.unsqueeze(-1), by_log_prob.unsqueeze(-1)
+        if by_entropy is None:
+            return (torch.zeros_like(self.log_probs).scatter_(-1, place, gradient),)
+        p, outer = self.log_probs.exp(), -by_entropy.unsqueeze(-1)
+        return ((outer * p + outer * self.log_probs * p).scatter_add_(-1, place, gradient),)
 
 
 class MultiCategorical(NamedTuple):
@@ -216,6 +242,16 @@ class GaussianHead(nn.Module):
             above = F.softplus(raw, self.sharpness)
         return Gaussian(mean, (self.min_std + above).clamp(max=self.max_std))
 
+    def backward(self, by_std: Tensor) -> Tensor:
+        """Gradient by ``raw_std``, from that by one deviation for all ``[A]``; to the bits of autograd."""
+        raw, limit = self.raw_std, math.log(self.max_std)
+        assert raw is not None, "a deviation for each state is part of the output"
+        above = raw.clamp(max=limit).exp() if self.std_type == "log" else F.softplus(raw, self.sharpness)
+        by_std = torch.where(self.min_std + above <= self.max_std, by_std, 0.0)
+        if self.std_type == "log":
+            return torch.where(raw <= limit, by_std * above, 0.0)
+        return torch.ops.aten.softplus_backward(by_std, raw, self.sharpness, 20)  # type: ignore[no-any-return]
+
 
 class CategoricalHead(nn.Module):
     """Linear logits over choices; ``linear`` is applied by the caller.
@@ -254,3 +290,9 @@ class CategoricalHead(nn.Module):
         # By reshape: opset 11 of ONNX has no unflatten.
         logits = output.index_select(-1, self.places).reshape(*output.shape[:-1], *self.shape)
         return MultiCategorical(F.log_softmax(logits.masked_fill(self.filled, IMPOSSIBLE), dim=-1))
+
+    def backward(self, distribution: Categorical, gradient: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Gradient by the output ``[..., K]`` of one dimension, from that by ``log_probs``; to the bits of autograd."""
+        backward = torch.ops.aten._log_softmax_backward_data
+        by_output: Tensor = backward(gradient, distribution.log_probs, -1, gradient.dtype)
+        return by_output if mask is None else torch.where(mask > 0, by_output, 0.0)

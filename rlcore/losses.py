@@ -22,7 +22,7 @@ arXiv:1802.09477), their mean, or each its own target critic."""
 
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction", "policy/std")
 """What ``ppo_loss`` reports with Gaussian actions, in the order in which its kernel stores them. One more is a name
-here, its value in ``ppo_loss``, and one line in the kernel, which stores its sum."""
+here, its value in ``ppo_loss``, one line in the kernel, which stores its sum, and one in ``ppo_gradient``."""
 
 # --- PPO -------------------------------------------------------------------------------------------------------------
 

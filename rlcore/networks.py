@@ -22,14 +22,14 @@ from rlcore.types import Obs, State
 from rlcore.user_code import is_place, written_as
 
 # In place, as nothing else reads what a layer's product leaves: no new memory, which would be as large as the layer.
-_IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu_,
     "relu": F.relu_,
     "tanh": torch.tanh_,
     "leaky_relu": F.leaky_relu_,
     "selu": F.selu_,
 }
-ACTIVATIONS = frozenset(_IN_PLACE)
+ACTIVATIONS = frozenset(IN_PLACE)
 """Activations of ``mlp``: those whose derivative follows from their output."""
 
 KINDS = ("mlp", "residual")
@@ -129,7 +129,7 @@ def mlp(
 
 def _hidden(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], activation: str) -> Tensor:
     for w, b in zip(weights, biases, strict=True):
-        x = _IN_PLACE[activation](F.linear(x, w, b))
+        x = IN_PLACE[activation](F.linear(x, w, b))
     return x
 
 

@@ -53,19 +53,15 @@ class OffPolicy:
     config: OffPolicyConfig
 
     def __init__(
-        self,
-        env: VecEnv,
-        config: OffPolicyConfig,
-        build_policy: Callable[[EnvSpec, Any], SquashedPolicy],
-        seed: int | None,
-        num_iterations: int | None,
-    ) -> None:
+        self, env: VecEnv, config: OffPolicyConfig, build_policy: Callable[[EnvSpec, Any], SquashedPolicy],
+        seed: int | None, num_iterations: int | None,
+    ) -> None:  # fmt: skip
         if seed is not None:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
         policy = build_policy(spec, config).to(device)
         self.env, self.config, self.policy, self.device, self.seed = env, config, policy, device, seed
-        self.num_steps, self.iteration = config.num_steps, 0
+        self.num_steps, self.num_iterations, self.iteration = config.num_steps, num_iterations, 0
         self.mode: Mode = config.mode
         self.critics = Critics(spec, config, policy).to(device)
         self.critic_groups = self.critics.groups
@@ -78,7 +74,6 @@ class OffPolicy:
         refuse_state(policy, self.critics)
         set_precision(config, policy, self.critics)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
-        self.num_iterations = num_iterations
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
         self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
         # These bring weights to unit length, if so configured, so targets are copied afterwards.
@@ -87,6 +82,7 @@ class OffPolicy:
         theirs = set(self.critics.parameters())
         self.actor_optimizer = self._adam([p for p in learned(policy) if p not in theirs], layers[0])
         self.critic_optimizer = self._adam(learned(self.critics), layers[1])
+        self._written = self.critics.written_out(self.critic_optimizer)
         self.target_critics = copy.deepcopy(self.critics)
         self.target_critic_buffer = flat(learned(self.target_critics))
         self.target_critics.requires_grad_(False)
@@ -115,8 +111,7 @@ class OffPolicy:
         self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
-        self.fault_groups = fault_groups(policy.groups, self.critic_groups)
-        self.broken = Latest(device)
+        self.fault_groups, self.broken = fault_groups(policy.groups, self.critic_groups), Latest(device)
         self.anchors = Anchors(self)
         # Which of the gradient steps move the actor is settled when a graph is recorded: one graph for each pattern.
         self._updates = [Captured(self._improve, config.mode, device) for _ in range(config.policy_delay)]
@@ -127,9 +122,8 @@ class OffPolicy:
     def _notes(self, told: list[str]) -> tuple[str, ...]:
         """What a run prints when it begins; gradient steps last."""
         source = "env" if self.config.action_low is None and self.config.action_high is None else "settings"
-        first = self.first_rows * self.env.num_envs
         told = [*told, f"actions within {self.policy.bounds_text}, from the {source}"]
-        return (*told, steps_note(self.num_updates, f"from step {first:,} on"))
+        return (*told, steps_note(self.num_updates, f"from step {self.first_rows * self.env.num_envs:,} on"))
 
     def warnings(self, num_iterations: int) -> list[str]:
         """What makes a run of so many further iterations slow or useless."""
@@ -331,10 +325,16 @@ class OffPolicy:
         """Improve the critics on ``[B, ...]``, and the actor if it is due."""
         raise NotImplementedError
 
+    def _critic_output(self, features: Tensor, action: Tensor) -> Tensor:
+        """What the critics say of actions ``[B, A]``, for the loss that ``_critic_step`` takes a step down."""
+        output = None if self._written is None else self._written.forward(torch.cat([features, action], -1))
+        return self.critics.output(features, action) if output is None else output
+
     def _critic_step(self, loss: Tensor, value: Tensor) -> Metrics:
         """Take the critics' step down their loss; ``value`` is the mean of what they say."""
-        metrics = {"loss/value": loss.detach(), "policy/value": value}
-        return metrics | {"policy/value_gradient_norm": descend(self.critic_optimizer, loss)}
+        metrics, adam = {"loss/value": loss.detach(), "policy/value": value}, self.critic_optimizer
+        known = self._written is not None and self._written.backward(loss)
+        return metrics | {"policy/value_gradient_norm": adam.step(loss.detach())[0] if known else descend(adam, loss)}
 
     def _actor_step(self, loss: Tensor) -> Metrics:
         """Take the actor's step down its loss; the critics' own gradients are not wanted."""

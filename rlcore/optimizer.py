@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -188,6 +189,11 @@ class FlatAdam:
         for parameter in self.parameters:
             parameter.grad = None
 
+    def gather(self) -> None:
+        """Let gradients be written to where ``step`` wants them: each ``grad`` becomes a part of one buffer."""
+        for parameter, part in zip(self.parameters, self._parts, strict=True):
+            parameter.grad = part
+
     @torch.no_grad()
     def step(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Clip and step, unless ``allowed`` is false, or a loss or gradient that is not finite: then nothing changes.
@@ -199,7 +205,9 @@ class FlatAdam:
             The gradient's norm before clipping, and 1 if the step was taken, else 0; scalars.
         """
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        whole = joined(gradients)  # some kernels write them so
+        whole: Tensor | None = self.gradient
+        if not all(map(operator.is_, gradients, self._parts)):
+            whole = joined(gradients)  # some kernels write them so
         if whole is None:
             whole = self.gradient
             torch._foreach_copy_(self._parts, gradients)

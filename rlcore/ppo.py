@@ -26,7 +26,8 @@ from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
 from rlcore.policies import build_policy
 from rlcore.ppo_config import PPOConfig as PPOConfig
-from rlcore.ppo_config import linear_rate, rate_by_kl, sequences_of
+from rlcore.ppo_config import linear_rate, loss_settings, rate_by_kl, sequences_of
+from rlcore.ppo_gradient import written_out
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
 from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled, without_burn_in
@@ -70,8 +71,7 @@ class PPO:
             mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
         self.recurrent = self.policy.trunk.recurrent or self.critic.trunk.recurrent
         self.length, self.num_sequences = sequences_of(config, env.num_envs, self.recurrent)
-        averaged = config.entropy_reduction == "mean" and not spec.discrete
-        self.entropy_coef = config.entropy_coef / (spec.action_size if averaged else 1)  # of the sum over actions
+        self.loss_settings = loss_settings(config, spec)
         finals = (*self.critic.groups, *self.critic.raw_shapes) if config.timeout_bootstrap == "final_obs" else ()
         want_final_obs(env, finals)
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
@@ -97,6 +97,8 @@ class PPO:
         self._act = Captured(self._choose, config.mode, device, before=self.anchors.check_policy)
         self._record = Captured(self._store, config.mode, device)
         self._update = Captured(self._improve, config.mode, device)
+        own = type(self)._evaluate is not PPO._evaluate
+        self._gradient = None if own else written_out(self.policy, self.critic, self.optimizers, self.loss_settings)
         self._loss = compiled(type(self)._evaluate, config.mode, device)  # a bound one would keep the agent alive
 
     def warnings(self, num_iterations: int) -> list[str]:
@@ -314,10 +316,13 @@ class PPO:
     def _minibatch(self, samples: Samples) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
         config = self.config
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
-        loss, metrics = self._loss(self, samples)
-        loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
+        if self._gradient is not None and self._gradient.takes(samples):
+            loss, metrics = self._gradient(samples)
+        else:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            loss, metrics = self._loss(self, samples)
+            loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             allowed = (loss.abs() < torch.inf) & ~self.stopped  # which NaN fails; isfinite takes four operators
             if config.lr_schedule == "adaptive":
@@ -341,12 +346,8 @@ class PPO:
         )
         if config.burn_in > 0 and self.recurrent:
             distribution, value, samples = without_burn_in(distribution, value, samples, config.burn_in)
-        loss, metrics = ppo_loss(
-            distribution, value[..., 0] if self.signals else value, samples, clip_range=config.clip_range,
-            value_coef=config.value_coef, entropy_coef=self.entropy_coef, clip_value_loss=config.clip_value_loss,
-            standardize_advantage=config.normalize_advantage == "minibatch",
-            bounds=(config.bounds_loss_coef, config.bounds_loss_limit),
-        )  # fmt: skip
+        rewarded = value[..., 0] if self.signals else value
+        loss, metrics = ppo_loss(distribution, rewarded, samples, **self.loss_settings)
         if samples.signal_returns is not None:
             metrics["loss/signal_value"] = value_loss(value[..., 1:], samples.signal_returns, samples.weight)
             loss = loss + config.value_coef * metrics["loss/signal_value"]

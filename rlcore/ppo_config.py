@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.arrays import arrays
 from rlcore.config import ConfigError, check, check_positive
+from rlcore.env import EnvSpec
 from rlcore.safety import SafetyConfig
 from rlcore.signals import SignalConfig
 from rlcore.types import Mode
@@ -164,6 +165,19 @@ def small_minibatches(config: PPOConfig, num_envs: int) -> str:
         f"num_minibatches is {config.num_minibatches}, which cuts {num_envs} envs x {config.num_steps} steps into "
         f"minibatches of {size} sample{'s' * (size != 1)}; under {SMALL_MINIBATCH} gradients are mostly noise: {remedy}"
     )
+
+
+def loss_settings(config: PPOConfig, spec: EnvSpec) -> dict[str, Any]:
+    """Keyword arguments of ``losses.ppo_loss``."""
+    averaged = config.entropy_reduction == "mean" and not spec.discrete
+    return {
+        "clip_range": config.clip_range,
+        "value_coef": config.value_coef,
+        "entropy_coef": config.entropy_coef / (spec.action_size if averaged else 1),  # of the sum over actions
+        "clip_value_loss": config.clip_value_loss,
+        "standardize_advantage": config.normalize_advantage == "minibatch",
+        "bounds": (config.bounds_loss_coef, config.bounds_loss_limit),
+    }
 
 
 def linear_rate(config: PPOConfig, iteration: int, num_iterations: int | None) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -232,8 +233,9 @@ class Replay:
     @torch.no_grad()
     def broken(self, rows: int) -> Tensor:
         """Tell which steps of the latest ``rows`` are broken, the last first, ``[rows, N]``."""
-        back = torch.arange(1, 1 + min(rows, self.num_rows), device=self.device)
-        _, end, row, back = arrays(self.end, self.row, back)
+        xp, end, row = arrays(self.end, self.row)
+        some = {} if xp is np else {"device": self.device}
+        back = xp.arange(1, 1 + min(rows, self.num_rows), **some)
         return torch.as_tensor(end[(row - back) % self.num_rows] == BROKEN)
 
     @torch.no_grad()

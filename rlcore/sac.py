@@ -173,7 +173,7 @@ class SAC(OffPolicy):
             bonus = -(temperature * next_log_prob)
             next_output = self.target_critics.output(batch.next_critic_obs, next_action)
         # The soft Bellman target, eq. 2, and the critics' distance from it, eq. 5.
-        output = self.critics.output(batch.critic_obs, batch.action)
+        output = self._critic_output(batch.critic_obs, batch.action)
         fixed = batch.reward, batch.discount, weight, bonus
         loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
         metrics = self._critic_step(loss, value)

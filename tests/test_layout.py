@@ -32,9 +32,9 @@ LAYERS = (
     {"_version", "types", "agent", "env", "env_check", "config", "checkpoint", "returns", "distributions", "networks"}
     | {"capture", "arrays", "dispatch", "kernels", "recurrent", "optimizer", "losses", "replay_rows", "device_memory"}
     | {"files", "statistics", "faults", "stage", "normalization", "device", "anchors", "encoders", "names", "rollout"}
-    | {"activations", "observations", "signals", "safety", "gate", "action_scale", "own_network", "user_code"}
-    | {"risk"},
-    {"replay", "learn", "resume", "report", "actor_critic_config", "ppo_config", "safety_critic"}
+    | {"activations", "observations", "perceptrons", "signals", "safety", "gate", "action_scale", "own_network"}
+    | {"risk", "user_code"},
+    {"replay", "learn", "resume", "report", "actor_critic_config", "ppo_config", "ppo_gradient", "safety_critic"}
     | {"off_policy", "off_policy_config", "policies", "critics", "cost_critics", "exploration"},
     {"ppo", "sac", "ddpg"},
 )
