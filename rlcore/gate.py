@@ -43,7 +43,7 @@ class GateConfig:
     there per_step is a violation where it is above its limit."""
     horizon: float = 7.0
     """Steps that a risk looks ahead, about: a violation k steps away counts (1 - 1 / horizon)^k."""
-    warmup: int = 300
+    warmup: int = 1000
     """Gradient steps of the safety critic before the gate acts: until then it learns what the policy does by itself."""
     pose: tuple[float, ...] | None = None
     """Action to hold still with, one number for all dimensions or one each; none: what the env tells, else 0."""
