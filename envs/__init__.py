@@ -57,7 +57,7 @@ def make_env(
     Args:
         task: a name of ``TASKS``, ``gym:<id>`` for any id that ``gymnasium.make`` knows, a task of Isaac Lab
             (``isaaclab:<id>`` or ``Isaac-...``) or mjlab (``mjlab:<name>`` or ``Mjlab-...``), or
-            ``python:<module>:<class>`` for a vector env of one's own, see ``own_env``.
+            ``python:<module>:<class>`` for a vector env of one's own, see ``own_env``, or ``envpool:<id>``.
         num_envs: number of copies N.
         device: where the tensors of the env live.
         seed: of the first ``reset()`` that is called without one; ``None`` draws a fresh one.
@@ -91,6 +91,10 @@ def make_env(
         from rlcore.envs.gymnasium import make_gymnasium
 
         return make_gymnasium(task.removeprefix(GYM_PREFIX), num_envs, device, seed, **options)
+    if simulator == "envpool":
+        from rlcore.envs.envpool import make_envpool
+
+        return make_envpool(task.partition(":")[2], num_envs, device, seed, **options)
     if task.startswith(PYTHON_PREFIX):
         return _make_own(task, num_envs, device, seed, options)
     if task not in TASKS:
@@ -113,13 +117,14 @@ def make_env(
 
 
 def own_env(task: str) -> Any:
-    """The class of a vector env (``rlcore.env.VecEnv``) that a task ``python:<module>:<class>`` names.
+    """The class of a vector env (``rlcore.env.VecEnv``), or the function that makes one, of ``python:<module>:<name>``.
 
-    It takes ``num_envs`` and, if it has such arguments, ``device`` and ``seed``. ``user_code.imported`` tells where
-    modules are looked for; the path of a file does as well.
+    It takes ``num_envs`` and, if it has such arguments, ``device`` and ``seed``. A function may return one of
+    gymnasium's or envpool's as well. ``user_code.imported`` tells where modules are looked for; the path of a file does
+    as well.
 
     Raises:
-        ValueError: there is no such module or class, or it is no vector env's.
+        ValueError: there is no such module or class, or it is no vector env's and no function of ``num_envs``.
     """
     module_name, _, name = task.removeprefix(PYTHON_PREFIX).rpartition(":")
     if not module_name or not name:
@@ -127,10 +132,14 @@ def own_env(task: str) -> Any:
     module, name = imported(task, f"task '{task}'")
     cls = getattr(module, name, None)
     # Asked before anything is called: a name may come from a file.
-    if not isinstance(cls, type) or not all(hasattr(cls, method) for method in ("reset", "step", "close")):
+    is_env = isinstance(cls, type) and all(hasattr(cls, method) for method in ("reset", "step", "close"))
+    if not is_env and not (inspect.isfunction(cls) and "num_envs" in inspect.signature(cls).parameters):
         classes = [key for key, value in vars(module).items() if isinstance(value, type) and hasattr(value, "step")]
         there = f"there is {', '.join(classes)}" if classes else "rlcore.env.VecEnv tells what one needs"
-        raise ValueError(f"task '{task}': '{name}' in {module_name} is no class of a vector env; {there}")
+        raise ValueError(
+            f"task '{task}': '{name}' in {module_name} is no class of a vector env; {there}, "
+            "or let a function take num_envs and return one"
+        )
     return cls
 
 
@@ -142,7 +151,7 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
     common = {"num_envs": num_envs, "device": device, "seed": seed}
     _check_options(task, cls, options, set(common), [])
     made: Any = cls(**{name: value for name, value in common.items() if name in parameters}, **options)
-    env: VecEnv = made
+    env: VecEnv = _adapted(made, task, device, None if "seed" in parameters else seed)
     if _placed(getattr(env, "device", device)) != device:  # one without is refused later, by what it lacks
         remedy = "let it take an argument device" if "device" not in parameters else "let it heed its argument device"
         raise ValueError(
@@ -150,6 +159,19 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
         )
     if not hasattr(env, "task"):
         made.task = task  # an exported file says what to make for its evaluation
+    return env
+
+
+def _adapted(made: Any, task: str, device: torch.device, seed: int | None) -> VecEnv:
+    """An env of somebody's, one of gymnasium's or envpool's by their adapter."""
+    from gymnasium.vector import VectorEnv
+
+    from rlcore.envs.envpool import is_pool
+    from rlcore.envs.gymnasium import GymnasiumEnv
+
+    if isinstance(made, VectorEnv) or is_pool(made):
+        return GymnasiumEnv(made, device, seed, task=task)
+    env: VecEnv = made
     return env
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import look_here, unknown_option
+from rlcore.envs.envpool import with_reset_seed
 from rlcore.envs.gym_costs import StepCosts
 from rlcore.envs.gym_spaces import Arrays, flat_action_space, layouts_of, terms_of, to_torch
 from rlcore.envs.gym_wrappers import CopyObservation, WithActionMask, masked, wrapper_of
@@ -64,7 +65,8 @@ class GymnasiumEnv:
         """Wrap a vector env, which is then owned: ``close()`` closes it.
 
         Args:
-            env: whose metadata tell its autoreset mode; with DISABLED, its ``reset`` takes ``reset_mask``.
+            env: whose metadata tell its autoreset mode; with DISABLED, its ``reset`` takes ``reset_mask``. Pools of
+                envpool's are such vector envs.
             device: where observations and rewards go.
             seed: of the first ``reset()`` that is called without one.
             task: name for run folders and exported files; by default ``gym:<id>`` where the id is known.
@@ -74,6 +76,7 @@ class GymnasiumEnv:
         Raises:
             ValueError: not a vector env, no autoreset mode, or a space that rlcore cannot train on.
         """
+        env = with_reset_seed(env)
         if not isinstance(env, VectorEnv):
             raise ValueError(
                 f"GymnasiumEnv takes a gymnasium VectorEnv, got {type(env).__name__}; "
@@ -90,7 +93,8 @@ class GymnasiumEnv:
         self.device = torch.empty(0, device=device).device
         # make_vec leaves a changed time limit in the arguments of the spec.
         limit = spec.kwargs.get("max_episode_steps", spec.max_episode_steps) if spec is not None else None
-        self.max_episode_length = int(max_episode_length or limit or NO_TIME_LIMIT)
+        limit = max_episode_length or limit or getattr(env, "max_episode_steps", None)  # the latter of a pool
+        self.max_episode_length = int(limit or NO_TIME_LIMIT)
         layouts = layouts_of(self.task, env.single_observation_space)
         self.observation_spaces: Mapping[str, spaces.Box] = {group: layout.box for group, layout in layouts.items()}
         self.action_space: spaces.Space[Any] = flat_action_space(self.task, env.single_action_space)
@@ -272,7 +276,7 @@ class GymnasiumEnv:
                 "so remove the vector wrapper that drops it or fix the vector env"
             )
         final = {group: np.array(values) for group, values in groups.items()}
-        batched = self._groups(given) if not _is_object_array(given) else None
+        batched = None if isinstance(given, np.ndarray) and given.dtype == object else self._groups(given)
         for i in np.flatnonzero(done):
             last = {group: values[i] for group, values in batched.items()} if batched else self._groups_of_one(given[i])
             for group, values in final.items():
@@ -394,7 +398,3 @@ def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | N
     """Sub-env 0 of a SyncVectorEnv; None where sub-envs live in other processes or do not exist."""
     sub_envs = getattr(env.unwrapped, "envs", None)
     return sub_envs[0] if sub_envs else None
-
-
-def _is_object_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype == object

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from rlcore.user_code import PYTHON_PREFIX as PYTHON_PREFIX
 
-Simulator = Literal["isaaclab", "mjlab", "gymnasium", "builtin"]
+Simulator = Literal["isaaclab", "mjlab", "gymnasium", "envpool", "builtin"]
 
 SIMULATORS = ("isaaclab", "mjlab")
 """Those whose tasks are registered with a configuration to train with, and whose envs take long to make."""
@@ -25,6 +25,7 @@ PREFIXES: dict[str, Simulator] = {
     "mjlab:": "mjlab",
     "Mjlab-": "mjlab",
     "gym:": "gymnasium",
+    "envpool:": "envpool",
     PYTHON_PREFIX: "builtin",
 }
 """How task names begin, and whose they are."""

@@ -21,12 +21,13 @@ def shipped_config(task: str, algo: str = TrainConfig.algo, preset: str | None =
     """The file that an algorithm is shipped with for a task or, failing that, for its family.
 
     They are in the folder that the algorithm's record names. ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``,
-    ``Reach-UR5e`` and ``Reach``, a gymnasium id last for its family, such as ``gym_mujoco``, and ``gym``, and every
-    task for ``default``.
+    ``Reach-UR5e`` and ``Reach``, a gymnasium id last for its family, such as ``gym_mujoco``, and ``gym``, an id of
+    envpool's for what gymnasium's of that name has, and every task for ``default``.
     """
     folder = find(algo).folder(preset)
     if folder is None:
         return None
+    task = re.sub("^envpool:", "gym:", task)
     name = safe_name(task)[:200]  # file systems take no longer names
     names = [name]
     while "-" in name:

@@ -25,6 +25,7 @@ MAKERS = {
     "isaaclab": ["rlcore.envs.isaaclab:make_isaaclab", "rlcore.envs.isaaclab:IsaacLabEnv"],
     "mjlab": ["rlcore.envs.mjlab:make_mjlab", "rlcore.envs.mjlab:MjlabEnv"],
     "gymnasium": ["rlcore.envs.gymnasium:make_gymnasium"],
+    "envpool": ["rlcore.envs.envpool:make_envpool"],
 }
 """What takes the options of tasks that are not built in, and what else describes them."""
 
@@ -126,6 +127,7 @@ def print_tasks(part: str) -> None:
             missing_here = _missing(names[0])
             print(f"  {family}: {', '.join(names) if missing_here is None else f'not available here, {missing_here}'}")
         print("\nand those of simulators where they are installed: `rlcore tasks Mjlab`, `rlcore tasks Isaac`")
+        print("\nand those of envpool where it is installed, envpool:ID")
         print(f"\nand an env of yours, {PYTHON_PREFIX}MODULE:CLASS")
 
 
