@@ -43,7 +43,7 @@ class GateConfig:
     there per_step is a violation where it is above its limit."""
     horizon: float = 7.0
     """Steps that a risk looks ahead, about: a violation k steps away counts (1 - 1 / horizon)^k."""
-    warmup: int = 1000
+    warmup: int = 300
     """Gradient steps of the safety critic before the gate acts: until then it learns what the policy does by itself."""
     pose: tuple[float, ...] | None = None
     """Action to hold still with, one number for all dimensions or one each; none: what the env tells, else 0."""
@@ -144,6 +144,8 @@ class Gate(nn.Module):
         inputs = size + self.actions
         self.trunks = nn.ModuleList(Network(inputs, config.network) for _ in range(2))
         self.heads = nn.ModuleList(nn.Linear(trunk.size, 1) for trunk in self.trunks)  # type: ignore[arg-type]
+        for head in self.heads:
+            nn.init.constant_(head.bias, -3.0)  # type: ignore[arg-type]  # a risk of 0.05: rare until it is seen
         self.actor = Network(size, config.network) if config.fallback == "recovery" else None
         self.actor_head = None if self.actor is None else nn.Linear(self.actor.size, self.actions)
         bounded = low.isfinite() & high.isfinite()

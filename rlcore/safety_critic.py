@@ -36,7 +36,7 @@ from rlcore.types import Metrics, Mode, Obs, Step
 BINS = 10
 """Of risks from 0 to 1, within each of which predictions are held against what came of them."""
 
-MEMORY = 5_000
+MEMORY = 1_000
 """Samples over which the calibration is taken, about; older ones are forgotten."""
 
 

@@ -428,7 +428,7 @@ def test_a_limit_is_held_after_it_was_passed() -> None:
 
 def on_gpu(kind: Any, preset: str, **changes: Any) -> Any:
     sizes: dict[str, Any] = {"learning_starts": 160, "buffer_size": 4000, "batch_size": 64, "num_updates": 1}
-    sizes |= {"policy_delay": 2, "safety": LimitsConfig(costs={"cost": CostConfig(limit=2.0)}, interval=7)}
+    sizes |= {"policy_delay": 2, "safety": LimitsConfig(costs={"cost": CostConfig(limit=0.01)}, interval=7)}
     if preset == "classic":
         sizes |= {"actor": SMALL, "critic": SMALL}
     env = make_env("Budget", 8, "cuda", seed=0, max_episode_length=10)
