@@ -30,7 +30,7 @@ class ReachBox(Reach):
         device: str | torch.device = "cpu",
         seed: int | None = None,
         *,
-        speed_limit: float = 2.0,
+        speed_limit: float = 2.5,
     ) -> None:
         """Build the arms; call ``reset`` before ``step``.
 
