@@ -49,6 +49,10 @@ TASKS |= {
 }
 
 
+_METHODS = ("reset", "step", "close")
+"""Of every vector env."""
+
+
 def make_env(
     task: str, num_envs: int, device: str | torch.device = "cpu", seed: int | None = None, **options: Any
 ) -> VecEnv:
@@ -131,8 +135,8 @@ def own_env(task: str) -> Any:
         raise ValueError(f"task '{task}' lacks a part; write {PYTHON_PREFIX}<module>:<class>")
     module, name = imported(task, f"task '{task}'")
     cls = getattr(module, name, None)
-    # Asked before anything is called: a name may come from a file.
-    is_env = isinstance(cls, type) and all(hasattr(cls, method) for method in ("reset", "step", "close"))
+    # Asked before anything is called: a name may come from a file, and then it is no function but one for this.
+    is_env = isinstance(cls, type) and all(hasattr(cls, method) for method in _METHODS)
     if not is_env and not (inspect.isfunction(cls) and "num_envs" in inspect.signature(cls).parameters):
         classes = [key for key, value in vars(module).items() if isinstance(value, type) and hasattr(value, "step")]
         there = f"there is {', '.join(classes)}" if classes else "rlcore.env.VecEnv tells what one needs"
@@ -171,6 +175,10 @@ def _adapted(made: Any, task: str, device: torch.device, seed: int | None) -> Ve
 
     if isinstance(made, VectorEnv) or is_pool(made):
         return GymnasiumEnv(made, device, seed, task=task)
+    if not all(hasattr(made, method) for method in _METHODS):
+        raise ValueError(
+            f"{task}: it returned {type(made).__name__}; let it return a vector env, see rlcore.env.VecEnv"
+        )
     env: VecEnv = made
     return env
 

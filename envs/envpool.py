@@ -25,6 +25,9 @@ SEEDS = 2**31
 NO_LIMIT = np.iinfo(np.int32).max
 """``max_episode_steps`` of a pool whose episodes are not cut."""
 
+_OURS = ("num_envs", "seed", "env_seed", "batch_size", "max_num_players", "base_path", "gym_reset_return_info")
+"""Settings of a pool that are no options of a task."""
+
 
 def is_pool(env: Any) -> bool:
     """Whether something is a pool of envpool's, of whatever ``env_type``."""
@@ -131,7 +134,3 @@ def make_envpool(
     except ValueError:
         pool.close()
         raise
-
-
-_OURS = ("num_envs", "seed", "env_seed", "batch_size", "max_num_players", "base_path", "gym_reset_return_info")
-"""Settings of a pool that are no options of a task."""

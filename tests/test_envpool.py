@@ -41,10 +41,11 @@ class PoolSpec:
 class CountingPool(VectorEnv[Any, Any, Any]):
     """Env i ends after ``i + 2`` steps: terminated if i is even, else truncated. Seeds are fixed as it is made."""
 
-    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012  as the base has it
 
     def __init__(self, spec: PoolSpec) -> None:
         self.spec: Any = spec
+        self.ended = np.zeros(spec.config.num_envs, np.bool_)
         self.config = {name: value for name, value in vars(spec.config).items() if name != "_fields"}
         self.num_envs = self.config["num_envs"]
         self.all_env_ids = np.arange(self.num_envs)

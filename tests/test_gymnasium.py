@@ -235,7 +235,7 @@ def test_a_wrong_action_is_refused(action: torch.Tensor) -> None:
 
 
 def test_a_matrix_observation_is_flattened_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match=r"'policy' of shape \(2, 2\) is flattened to 4 numbers"):
+    with pytest.warns(UserWarning, match=r"'policy' of float32 and shape \(2, 2\) is flattened to 4 numbers"):
         env = GymnasiumEnv(sync(layout="matrix", length=1))
     assert env.observation_spaces["policy"].shape == (4,)
     assert env.reset()["policy"].tolist() == [[0.0, 0.0, 0.0, 1.0]] * 2

@@ -40,7 +40,7 @@ LAYERS = (
 )
 CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite"}
 IMPORT_NAMES = {"PyYAML": "yaml", "pillow": "PIL"}  # of requirements that are imported under another name
-SIMULATORS = {"isaaclab", "isaaclab_rl", "isaaclab_tasks", "mjlab", "mujoco", "mujoco_warp", "warp"}
+SIMULATORS = {"isaaclab", "isaaclab_rl", "isaaclab_tasks", "mjlab", "mujoco", "mujoco_warp", "warp", "envpool"}
 CAPTURE = ("torch.compile", "torch.cuda.graph", "torch.cuda.CUDAGraph", "torch.cuda.make_graphed_callables")
 
 MAX_LINES = 400
