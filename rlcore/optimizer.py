@@ -181,17 +181,26 @@ class FlatAdam:
         if self.unit is not None:
             self.unit.project(self.one)
         self.gradient = torch.zeros_like(self.value)  # where gradients gather that are not in one buffer of their own
-        parts = torch.split(self.gradient, [padded(p.numel()) for p in self.parameters])
-        self._parts = [part[: p.numel()].view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+        self._parts: list[Tensor] = []
+        self._addresses: list[int] = []
+        self._own_parts()
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
+    def _own_parts(self) -> list[Tensor]:
+        """The gradient's buffer by parameter; anew where ``module.double()`` has moved those that were ``grad``."""
+        if not self._parts or [part.data_ptr() for part in self._parts] != self._addresses:
+            parts = torch.split(self.gradient, [padded(p.numel()) for p in self.parameters])
+            self._parts = [part[: p.numel()].view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+            self._addresses = [part.data_ptr() for part in self._parts]
+        return self._parts
+
     def gather(self) -> None:
         """Let gradients be written to where ``step`` wants them: each ``grad`` becomes a part of one buffer."""
-        for parameter, part in zip(self.parameters, self._parts, strict=True):
+        for parameter, part in zip(self.parameters, self._own_parts(), strict=True):
             parameter.grad = part
 
     @torch.no_grad()
@@ -210,7 +219,7 @@ class FlatAdam:
             whole = joined(gradients)  # some kernels write them so
         if whole is None:
             whole = self.gradient
-            torch._foreach_copy_(self._parts, gradients)
+            torch._foreach_copy_(self._own_parts(), gradients)
         norm, taken = clipped_adam(
             self.value,
             whole,

@@ -356,7 +356,7 @@ def test_export_needs_no_env(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_refused_export_is_told_by_its_own_exit_code(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise ExportError("the file would act otherwise")
 
     monkeypatch.setattr("rlcore.train.conclude.export_checkpoint", refuse)

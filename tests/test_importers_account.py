@@ -207,7 +207,7 @@ def test_mean_of_six_entropies_weighs_a_sixth_of_their_sum() -> None:
     assert torch.equal(mean, after(entropy_coef=0.1))
     assert not torch.equal(mean, after(entropy_coef=0.6))
     discrete = PPO(make_env("CartPole", 8), PPOConfig(entropy_coef=0.6, entropy_reduction="mean"))
-    assert discrete.entropy_coef == 0.6
+    assert discrete.loss_settings["entropy_coef"] == 0.6
 
 
 def test_names_that_isaac_lab_3_keeps_for_older_versions_are_known() -> None:
