@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.env import Randomizable, Selective, VecEnv, dtype_of, is_capturable, is_stateful, name_of
+from rlcore.env import Selective, Staggered, VecEnv, dtype_of, is_capturable, is_stateful, name_of
 from rlcore.types import Obs, Step, begins
 
 
@@ -45,11 +45,11 @@ class Wrapper:
     @property
     def randomize_start(self) -> bool:
         """Of the inner env, if it has that."""
-        return cast(Randomizable, self.env).randomize_start
+        return cast(Staggered, self.env).randomize_start
 
     @randomize_start.setter
     def randomize_start(self, value: bool) -> None:
-        cast(Randomizable, self.env).randomize_start = value
+        cast(Staggered, self.env).randomize_start = value
 
     def close(self) -> None:
         """Release the inner env."""

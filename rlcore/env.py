@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.types import Obs, Step
+from rlcore.types import Metrics, Obs, Step
 
 WIDEST_ACTION = 10.0
 """Action bounds beyond ± this are hardly meant: a simulator's way to say that there are none."""
@@ -27,8 +27,8 @@ class EnvFailed(ValueError):
 class VecEnv(Protocol):
     """N copies of one task on one device, stepped together. Adapters need not inherit from it.
 
-    An env may also be ``Stateful``, ``Capturable``, ``Renderable``, ``Randomizable`` or ``Selective``, take part in
-    curricula (``rlcore.stage``), and have
+    An env may also be ``Stateful``, ``Capturable``, ``Renderable``, ``Staggered``, ``Selective``, ``Randomizable``,
+    ``Pushable`` or ``Adaptive``, take part in curricula (``rlcore.stage``), and have
 
     - ``task``: its name, ``registered_as``: the name that a new process finds it by, if that is another, and
       ``deployment``: a dict for the exported file (see ``EnvSpec``);
@@ -99,7 +99,7 @@ class Renderable(VecEnv, Protocol):
         ...
 
 
-class Randomizable(VecEnv, Protocol):
+class Staggered(VecEnv, Protocol):
     """An env that can begin a run in the middle of its episodes, so that they do not all end at once."""
 
     randomize_start: bool
@@ -111,6 +111,68 @@ class Selective(VecEnv, Protocol):
 
     final_groups: tuple[str, ...] | None
     """Groups that ``Step.final_obs`` must have, None for all; see ``want_final_obs``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A physical parameter that may differ between envs, and from episode to episode."""
+
+    nominal: float
+    """What it is where nobody sets it."""
+    low: float
+    """With ``high`` the range in which it may be drawn where nobody says another."""
+    high: float
+    unit: str = ""
+    """Such as ``kg``; empty for factors."""
+
+
+class Randomizable(VecEnv, Protocol):
+    """An env whose physical parameters can be set for each of its envs."""
+
+    parameters: Mapping[str, Parameter]
+    """By name, such as ``mass``, ``friction``, ``stiffness``."""
+
+    def set_parameters(self, values: Mapping[str, Tensor], where: Tensor) -> None:
+        """Give envs other parameters from their next step on; ``reset`` leaves them as they are.
+
+        With the nominal values all is bitwise as if nothing had been set. What is set is part of ``state_dict``.
+        An env that is ``Capturable`` changes tensors in place and asks the host for nothing.
+
+        Args:
+            values: float ``[N]`` of each parameter that is to change, by name, on the env's device.
+            where: bool ``[N]``, the envs that they are for.
+
+        Raises:
+            ValueError: there is no parameter of a name.
+        """
+        ...
+
+
+class Pushable(VecEnv, Protocol):
+    """An env whose robots can be pushed."""
+
+    def push(self, speed: Tensor) -> None:
+        """Change velocities at once, as an impulse does, before the next step.
+
+        Args:
+            speed: ``[N]``, how much, in the unit of ``push_unit``; direction and place are drawn by the env. Where it
+                is 0, nothing changes.
+        """
+        ...
+
+    push_unit: str
+    """Such as ``m/s`` of a floating base, or ``rad/s`` of joints."""
+
+
+class Adaptive(VecEnv, Protocol):
+    """An env that changes with what is achieved in it: curricula, ranges of parameters."""
+
+    def adapt(self) -> Metrics:
+        """Called after each update of the agent, before the next rollout, outside of graphs.
+
+        It asks the host for nothing; what it returns is logged with the metrics of the update.
+        """
+        ...
 
 
 # Functions, since isinstance() of Python 3.12 overlooks what a wrapper passes on by __getattr__.
@@ -136,9 +198,24 @@ def is_renderable(env: VecEnv) -> TypeGuard[Renderable]:
     return hasattr(env, "render")
 
 
-def is_randomizable(env: VecEnv) -> TypeGuard[Randomizable]:
+def is_staggered(env: VecEnv) -> TypeGuard[Staggered]:
     """Whether an env can begin in the middle of its episodes."""
     return hasattr(env, "randomize_start")
+
+
+def is_randomizable(env: VecEnv) -> TypeGuard[Randomizable]:
+    """Whether the physical parameters of an env can be set."""
+    return hasattr(env, "parameters") and hasattr(env, "set_parameters")
+
+
+def is_pushable(env: VecEnv) -> TypeGuard[Pushable]:
+    """Whether the robots of an env can be pushed."""
+    return hasattr(env, "push")
+
+
+def is_adaptive(env: VecEnv) -> TypeGuard[Adaptive]:
+    """Whether an env changes with what is achieved in it."""
+    return hasattr(env, "adapt")
 
 
 def is_selective(env: VecEnv) -> TypeGuard[Selective]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlcore.agent import Agent
 from rlcore.capture import Captured
-from rlcore.env import VecEnv, is_capturable
+from rlcore.env import VecEnv, is_adaptive, is_capturable
 from rlcore.env_check import StepCheck
 from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
@@ -82,6 +82,8 @@ def learn(
                 progress.broken_off = "update"
                 watch.mark()
                 metrics = progress.episodes.read() | agent.update()
+                if is_adaptive(env):
+                    metrics |= env.adapt()
                 watch.mark()
                 progress.iteration += 1
                 progress.env_steps += agent.num_steps * env.num_envs

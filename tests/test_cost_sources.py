@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcore import PPO, ConfigError, PPOConfig, Step
-from rlcore.env import is_randomizable, is_selective
+from rlcore.env import is_selective, is_staggered
 from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.costs import CostSource, WithSignals, split_sources, with_signals
@@ -90,11 +90,11 @@ def test_terms_have_names_and_hidden_observations_count_nothing() -> None:
 
 def test_what_is_set_on_the_wrapper_reaches_the_env() -> None:
     inner: Any = Named(2)
-    assert not is_randomizable(WithSignals(inner, {})) and not is_selective(WithSignals(inner, {}))
+    assert not is_staggered(WithSignals(inner, {})) and not is_selective(WithSignals(inner, {}))
     inner.randomize_start, inner.final_groups = True, ("critic",)
     env: Any = WithSignals(inner, {"a": CostSource(observation="policy")})
     assert is_selective(env)
-    assert is_randomizable(env)
+    assert is_staggered(env)
     env.randomize_start = False
     assert inner.randomize_start is False
     assert inner.final_groups == ("critic", "policy")  # what the signal reads is asked for

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.agent import Policy
-from rlcore.env import VecEnv, is_randomizable
+from rlcore.env import VecEnv, is_staggered
 from rlcore.env_check import StepCheck, check_obs
 from rlcore.export.runner import OnnxPolicy
 from rlcore.normalization import UNUSABLE
@@ -141,7 +141,7 @@ def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
 @contextmanager
 def whole_episodes(env: VecEnv) -> Iterator[None]:
     """Let no episode begin in the middle, where an evaluation borrows the training env."""
-    if not is_randomizable(env):
+    if not is_staggered(env):
         yield
         return
     before, env.randomize_start = env.randomize_start, False
