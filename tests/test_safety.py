@@ -527,10 +527,19 @@ def test_costs_are_set_by_name_on_the_command_line() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "limit": ({"costs": {"a": {"limit": "nan"}}}, r"safety\.costs\.a\.limit: nan is not possible; set a number"),
     "infinite": ({"costs": {"a": {"limit": "inf"}}}, r"safety\.costs\.a\.limit: inf is not possible; set a number"),
-    "scale": ({"costs": {"a": {"scale": 0}}}, r"safety\.costs\.a\.scale: 0.0 is not possible; set a positive number"),
-    "kind": ({"costs": {"a": {"kind": "step"}}}, r"safety\.costs\.a\.kind: 'step' is not one of 'episode', 'per_step'"),
+    "scale": (
+        {"costs": {"a": {"limit": 1, "scale": 0}}},
+        r"safety\.costs\.a\.scale: 0.0 is not possible; set a positive number",
+    ),
+    "kind": (
+        {"costs": {"a": {"limit": 1, "kind": "step"}}},
+        r"safety\.costs\.a\.kind: 'step' is not one of 'episode', 'per_step'",
+    ),
     "method": ({"method": "cpo"}, r"safety\.method: 'cpo' is not one of 'pid', 'lagrange', 'p3o', 'cat'"),
-    "episode": ({"method": "cat", "costs": {"a": {}}}, r"costs\.a\.kind: 'episode' is not possible; cat limits single"),
+    "episode": (
+        {"method": "cat", "costs": {"a": {"limit": 1}}},
+        r"costs\.a\.kind: 'episode' is not possible; cat limits single",
+    ),
     "chance": ({"termination_max": 2}, r"safety\.termination_max: 2.0 is not possible; set more than 0, at most 1"),
     "share": (
         {"costs": {"a": {"limit": 25, "kind": "probability"}}},
@@ -541,6 +550,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "most": ({"excess_max": 0}, r"safety\.excess_max: 0.0 is not possible; set more than 0, or inf for no limit"),
     "rate": ({"multiplier_rate": 0}, r"safety\.multiplier_rate: 0.0 is not possible; set a positive number"),
     "max": ({"multiplier_max": "inf"}, r"safety\.multiplier_max: inf is not possible; set a positive number"),
+    "none": ({"costs": {"a": {"kind": "per_step"}}}, r"file: 'safety\.costs\.a\.limit' is missing; set it"),
     "name": ({"costs": {"a": {"limt": 1}}}, r"unknown key 'safety\.costs\.a\.limt'; did you mean 'limit'"),
 }
 
@@ -569,7 +579,7 @@ def test_a_cost_that_the_env_does_not_give_is_named() -> None:
     for method, env, remedy in (
         ("pid", Budget, "did you mean 'cost'"), ("cat", Budget, "did you mean"), ("pid", Pendulum, "it gives none"),
     ):  # fmt: skip
-        safety = SafetyConfig(costs={"costs": CostConfig(kind="per_step")}, method=method)  # type: ignore[arg-type]
+        safety = SafetyConfig(costs={"costs": CostConfig(limit=0.0, kind="per_step")}, method=method)  # type: ignore[arg-type]
         config = PPOConfig(num_steps=5, num_minibatches=1, safety=safety)
         with pytest.raises(ConfigError, match=rf"agent\.safety\.costs: the env gives no signal 'costs'; {remedy}"):
             PPO(env(8, seed=1), config, seed=1).learn(1)
