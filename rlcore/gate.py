@@ -40,8 +40,8 @@ class GateConfig:
     """Risk above which the gate acts, such as 0.1; none: there is no gate, and nothing is learned for one."""
     fallback: Literal["candidates", "recovery", "pose", "none"] = "candidates"
     """What takes the place of an action: of num_candidates samples of the policy, num_around actions around its own and
-    the pose, the one nearest to its own whose risk is within the threshold, or, where there is none, the one of least
-    risk; the action of an actor that learns to have the least (recovery); the pose; or none, and the risk is only told."""
+    the pose, the one nearest to its own of those within the threshold, or, where there is none, the one of least risk;
+    the action of an actor that learns to have the least (recovery); the pose; or none, and the risk is only told."""
     costs: tuple[str, ...] | None = None
     """Signals of the env that are a violation where they are above 0; none: those of safety.costs. One that is limited
     there per_step is a violation where it is above its limit."""
@@ -53,7 +53,7 @@ class GateConfig:
     """Action to hold still with, one number for all dimensions or one each; none: what the env tells, else 0."""
     num_candidates: int = 16
     """Samples of the policy that candidates chooses from."""
-    num_around: int = 32
+    num_around: int = 16
     """Actions around the policy's own that it chooses from besides: in fixed directions, from an eighth of the action's
     half range to twice that away, cut off at its bounds. The samples of a policy that is sure of itself hold no way
     around."""
@@ -267,10 +267,10 @@ class Gate(nn.Module):
 
 def _around(number: int, size: int, generator: torch.Generator) -> Tensor:
     """Offsets ``[number, 1, size]`` whose lengths rise from 1/8 to 2, no two the same; each second one goes back."""
-    directions = torch.randn(-(-number // 2), size, generator=generator)
-    directions = torch.stack([directions, -directions], 1).flatten(0, 1)[:number]
+    drawn = torch.randn(-(-number // 2), size, generator=generator)
+    directions: Tensor = torch.stack([drawn, -drawn], 1).flatten(0, 1)[:number]
     lengths = torch.logspace(-3, 1, number, base=2.0).unsqueeze(1)
-    return (lengths * directions / directions.norm(dim=1, keepdim=True)).unsqueeze(1)
+    return (lengths * nn.functional.normalize(directions, dim=1)).unsqueeze(1)
 
 
 def _pose(config: GateConfig, spec: EnvSpec) -> Tensor:

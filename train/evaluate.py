@@ -132,7 +132,7 @@ class Evaluation:
             interval = f" ({least:.3%} to {most:.3%})" if self.episodes > 1 else ""
             parts.append(f"{what} {share:.3%} of steps{interval}")
         parts.append(f"length {float(self.lengths.double().mean()):.1f}")
-        parts.append(f"{self.episodes} episodes")
+        parts.append(f"{self.episodes} episode{'s' * (self.episodes != 1)}")
         return ", ".join([*parts, left_out] if left_out else parts)
 
 

@@ -120,16 +120,18 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any], cls: Any = None, pl
     result = dict(base)
     for key, value in over.items():
         old, hint = result.get(key), hints.get(key)
-        if named_groups(hint) is None or not isinstance(old, Mapping):
-            both = isinstance(old, Mapping) and isinstance(value, Mapping)
-            result[key] = merged(old, value, hint, f"{place}{key}.") if both else value
+        if not isinstance(old, Mapping):
+            result[key] = value
+        elif named_groups(hint) is None:
+            result[key] = merged(old, value, hint, f"{place}{key}.") if isinstance(value, Mapping) else value
         elif is_none(value) or value == {}:
             result[key] = {}
         elif isinstance(value, Mapping):
             out = [name for name, group in value.items() if is_none(group)]
+            left = dict(old)
             for name in out:
-                old = taken_out(old, name, place + key)
-            result[key] = merged(old, {name: group for name, group in value.items() if name not in out})
+                left = taken_out(left, name, place + key)
+            result[key] = merged(left, {name: group for name, group in value.items() if name not in out})
         else:
             result[key] = value
     return result
