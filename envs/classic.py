@@ -104,6 +104,7 @@ class CartPole(_Classic):
     """
 
     task = "CartPole"
+    signal_names: ClassVar[tuple[str, ...]] = ()
     action_space: spaces.Space[Any] = spaces.Discrete(2)
     deployment: ClassVar[dict[str, Any]] = {
         "control_dt": 0.02,
@@ -180,6 +181,7 @@ class Pendulum(_Classic):
     """
 
     task = "Pendulum"
+    signal_names: ClassVar[tuple[str, ...]] = ()
     deployment: ClassVar[dict[str, Any]] = {
         "control_dt": 0.05,
         "observation_terms": {

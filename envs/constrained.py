@@ -29,6 +29,7 @@ class Budget(TorchEnv):
     """
 
     task = "Budget"
+    signal_names: ClassVar[tuple[str, ...]] = ("cost",)
     _buffers = ("steps",)
     deployment: ClassVar[dict[str, Any]] = {
         "control_dt": 0.1,  # nothing moves; this is the pace of the animation
@@ -104,6 +105,7 @@ class Detour(TorchEnv):
     """
 
     task = "Detour"
+    signal_names: ClassVar[tuple[str, ...]] = ("cost",)
     _buffers = ("position", "steps")
     deployment: ClassVar[dict[str, Any]] = {
         "control_dt": 0.05,

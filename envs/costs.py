@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError, check, from_dict, nearest
-from rlcore.env import VecEnv, want_final_obs
+from rlcore.env import VecEnv, signal_names, want_final_obs
 from rlcore.envs.wrappers import Wrapper
 from rlcore.types import Obs, Step, begins
 
@@ -90,6 +90,8 @@ class WithSignals(Wrapper):
 
     def __init__(self, env: VecEnv, sources: Mapping[str, CostSource]) -> None:
         super().__init__(env)
+        told = signal_names(env)
+        self.signal_names = None if told is None else (*told, *sources)
         self._sources = {name: _reader(env, f"{self.task}: costs.{name}", source) for name, source in sources.items()}
 
     def step(self, action: Tensor) -> Step:

@@ -20,7 +20,7 @@ from torch import Tensor
 from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import look_here, unknown_option
 from rlcore.envs.envpool import with_reset_seed
-from rlcore.envs.gym_costs import StepCosts
+from rlcore.envs.gym_costs import COST, StepCosts
 from rlcore.envs.gym_spaces import Arrays, flat_action_space, layouts_of, terms_of, to_torch
 from rlcore.envs.gym_wrappers import CopyObservation, WithActionMask, masked, wrapper_of
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
@@ -103,7 +103,7 @@ class GymnasiumEnv:
         if isinstance(control_dt, float):
             self.deployment["control_dt"] = control_dt
         self._seed = seed
-        self._costs = StepCosts(self.task, env.num_envs)
+        self._costs, self.signal_names = StepCosts(self.task, env.num_envs), (COST,)
         self._discrete = not isinstance(self.action_space, spaces.Box)
         self._action_shape = (self.num_envs, *(self.action_space.shape or ()))
         # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.

@@ -8,7 +8,7 @@ import importlib.util
 import inspect
 import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
@@ -49,6 +49,8 @@ class IsaacLabEnv(SimulatorEnv):
 
     ``final_obs_source`` says which it is.
     """
+
+    signal_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

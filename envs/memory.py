@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Memory(TorchEnv):
     """
 
     task = "Memory"
+    signal_names: ClassVar[tuple[str, ...]] = ()
     _buffers = ("cue", "shown", "steps", "lengths")
 
     def __init__(

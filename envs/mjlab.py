@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class MjlabEnv(SimulatorEnv):
 
     ``final_obs_source`` says which it is.
     """
+
+    signal_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ class CartPolePixels(CartPole):
     """
 
     task = "CartPole-Pixels"
+    signal_names: ClassVar[tuple[str, ...]] = ()
     _buffers = ("state", "steps", "frames")
     deployment: ClassVar[dict[str, Any]] = {
         key: value for key, value in CartPole.deployment.items() if key != "observation_terms"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -99,6 +99,7 @@ class Reach(TorchEnv):
     last physics step) are ``[N, 6]``.
     """
 
+    signal_names: ClassVar[tuple[str, ...]] = ()
     _buffers = (
         "joint_position", "joint_velocity", "applied_effort", "last_action", "command", "command_left", "steps",
         "tally", "stiffness", "damping", "inertia", "effort_limit", "velocity_limit",

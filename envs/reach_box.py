@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,8 @@ class ReachBox(Reach):
     box is where it is, and the straight way from side to side leads through it. Commands are those of ``Reach`` but
     for y, of which -0.3..0.3 m is moved to 0.13..0.3 m on either side.
     """
+
+    signal_names: ClassVar[tuple[str, ...]] = ("box", "joint_speed")
 
     def __init__(
         self,

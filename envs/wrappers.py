@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.env import Selective, Staggered, VecEnv, dtype_of, is_capturable, is_stateful, name_of
+from rlcore.env import Selective, Staggered, VecEnv, dtype_of, is_capturable, is_stateful, name_of, signal_names
 from rlcore.types import Obs, Step, begins
 
 
@@ -69,6 +69,7 @@ class HiddenVelocity(Wrapper):
 
     def __init__(self, env: VecEnv, hidden: Sequence[str] = ("vel",)) -> None:
         super().__init__(env, "HiddenVelocity")
+        self.signal_names = signal_names(env)
         hidden = (hidden,) if isinstance(hidden, str) else tuple(hidden)
         terms: dict[str, list[dict[str, Any]]] = self.deployment.get("observation_terms", {})
         spaces: dict[str, gymnasium.spaces.Box] = {}
@@ -128,6 +129,7 @@ class Delayed(Wrapper):
 
     def __init__(self, env: VecEnv, delay: int = 3) -> None:
         super().__init__(env, "Delayed")
+        self.signal_names = signal_names(env)
         if isinstance(delay, bool) or not isinstance(delay, int) or delay < 1:
             raise ValueError(f"{self.task}: delay is {delay!r}; use a whole number of at least 1")
         self.deployment["observation_delay_steps"] = delay

@@ -32,6 +32,7 @@ class VecEnv(Protocol):
 
     - ``task``: its name, ``registered_as``: the name that a new process finds it by, if that is another, and
       ``deployment``: a dict for the exported file (see ``EnvSpec``);
+    - ``signal_names``: a tuple of all names that ``Step.signals`` may have, so that others are refused at once;
     - ``notes``: lines that a run prints when it begins.
 
     ``Step.valid`` marks rows in which an env began a new episode instead of taking its action; an env that has such
@@ -226,6 +227,15 @@ def is_selective(env: VecEnv) -> TypeGuard[Selective]:
 def name_of(env: VecEnv) -> str:
     """The task of an env, or its class where it does not tell."""
     return str(getattr(env, "task", type(env).__name__))
+
+
+def signal_names(env: VecEnv) -> tuple[str, ...] | None:
+    """Names of all signals that an env may give; None where it does not tell.
+
+    What a class tells holds for itself alone: one made from it may give more.
+    """
+    told: tuple[str, ...] | None = (vars(type(env)) | getattr(env, "__dict__", {})).get("signal_names")
+    return told
 
 
 @dataclass(frozen=True, kw_only=True)

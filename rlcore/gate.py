@@ -21,6 +21,9 @@ from rlcore.networks import Network, NetworkConfig, network_output, network_outp
 OPEN = 2.0
 """A threshold that no risk exceeds."""
 
+FAR = 1e9
+"""A distance, in half ranges of actions, that no action is apart."""
+
 SAFE_ACTION = "safe_action"
 """In ``EnvSpec.deployment``, the action ``[A]`` by which a robot holds still or stops, where that is not 0."""
 
@@ -36,7 +39,8 @@ class GateConfig:
     threshold: float | None = None
     """Risk above which the gate acts, such as 0.1; none: there is no gate, and nothing is learned for one."""
     fallback: Literal["candidates", "recovery", "pose", "none"] = "candidates"
-    """What takes the place of an action: of num_candidates samples of the policy, and the pose, the one of least risk;
+    """What takes the place of an action: of num_candidates samples of the policy, num_around actions around its own and
+    the pose, the one nearest to its own of those within the threshold, or, where there is none, the one of least risk;
     the action of an actor that learns to have the least (recovery); the pose; or none, and the risk is only told."""
     costs: tuple[str, ...] | None = None
     """Signals of the env that are a violation where they are above 0; none: those of safety.costs. One that is limited
@@ -49,6 +53,10 @@ class GateConfig:
     """Action to hold still with, one number for all dimensions or one each; none: what the env tells, else 0."""
     num_candidates: int = 16
     """Samples of the policy that candidates chooses from."""
+    num_around: int = 16
+    """Actions around the policy's own that it chooses from besides: in fixed directions, from an eighth of the action's
+    half range to twice that away, cut off at its bounds. The samples of a policy that is sure of itself hold no way
+    around."""
     cost_shaping: float = 0.0
     """What a risk above the threshold takes from the reward, times the excess: the alternative to a fallback, such as
     10."""
@@ -77,6 +85,7 @@ class GateConfig:
         check(self.horizon >= 1, "horizon", self.horizon, "set at least 1")
         check(self.warmup >= 0, "warmup", self.warmup, "set 0 or more")
         check(self.num_candidates >= 1, "num_candidates", self.num_candidates, "set at least 1")
+        check(self.num_around >= 0, "num_around", self.num_around, "set 0 or more")
         check(self.buffer_size >= 1, "buffer_size", self.buffer_size, "set at least 1")
         check(0 <= self.cost_shaping < math.inf, "cost_shaping", self.cost_shaping, "set 0 or more")
         check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")
@@ -123,7 +132,10 @@ class Gate(nn.Module):
     pose: Tensor  # [A]
     middle: Tensor  # [A], of the action bounds, 0 where there are not two
     half_width: Tensor  # [A], half their width, else 1
+    low: Tensor  # [A]
+    high: Tensor  # [A]
     noise: Tensor  # [K, 1, A], of the candidates that a policy without chance chooses from
+    around: Tensor  # [W, 1, A], from the policy's action to those around it, in half ranges
     limit: Tensor  # scalar, risk above which the gate acts now
 
     def __init__(
@@ -151,10 +163,13 @@ class Gate(nn.Module):
         bounded = low.isfinite() & high.isfinite()
         self.register_buffer("middle", torch.where(bounded, (low + high) / 2, 0.0), persistent=False)
         self.register_buffer("half_width", torch.where(bounded, (high - low) / 2, 1.0), persistent=False)
+        self.register_buffer("low", low.clone(), persistent=False)
+        self.register_buffer("high", high.clone(), persistent=False)
         self.register_buffer("pose", _pose(config, spec).clamp(low, high))
-        number = config.num_candidates if config.fallback == "candidates" else 0
-        drawn = torch.randn(number, 1, self.actions, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("noise", drawn)
+        chooses, generator = config.fallback == "candidates", torch.Generator().manual_seed(0)
+        number = config.num_candidates if chooses else 0
+        self.register_buffer("noise", torch.randn(number, 1, self.actions, generator=generator))
+        self.register_buffer("around", _around(config.num_around if chooses else 0, self.actions, generator))
         self.register_buffer("limit", torch.tensor(OPEN))
         self.requires_grad_(False)
 
@@ -188,28 +203,49 @@ class Gate(nn.Module):
         risk = torch.sigmoid(logit)
         acted = risk > self.limit
         scale = logit.abs().clamp(min=1.0)
-        margin = (logit - math.log(self.threshold / (1 - self.threshold))).abs() / scale  # [N]
+        margin = (logit - self.threshold_logit).abs() / scale  # [N]
         other = proposed
         if self.config.fallback == "recovery":
             other = self.recover(obs)
         elif self.config.fallback == "pose":
             other = self.pose.expand_as(proposed)
         elif self.config.fallback == "candidates":
-            options = torch.cat([candidates, self.pose.expand_as(proposed).unsqueeze(0)])  # [K + 1, N, A]
-            count = self.config.num_candidates + 1
-            rows = obs.unsqueeze(0).expand(count, -1, -1)  # [K + 1, N, O]
-            logits = self.logit(rows.flatten(0, 1), options.flatten(0, 1)).view(count, -1)
-            least, place = logits.topk(2, 0, largest=False)  # [2, N]
-            other = options.gather(0, place[:1].unsqueeze(-1).expand(-1, -1, self.actions)).squeeze(0)
-            apart = (least[1] - least[0]) / least.abs().amax(0).clamp(min=1.0)
+            other, apart = self._chosen(obs, proposed, candidates)
             margin = torch.where(acted, torch.minimum(margin, apart), margin)
         return Gated(torch.where(acted.unsqueeze(-1), other, proposed), risk, acted, margin)
+
+    def _chosen(self, obs: Tensor, proposed: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+        """The candidate that takes the place of an action ``[N, A]``, and how far it is from being another ``[N]``."""
+        around = torch.clamp(proposed + self.half_width * self.around, self.low, self.high)  # [W, N, A]
+        options = torch.cat([candidates, around, self.pose.expand_as(proposed).unsqueeze(0)])  # [K + W + 1, N, A]
+        count = self.config.num_candidates + self.config.num_around + 1
+        rows = obs.unsqueeze(0).expand(count, -1, -1)  # [K + W + 1, N, O]
+        logits = self.logit(rows.flatten(0, 1), options.flatten(0, 1)).view(count, -1)
+        distance = ((options - proposed) / self.half_width).square().sum(-1).sqrt()  # [K + W + 1, N]
+        within = torch.sigmoid(logits) <= self.limit
+        near, nearest = torch.where(within, distance, FAR).topk(2, 0, largest=False)  # [2, N]
+        least, safest = logits.topk(2, 0, largest=False)
+        some = near[0] < FAR
+        place = torch.where(some, nearest[0], safest[0])
+        other = options.gather(0, place.view(1, -1, 1).expand(-1, -1, self.actions)).squeeze(0)
+        nearer = (near[1] - near[0]) / near[1].clamp(min=1.0)
+        safer = (least[1] - least[0]) / least.abs().amax(0).clamp(min=1.0)
+        # Another would be chosen, too, were this one above the threshold, or one that is nearer within.
+        matters = ~some | (distance <= near[0])
+        sure = (logits - self.threshold_logit).abs() / logits.abs().clamp(min=1.0)
+        sure = torch.where(matters, sure, FAR).amin(0)
+        return other, torch.minimum(sure, torch.where(some, nearer, safer))
 
     @property
     def threshold(self) -> float:
         """As configured."""
         assert self.config.threshold is not None, "a gate is built with a threshold"
         return self.config.threshold
+
+    @property
+    def threshold_logit(self) -> float:
+        """Its log-odds."""
+        return math.log(self.threshold / (1 - self.threshold))
 
     @property
     def waits(self) -> bool:
@@ -227,6 +263,14 @@ class Gate(nn.Module):
         """What an exported file says of it; ``acts`` is false where it only tells the risk, so far or for good."""
         config, acts = self.config, bool(self.limit < OPEN)
         return {"threshold": self.threshold, "fallback": config.fallback, "horizon": config.horizon, "acts": acts}
+
+
+def _around(number: int, size: int, generator: torch.Generator) -> Tensor:
+    """Offsets ``[number, 1, size]`` whose lengths rise from 1/8 to 2, no two the same; each second one goes back."""
+    drawn = torch.randn(-(-number // 2), size, generator=generator)
+    directions: Tensor = torch.stack([drawn, -drawn], 1).flatten(0, 1)[:number]
+    lengths = torch.logspace(-3, 1, number, base=2.0).unsqueeze(1)
+    return (lengths * nn.functional.normalize(directions, dim=1)).unsqueeze(1)
 
 
 def _pose(config: GateConfig, spec: EnvSpec) -> Tensor:

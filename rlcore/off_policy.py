@@ -31,7 +31,7 @@ from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch, Transitions, minibatches
 from rlcore.rollout import make_trace
 from rlcore.safety_critic import SafetyCritic
-from rlcore.signals import SignalConfig, chosen
+from rlcore.signals import SignalConfig, check_signals, chosen
 from rlcore.statistics import means_of
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -60,6 +60,7 @@ class OffPolicy:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
         policy = build_policy(spec, config).to(device)
+        check_signals(env, config.signals, config.safety)
         self.env, self.config, self.policy, self.device, self.seed = env, config, policy, device, seed
         self.num_steps, self.num_iterations, self.iteration = config.num_steps, num_iterations, 0
         self.mode: Mode = config.mode
@@ -94,8 +95,7 @@ class OffPolicy:
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
         want_final_obs(env, groups if config.timeout_bootstrap == "final_obs" else ())
         self.first_rows = max(-(-config.learning_starts // env.num_envs), config.n_step + 1)
-        # Those with limits come first, and weigh nothing.
-        self.signals = {name: config.signals.get(name, SignalConfig()) for name in config.safety.costs}
+        self.signals = {name: config.signals.get(name, SignalConfig()) for name in config.safety.costs}  # weigh nothing
         self.signals |= {name: signal for name, signal in config.signals.items() if signal.weight != 0}
         weights = [config.reward_scale * signal.weight for signal in self.signals.values()]
         self.signal_weights = torch.tensor(weights, device=device)  # [S], of the reward as it is stored

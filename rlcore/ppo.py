@@ -33,7 +33,7 @@ from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_t
 from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled, without_burn_in
 from rlcore.safety import Safety
 from rlcore.safety_critic import SafetyCritic
-from rlcore.signals import SignalColumns
+from rlcore.signals import SignalColumns, check_signals
 from rlcore.statistics import means_of_applied
 from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
 
@@ -63,6 +63,7 @@ class PPO:
             torch.manual_seed(seed)
         spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
+        check_signals(env, config.signals, config.safety)
         self.safety = Safety(config.safety, env.num_envs, config.normalize_advantage != "none").to(device)
         known = (config.gamma, config.gae_lambda, config.normalize_value)
         self.signals = SignalColumns(config.signals, *known, *self.safety.columns).to(device)
@@ -221,13 +222,11 @@ class PPO:
 
     def _improve(self, next_obs: Obs) -> Metrics:
         config = self.config
-        logs: list[Metrics] = []
         with matmul_precision(config.precision):
             batch, about = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=batch.weight.device)
-            for _ in range(config.num_epochs):
-                for samples in shuffled(batch, config.num_minibatches):
-                    logs.append(self._minibatch(samples))
+            parts = (part for _ in range(config.num_epochs) for part in shuffled(batch, config.num_minibatches))
+            logs = [self._minibatch(samples) for samples in parts]
         metrics = means_of_applied(logs) | about | self.safety_critic.improve()
         return metrics | {"policy/learning_rate": self.learning_rate.clone()}
 

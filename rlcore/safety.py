@@ -26,8 +26,8 @@ SMOOTHING = 0.95
 class CostConfig:
     """A signal of the env that is to stay within a limit, see ``Step.signals``."""
 
-    limit: float = 0.0
-    """How much it may be on average; 0: nothing at all, as for violations."""
+    limit: float
+    """How much it may be on average; 0: nothing at all, as for violations. It has no default."""
     kind: Literal["episode", "per_step", "probability"] = "episode"
     """What is limited: its sum over an episode, measured where episodes end; its mean over the steps of a rollout
     (per_step), which suits episodes that last for many rollouts; or the share of episodes in which it was above 0 in

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import ConfigError, check, nearest
+from rlcore.env import VecEnv, signal_names
 from rlcore.normalization import RunningNormalizer
 from rlcore.returns import bootstrap_values, gae
+from rlcore.safety import SafetyConfig
 from rlcore.types import Timeout
 
 
@@ -46,11 +48,31 @@ def chosen(
         ConfigError: the env does not give one of them, which a setting asks for.
     """
     there = signals or {}
+    _known(names, there, setting, "it gives none (Step.signals)")
+    return {name: there[name] for name in names}
+
+
+def check_signals(env: VecEnv, signals: Mapping[str, SignalConfig], safety: SafetyConfig) -> None:
+    """Refuse names of signals that an env never gives, where it says which it may give (``signal_names``).
+
+    Raises:
+        ConfigError: settings ask for one.
+    """
+    names = signal_names(env)
+    if names is None:
+        return
+    weighed = [name for name, signal in signals.items() if signal.weight != 0]
+    none = "it gives none (signal_names)"
+    _known(safety.costs, names, "agent.safety.costs", none)
+    _known(weighed, names, "agent.signals", none)
+    _known(safety.gate.costs or (), names, "agent.safety.gate.costs", none)
+
+
+def _known(names: Collection[str], there: Collection[str], setting: str, none: str) -> None:
     for name in names:
         if name not in there:
-            hint = nearest(name, there) if there else "it gives none (Step.signals)"
+            hint = nearest(name, there) if there else none
             raise ConfigError(f"{setting}: the env gives no signal '{name}'; {hint}")
-    return {name: there[name] for name in names}
 
 
 class SignalColumns(nn.Module):

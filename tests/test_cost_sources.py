@@ -304,4 +304,4 @@ def test_an_agent_learns_from_them_as_from_any_signal() -> None:
     agent.learn(2, on_report=lambda report: rows.append(report.metrics))
     assert rows[-1]["safety/fast_cost"] > 0.1 and rows[-1]["safety/fast_multiplier"] > 0
     with pytest.raises(ConfigError, match="no signal 'slow'; valid: fast"):
-        PPO(env, PPOConfig(safety=SafetyConfig(costs={"slow": CostConfig()}))).learn(1)
+        PPO(env, PPOConfig(safety=SafetyConfig(costs={"slow": CostConfig(limit=0.0)}))).learn(1)

@@ -98,6 +98,22 @@ def test_goals_weigh_the_success_of_an_episode() -> None:
     assert result.score == result.success
 
 
+def test_one_episode_has_no_interval() -> None:
+    class Costly(Lengths):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            return step._replace(signals={"cost": torch.ones(self.num_envs)})
+
+    result = evaluate(Costly(1), Still(), seed=0, violations={"cost": 0.0})
+    number = float(result.lengths[0])
+    summary = result.summary()
+    assert summary.startswith(f"return {result.mean_return:.4g}, success")
+    assert f", cost {number:.4g}, violations in 100.000% of steps, length" in summary
+    assert "inf" not in summary and "interval" not in summary and summary.endswith(", 1 episode")
+    record = result.as_dict()
+    assert record["return_ci95"] == record["signal_cost_ci95"] == [None, None]
+
+
 def test_sums_of_signals_are_of_the_first_episode_with_an_interval() -> None:
     class Costly(Lengths):
         def step(self, action: Tensor) -> Step:

@@ -108,23 +108,76 @@ def test_outcomes_are_the_discount_of_the_first_violation_where_they_are_known()
 # The gate
 
 
-def test_the_least_risky_candidate_takes_the_place_of_an_action_above_the_threshold() -> None:
-    proposed = torch.tensor([[0.0, 7.0], [0.9, 7.0]])
-    candidates = torch.tensor([[[0.0, 1.0], [0.4, 1.0]], [[0.0, 2.0], [-0.2, 2.0]], [[0.0, 3.0], [0.8, 3.0]]])
-    judge = gate(num_candidates=3, pose=(0.1, 0.0))
-    found = judge(torch.zeros(2, 3), proposed, candidates)
-    assert torch.allclose(found.risk, torch.sigmoid(torch.tensor([-5.0, 4.0])))  # of the larger critic
-    assert found.acted.tolist() == [False, True]
-    assert torch.equal(found.action, torch.stack([proposed[0], candidates[1, 1]]))
-    # The second chose between log-odds of -7 and, of the pose, -4; the first is 5 - log 9 from the threshold.
-    assert found.margin.tolist() == pytest.approx([(5 - math.log(9)) / 5, 3 / 7])
+def test_the_nearest_candidate_within_the_threshold_takes_the_place_of_an_action_above_it() -> None:
+    proposed = torch.tensor([[0.0, 7.0], [0.9, 7.0], [0.9, 7.0]])
+    candidates = torch.tensor([
+        [[0.0, 1.0], [0.4, 7.0], [0.4, 7.0]],  # log-odds of -1: too risky
+        [[0.0, 2.0], [-0.9, 7.5], [0.5, 7.0]],  # -14, at a distance of (0.6, 0.5), in half widths
+        [[0.0, 3.0], [-0.2, 7.2], [0.6, 8.0]],  # -7, at (0.37, 0.2): the one
+    ])  # fmt: skip
+    judge = gate(num_candidates=3, num_around=0, pose=(0.8, 7.0))
+    found = judge(torch.zeros(3, 3), proposed, candidates)
+    assert torch.allclose(found.risk, torch.sigmoid(torch.tensor([-5.0, 4.0, 4.0])))  # of the larger critic
+    assert found.acted.tolist() == [False, True, True]
+    # Of the last, none is within the threshold, and the least risky takes its place.
+    assert torch.equal(found.action, torch.stack([proposed[0], candidates[2, 1], candidates[0, 2]]))
+    # Nothing of the second is nearer to deciding otherwise than the other candidate, by its distance; of the third two
+    # log-odds of -1 and 0.
+    apart = math.hypot(0.6, 0.5) - math.hypot(1.1 / 3, 0.2)
+    risks = [abs(x + math.log(9)) / max(1, abs(x)) for x in (-1, 0, 1, 3)]
+    assert found.margin.tolist() == pytest.approx([(5 - math.log(9)) / 5, apart, min(1.0, *risks)])
     # The pose is one of them, by the env unless it is set, and inside the bounds.
-    judge = gate(num_candidates=3)
-    assert judge(torch.zeros(2, 3), proposed, candidates).action[1].tolist() == [-1.0, 0.5]
+    judge = gate(num_candidates=3, num_around=0)
+    assert judge(torch.zeros(3, 3), proposed, candidates).action[2].tolist() == [-1.0, 0.5]
     assert gate(pose=(-9.0,)).pose.tolist() == [-2.0, -9.0]
     # One that has not begun to act tells the risk alone.
     judge.limit.fill_(OPEN)
-    assert torch.equal(judge(torch.zeros(2, 3), proposed, candidates).action, proposed)
+    assert torch.equal(judge(torch.zeros(3, 3), proposed, candidates).action, proposed)
+
+
+def test_what_takes_the_place_is_that_of_a_loop_over_candidates() -> None:
+    """With actions around the policy's own, cut off at the bounds; a margin tells what could change the choice."""
+    judge = gate(num_candidates=5, num_around=6)
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(2, 5, generator=generator)
+    judge.logits = lambda obs, action: 3 * weight @ torch.cat([obs, action], 1).t() - 1  # type: ignore[method-assign]
+    obs, proposed = torch.randn(200, 3, generator=generator), torch.randn(200, 2, generator=generator)
+    proposed = proposed.maximum(LOW).minimum(HIGH)
+    candidates = (proposed + 3 * torch.randn(5, 200, 2, generator=generator)).maximum(LOW).minimum(HIGH)
+    found, kinds = judge(obs, proposed, candidates), set()
+    half = [3.0, 1.0]
+    for n in range(200):
+        around = [[min(max(p + h * x, low), high) for p, h, x, low, high in zip(
+            proposed[n].tolist(), half, offset[0], LOW.tolist(), HIGH.tolist(), strict=True)]
+            for offset in judge.around.tolist()]  # fmt: skip
+        options = [*candidates[:, n].tolist(), *around, [-1.0, 0.5]]
+        logits = [judge.logit(obs[n : n + 1], torch.tensor([x])).item() for x in (*options, proposed[n].tolist())]
+        *others, own = [1 / (1 + math.exp(-x)) for x in logits]
+        assert found.risk[n].item() == pytest.approx(own, abs=1e-5)
+        if own <= 0.1:
+            assert not found.acted[n] and torch.equal(found.action[n], proposed[n])
+            continue
+        far = [math.dist(*([x / h for x, h in zip(a, half, strict=True)] for a in (o, proposed[n].tolist())))
+               for o in options]  # fmt: skip
+        within = [k for k in range(len(options)) if others[k] <= 0.1]
+        best = min(within, key=lambda k: far[k]) if within else min(range(len(options)), key=lambda k: others[k])
+        assert found.action[n].tolist() == pytest.approx(options[best], abs=1e-5)
+        kinds.add((bool(within), "around" if 5 <= best < 11 else "other"))
+        # Whatever is nearer must be above the threshold by more than the margin, and the one chosen within it.
+        for k in range(len(options)):
+            if not within or far[k] <= far[best]:
+                scale = max(1.0, abs(logits[k]))
+                assert abs(logits[k] + math.log(9)) / scale >= found.margin[n].item() - 1e-5
+    assert {within for within, _ in kinds} == {True, False} and len(kinds) >= 3
+
+
+def test_actions_around_go_to_all_sides_at_different_lengths() -> None:
+    around = gate(num_around=16).around[:, 0]
+    lengths = around.norm(dim=1)
+    assert torch.allclose(lengths, 2 ** torch.linspace(-3, 1, 16)) and lengths.diff().min() > 0.01
+    assert torch.allclose(around[::2] / lengths[::2, None], -around[1::2] / lengths[1::2, None])
+    assert gate(num_around=7).around.shape == (7, 1, 2) and gate(num_around=0).around.shape == (0, 1, 2)
+    assert gate(fallback="pose").around.shape == (0, 1, 2)
 
 
 def test_other_fallbacks() -> None:
@@ -509,6 +562,7 @@ def test_frames_in_which_the_gate_acts_have_a_border(trained: Any) -> None:
         ({"threshold": None}, "threshold: None is not possible; other settings of the gate need one"),
         ({"held_out": 1.0}, "held_out: 1.0 is not possible"),
         ({"tau": 0.0}, "tau: 0.0 is not possible"),
+        ({"num_around": -1}, "num_around: -1 is not possible; set 0 or more"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -520,7 +574,7 @@ def test_what_does_not_fit_the_env_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"safety\.gate\.pose: \(1\.0, 2\.0, 3\.0\) .* give 1 or 2 numbers"):
         agent("ppo", pose=(1.0, 2.0, 3.0))
     with pytest.raises(ConfigError, match=r"agent\.safety\.gate\.costs: the env gives no signal 'costs'; did you mean"):
-        agent("sac", costs=("costs",)).learn(1)
+        agent("sac", costs=("costs",))
     with pytest.raises(ConfigError, match=r"safety\.gate\.costs: none is named, nor in safety\.costs"):
         agent("ppo", costs=None)
     with pytest.raises(ConfigError, match=r"safety\.gate\.threshold: 0\.1 .* choices have no gate"):

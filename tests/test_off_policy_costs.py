@@ -327,7 +327,7 @@ def test_a_resumed_run_goes_on_bitwise(kind: Any, preset: str, method: Any) -> N
     assert rows[18]["safety/speed_multiplier"] > 0
     for one, two in zip(leaves(whole.state_dict()), leaves(second.state_dict()), strict=True):
         assert torch.equal(one.nan_to_num(), two.nan_to_num()) if isinstance(one, Tensor) else one == two
-    other = learner(kind, preset, **{**changes, "safety": LimitsConfig(costs={"speed": CostConfig()})})
+    other = learner(kind, preset, **{**changes, "safety": LimitsConfig(costs={"speed": CostConfig(limit=0.0)})})
     with pytest.raises(ConfigError, match=r"safety\.costs: \['speed'\] is .* with limits on effort and speed; set as"):
         other.load_state_dict(content["agent"])
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig, Step
-from rlcore.config import from_dict
+from rlcore import DDPG, PPO, SAC, ConfigError, NetworkConfig, PPOConfig, Step
+from rlcore.config import from_dict, save_yaml
+from rlcore.env import signal_names
 from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.constrained import Budget, Detour
@@ -24,6 +25,7 @@ from rlcore.signals import SignalConfig
 from rlcore.train.algorithms import find
 from rlcore.train.arguments import UsageError, parse, split_words
 from rlcore.train.config import TrainConfig, config_class
+from rlcore.train.defaults import default_config
 
 # The tasks
 
@@ -524,13 +526,102 @@ def test_costs_are_set_by_name_on_the_command_line() -> None:
     assert safety.costs == {"cost": CostConfig(limit=25.0), "heat": CostConfig(limit=0.1, kind="per_step")}
 
 
+def parsed(words: str, base: TrainConfig) -> dict[str, CostConfig]:
+    """Limits on costs that a command line leaves of those of ``base``."""
+    config = parse(TrainConfig, split_words(words.split(), TrainConfig, free="env"), base, "rlcore train")
+    return config.agent.safety.costs
+
+
+def test_limits_are_taken_out_on_the_command_line() -> None:
+    base, _ = default_config("Reach-UR5e-JointVel-Box")
+    box, speed = base.agent.safety.costs["box"], base.agent.safety.costs["joint_speed"]
+    assert parsed("", base) == {"box": box, "joint_speed": speed}
+    assert parsed("--agent.safety.costs none", base) == {}
+    assert parsed("agent.safety.costs=None", base) == {}
+    assert parsed("--agent.safety.costs.box none --agent.gamma 0.9", base) == {"joint_speed": speed}
+    # Whatever the order, what is taken out goes first, and what else is said of it begins anew.
+    words = "--agent.safety.costs.box.limit 3 --agent.safety.costs none"
+    assert parsed(words, base) == {"box": CostConfig(limit=3.0)}
+    assert parsed("--agent.signals none", base) == base.agent.safety.costs
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "costs.cost 1",
+            r"--agent\.safety\.costs\.cost is a group .* write --agent\.safety\.costs\.cost\.limit 1, or .* none",
+        ),
+        (
+            "costs.cost",
+            r"write --agent\.safety\.costs\.cost\.limit VALUE, or --agent\.safety\.costs\.cost none to take it",
+        ),
+        (
+            "costs 0.1",
+            r"write --agent\.safety\.costs\.NAME\.limit 0\.1, or --agent\.safety\.costs none to take all out",
+        ),
+        ("costs.cots none", r"--agent\.safety\.costs\.cots cannot be taken out, .* not there; did you mean 'cost'"),
+        ("costs.heat.kind per_step", r"--agent\.safety\.costs\.heat\.limit is missing; write --agent"),
+    ],
+)
+def test_what_is_no_limit_is_refused_on_the_command_line(words: str, message: str) -> None:
+    base, _ = default_config("Detour")
+    with pytest.raises(UsageError, match=message):
+        parsed(f"--agent.safety.{words}", base)
+
+
+@pytest.mark.parametrize(
+    ("costs", "left"),
+    [
+        ("none", {}),
+        ("null", {}),
+        ("{}", {}),
+        ("{box: none}", {"joint_speed"}),
+        ("{box: ~, heat: {limit: 1}}", {"joint_speed", "heat"}),
+        ("{heat: {limit: 1}}", {"box", "joint_speed", "heat"}),
+    ],
+)
+def test_limits_are_taken_out_in_a_file(tmp_path: Path, costs: str, left: set[str]) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(f"agent: {{safety: {{costs: {costs}}}}}\n")
+    config, _ = default_config("Reach-UR5e-JointVel-Box", file)
+    assert set(config.agent.safety.costs) == set(left)
+    # A run's own file gives the same, whatever is shipped.
+    save_yaml(tmp_path / "config.yaml", config)
+    assert default_config("Reach-UR5e-JointVel-Box", tmp_path / "config.yaml")[0] == config
+
+
+def test_what_is_no_limit_is_refused_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    for costs, message in (
+        ("{bok: none}", r"own\.yaml: agent\.safety\.costs\.bok cannot be taken out, .* did you mean 'box'"),
+        ("{heat: {kind: per_step}}", r"own\.yaml: 'agent\.safety\.costs\.heat\.limit' is missing; set it"),
+        ("{box: 0.1}", r"own\.yaml: agent\.safety\.costs\.box: 0\.1 is not a group of settings"),
+    ):
+        file.write_text(f"agent: {{safety: {{costs: {costs}}}}}\n")
+        with pytest.raises(ConfigError, match=message):
+            default_config("Reach-UR5e-JointVel-Box", file)
+    file.write_text("agent: {actor: none}\n")  # no table, but a group that there always is
+    with pytest.raises(ConfigError, match=r"agent\.actor: 'none' is not a group of settings"):
+        default_config("Reach-UR5e-JointVel-Box", file)
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "limit": ({"costs": {"a": {"limit": "nan"}}}, r"safety\.costs\.a\.limit: nan is not possible; set a number"),
     "infinite": ({"costs": {"a": {"limit": "inf"}}}, r"safety\.costs\.a\.limit: inf is not possible; set a number"),
-    "scale": ({"costs": {"a": {"scale": 0}}}, r"safety\.costs\.a\.scale: 0.0 is not possible; set a positive number"),
-    "kind": ({"costs": {"a": {"kind": "step"}}}, r"safety\.costs\.a\.kind: 'step' is not one of 'episode', 'per_step'"),
+    "scale": (
+        {"costs": {"a": {"limit": 1, "scale": 0}}},
+        r"safety\.costs\.a\.scale: 0.0 is not possible; set a positive number",
+    ),
+    "kind": (
+        {"costs": {"a": {"limit": 1, "kind": "step"}}},
+        r"safety\.costs\.a\.kind: 'step' is not one of 'episode', 'per_step'",
+    ),
     "method": ({"method": "cpo"}, r"safety\.method: 'cpo' is not one of 'pid', 'lagrange', 'p3o', 'cat'"),
-    "episode": ({"method": "cat", "costs": {"a": {}}}, r"costs\.a\.kind: 'episode' is not possible; cat limits single"),
+    "episode": (
+        {"method": "cat", "costs": {"a": {"limit": 1}}},
+        r"costs\.a\.kind: 'episode' is not possible; cat limits single",
+    ),
     "chance": ({"termination_max": 2}, r"safety\.termination_max: 2.0 is not possible; set more than 0, at most 1"),
     "share": (
         {"costs": {"a": {"limit": 25, "kind": "probability"}}},
@@ -541,6 +632,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "most": ({"excess_max": 0}, r"safety\.excess_max: 0.0 is not possible; set more than 0, or inf for no limit"),
     "rate": ({"multiplier_rate": 0}, r"safety\.multiplier_rate: 0.0 is not possible; set a positive number"),
     "max": ({"multiplier_max": "inf"}, r"safety\.multiplier_max: inf is not possible; set a positive number"),
+    "none": ({"costs": {"a": {"kind": "per_step"}}}, r"file: 'safety\.costs\.a\.limit' is missing; set it"),
     "name": ({"costs": {"a": {"limt": 1}}}, r"unknown key 'safety\.costs\.a\.limt'; did you mean 'limit'"),
 }
 
@@ -569,10 +661,43 @@ def test_a_cost_that_the_env_does_not_give_is_named() -> None:
     for method, env, remedy in (
         ("pid", Budget, "did you mean 'cost'"), ("cat", Budget, "did you mean"), ("pid", Pendulum, "it gives none"),
     ):  # fmt: skip
-        safety = SafetyConfig(costs={"costs": CostConfig(kind="per_step")}, method=method)  # type: ignore[arg-type]
+        safety = SafetyConfig(costs={"costs": CostConfig(limit=0.0, kind="per_step")}, method=method)  # type: ignore[arg-type]
         config = PPOConfig(num_steps=5, num_minibatches=1, safety=safety)
         with pytest.raises(ConfigError, match=rf"agent\.safety\.costs: the env gives no signal 'costs'; {remedy}"):
             PPO(env(8, seed=1), config, seed=1).learn(1)
+
+
+@pytest.mark.parametrize("kind", ["ppo", "sac", "ddpg"])
+def test_a_cost_that_the_env_never_gives_is_refused_before_a_step(kind: str) -> None:
+    algorithm = {"ppo": PPO, "sac": SAC, "ddpg": DDPG}[kind]
+    config = find(kind).config
+    env = Detour(4, seed=1)
+    state = env.generator.get_state()
+    for settings, setting in (
+        ({"safety": {"costs": {"cots": {"limit": 1}}}}, "safety.costs"),
+        ({"safety": {"gate": {"threshold": 0.1, "costs": ["cots"]}}}, "safety.gate.costs"),
+        ({"signals": {"cots": {"weight": -1}}}, "signals"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"agent\.{setting}: the env gives no signal 'cots'; did you mean 'cost'"
+        ):
+            algorithm(env, from_dict(config, settings), seed=1)
+    assert torch.equal(env.generator.get_state(), state)
+    algorithm(env, from_dict(config, {"signals": {"cots": {"weight": 0}}}), seed=1)  # which is not learned from
+
+
+def test_envs_tell_which_signals_they_may_give() -> None:
+    class Own(Detour):
+        """Which may give more."""
+
+    assert signal_names(Detour(1)) == signal_names(Budget(1)) == ("cost",) and signal_names(Own(1)) is None
+    assert signal_names(make_env("Reach-UR5e-JointVel-Box", 1)) == ("box", "joint_speed")
+    for task in ("CartPole", "Pendulum-Delayed", "Pendulum-HiddenVelocity", "Reach-UR10-IK", "Memory"):
+        assert signal_names(make_env(task, 2)) == ()
+    assert signal_names(make_env("Pendulum", 1, **{"costs.fast.observation": "angular_velocity"})) == ("fast",)
+    env = make_env("gym:CartPole-v1", 1)
+    assert signal_names(env) == ("cost",)  # if any, which the first step tells
+    env.close()
 
 
 def test_algorithms_without_limits_say_which_have_them() -> None:

@@ -9,12 +9,13 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import tyro
 
 from rlcore.config import ALONE, ConfigError, closest, named_groups, parse_text, shown, to_int
+from rlcore.train.groups import NAME, general_name, how_to_write, is_none, missing, table_of, with_group, without
 
 T = TypeVar("T")
 
@@ -87,10 +88,6 @@ Job = Callable[[], int]
 """What is left to do once everything the user gave has been checked; returns the exit code."""
 
 
-NAME = "NAME"
-"""In the name of a setting: what the user names."""
-
-
 class UsageError(ValueError):
     """A command line that cannot be understood; the message is one line that names the word and the remedy."""
 
@@ -134,12 +131,18 @@ def split_words(words: Sequence[str], cls: type[Any], *, free: str | None = None
         negated = re.sub(r"(^|\.)no_([^.]*)$", r"\1\2", key)
         if key.startswith(open_ones):
             hint: Any = list[str] if key == f"{free}.wrappers" else str
-        elif (general := _general(key, settings)) in settings and not _is_dict(settings[general]) and key != free:
+        elif (general := general_name(key, settings)) in settings and not _is_dict(settings[general]) and key != free:
             hint = settings[general]
         elif negated != key and _is_switch(settings.get(negated)):
             if equals:
                 raise UsageError(f"--{shown} takes no value; leave out '={value}'")
             pairs.append((negated, ["False"]))
+            continue
+        elif table_of(key, settings) is not None:
+            given = value if equals else rest.pop(0) if rest and not _is_setting(rest[0], settings) else ""
+            if not is_none(given):
+                raise UsageError(f"--{shown} is a group of settings; {how_to_write(key, given, settings)}")
+            pairs.append((key, [given]))
             continue
         else:
             raise UsageError(_unknown(shown, key, settings, free))
@@ -166,13 +169,23 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
     words: list[str] = []
     given: dict[str, str] = {}
     options: list[Pair] = []
+    pairs = list(pairs)
+    tables = [table_of(key, settings) for key, _ in pairs]
+    try:
+        for table in filter(None, tables):  # first, whatever the order: what else is said of one begins it anew
+            default = without(default, *table)
+    except ConfigError as error:
+        raise UsageError(f"--{error}") from None
+    pairs = [pair for pair, table in zip(pairs, tables, strict=True) if table is None]
     for key, values in pairs:
-        general = _general(key, settings)
+        general = general_name(key, settings)
         if general not in settings:
             options.append((key, values))
             continue
         if general != key and default is not None:
-            default = _with_group(default, key.split("."))
+            if lacking := missing(default, key, [key for key, _ in pairs]):
+                raise UsageError(f"--{lacking} is missing; write --{lacking} VALUE")
+            default = with_group(default, key.split("."))
         flag, *rest = _words_for(flags.get(key, key), values, settings[general])
         words += [flag, *rest]
         given[flag] = " ".join(rest)
@@ -199,29 +212,10 @@ def _with_option(settings: Any, key: str, value: Any) -> Any:
     return dataclasses.replace(settings, **{first: _with_option(getattr(settings, first), rest, value)})
 
 
-def _general(key: str, settings: Mapping[str, Any]) -> str:
-    """The name of a setting with ``NAME`` in the place of what the user named; as it is, where there is no such."""
-    parts = key.split(".")
-    tries = (".".join([*parts[:i], NAME, *parts[i + 1 :]]) for i in range(1, len(parts) - 1))
-    return key if key in settings else next((general for general in tries if general in settings), key)
-
-
-def _with_group(config: T, parts: Sequence[str]) -> T:
-    """Settings with the group that a dotted name asks for; one that they lack begins with its own defaults."""
-    first, *rest = parts
-    value = getattr(config, first)
-    if isinstance(value, dict):
-        each = named_groups(typing.get_type_hints(type(config))[first])
-        value = {**value, rest[0]: value.get(rest[0], each())}
-    else:
-        value = _with_group(value, rest)
-    return dataclasses.replace(config, **{first: value})  # type: ignore[type-var]
-
-
 def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
     """Print the flags of a dataclass with their defaults and docstrings."""
     for key in (key for key in settings_of(cls) if default is not None and f".{NAME}." in key):
-        default = _with_group(default, key.split("."))
+        default = with_group(default, key.split("."))
     with contextlib.suppress(SystemExit):
         tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
 

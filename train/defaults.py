@@ -15,6 +15,7 @@ from rlcore.config import ConfigError, from_dict, load_yaml, nearest, to_dict
 from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.train.algorithms import ALGORITHMS, find
 from rlcore.train.config import TrainConfig, config_class, safe_name
+from rlcore.train.groups import merged
 
 
 def shipped_config(task: str, algo: str = TrainConfig.algo, preset: str | None = None) -> Path | None:
@@ -120,10 +121,12 @@ def default_config(
     begin: dict[str, Any] = {}
     if preset is not None:
         begin = {"preset": preset, "agent": to_dict(record.config(**record.presets[preset].settings))}
-    data = _merged(_merged(to_dict(own(task=task)), begin), registered)
+    data = merged(merged(to_dict(own(task=task)), begin), registered)
     config = from_dict(own, data)
     for path in files:
-        data = _merged(data, load_yaml(path))
+        over = load_yaml(path)
+        # A run's own file has every setting: of tables it has what there was, and nothing is added to that.
+        data = over if _keys(to_dict(own(task=task))) <= _keys(over) else merged(data, over, own, f"{path}: ")
         # Converted once per layer, so that an error names the file that it comes from.
         config = from_dict(own, data, source=str(path))
     return config, files
@@ -137,10 +140,7 @@ def task_of(file: Path) -> str | None:
     return task
 
 
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``, section by section."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return result
+def _keys(data: Mapping[str, Any], prefix: str = "") -> set[str]:
+    """Dotted names of all values."""
+    inner = (_keys(value, f"{prefix}{key}.") for key, value in data.items() if isinstance(value, Mapping))
+    return {prefix + key for key in data}.union(*inner)

@@ -117,19 +117,22 @@ class Evaluation:
         if not self.episodes:
             return f"no episode {'counts' if self.broken else 'ended'}; {left_out}"
         low, high = t_interval(self.returns)
-        parts = [f"return {self.mean_return:.4g} (95% interval {low:.4g} to {high:.4g})"]
+        interval = f" (95% interval {low:.4g} to {high:.4g})" if self.episodes > 1 else ""  # of one there is none
+        parts = [f"return {self.mean_return:.4g}{interval}"]
         if self.success is not None and self.goals is not None:
             bottom, top = wilson_interval(self.success, self.goals)
             parts.append(f"success {self.success:.1%} ({bottom:.1%} to {top:.1%}, {self.goals} goals)")
         for name, sums in self._known_signals().items():
             least, most = t_interval(sums)
-            parts.append(f"{name} {float(sums.mean()):.4g} ({least:.4g} to {most:.4g})")
+            interval = f" ({least:.4g} to {most:.4g})" if len(sums) > 1 else ""
+            parts.append(f"{name} {float(sums.mean()):.4g}{interval}")
         for name, steps in self._shares().items():
             share, least, most = ratio_interval(steps, self.lengths)
             what = {"violation": "violations in", "gate": "the gate acted in"}[name]
-            parts.append(f"{what} {share:.3%} of steps ({least:.3%} to {most:.3%})")
+            interval = f" ({least:.3%} to {most:.3%})" if self.episodes > 1 else ""
+            parts.append(f"{what} {share:.3%} of steps{interval}")
         parts.append(f"length {float(self.lengths.double().mean()):.1f}")
-        parts.append(f"{self.episodes} episodes")
+        parts.append(f"{self.episodes} episode{'s' * (self.episodes != 1)}")
         return ", ".join([*parts, left_out] if left_out else parts)
 
 

@@ -79,8 +79,10 @@ def eval_command(words: Sequence[str]) -> Job:
         for line in source.notes:
             say(console, line)
         say(console, result.summary())
-        wilson = "" if result.success is None else ", Wilson's score for the success rate"
-        say(console, f"intervals of 95%: Student's t for the mean return{wilson}")
+        intervals = ["Student's t for the mean return"] * (result.episodes > 1)
+        intervals += ["Wilson's score for the success rate"] * (result.success is not None)
+        if intervals:
+            say(console, f"intervals of 95%: {', '.join(intervals)}")
         try:
             if args.output or args.onnx:
                 write_json(output, record)
