@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.env import Parameter
-from rlcore.envs.parameters import ParameterRows
+from rlcore.envs.parameters import ParameterRows, PushDraws
 from rlcore.types import Obs
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ class TorchEnv:
 class PhysicalEnv(TorchEnv):
     """Base of tasks with physical parameters; see ``rlcore.env.Randomizable`` and ``rlcore.env.Pushable``.
 
-    ``reset`` leaves parameters as they are. Directions of pushes are drawn from numbers of their own, which a seed
-    begins anew: what else the task draws is the same with pushes and without.
+    ``reset`` leaves parameters as they are.
     """
 
     parameters: Mapping[str, Parameter]
@@ -121,13 +120,13 @@ class PhysicalEnv(TorchEnv):
     def __init__(self, num_envs: int, device: str | torch.device, seed: int | None, max_episode_length: int) -> None:
         super().__init__(num_envs, device, seed, max_episode_length)
         self._values = ParameterRows(self.task, self.parameters, num_envs, self.device)
-        self._luck = self._first_luck(seed or 0)  # [N], state of the numbers that pushes draw
+        self._draw_push = PushDraws(num_envs, self.device, seed)
         self._constants = self._derived()
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env. Without a seed the env's own random numbers go on."""
         if seed is not None:
-            self._luck.copy_(self._first_luck(seed))
+            self._draw_push.seed(seed)
         return super().reset(seed)
 
     @torch.no_grad()
@@ -142,7 +141,7 @@ class PhysicalEnv(TorchEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the future depends on, random generator included."""
-        return {**super().state_dict(), "parameters": self._values.state(), "luck": self._luck.clone()}
+        return {**super().state_dict(), "parameters": self._values.state(), "pushes": self._draw_push.state.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken; a state from before there were parameters has nominal ones.
@@ -152,7 +151,8 @@ class PhysicalEnv(TorchEnv):
         """
         super().load_state_dict(state)
         self._values.load(state.get("parameters", {}))
-        self._luck.copy_(state["luck"] if "luck" in state else self._first_luck(0))
+        if "pushes" in state:
+            self._draw_push.state.copy_(state["pushes"])
         self._derive()
 
     def _derived(self) -> tuple[Tensor, ...]:
@@ -162,18 +162,6 @@ class PhysicalEnv(TorchEnv):
     def _derive(self) -> None:
         for constant, now in zip(self._constants, self._derived(), strict=True):
             constant.copy_(now)
-
-    def _draw_push(self) -> Tensor:
-        """Numbers ``[N]`` uniform in -1..1: the upper bits of a congruential generator (Knuth's MMIX) for each env."""
-        self._luck.mul_(_MULTIPLIER).add_(_INCREMENT)  # modulo 2^64
-        return (self._luck >> 33).float() * 2.0**-30
-
-    def _first_luck(self, seed: int) -> Tensor:
-        return (torch.arange(self.num_envs, device=self.device) + (seed * 0x9E3779B1) % 2**31) * _APART
-
-
-_MULTIPLIER, _INCREMENT = 6364136223846793005, 1442695040888963407
-_APART = -7046029254386353131  # 2^64 / golden ratio: neighbors begin far from each other
 
 
 def check_whole(task: str, **numbers: Any) -> None:
