@@ -94,7 +94,7 @@ class MujocoPhysics:
 
     def stage(self) -> dict[str, Any]:
         """What was set, as a part of a stage; see ``rlcore.stage``."""
-        return {STAGE_ENTRY: self._rows.state()} if self._rows.touched else {}
+        return {STAGE_ENTRY: self._rows.state()} if self._rows.named else {}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Put back what ``stage`` gave."""

@@ -35,8 +35,8 @@ class ParameterRows:
         self._nominal = nominal[:, None]  # [P, 1]
         self.values = self._nominal.repeat(1, num_envs)
         """``[P, N]``, in the order of the parameters; changed in place."""
-        self.touched = False
-        """Whether anything was ever set."""
+        self.named: set[str] = set()
+        """What was ever set."""
         self._rows: dict[str, Tensor] = dict(zip(self.parameters, self.values.unbind(), strict=True))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -59,17 +59,17 @@ class ParameterRows:
             raise ValueError(
                 f"{self.task}: where is {where.dtype} of shape {tuple(where.shape)}; give bool of shape {tuple(shape)}"
             )
-        self.touched = True
+        self.named |= values.keys()
         rows = torch.stack([values.get(name, now).to(self.values) for name, now in self._rows.items()])
         torch.where(where, rows, self.values, out=self.values)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies ``[N]`` by name."""
-        return {name: row.clone() for name, row in self._rows.items()}
+        """Copies ``[N]`` by name of what was ever set."""
+        return {name: row.clone() for name, row in self._rows.items() if name in self.named}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Put back what ``state`` gave, here or of another number of envs; what it does not have becomes nominal."""
-        self.touched |= bool(state)
+        self.named |= state.keys() & self.parameters.keys()
         self.values.copy_(self._nominal.expand_as(self.values))
         for name, row in self._rows.items():
             if name in state:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_PREFIX = "parameter/"
+
+
 class TorchEnv:
     """Base of tasks whose state is tensors; with ``_begin`` and ``step`` of its own a task is a ``rlcore.env.VecEnv``.
 
@@ -141,7 +144,8 @@ class PhysicalEnv(TorchEnv):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the future depends on, random generator included."""
-        return {**super().state_dict(), "parameters": self._values.state(), "pushes": self._draw_push.state.clone()}
+        parameters = {_PREFIX + name: row for name, row in self._values.state().items()}
+        return super().state_dict() | parameters | {"pushes": self._draw_push.state.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where ``state_dict`` was taken; a state from before there were parameters has nominal ones.
@@ -150,7 +154,8 @@ class PhysicalEnv(TorchEnv):
             ValueError: an entry is missing, or it was taken with another number of envs.
         """
         super().load_state_dict(state)
-        self._values.load(state.get("parameters", {}))
+        parameters = {key.removeprefix(_PREFIX): row for key, row in state.items() if key.startswith(_PREFIX)}
+        self._values.load(parameters)
         if "pushes" in state:
             self._draw_push.state.copy_(state["pushes"])
         self._derive()
