@@ -41,7 +41,8 @@ class MujocoPhysics:
 
     All are factors: ``mass`` on the masses and inertias of all bodies, ``friction`` on all coefficients of contacts,
     ``damping`` and ``armature`` on those of all joints, ``gain`` on the forces of all actuators, and ``gravity``. One
-    is left out where the model has only zeros, so that a factor would change nothing, and ``gain`` with muscles.
+    is left out where a factor would change nothing, as the model has only zeros, or nothing that touches anything;
+    and ``gain`` with muscles.
 
     A push changes the horizontal velocity of the root, where it floats or slides, in a direction that is drawn.
 
@@ -61,6 +62,7 @@ class MujocoPhysics:
         self._gravity = np.array(model.opt.gravity)
         there = {name: any(array.any() for _, array in arrays) for name, arrays in self._nominal.items()}
         muscle = int(self._mujoco.mjtGain.mjGAIN_MUSCLE)
+        there["friction"] &= touches(model, slice(None))
         there |= {"gain": there["gain"] and muscle not in model.actuator_gaintype, "gravity": bool(self._gravity.any())}
         self.parameters = {
             name: Parameter(nominal=1.0, low=low, high=high) for name, (low, high) in RANGES.items() if there[name]
@@ -117,6 +119,15 @@ class MujocoPhysics:
             changed = [name for name, row in zip(self.parameters, before[:, i] != values[:, i], strict=True) if row]
             if set(changed) & set(_INERTIAL):  # what solvers and actuators take from masses
                 self._mujoco.mj_setConst(model, self._scratch)
+
+
+def touches(model: Any, geoms: Any) -> bool:
+    """Whether any of some geoms of a model may collide with any geom, by the bits of their types and affinities."""
+    types, affinities = (
+        [int(np.bitwise_or.reduce(bits[rows], initial=0)) for rows in (geoms, slice(None))]
+        for bits in (model.geom_contype, model.geom_conaffinity)
+    )
+    return bool(types[0] & affinities[1] | types[1] & affinities[0])
 
 
 def with_physics(adapter: Any, env: Any, seed: int | None) -> MujocoPhysics | None:

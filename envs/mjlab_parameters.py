@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rlcore.env import Parameter
+from rlcore.envs.gym_mujoco import touches
 from rlcore.envs.parameters import ParameterRows
 from rlcore.envs.sim_parameters import ENCODER_BIAS, PAYLOAD, SimulatorPhysics, entity_of, factors
 
@@ -153,6 +154,10 @@ class MjlabParameters:
     def _counts(self, name: str) -> bool:
         """Whether a factor would change anything."""
         model = self.core.sim.mj_model
+        if name == "friction":
+            own = self.robot.indexing.geom_ids.cpu().numpy()
+            if not touches(model, own):
+                return False
         numbers = [torch.as_tensor(getattr(model, x.field))[x.rows.cpu()] for x in self.places[name]]
         numbers += [getattr(drive, kind).cpu() for drive, kind in self.drives.get(name, ())]
         return any(bool((x.isfinite() & (x != 0)).any()) for x in numbers)

@@ -122,6 +122,10 @@ def test_what_the_model_lacks_is_no_parameter() -> None:
         env.set_parameters({"masses": torch.ones(N)}, EVERY)
 
 
+def test_friction_of_what_touches_nothing_is_no_parameter() -> None:
+    assert "friction" not in made("InvertedPendulum-v5").parameters
+
+
 def test_other_envs_have_none() -> None:
     for env in (make_env("gym:CartPole-v1", 2), made(vectorization="async", num_envs=1)):
         assert not is_randomizable(env) and not is_pushable(env)
