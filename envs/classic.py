@@ -6,6 +6,7 @@ Constants and equations are those of gymnasium's ``CartPole-v1`` and ``Pendulum-
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.envs.torch_env import TorchEnv, drawn
+from rlcore.env import Parameter
+from rlcore.envs.torch_env import PhysicalEnv, drawn
 from rlcore.types import Obs, Step
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class _Classic(TorchEnv):
+class _Classic(PhysicalEnv):
     """What the two tasks share: start states, the time limit and resets. The tasks add the physics."""
 
     _buffers: ClassVar[tuple[str, ...]] = ("state", "steps")
@@ -101,6 +103,7 @@ class CartPole(_Classic):
     State and observation: cart position (m), velocity (m/s), pole angle (rad), angular velocity (rad/s). Reward 1 a
     step. Ends when the cart leaves 2.4 m or the pole 12 degrees; cut after ``max_episode_length`` steps of 0.02 s.
     Equations: Barto, Sutton and Anderson 1983, in the form of https://coneural.org/florian/papers/05_cart_pole.pdf.
+    Pushes are of the cart.
     """
 
     task = "CartPole"
@@ -120,11 +123,14 @@ class CartPole(_Classic):
     }
     _start_range = (0.05, 0.05, 0.05, 0.05)
 
-    gravity = 9.8  # m/s²
-    pole_mass = 0.1  # kg
-    total_mass = 1.1  # kg, cart and pole
-    half_length = 0.5  # m, pivot to center of mass
-    force = 10.0  # N
+    parameters: Mapping[str, Parameter] = {
+        "pole_mass": Parameter(nominal=0.1, low=0.05, high=0.5, unit="kg"),
+        "cart_mass": Parameter(nominal=1.0, low=0.5, high=2.0, unit="kg"),
+        "length": Parameter(nominal=1.0, low=0.5, high=2.0, unit="m"),
+        "force": Parameter(nominal=10.0, low=5.0, high=15.0, unit="N"),
+        "gravity": Parameter(nominal=9.8, low=7.8, high=11.8, unit="m/s²"),
+    }
+    push_unit = "m/s"
     dt = 0.02  # s
     position_limit = 2.4  # m
     angle_limit = math.radians(12.0)
@@ -139,15 +145,25 @@ class CartPole(_Classic):
         high = [2.0 * self.position_limit, math.inf, 2.0 * self.angle_limit, math.inf]
         super().__init__(num_envs, device, seed, max_episode_length, high)
 
+    @torch.no_grad()
+    def push(self, speed: Tensor) -> None:
+        """Make carts faster by ``[N]`` m/s, to the left or to the right; see ``rlcore.env.Pushable``."""
+        self.state[:, 1].add_(torch.copysign(speed, self._draw_push()))
+
+    def _derived(self) -> tuple[Tensor, ...]:
+        half_length = 0.5 * self._values["length"]  # [N] m, pivot to center of mass
+        total_mass = self._values["cart_mass"] + self._values["pole_mass"]
+        return half_length, self._values["pole_mass"] * half_length, total_mass, 1.0 / total_mass
+
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, x_dot, angle, angle_dot = self.state.unbind(1)  # [N] each
-        force = (2 * (action == 1) - 1) * self.force  # [N]
+        half_length, pole_moment, *total = self._constants  # [N] each
+        force = (2 * (action == 1) - 1) * self._values["force"]  # [N]
         sin, cos = angle.sin(), angle.cos()
-        pole_moment = self.pole_mass * self.half_length
-        push = (force + pole_moment * angle_dot.square() * sin) / self.total_mass
-        inertia = self.half_length * (4.0 / 3.0 - self.pole_mass * cos.square() / self.total_mass)
-        angle_acc = (self.gravity * sin - cos * push) / inertia
-        x_acc = push - pole_moment * angle_acc * cos / self.total_mass
+        push = _over(force + pole_moment * angle_dot.square() * sin, *total)
+        inertia = half_length * (4.0 / 3.0 - _over(self._values["pole_mass"] * cos.square(), *total))
+        angle_acc = (self._values["gravity"] * sin - cos * push) / inertia
+        x_acc = push - _over(pole_moment * angle_acc * cos, *total)
         state = torch.stack(  # [N, 4]
             (
                 x + self.dt * x_dot,
@@ -168,8 +184,14 @@ class CartPole(_Classic):
         axes.set(xlim=(-2.4, 2.4), ylim=(-1.3, 2.3))
         axes.axhline(0.0, color="0.6", linewidth=1)
         axes.plot([x - 0.25, x + 0.25], [0.0, 0.0], color="black", linewidth=16, solid_capstyle="butt")
-        tip = (x + 2.0 * self.half_length * math.sin(angle), 2.0 * self.half_length * math.cos(angle))
+        length = float(self._values["length"][0])
+        tip = (x + length * math.sin(angle), length * math.cos(angle))
         axes.plot([x, tip[0]], [0.0, tip[1]], color="tab:orange", linewidth=6)
+
+
+def _over(x: Tensor, mass: Tensor, inverse: Tensor) -> Tensor:
+    """``x / mass``, rounded as torch rounds where the mass is a plain number: CUDA then multiplies by the inverse."""
+    return x * inverse if x.is_cuda else x / mass
 
 
 class Pendulum(_Classic):
@@ -178,6 +200,9 @@ class Pendulum(_Classic):
     State: angle from upright (rad), angular velocity (rad/s). Observation: cosine and sine of the angle, and the
     velocity. Action: torque in N·m, clamped to ±2. Reward ``-(angle² + 0.1 velocity² + 0.001 torque²)`` of the state
     before the step, the angle in ±π. Never terminates; cut after ``max_episode_length`` steps of 0.05 s.
+
+    Parameters are as gymnasium has them, of a uniform rod, and ``damping``, the viscous friction of the pivot, and
+    ``gain``, a factor on the torque that arrives of the one that is commanded, and paid for.
     """
 
     task = "Pendulum"
@@ -195,9 +220,14 @@ class Pendulum(_Classic):
     }
     _start_range = (math.pi, 1.0)
 
-    gravity = 10.0  # m/s²
-    mass = 1.0  # kg
-    length = 1.0  # m
+    parameters: Mapping[str, Parameter] = {
+        "mass": Parameter(nominal=1.0, low=0.7, high=1.5, unit="kg"),
+        "length": Parameter(nominal=1.0, low=0.7, high=1.5, unit="m"),
+        "gravity": Parameter(nominal=10.0, low=8.0, high=12.0, unit="m/s²"),
+        "damping": Parameter(nominal=0.0, low=0.0, high=0.2, unit="N·m·s/rad"),
+        "gain": Parameter(nominal=1.0, low=0.7, high=1.3),
+    }
+    push_unit = "rad/s"
     max_torque = 2.0  # N·m
     max_speed = 8.0  # rad/s
     dt = 0.05  # s
@@ -212,14 +242,24 @@ class Pendulum(_Classic):
     ) -> None:
         super().__init__(num_envs, device, seed, max_episode_length, [1.0, 1.0, self.max_speed])
 
+    @torch.no_grad()
+    def push(self, speed: Tensor) -> None:
+        """Make pendulums faster by ``[N]`` rad/s, one way or the other; see ``rlcore.env.Pushable``."""
+        self.state[:, 1].add_(torch.copysign(speed, self._draw_push()))
+
+    def _derived(self) -> tuple[Tensor, ...]:
+        per_inertia = 3.0 / (self._values["mass"] * self._values["length"].square())  # [N], of a rod about its end
+        fall = 1.5 * self._values["gravity"] / self._values["length"]
+        return fall, per_inertia * self._values["gain"], -per_inertia * self._values["damping"]
+
     def _advance(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         angle, speed = self.state.unbind(1)  # [N] each
+        fall, motor, drag = self._constants  # [N] each
         torque = action.squeeze(1).clamp(-self.max_torque, self.max_torque)  # [N]
         wrapped = torch.remainder(angle + math.pi, 2.0 * math.pi) - math.pi  # [N]
         cost = wrapped.square() + 0.1 * speed.square() + 0.001 * torque.square()  # [N]
-        gravity_acc = 1.5 * self.gravity / self.length * angle.sin()
-        motor_acc = 3.0 / (self.mass * self.length**2) * torque
-        new_speed = (speed + (gravity_acc + motor_acc) * self.dt).clamp(-self.max_speed, self.max_speed)
+        acceleration = torch.addcmul(fall * angle.sin() + motor * torque, drag, speed)
+        new_speed = (speed + acceleration * self.dt).clamp(-self.max_speed, self.max_speed)
         state = torch.stack((angle + new_speed * self.dt, new_speed), dim=1)  # [N, 2]
         return state, -cost, torch.zeros_like(self.steps, dtype=torch.bool)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -10,7 +11,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.envs.torch_env import TorchEnv, drawn
+from rlcore.env import Parameter
+from rlcore.envs.torch_env import PhysicalEnv, TorchEnv, drawn
 from rlcore.types import Obs, Step
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ class Budget(TorchEnv):
         axes.set(ylim=(0.0, 1.0))
 
 
-class Detour(TorchEnv):
+class Detour(PhysicalEnv):
     """Move a point to a goal behind a disc that it must not enter.
 
     State: position (m). The point starts 1 m left of the disc's middle, up to 0.3 m above or below it; the goal is 1 m
@@ -114,8 +116,11 @@ class Detour(TorchEnv):
     }
     action_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2,), dtype=np.float32)
 
+    parameters: Mapping[str, Parameter] = {
+        "speed": Parameter(nominal=1.0, low=0.5, high=1.5),  # factor on the velocity that is commanded
+        "radius": Parameter(nominal=0.4, low=0.2, high=0.6, unit="m"),  # of the disc, whose middle is the origin
+    }
     dt = 0.05  # s
-    radius = 0.4  # m, of the disc, whose middle is the origin
     goal = (1.0, 0.0)  # m
     reach = 0.1  # m from the goal count as success
     size = 1.5  # m, positions are cut to +- this
@@ -151,9 +156,10 @@ class Detour(TorchEnv):
             ValueError: the action has the wrong shape or kind of number.
         """
         self._check_action(action)
-        reached = (self.position + self.dt * action.clamp(-1.0, 1.0)).clamp(-self.size, self.size)  # [N, 2]
+        (way,) = self._constants  # [N, 1] m, of a step at full speed
+        reached = (self.position + way * action.clamp(-1.0, 1.0)).clamp(-self.size, self.size)  # [N, 2]
         distance = (reached - self._goal).norm(dim=1)  # [N]
-        signals = {"cost": (reached.norm(dim=1) < self.radius).float()}
+        signals = {"cost": (reached.norm(dim=1) < self._values["radius"]).float()}
         self.steps.add_(1)
         done = self.steps >= self.max_episode_length  # [N]
         self.steps.masked_fill_(done, 0)
@@ -171,6 +177,9 @@ class Detour(TorchEnv):
         self.position.copy_(self._start())
         return {"policy": self.position.clone()}
 
+    def _derived(self) -> tuple[Tensor, ...]:
+        return (self.dt * self._values["speed"][:, None],)
+
     def _start(self) -> Tensor:
         """Where new episodes begin, ``[N, 2]``."""
         y = torch.empty_like(self.position[:, 0]).uniform_(-0.3, 0.3, generator=self.generator)
@@ -179,7 +188,8 @@ class Detour(TorchEnv):
     def _paint(self, figure: Figure) -> None:
         axes = figure.subplots()
         axes.set(xlim=(-self.size, self.size), ylim=(-self.size, self.size), aspect="equal")
-        for (x, y), radius, color in (((0.0, 0.0), self.radius, "tab:red"), (self.goal, self.reach, "tab:green")):
+        disc = float(self._values["radius"][0])
+        for (x, y), radius, color in (((0.0, 0.0), disc, "tab:red"), (self.goal, self.reach, "tab:green")):
             angle = np.linspace(0.0, 2.0 * np.pi, 60)
             axes.fill(x + radius * np.cos(angle), y + radius * np.sin(angle), color=color)
         axes.plot(*self.position[0].tolist(), marker="o", color="black")

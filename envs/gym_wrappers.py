@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from rlcore.envs import look_here
 from rlcore.names import nearest_names
@@ -102,3 +103,19 @@ def wrapper_of(env_id: str, name: str) -> Callable[[gymnasium.Env[Any, Any]], gy
             raise ValueError(f"gym:{env_id}: wrapper '{name}': module '{place}' has no '{last}'; {hint}")
         raise ValueError(f"gym:{env_id}: '{name}' is no wrapper of gymnasium's; {hint}")
     return found
+
+
+def autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
+    """When an env that ended an episode begins the next one.
+
+    Raises:
+        ValueError: the vector env does not say it.
+    """
+    mode = env.metadata.get("autoreset_mode")
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        raise ValueError(
+            f"{type(env.unwrapped).__name__}: autoreset mode is {mode!r}; set metadata['autoreset_mode'] to what it "
+            "does, gymnasium.vector.AutoresetMode.SAME_STEP, NEXT_STEP or DISABLED"
+        ) from None

@@ -21,8 +21,10 @@ from rlcore.env import EnvFailed, VecEnv
 from rlcore.envs import look_here, unknown_option
 from rlcore.envs.envpool import with_reset_seed
 from rlcore.envs.gym_costs import COST, StepCosts
+from rlcore.envs.gym_mujoco import with_physics
 from rlcore.envs.gym_spaces import Arrays, flat_action_space, layouts_of, terms_of, to_torch
-from rlcore.envs.gym_wrappers import CopyObservation, WithActionMask, masked, wrapper_of
+from rlcore.envs.gym_wrappers import CopyObservation, WithActionMask, autoreset_mode, masked, wrapper_of
+from rlcore.envs.parameters import STAGE_ENTRY
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
 from rlcore.types import Obs, Step
 
@@ -51,7 +53,10 @@ class GymnasiumEnv:
     A number ``info["cost"]`` in each step, as Safety-Gymnasium has it, becomes the signal ``cost``.
     Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
     ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
+    MuJoCo's sub-envs in this process have ``parameters``, see ``rlcore.envs.gym_mujoco.MujocoPhysics``.
     """
+
+    clocks = (STAGE_ENTRY,)
 
     def __init__(
         self,
@@ -82,7 +87,7 @@ class GymnasiumEnv:
                 f"GymnasiumEnv takes a gymnasium VectorEnv, got {type(env).__name__}; "
                 "for a single env use make_env('gym:<id>', num_envs) or gymnasium.vector.SyncVectorEnv"
             )
-        self._mode = _autoreset_mode(env)
+        self._mode = autoreset_mode(env)
         self._ended = np.zeros(env.num_envs, np.bool_)  # by the step before, with NEXT_STEP
         sub_env = _first_sub_env(env)
         spec = sub_env.spec if sub_env is not None else env.spec
@@ -104,6 +109,7 @@ class GymnasiumEnv:
             self.deployment["control_dt"] = control_dt
         self._seed = seed
         self._costs, self.signal_names = StepCosts(self.task, env.num_envs), (COST,)
+        self._physics = with_physics(self, env, seed)
         self._discrete = not isinstance(self.action_space, spaces.Box)
         self._action_shape = (self.num_envs, *(self.action_space.shape or ()))
         # Stepped from here they cost less: a SyncVectorEnv copies observations again and again and gathers infos.
@@ -131,6 +137,8 @@ class GymnasiumEnv:
         seed = self._seed if seed is None else seed
         self._seed = None
         self._ended[:] = False
+        if self._physics is not None:
+            self._physics.seed(seed)
         try:
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
         except Exception as error:
@@ -157,12 +165,14 @@ class GymnasiumEnv:
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
-        return gymnasium_stage(self.env)
+        return gymnasium_stage(self.env) | (self._physics.stage() if self._physics is not None else {})
 
     @contextlib.contextmanager
     def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
         """While the context is open, ``reset`` leaves what ``stage_dict`` told as it was."""
         load_gymnasium_stage(self.env, state)
+        if self._physics is not None:
+            self._physics.load(state)
         yield
         load_gymnasium_stage(self.env, state)
 
@@ -376,22 +386,6 @@ def _options_of(env_id: str) -> list[str]:
     own = [name for name, p in inspect.signature(creator).parameters.items() if p.kind in kinds]
     common = ["render_mode", "max_episode_steps", "disable_env_checker", "vectorization", "wrappers", "action_mask"]
     return list(dict.fromkeys([*own, *common]))
-
-
-def _autoreset_mode(env: VectorEnv[Any, Any, Any]) -> AutoresetMode:
-    """When an env that ended an episode begins the next one.
-
-    Raises:
-        ValueError: the vector env does not say it.
-    """
-    mode = env.metadata.get("autoreset_mode")
-    try:
-        return AutoresetMode(mode)
-    except ValueError:
-        raise ValueError(
-            f"{type(env.unwrapped).__name__}: autoreset mode is {mode!r}; set metadata['autoreset_mode'] to what it "
-            "does, gymnasium.vector.AutoresetMode.SAME_STEP, NEXT_STEP or DISABLED"
-        ) from None
 
 
 def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | None:

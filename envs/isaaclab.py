@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.envs import look_here
+from rlcore.envs.isaaclab_parameters import isaaclab_physics
 from rlcore.envs.launch import GET_ISAACLAB, ISAACLAB_SITE, SIM_MODULES, full_name, launcher_args
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
 from rlcore.envs.presets import alternatives_of, load_env_cfg, load_external_tasks
@@ -48,6 +49,8 @@ class IsaacLabEnv(SimulatorEnv):
     - ``off``: nowhere. ``Step.final_obs`` is None, and learners fall back on the value of the last observation.
 
     ``final_obs_source`` says which it is.
+
+    **Parameters** are those of ``rlcore.envs.isaaclab_parameters.IsaacLabParameters``.
     """
 
     signal_names: ClassVar[tuple[str, ...]] = ()
@@ -94,6 +97,7 @@ class IsaacLabEnv(SimulatorEnv):
             clip_actions=clip_actions,
             randomize_start=randomize_start,
         )
+        self.vary(isaaclab_physics(name, self.core, self.notes))
         self.final_obs_source = _final_obs_source(name, core, final_obs)
         if hasattr(core.cfg, "compute_final_obs"):
             core.cfg.compute_final_obs = self.final_obs_source == "extras"

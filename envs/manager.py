@@ -18,6 +18,8 @@ from torch import Tensor
 from rlcore.envs import unknown_option
 from rlcore.envs.arrays import as_tensor
 from rlcore.envs.deployment import describe, suggested_bounds
+from rlcore.envs.parameters import STAGE_ENTRY
+from rlcore.envs.sim_parameters import SimulatorPhysics, event_ranges, set_event_range
 from rlcore.envs.sim_spaces import read_action_space, read_groups
 from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters
 from rlcore.envs.watch import Watch
@@ -87,12 +89,13 @@ class SimulatorEnv:
         self.deployment = describe(core, terms, sizes)
         self._unread: set[str] = set()
         self._curricula = Curricula(self.core)
+        self._physics: SimulatorPhysics | None = None
         self._watch = Watch(self.core, self.device)
 
     @property
     def clocks(self) -> tuple[str, ...]:
         """Counters, unless a task without managers reads them itself: see ``rlcore.stage``."""
-        return () if reads_counters(type(self.core)) else COUNTERS
+        return (STAGE_ENTRY,) if reads_counters(type(self.core)) else (STAGE_ENTRY, *COUNTERS)
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env.
@@ -100,6 +103,8 @@ class SimulatorEnv:
         Args:
             seed: for all random numbers of the simulator, which are those of torch, numpy and Python as a whole.
         """
+        if self._physics is not None:
+            self._physics.seed(seed)
         with torch.no_grad():
             observation, _ = self.env.reset(seed=None if seed is None else int(seed))
             if self.randomize_start:
@@ -108,12 +113,30 @@ class SimulatorEnv:
             return self.read_obs(observation)
 
     def state_dict(self) -> dict[str, Any]:
-        """What curricula have done so far; see ``rlcore.envs.stages.Curricula``."""
-        return self._curricula.state()
+        """What curricula have done so far, see ``rlcore.envs.stages.Curricula``; and parameters that were set."""
+        return self._curricula.state() | ({} if self._physics is None else self._physics.stage())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put back what ``state_dict`` gave; a ``reset`` within ``at_stage`` leaves it so."""
         self._curricula.load(state)
+        if self._physics is not None:
+            self._physics.load(state)
+
+    @property
+    def event_ranges(self) -> dict[str, tuple[float, float]]:
+        """Ranges that the task's own events draw from at resets and intervals, by name; see ``set_event_range``."""
+        return event_ranges(self.core)
+
+    def set_event_range(self, name: str, low: float, high: float) -> None:
+        """Change one of ``event_ranges``, such as ``push_robot/velocity_range/x``.
+
+        Raises:
+            ValueError: there is no such range, or low is above high.
+        """
+        try:
+            set_event_range(self.core, name, low, high)
+        except ValueError as error:
+            raise ValueError(f"{self.task}: {error}") from error
 
     @contextlib.contextmanager
     def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
@@ -144,7 +167,16 @@ class SimulatorEnv:
 
     def hold(self) -> Callable[[], bool]:
         """Remember all of the env; see ``rlcore.envs.stages.hold``."""
-        return hold(self.core)
+        put_back, physics = hold(self.core), self._physics
+        if physics is None:
+            return put_back
+        parameters = physics.hold()
+
+        def back() -> bool:
+            parameters()  # before bodies are placed
+            return put_back()
+
+        return back
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of the simulator's viewer, ``[H, W, 3]``.
@@ -169,6 +201,14 @@ class SimulatorEnv:
         """Close the env."""
         self._watch.close()
         self.env.close()
+
+    def vary(self, physics: SimulatorPhysics | None) -> None:
+        """Have parameters, and pushes where the root moves; see ``rlcore.env.Randomizable`` and ``Pushable``."""
+        self._physics = physics
+        if physics is not None:
+            self.parameters, self.set_parameters = physics.parameters, physics.set
+            if physics.movable:
+                self.push, self.push_unit = physics.push, "m/s"
 
     def read_obs(self, observation: Any, groups: Iterable[str] | None = None) -> Obs:
         """Copy an env's observation: groups, all by default, as ``observation_spaces`` has them, to the learner."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from rlcore.envs import look_here
 from rlcore.envs.launch import GET_MJLAB, full_name
 from rlcore.envs.manager import SimulatorEnv, apply_overrides
+from rlcore.envs.mjlab_parameters import mjlab_physics
 from rlcore.names import nearest_names
 from rlcore.types import Obs, Step
 
@@ -42,6 +43,8 @@ class MjlabEnv(SimulatorEnv):
     - ``off``: nowhere. ``Step.final_obs`` is None, and learners fall back on the value of the last observation.
 
     ``final_obs_source`` says which it is.
+
+    **Parameters** are those of ``rlcore.envs.mjlab_parameters.MjlabParameters``.
     """
 
     signal_names: ClassVar[tuple[str, ...]] = ()
@@ -84,6 +87,7 @@ class MjlabEnv(SimulatorEnv):
             clip_actions=clip_actions,
             randomize_start=randomize_start,
         )
+        self.vary(mjlab_physics(name, self.core, self.notes))
         self.final_obs_source = _final_obs_source(name, self.core, final_obs)
         if hasattr(self.core.cfg, "auto_reset"):
             self.core.cfg.auto_reset = self.final_obs_source != "manual"

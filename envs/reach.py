@@ -27,7 +27,7 @@ from rlcore.envs.arm import (
     rotation_angle,
     unique_quaternion,
 )
-from rlcore.envs.torch_env import TorchEnv
+from rlcore.envs.drives import DAMPING, DECIMATION, FRICTION, PHYSICS_DT, STIFFNESS, DrivenArm
 from rlcore.types import Obs, Step
 
 if TYPE_CHECKING:
@@ -53,8 +53,6 @@ OBSERVATION_TERMS = (
 WATCHED = ("joint_position", "joint_velocity", "applied_effort")
 """What a step tells besides, see ``Reach.watch``: in rad, rad/s and N m."""
 
-PHYSICS_DT = 1 / 60  # s
-DECIMATION = 2  # physics steps of a control step
 CONTROL_DT = PHYSICS_DT * DECIMATION  # s
 EPISODE_STEPS = 360  # 12 s
 SUCCESS_POSITION, SUCCESS_ANGLE = 0.05, 0.2
@@ -64,7 +62,6 @@ _COMMAND_LOW = (0.3, -0.3, 0.25)  # m, x y z
 _COMMAND_SPAN = (0.2, 0.6, 0.15)  # m, x y z
 _INTERVAL_STEPS = (60, 120)  # 2 s to 4 s
 _FINE_SCALE = 0.1  # m
-_STIFFNESS, _DAMPING, _TORQUE_FRICTION = 800.0, 40.0, 1.0  # N m / rad, N m s / rad, N m s / rad
 _DRAWS = 23  # per env and step: 12 of noise, 6 of the joints at reset, 5 of a command
 # In the quaternion of a downward tool w is 0: the usual "w >= 0" would leave its sign to rounding noise, in every
 # command and in every pose near one. x is cos(yaw / 2) there, so "x >= 0" is continuous in yaw but for one cut at
@@ -72,7 +69,7 @@ _DRAWS = 23  # per env and step: 12 of noise, 6 of the joints at reset, 5 of a c
 _SIGN = 1
 
 
-class Reach(TorchEnv):
+class Reach(DrivenArm):
     """N arms that track poses; implements ``rlcore.env.VecEnv``.
 
     Actions ``[N, 6]``, by ``control``:
@@ -95,8 +92,8 @@ class Reach(TorchEnv):
     the time-out cuts does not count.
 
     Physical constants ``stiffness damping inertia effort_limit velocity_limit`` are ``[N, 6]``, may be changed at any
-    time, and travel with ``state_dict``. ``joint_position``, ``joint_velocity`` and ``applied_effort`` (N m, of the
-    last physics step) are ``[N, 6]``.
+    time, and travel with ``state_dict``; so do ``parameters``, see ``rlcore.envs.drives.DrivenArm``.
+    ``joint_position``, ``joint_velocity`` and ``applied_effort`` (N m, of the last physics step) are ``[N, 6]``.
     """
 
     signal_names: ClassVar[tuple[str, ...]] = ()
@@ -161,8 +158,8 @@ class Reach(TorchEnv):
 
         self.task = f"Reach-{arm}-{control}"
         self.control = control
-        self.model = ARMS[arm]
-        super().__init__(num_envs, device, seed, EPISODE_STEPS)
+        drives = (STIFFNESS if control in ("JointPos", "IK") else 0.0, FRICTION if control == "Torque" else DAMPING)
+        super().__init__(ARMS[arm], *drives, num_envs, device, seed, EPISODE_STEPS)
         self.noise = noise
         self.reset_range = reset_range
         self.ik_damping = ik_damping
@@ -184,17 +181,8 @@ class Reach(TorchEnv):
         }
 
         self._home = torch.tensor(self.model.home, device=self.device)  # [6]
-        self._position_limit = torch.tensor(self.model.position_limit, device=self.device)  # [6]
         self._command_low = torch.tensor(_COMMAND_LOW, device=self.device)  # [3]
         self._command_span = torch.tensor(_COMMAND_SPAN, device=self.device)  # [3]
-        self.stiffness = self._per_joint(_STIFFNESS if control in ("JointPos", "IK") else 0.0)
-        self.damping = self._per_joint(_TORQUE_FRICTION if control == "Torque" else _DAMPING)
-        self.inertia = self._per_joint(self.model.inertia)
-        self.effort_limit = self._per_joint(self.model.effort_limit)
-        self.velocity_limit = self._per_joint(self.model.velocity_limit)
-        self.joint_position = self._per_joint(self.model.home)
-        self.joint_velocity = self._per_joint(0.0)
-        self.applied_effort = self._per_joint(0.0)
         self.last_action = self._per_joint(0.0)
         self.command = torch.zeros(7, num_envs, device=self.device).t()  # [N, 7] position and quaternion
         self.command_left = torch.zeros(num_envs, device=self.device)  # [N] control steps
@@ -319,11 +307,6 @@ class Reach(TorchEnv):
         self._started = True
         return self._observe(*self._pose(self.joint_position), draws)
 
-    def _per_joint(self, values: float | tuple[float, ...]) -> Tensor:
-        # Stored joint by joint: the kinematics read one joint of all envs at a time.
-        column = torch.tensor(values, dtype=torch.float32, device=self.device).expand(6)[:, None]
-        return column.repeat(1, self.num_envs).t()  # [N, 6]
-
     def _draw(self) -> Tensor:
         """All random numbers of one step ``[23, N]``: rows of noise, ready to add, then uniform ones in 0..1."""
         draws = torch.rand(_DRAWS, self.num_envs, generator=self.generator, device=self.device)
@@ -357,40 +340,17 @@ class Reach(TorchEnv):
         return {"policy": rows.t().contiguous()}  # [N, 32]
 
     def _simulate(self) -> None:
-        """Two physics steps with the last action.
-
-        The drives are implicit in the new velocity, as PhysX's are, so that stiff drives stay stable: the effort is
-        what ``stiffness (target - q') + damping (v_target - v')`` is at the end of the step, q' and v' included.
-        """
+        """Two physics steps with the last action."""
         command = self.action_scale * self.last_action
-        q, v = self.joint_position, self.joint_velocity
-        dt, limit, fastest, farthest = PHYSICS_DT, self.effort_limit, self.velocity_limit, self._position_limit
-        gain = dt / self.inertia
-        brake = torch.add(self.damping, self.stiffness, alpha=dt)
-        give = 1 / (1 + gain * brake)
         if self.control == "JointPos":
-            target = self._home + command
+            self._move("position", self._home + command)
         elif self.control == "IK":
-            target = q + damped_least_squares(jacobian(self.model, q), command, self.ik_damping)
+            step = damped_least_squares(jacobian(self.model, self.joint_position), command, self.ik_damping)
+            self._move("position", self.joint_position + step)
         elif self.control == "JointVel":
-            drive = self.damping * command
+            self._move("velocity", command)
         else:
-            effort = torch.clamp(self.last_action.clamp(-1, 1) * self.action_scale * limit, -limit, limit)
-        for _ in range(DECIMATION):
-            if self.control == "Torque":
-                v = torch.addcmul(v, gain, effort) * give
-            else:
-                if self.control != "JointVel":
-                    drive = self.stiffness * (target - q)
-                effort = torch.clamp(give * torch.addcmul(drive, brake, v, value=-1), -limit, limit)
-                v = torch.addcmul(v, gain, effort)
-            v = torch.clamp(v, -fastest, fastest)
-            free = torch.add(q, v, alpha=dt)
-            q = torch.clamp(free, -farthest, farthest)
-            v = torch.where(free == q, v, 0.0)
-        self.joint_position.copy_(q)
-        self.joint_velocity.copy_(v)
-        self.applied_effort.copy_(effort)
+            self._move("effort", self.last_action.clamp(-1, 1) * self.action_scale * self.effort_limit)
 
 
 def _replace(buffer: Tensor, mask: Tensor, value: Tensor) -> None:

@@ -11,10 +11,15 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlcore.env import Parameter
+from rlcore.envs.parameters import ParameterRows, PushDraws
 from rlcore.types import Obs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_PREFIX = "parameter/"
 
 
 class TorchEnv:
@@ -104,6 +109,64 @@ class TorchEnv:
                     else f"{self.task}: saved '{name}' has shape {tuple(saved.shape)}, this env needs "
                     f"{tuple(now.shape)}; use the options of the saved run"
                 )
+
+
+class PhysicalEnv(TorchEnv):
+    """Base of tasks with physical parameters; see ``rlcore.env.Randomizable`` and ``rlcore.env.Pushable``.
+
+    ``reset`` leaves parameters as they are.
+    """
+
+    parameters: Mapping[str, Parameter]
+    """Of the class, or of the instance before it is initialized."""
+
+    def __init__(self, num_envs: int, device: str | torch.device, seed: int | None, max_episode_length: int) -> None:
+        super().__init__(num_envs, device, seed, max_episode_length)
+        self._values = ParameterRows(self.task, self.parameters, num_envs, self.device)
+        self._draw_push = PushDraws(num_envs, self.device, seed)
+        self._constants = self._derived()
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start a new episode in every env. Without a seed the env's own random numbers go on."""
+        if seed is not None:
+            self._draw_push.seed(seed)
+        return super().reset(seed)
+
+    @torch.no_grad()
+    def set_parameters(self, values: Mapping[str, Tensor], where: Tensor) -> None:
+        """Give envs other parameters; see ``rlcore.env.Randomizable.set_parameters``.
+
+        Raises:
+            ValueError: there is no parameter of a name, or something is not ``[N]``.
+        """
+        self._values.set(values, where)
+        self._derive()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the future depends on, random generator included."""
+        parameters = {_PREFIX + name: row for name, row in self._values.state().items()}
+        return super().state_dict() | parameters | {"pushes": self._draw_push.state.clone()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state_dict`` was taken; a state from before there were parameters has nominal ones.
+
+        Raises:
+            ValueError: an entry is missing, or it was taken with another number of envs.
+        """
+        super().load_state_dict(state)
+        parameters = {key.removeprefix(_PREFIX): row for key, row in state.items() if key.startswith(_PREFIX)}
+        self._values.load(parameters)
+        if "pushes" in state:
+            self._draw_push.state.copy_(state["pushes"])
+        self._derive()
+
+    def _derived(self) -> tuple[Tensor, ...]:
+        """What ``step`` finds in ``_constants``: worked out from ``_values`` when these change, not in each step."""
+        return ()
+
+    def _derive(self) -> None:
+        for constant, now in zip(self._constants, self._derived(), strict=True):
+            constant.copy_(now)
 
 
 def check_whole(task: str, **numbers: Any) -> None:
