@@ -88,7 +88,7 @@ class Capturable(VecEnv, Protocol):
 
     capturable: bool
     generator: torch.Generator
-    """Where all its random numbers are from."""
+    """Where all its random numbers are from; those of wrappers with some of their own are in ``generators``."""
 
 
 class Renderable(VecEnv, Protocol):
@@ -191,6 +191,11 @@ def is_exact(env: VecEnv) -> bool:
 def is_capturable(env: VecEnv) -> TypeGuard[Capturable]:
     """Whether the steps of an env may be recorded as a CUDA graph."""
     return bool(getattr(env, "capturable", False))
+
+
+def generators_of(env: Capturable) -> list[torch.Generator]:
+    """Where all random numbers of an env are from whose steps may be recorded, those of wrappers around it included."""
+    return [env.generator, *getattr(env, "generators", ())]
 
 
 def is_renderable(env: VecEnv) -> TypeGuard[Renderable]:
