@@ -18,6 +18,9 @@ from rlcore.types import Obs, Step, begins
 MAX_DELAY = 5
 """Steps by which actions and observations come late at most, where nobody says otherwise."""
 
+KINDS = ("noise", "bias", "dropout", "observation_delay", "action_delay", "action_drop", "action_gain", "push")
+"""Names of disturbances; those of noise and bias may go on with ``/TERM``."""
+
 PUSH_INTERVAL = 4.0
 """Between pushes: seconds, or steps where the env does not tell ``control_dt``."""
 

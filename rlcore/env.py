@@ -126,6 +126,10 @@ class Parameter:
     """Such as ``kg``; empty for factors."""
 
 
+DYNAMICS = "dynamics"
+"""Observation group of what the parameters of each env are, for critics: at unit scale, and nobody reads it unasked."""
+
+
 class Randomizable(VecEnv, Protocol):
     """An env whose physical parameters can be set for each of its envs."""
 
