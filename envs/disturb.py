@@ -207,7 +207,7 @@ class Disturbed(OwnState):
         if len(sent):
             new = action[None]
             if "action_drop" in self._value:
-                lost = self._chance("action_drop") & ~self._fresh
+                lost = self._chance("action_drop") > self._fresh  # and not fresh
                 new = torch.where(_like(lost, action), sent[0], action)[None]
             queue = torch.cat((new, sent[:-1])) if len(sent) > 1 else new
             torch.where(_like(self._fresh, action), action, queue, out=sent)
@@ -274,7 +274,7 @@ class Disturbed(OwnState):
         for group, held in self._shown.items():
             if final is not None and group in final:
                 final[group] = torch.where(_like(lost, held), held, final[group])
-            obs[group] = torch.where(_like(lost & ~begun, held), held, obs[group])
+            obs[group] = torch.where(_like(lost > begun, held), held, obs[group])  # lost and not begun
             held.copy_(obs[group])
 
     def _push(self) -> None:

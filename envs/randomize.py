@@ -172,6 +172,7 @@ class Randomized(OwnState):
         self._ranges = self._made(rows, config)
         n = self.num_envs
         self._drawn = torch.zeros(len(rows), n, device=self.device)  # [P, N], positions in 0..1
+        self._lowest = torch.tensor(-1.0, device=self.device)
         self._return = torch.zeros(n, device=self.device)  # [N], of the episode in flight
         self._kept |= {"drawn": self._drawn, "return": self._return} | self._ranges.kept
         self.observation_spaces = {
@@ -244,7 +245,7 @@ class Randomized(OwnState):
 
     def _seen(self) -> Tensor:
         """The group ``dynamics`` ``[N, P]``."""
-        return (2.0 * self._drawn - 1.0).t().contiguous()
+        return torch.add(self._lowest, self._drawn.t(), alpha=2.0)
 
     def _success(self, step: Step, done: Tensor) -> Tensor:
         """``[N]``, what is known where an episode ended."""
