@@ -69,6 +69,8 @@ def make_env(
             arguments of ``gymnasium.make`` and ``vectorization``; for simulators, those of their ``make_...`` functions
             and fields of the task's configuration by dotted name. And of every task ``costs``, signals of one's own by
             name, see ``rlcore.envs.costs.CostSource``; ``{"costs.NAME.above": 2}`` is the same as nested mappings.
+            And ``randomize``, ranges of parameters by name, ``{"randomize.mass": [0.7, 1.5]}``, and the settings of
+            ``rlcore.envs.randomize.RandomizeConfig``.
 
     Raises:
         ValueError: unknown task or option, ``num_envs`` below 1, a device that is not there, or a simulator that is
@@ -81,6 +83,12 @@ def make_env(
 
         sources, options = split_sources(options)
         return with_signals(make_env(task, num_envs, device, seed, **options), sources)
+    if any(name.partition(".")[0] == "randomize" for name in options):
+        from rlcore.envs.randomize import randomized, split_randomize
+
+        config, options = split_randomize(options)
+        bare = make_env(task, num_envs, device, seed, **options)
+        return bare if config is None else randomized(bare, config, seed)
     device = _placed(device)
     simulator = simulator_of(task) if task not in TASKS else "builtin"
     if simulator == "isaaclab":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import gymnasium
@@ -54,6 +55,81 @@ class Wrapper:
     def close(self) -> None:
         """Release the inner env."""
         self.env.close()
+
+
+class OwnState(Wrapper):
+    """A wrapper with tensors and random numbers of its own, which are saved and held where the inner env's are.
+
+    The random numbers are apart from the inner env's, which goes on as if it were alone.
+
+    Args:
+        env: any env.
+        seed: of the random numbers until ``reset`` gets one; random when not given.
+    """
+
+    def __init__(self, env: VecEnv, seed: int | None) -> None:
+        super().__init__(env)
+        self._kept: dict[str, Tensor] = {}
+        """What the future depends on, changed in place."""
+        self._random = torch.Generator(self.device)
+        self._random.seed()
+        self._reseed(seed)
+        if is_stateful(env):  # else the wrapper must not be so either
+            self._stateful = env
+            self.state_dict = self._state_dict
+            self.load_state_dict = self._load_state_dict
+        if hasattr(env, "hold"):
+            self.hold = self._hold
+
+    @property
+    def generators(self) -> tuple[torch.Generator, ...]:
+        """Where random numbers are from, beside ``generator`` of an env that may be recorded."""
+        return (*getattr(self.env, "generators", ()), self._random)
+
+    def _reseed(self, seed: int | None) -> None:
+        if seed is not None:  # other numbers than those of an env or a wrapper of the same seed
+            self._random.manual_seed(seed ^ zlib.crc32(type(self).__name__.encode()))
+
+    def _loaded(self) -> None:
+        """What is to be done once ``_kept`` has been put back."""
+
+    def _state_dict(self) -> dict[str, Any]:
+        kept = {name: value.clone() for name, value in self._kept.items()}
+        return {"env": self._stateful.state_dict(), "kept": kept, "generator": self._random.get_state()}
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        saved: Mapping[str, Tensor] = state.get("kept", {})
+        for name in sorted(saved.keys() ^ self._kept.keys()):
+            which = "lacks" if name in self._kept else "has"
+            raise ValueError(
+                f"{self.task}: the saved state {which} '{name}' of {type(self).__name__}; use the options of that run"
+            )
+        for name, value in self._kept.items():
+            if saved[name].shape != value.shape:
+                raise ValueError(
+                    f"{self.task}: '{name}' of {type(self).__name__} has shape {tuple(saved[name].shape)} in the saved "
+                    f"state and {tuple(value.shape)} here; use the number of envs and the options of that run"
+                )
+        self._stateful.load_state_dict(state["env"])
+        self._put(saved, state["generator"])
+
+    def _hold(self) -> Callable[[], bool]:
+        put_back: Callable[[], bool] = cast(Any, self.env).hold()
+        kept, random = {name: value.clone() for name, value in self._kept.items()}, self._random.get_state()
+
+        def back() -> bool:
+            whole = put_back()
+            if whole:
+                self._put(kept, random)
+            return whole
+
+        return back
+
+    def _put(self, kept: Mapping[str, Tensor], random: Tensor) -> None:
+        for name, value in self._kept.items():
+            value.copy_(kept[name])
+        self._random.set_state(random.cpu())
+        self._loaded()
 
 
 class HiddenVelocity(Wrapper):

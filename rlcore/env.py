@@ -89,7 +89,7 @@ class Capturable(VecEnv, Protocol):
 
     capturable: bool
     generator: torch.Generator
-    """Where all its random numbers are from."""
+    """Where all its random numbers are from; those of wrappers with some of their own are in ``generators``."""
 
 
 class Renderable(VecEnv, Protocol):
@@ -125,6 +125,10 @@ class Parameter:
     high: float
     unit: str = ""
     """Such as ``kg``; empty for factors."""
+
+
+DYNAMICS = "dynamics"
+"""Observation group of what the parameters of each env are, for critics: at unit scale, and nobody reads it unasked."""
 
 
 class Randomizable(VecEnv, Protocol):
@@ -192,6 +196,11 @@ def is_exact(env: VecEnv) -> bool:
 def is_capturable(env: VecEnv) -> TypeGuard[Capturable]:
     """Whether the steps of an env may be recorded as a CUDA graph."""
     return bool(getattr(env, "capturable", False))
+
+
+def generators_of(env: Capturable) -> list[torch.Generator]:
+    """Where all random numbers of an env are from whose steps may be recorded, those of wrappers around it included."""
+    return [env.generator, *getattr(env, "generators", ())]
 
 
 def is_renderable(env: VecEnv) -> TypeGuard[Renderable]:

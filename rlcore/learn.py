@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlcore.agent import Agent
 from rlcore.capture import Captured
-from rlcore.env import VecEnv, is_adaptive, is_capturable
+from rlcore.env import VecEnv, generators_of, is_adaptive, is_capturable
 from rlcore.env_check import StepCheck
 from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
@@ -152,7 +152,7 @@ def _collector(
         return obs, state
 
     if is_capturable(env) and capture_env is not False:
-        return Captured(collect, agent.mode, torch.device(env.device), [env.generator])
+        return Captured(collect, agent.mode, torch.device(env.device), generators_of(env))
     if capture_env:
         raise ValueError(f"capture_env: {type(env).__name__} cannot be recorded as a CUDA graph; leave capture_env out")
     return collect

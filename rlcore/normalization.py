@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlcore.arrays import arrays
 from rlcore.dispatch import accelerated
+from rlcore.env import DYNAMICS
 
 UNUSABLE = 1e10
 """A number of this magnitude cannot be used where nothing limits what a network reads."""
@@ -319,10 +320,12 @@ def make_normalizer(
 
     Args:
         sizes: of the groups that are joined, in their order.
-        wanted: ``normalize_obs`` of the settings: all, none, or the groups to normalize.
+        wanted: ``normalize_obs`` of the settings: all but those of unit scale, none, or the groups to normalize.
         clip: largest magnitude of a normalized number; None for no limit.
     """
-    chosen = [name for name, size in sizes.items() if size and (wanted if isinstance(wanted, bool) else name in wanted)]
+    if isinstance(wanted, bool):
+        wanted = [name for name in sizes if wanted and name != DYNAMICS]
+    chosen = [name for name, size in sizes.items() if size and name in wanted]
     if not chosen:
         return NoNormalizer()
     if sum(sizes[name] for name in chosen) == sum(sizes.values()):

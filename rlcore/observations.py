@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlcore.config import ConfigError, check, nearest
 from rlcore.encoders import Shape
-from rlcore.env import EnvSpec
+from rlcore.env import DYNAMICS, EnvSpec
 from rlcore.types import Obs
 
 
@@ -50,8 +50,8 @@ def choose_groups(
                 raise ConfigError(f"{key}: the env has no observation group '{group}'; {nearest(group, there)}")
     if actor is None:
         default = next((group for group in ("policy", "actor") if group in there), None)
-        if default is None and len(there) == 1:
-            default = next(iter(there))
+        if default is None and len(own := [group for group in there if group != DYNAMICS]) == 1:
+            default = own[0]
         if default is None:
             raise ConfigError(f"actor_obs: the env has no group 'policy' or 'actor'; choose from {', '.join(there)}")
         actor = (default,)

@@ -104,6 +104,9 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
             left_out = f"; without the options of the training {', '.join(dropped)}" if dropped else ""
             notes.append(f"task         {task}, another than {trained_on}, which it was trained on{left_out}")
         trained_with = kept
+    stage = args.stage
+    if stage is None and any(name.partition(".")[0] == "randomize" for name in options):
+        stage = "start"  # what is asked for is to be drawn, in place of what training stood at
     options = evaluation_options(trained_with | options)
     if render and simulator_of(task) != "builtin":
         options = {"render_mode": "rgb_array"} | options
@@ -115,8 +118,10 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
         _check_fit(wanted, env, f"'{path}'", task)
         if args.onnx is not None:
             _check_action(policy, env, path, task)
+        if hasattr(env, "ranges_text"):
+            notes.append(f"randomized   {env.ranges_text}")
         source = Source(task, path, folder, policy, env, options, violations=violations, notes=notes)
-        _set_stage(source, args.stage, run, content, same)
+        _set_stage(source, stage, run, content, same)
     except ValueError:
         env.close()
         raise

@@ -41,6 +41,18 @@ def print_env_options(task: str | None) -> None:
         "signals of one's own: SETTING is observation, reward or state, the name of what is read; index; above; "
         "excess. See docs/safety.md",
     )
+    options["randomize.PARAMETER"] = (
+        "none",
+        "what is drawn anew when an episode begins: '[low, high]', true for its own range, or .range and .distribution "
+        "(uniform, log_uniform). Parameters are those of the task, and of every task noise, bias, dropout, "
+        "observation_delay, action_delay, action_drop, action_gain, push; noise/TERM and bias/TERM are of one term of "
+        "the observations",
+    )
+    options["randomize.SETTING"] = (
+        "none",
+        "mode (fixed, adr, doraemon), success_return, push_interval; of adr widen_above, narrow_below, step, "
+        "boundary_episodes; of doraemon success_rate, max_kl, interval, episodes",
+    )
     print(f"\nenv options of {task}, written --env.NAME VALUE or env.NAME=VALUE")
     for name, (default, text) in options.items():
         shown, about = ("others", text) if name.startswith("*") else (name, f"{text} (default: {default})".strip())

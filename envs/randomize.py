@@ -1,0 +1,383 @@
+"""Domain randomization of any env: its parameters, drawn anew when an episode begins."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlcore.config import ConfigError, check, from_dict, nearest
+from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, name_of
+from rlcore.envs.disturb import KINDS, PUSH_INTERVAL, Disturbed, disturbances
+from rlcore.envs.ranges import AutomaticRanges, Fixed, MaximumEntropy, Row, stage_of_rows
+from rlcore.envs.wrappers import OwnState
+from rlcore.stage import stage_of
+from rlcore.types import Metrics, Obs, Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterRange:
+    """From what a parameter is drawn."""
+
+    range: tuple[float, float] | None = None
+    """Lower and upper limit; none: the range that the env or the disturbance has for it."""
+    distribution: Literal["uniform", "log_uniform"] = "uniform"
+    """Whether the value or its logarithm is uniform where all of the range is drawn from."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no range."""
+        if self.range is None:
+            return
+        low, high = self.range if len(self.range) == 2 else (math.nan, math.nan)
+        check(-math.inf < low <= high < math.inf, "range", list(self.range), "give [low, high] with low <= high")
+        logarithm = self.distribution == "log_uniform"
+        check(low > 0 or not logarithm, "range", list(self.range), "log_uniform needs low above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomizeConfig:
+    """What is randomized, and how ranges follow what is achieved in them."""
+
+    mode: Literal["fixed", "adr", "doraemon"] = "fixed"
+    """fixed: all of the ranges. adr: each end begins at the nominal value and moves by the success of episodes that are
+    played there (Akkaya et al. 2019, arXiv:1910.07113). doraemon: Beta distributions of the largest entropy at a wanted
+    rate of success (Tiboni et al. 2024, arXiv:2311.01885). The ranges are the limits of both."""
+    parameters: dict[str, ParameterRange] = field(default_factory=dict)
+    """By name."""
+    success_return: float | None = None
+    """Return from which on an episode is a success; none: as the env tells it."""
+    push_interval: float = PUSH_INTERVAL
+    """Between pushes: seconds, or steps where the env does not tell the time of one."""
+    widen_above: float = 0.8
+    """Of adr: mean success at an end from which on it moves out."""
+    narrow_below: float = 0.5
+    """Of adr: mean success at an end up to which it moves back."""
+    step: float = 0.02
+    """Of adr: how far an end moves, in parts of the range."""
+    boundary_episodes: int = 100
+    """Of adr: episodes at an end that decide."""
+    success_rate: float = 0.5
+    """Of doraemon: success that is to be expected at least."""
+    max_kl: float = 0.1
+    """Of doraemon: how far the distributions change at once, in nats."""
+    interval: int = 16
+    """Of doraemon: iterations from one change to the next."""
+    episodes: int = 2048
+    """Of doraemon: the latest so many episodes tell what succeeds; at least one for each env."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for key in ("push_interval", "step", "max_kl"):
+            check(0 < getattr(self, key) < math.inf, key, getattr(self, key), "set a positive number")
+        for key in ("boundary_episodes", "interval", "episodes"):
+            check(getattr(self, key) >= 1, key, getattr(self, key), "set 1 or more")
+        check(0 < self.success_rate <= 1, "success_rate", self.success_rate, "set a number above 0, at most 1")
+        check(self.widen_above <= 1, "widen_above", self.widen_above, "set a number up to 1, or it never widens")
+        order = "set it below widen_above"
+        check(0 <= self.narrow_below < self.widen_above, "narrow_below", self.narrow_below, order)
+        value = self.success_return
+        check(value is None or math.isfinite(value), "success_return", value, "set a number, or none")
+
+
+SETTINGS = tuple(setting.name for setting in fields(RandomizeConfig) if setting.name != "parameters")
+"""What among ``randomize.NAME`` is no parameter."""
+
+
+def split_randomize(options: Mapping[str, Any]) -> tuple[RandomizeConfig | None, dict[str, Any]]:
+    """What is to be randomized, of the options of a task ``randomize.NAME`` or a mapping ``randomize``; and the others.
+
+    Raises:
+        ConfigError: a setting is impossible, or nothing is randomized.
+    """
+    own = {key: value for key, value in options.items() if key.partition(".")[0] == "randomize"}
+    if not own:
+        return None, dict(options)
+    table: dict[str, Any] = {}
+    for key, value in sorted(own.items()):  # a whole mapping before settings of it
+        path = key.split(".", 2)[1:]
+        if not path:
+            check(isinstance(value, Mapping), "env.randomize", value, "write randomize.PARAMETER '[low, high]'")
+            table |= value
+        elif len(path) == 1:
+            table[path[0]] = value
+        else:
+            before = table.get(path[0])
+            table[path[0]] = {**(before if isinstance(before, Mapping) else {}), path[1]: value}
+    settings = {key: value for key, value in table.items() if key in SETTINGS}
+    ranges = {key: _range(key, value) for key, value in sorted(table.items()) if key not in SETTINGS}
+    ranges = {key: value for key, value in ranges.items() if value is not None}
+    config = from_dict(RandomizeConfig, {**settings, "parameters": ranges}, "env.randomize")
+    others = {key: value for key, value in options.items() if key not in own}
+    if not ranges and not settings:  # all of them were switched off
+        return None, others
+    check(bool(ranges), "env.randomize", settings, "name what is drawn: randomize.PARAMETER '[low, high]'")
+    return config, others
+
+
+def _range(name: str, value: Any) -> dict[str, Any] | None:
+    """A range in whatever way it is written; None where it is switched off."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return {}
+    if isinstance(value, Mapping):
+        return dict(value)
+    remedy = "write '[low, high]', true for its own range, or .range and .distribution"
+    check(isinstance(value, (list, tuple)) and len(value) == 2, f"env.randomize.{name}", value, remedy)
+    return {"range": list(value)}
+
+
+class Randomized(OwnState):
+    """An env whose parameters are drawn when an episode begins; see ``RandomizeConfig``.
+
+    What was drawn is the observation group ``dynamics`` ``[N, P]``, in the order of their names: -1 where a parameter
+    is at the lower end of its range and 1 at the upper one, by its logarithm if that is uniform. It is for critics,
+    which read it where ``critic_obs`` names it, not normalized; a policy that does not read it can do without.
+
+    With ``adr`` and ``doraemon`` the env is ``Adaptive``, and its ranges are a part of its stage, see ``rlcore.stage``.
+
+    Args:
+        env: with the parameters, see ``rlcore.env.Randomizable``.
+        config: settings.
+        seed: see ``OwnState``.
+
+    Raises:
+        ConfigError: the env has no parameter of a name, or a group ``dynamics`` already, or a parameter has no range.
+    """
+
+    def __init__(self, env: VecEnv, config: RandomizeConfig, seed: int | None = None) -> None:
+        super().__init__(env, seed)
+        self.randomized = config
+        known: Mapping[str, Parameter] = env.parameters if is_randomizable(env) else {}
+        if DYNAMICS in env.observation_spaces:
+            raise ConfigError(f"{self.task}: the env has an observation group '{DYNAMICS}' already; rename that")
+        self._limits = {name: _limits(self.task, name, each, known) for name, each in config.parameters.items()}
+        logarithmic = [config.parameters[name].distribution == "log_uniform" for name in self._limits]
+        limits = torch.tensor(list(self._limits.values()), dtype=torch.float64)  # [P, 2]
+        scaled = torch.where(torch.tensor(logarithmic)[:, None], limits.log(), limits)
+        self._low, high = scaled.float().to(self.device)[:, :, None].unbind(1)  # [P, 1]
+        self._span = high - self._low
+        points = self._span == 0
+        self._points = points if any(low == high for low, high in self._limits.values()) else None
+        self._logarithmic = torch.tensor(logarithmic, device=self.device)[:, None] if any(logarithmic) else None
+        rows = [Row(name, self._position(name, known[name].nominal)) for name in self._limits]
+        self._names = tuple(self._limits)
+        self._ranges = self._made(rows, config)
+        n = self.num_envs
+        self._drawn = torch.zeros(len(rows), n, device=self.device)  # [P, N], positions in 0..1
+        self._lowest = torch.tensor(-1.0, device=self.device)
+        self._return = torch.zeros(n, device=self.device)  # [N], of the episode in flight
+        self._kept |= {"drawn": self._drawn, "return": self._return} | self._ranges.kept
+        self.observation_spaces = {
+            **env.observation_spaces,
+            DYNAMICS: gymnasium.spaces.Box(-1.0, 1.0, (len(rows),), np.float32),
+        }
+        terms = self.deployment.get("observation_terms")
+        if terms:
+            named = [{"name": name, "size": 1} for name in self._names]
+            self.deployment["observation_terms"] = {**terms, DYNAMICS: named}
+        if not isinstance(self._ranges, Fixed):
+            self._adaptive = self._ranges
+            self.adapt, self.stage_dict, self.load_stage_dict = self._adapt, self._stage_dict, self._load_stage_dict
+            if hasattr(env, "at_stage"):
+                self.at_stage = self._at_stage
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The inner env's, and what is drawn."""
+        return (*getattr(self.env, "notes", ()), f"randomized   {self.ranges_text}")
+
+    @property
+    def ranges_text(self) -> str:
+        """What is drawn from where, in one line."""
+        parts = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in self._limits.items())
+        return parts if self.randomized.mode == "fixed" else f"{parts} at most, by {self.randomized.mode}"
+
+    @property
+    def final_groups(self) -> tuple[str, ...] | None:
+        """Of the inner env, if it has them; ``dynamics`` is there in any case."""
+        return super().final_groups
+
+    @final_groups.setter
+    def final_groups(self, groups: tuple[str, ...]) -> None:
+        self.env.final_groups = tuple(g for g in groups if g != DYNAMICS)  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start a new episode in every env, with parameters that are drawn for it."""
+        self._reseed(seed)
+        everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self._return.zero_()
+        self._draw(everywhere)
+        return {**self.env.reset(seed), DYNAMICS: self._seen()}
+
+    @torch.no_grad()
+    def step(self, action: Tensor) -> Step:
+        """Advance the inner env, and draw parameters where an episode ended; see ``VecEnv.step``.
+
+        Raises:
+            ConfigError: the ranges follow the success of episodes, and nothing tells it.
+        """
+        step = self.env.step(action)
+        done = step.terminated | step.truncated  # [N]
+        final = None if step.final_obs is None else {**step.final_obs, DYNAMICS: self._seen()}
+        if not isinstance(self._ranges, Fixed):
+            self._ranges.record(self._drawn, done, self._success(step, done))
+        self._draw(done)
+        return step._replace(obs={**step.obs, DYNAMICS: self._seen()}, final_obs=final)
+
+    def _draw(self, where: Tensor) -> None:
+        drawn = self._ranges.draw(self._random, where)  # [P, N]
+        if self._points is not None:
+            drawn = drawn.masked_fill(self._points, 0.5)
+        torch.where(where, drawn, self._drawn, out=self._drawn)
+        values = torch.addcmul(self._low, self._span, drawn)
+        if self._logarithmic is not None:
+            values = torch.where(self._logarithmic, values.exp(), values)
+        self.env.set_parameters(dict(zip(self._names, values, strict=True)), where)  # type: ignore[attr-defined]
+
+    def _seen(self) -> Tensor:
+        """The group ``dynamics`` ``[N, P]``."""
+        return torch.add(self._lowest, self._drawn.t(), alpha=2.0)
+
+    def _success(self, step: Step, done: Tensor) -> Tensor:
+        """``[N]``, what is known where an episode ended."""
+        least = self.randomized.success_return
+        if least is not None:
+            self._return.add_(step.reward)
+            success = (self._return >= least).float()
+            self._return.masked_fill_(done, 0.0)
+            return success
+        if "success" not in step.log:
+            raise ConfigError(
+                f"env.randomize.mode is {self.randomized.mode}, and {self.task} does not tell which episodes succeed; "
+                "give the return from which on one does: env.randomize.success_return"
+            )
+        value = step.log["success"]
+        if not isinstance(value, Tensor):
+            return torch.full_like(step.reward, value)
+        return value.to(step.reward).expand_as(step.reward)
+
+    @torch.no_grad()
+    def _adapt(self) -> Metrics:
+        metrics = self.env.adapt() if is_adaptive(self.env) else {}
+        metrics |= self._adaptive.adapt()
+        low, span = self._low[:, 0], self._span[:, 0]
+        ends = torch.addcmul(low, span, self._adaptive.ends())  # [2, P]
+        if self._logarithmic is not None:
+            ends = torch.where(self._logarithmic[:, 0], ends.exp(), ends)
+        for name, lower, upper in zip(self._names, *ends, strict=True):
+            metrics |= {f"randomize/{name}_low": lower, f"randomize/{name}_high": upper}
+        return metrics
+
+    def _stage_dict(self) -> dict[str, Any]:
+        inner = stage_of(self.env)
+        return {**({} if inner is None else inner["state"]), "randomize": stage_of_rows(self._adaptive)}
+
+    def _load_stage_dict(self, state: Mapping[str, Any]) -> None:
+        self._take(state)
+        inner: Any = self.env
+        if len(state) > 1:
+            load = inner.load_stage_dict if hasattr(inner, "stage_dict") else inner.load_state_dict
+            load({key: value for key, value in state.items() if key != "randomize"})
+
+    @contextlib.contextmanager
+    def _at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:
+        self._take(state)
+        inner: Any = self.env
+        with inner.at_stage({key: value for key, value in state.items() if key != "randomize"}):
+            yield
+
+    def _take(self, state: Mapping[str, Any]) -> None:
+        stage = state.get("randomize", {})
+        if set(stage) != set(self._names):
+            raise ValueError(
+                f"{self.task}: the stage is one of {', '.join(stage) or 'nothing'}, and {', '.join(self._names)} "
+                "is randomized here; give --stage start, or the options of that run"
+            )
+        self._adaptive.load_stage([stage[name] for name in self._names])
+
+    def _loaded(self) -> None:
+        if not isinstance(self._ranges, Fixed):
+            self._ranges.loaded()
+
+    def _position(self, name: str, value: float) -> float:
+        """Where a value lies between the limits, in 0..1."""
+        low, high = self._limits[name]
+        value = min(max(value, low), high)
+        if low == high:
+            return 0.5
+        if self.randomized.parameters[name].distribution == "log_uniform":
+            return math.log(value / low) / math.log(high / low)
+        return (value - low) / (high - low)
+
+    def _made(self, rows: list[Row], config: RandomizeConfig) -> Fixed | AutomaticRanges | MaximumEntropy:
+        if config.mode == "adr":
+            return AutomaticRanges(
+                rows,
+                self.num_envs,
+                self.device,
+                step=config.step,
+                low=config.narrow_below,
+                high=config.widen_above,
+                episodes=config.boundary_episodes,
+            )
+        if config.mode == "doraemon":
+            return MaximumEntropy(
+                rows,
+                self.num_envs,
+                self.device,
+                success_rate=config.success_rate,
+                max_kl=config.max_kl,
+                episodes=config.episodes,
+                interval=config.interval,
+            )
+        return Fixed(rows, self.num_envs, self.device)
+
+
+def _limits(task: str, name: str, wanted: ParameterRange, known: Mapping[str, Parameter]) -> tuple[float, float]:
+    if name not in known:
+        raise ConfigError(f"{task}: env.randomize.{name}: there is no such parameter; {nearest(name, known)}")
+    own = known[name]
+    low, high = wanted.range or (own.low, own.high)
+    if wanted.range is None and own.low == own.high:
+        raise ConfigError(f"{task}: env.randomize.{name} has no range of its own; give '[low, high]'")
+    if wanted.distribution == "log_uniform" and low <= 0:
+        raise ConfigError(f"{task}: env.randomize.{name}: log_uniform needs a lower limit above 0, not {low:g}")
+    return low, high
+
+
+def randomized(env: VecEnv, config: RandomizeConfig, seed: int | None = None) -> VecEnv:
+    """The env with its parameters randomized, and with the disturbances that are among them.
+
+    Raises:
+        ConfigError: see ``Randomized``.
+        ValueError: see ``Disturbed``. The env has been closed then.
+    """
+    try:
+        own = env.parameters if is_randomizable(env) else {}
+        names = [name for name in config.parameters if name.partition("/")[0] in KINDS and name not in own]
+        for name in config.parameters:
+            if name not in own and name not in names:
+                hint = nearest(name, [*own, *disturbances(env), *SETTINGS])
+                raise ConfigError(f"{name_of(env)}: env.randomize.{name}: there is no such parameter; {hint}")
+        if names:
+            for name in names:
+                low, high = config.parameters[name].range or (0.0, 0.0)
+                most = 1.0 if name in ("dropout", "action_drop") else math.inf
+                remedy = "give a range within 0..1" if most == 1 else "give a range from 0 on"
+                check(low >= 0 and high <= most, f"env.randomize.{name}", [low, high], remedy)
+            delays = [config.parameters[name].range or (0.0, 2.0) for name in names if name.endswith("_delay")]
+            longest = max([1, *(math.ceil(high) for _, high in delays)])
+            env = Disturbed(env, names, max_delay=longest, push_interval=config.push_interval, seed=seed)
+        return Randomized(env, config, seed)
+    except ValueError:
+        env.close()
+        raise

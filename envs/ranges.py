@@ -1,0 +1,303 @@
+"""How parameters are drawn: from fixed ranges, or from ranges that grow as far as what is learned in them succeeds.
+
+Positions ``[P, N]`` are from 0, the lower limit of a parameter, to 1, the upper one; each parameter has its own row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcore.capture import Captured
+from rlcore.types import Metrics
+
+
+@dataclass(frozen=True)
+class Row:
+    """A parameter as drawing knows it."""
+
+    name: str
+    start: float
+    """Position of its nominal value, in 0..1."""
+
+
+class Fixed:
+    """Uniform over all of the range.
+
+    ``draw`` and ``record``, here and below, run inside of recordings; ``kept`` is what the future depends on, tensors
+    that are changed in place.
+    """
+
+    def __init__(self, rows: list[Row], num_envs: int, device: torch.device) -> None:
+        self.shape, self.device = (len(rows), num_envs), device
+        self.kept: dict[str, Tensor] = {}
+
+    def draw(self, generator: torch.Generator, where: Tensor) -> Tensor:
+        """Positions ``[P, N]`` for all envs; episodes begin with them in the envs ``where`` ``[N]``."""
+        return torch.rand(self.shape, generator=generator, device=self.device)
+
+    def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
+        """Take in episodes that ended ``[N]`` at ``[P, N]``, before the next are drawn; nothing to be done here."""
+
+
+class AutomaticRanges:
+    """Automatic domain randomization: Akkaya et al. 2019, arXiv:1910.07113, algorithm 1.
+
+    Each parameter is uniform between two bounds, which begin at its nominal value. Half of the episodes are played with
+    one parameter at one of its bounds. When so many of those of a bound have ended, it moves out by a step if their
+    mean success is at least ``high``, and back by one if it is at most ``low``; never past the nominal value, nor past
+    the limits. Episodes that were begun with a bound that has moved meanwhile do not count.
+
+    Args:
+        rows: the parameters.
+        num_envs: N.
+        device: where everything lives.
+        step: in parts of the range.
+        low: success below which a bound comes back.
+        high: success above which it goes on.
+        episodes: that are needed to decide.
+    """
+
+    def __init__(
+        self,
+        rows: list[Row],
+        num_envs: int,
+        device: torch.device,
+        *,
+        step: float,
+        low: float,
+        high: float,
+        episodes: int,
+    ) -> None:
+        self.rows, self.device = rows, device
+        self.step, self.low, self.high, self.episodes = step, low, high, episodes
+        self.start = torch.tensor([row.start for row in rows], device=device)  # [P]
+        self.bounds = self.start.repeat(2, 1)  # [2, P]
+        self.played = torch.full((num_envs,), 2 * len(rows), device=device)  # [N], bound of the episode; last: none
+        self.sums = torch.zeros(2, 2 * len(rows), device=device)  # episodes and successes of each bound
+        self.all = torch.zeros(2, device=device)  # of all episodes since they were told
+        self.kept = {"bounds": self.bounds, "played": self.played, "sums": self.sums, "all": self.all}
+        self._bounds = torch.arange(2 * len(rows), device=device)[:, None]  # [2P, 1], lower ones first
+
+    def draw(self, generator: torch.Generator, where: Tensor) -> Tensor:
+        """See ``Fixed``."""
+        count = len(self.rows)
+        uniform = torch.rand(count + 1, len(self.played), generator=generator, device=self.device)
+        chosen = (uniform[count] * (4 * count)).long()  # [N], half of them beyond the last bound
+        torch.where(where, chosen.clamp(max=2 * count), self.played, out=self.played)
+        low, high = self.bounds[:, :, None]  # [P, 1]
+        at = (chosen == self._bounds).view(2, count, -1)  # [2, P, N]
+        inside = torch.lerp(low, high, uniform[:count])
+        return torch.where(at[0], low, torch.where(at[1], high, inside))
+
+    def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
+        """See ``Fixed``."""
+        ended = torch.stack((done.float(), success.where(done, 0.0)))  # [2, N]
+        self.all.add_(ended.sum(1))
+        at = (self.played == self._bounds).float()  # [2P, N]
+        self.sums.add_((at * ended[:, None]).sum(2))  # no product of matrices, which a GPU may round
+
+    def adapt(self) -> Metrics:
+        """Move the bounds of which enough is known."""
+        number, successes = self.sums.view(2, 2, -1)  # [2, P] each
+        known = number >= self.episodes
+        mean = successes / number.clamp(min=1.0)
+        out = ((mean >= self.high).float() - (mean <= self.low).float()).where(known, 0.0)
+        lower = torch.minimum((self.bounds[0] - self.step * out[0]).clamp(min=0.0), self.start)
+        upper = torch.maximum((self.bounds[1] + self.step * out[1]).clamp(max=1.0), self.start)
+        moved = torch.stack((lower, upper)) != self.bounds
+        self.bounds.copy_(torch.stack((lower, upper)))
+        self.sums.masked_fill_(known.view(1, -1), 0.0)
+        none = torch.cat((moved.flatten(), moved.new_zeros(1)))  # [2P + 1]
+        self.played.masked_fill_(none[self.played], 2 * len(self.rows))
+        return _told(self.all)
+
+    def ends(self) -> Tensor:
+        """Lower and upper ends of what is drawn, ``[2, P]``."""
+        return self.bounds
+
+    def stage(self) -> list[list[float]]:
+        """The distribution of each parameter in plain numbers."""
+        return self.bounds.t().tolist()
+
+    def load_stage(self, stage: list[list[float]]) -> None:
+        """Draw from the distributions of ``stage`` from now on."""
+        self.bounds.copy_(torch.tensor(stage).t())
+
+    def loaded(self) -> None:
+        """Nothing follows from what is kept."""
+
+
+_CELLS = 1024
+_LARGEST_WEIGHT = 20.0
+_ADAM_STEPS = 50
+_RATE = 0.03
+_PRICE = 30.0  # of what a constraint is broken by, in nats
+_FEWEST = 64  # episodes that say something
+
+
+class MaximumEntropy:
+    """DORAEMON: the widest distribution in which a policy succeeds often enough; Tiboni et al., arXiv:2311.01885.
+
+    Each parameter has a Beta distribution over its range. Every so often they are changed such that the sum of their
+    entropies becomes as large as possible while the success that is expected, by importance weights of the episodes
+    that have ended, stays at least ``success_rate``, and the KL divergence from the distributions of before at most
+    ``max_kl``. Where nothing within that divergence succeeds often enough, they are changed to what succeeds most.
+
+    This is done by Adam on a penalty, and the best of the points that it passes is taken; the distributions stay if
+    none is allowed and better. Densities are those of 1024 cells of the range, within which positions are uniform.
+
+    Args:
+        rows: the parameters.
+        num_envs: N.
+        device: where everything lives.
+        success_rate: what is to be expected at least.
+        max_kl: of one change, in nats.
+        episodes: the latest so many are remembered, at least N.
+        interval: calls of ``adapt`` from one change to the next.
+    """
+
+    def __init__(
+        self,
+        rows: list[Row],
+        num_envs: int,
+        device: torch.device,
+        *,
+        success_rate: float,
+        max_kl: float,
+        episodes: int,
+        interval: int,
+    ) -> None:
+        self.rows, self.device = rows, device
+        self.success_rate, self.max_kl, self.interval = success_rate, max_kl, interval
+        count = len(rows)
+        mean = torch.tensor([min(max(row.start, 0.05), 0.95) for row in rows], device=device)
+        self.shape = 200.0 * torch.stack((mean, 1.0 - mean))  # [2, P], a and b
+        size = max(episodes, num_envs)
+        self.seen = torch.full((size + 1, count + 2), 0.5, device=device)  # position, log density, success; last: waste
+        self.seen[:, count] = torch.inf  # of a weight of 0
+        self.cursor = torch.zeros((), dtype=torch.int64, device=device)
+        self.log_density = torch.zeros(num_envs, device=device)  # [N], of the position of each env
+        self.all = torch.zeros(2, device=device)
+        self.calls = torch.zeros((), dtype=torch.int64)  # on the host
+        self.kept = {
+            "shape": self.shape, "seen": self.seen, "cursor": self.cursor, "log_density": self.log_density,
+            "all": self.all, "calls": self.calls,
+        }  # fmt: skip
+        centers = (torch.arange(_CELLS, device=device, dtype=torch.float64) + 0.5) / _CELLS
+        self._centers = centers
+        self._levels = torch.tensor([0.05, 0.95], device=device).repeat(count, 1)  # [P, 2]
+        self._density = torch.zeros(count, _CELLS, device=device)  # logarithms
+        self._cumulative = torch.zeros(count, _CELLS, device=device)
+        self._improve = Captured(self._improved, "graph", device)
+        self.loaded()
+
+    def draw(self, generator: torch.Generator, where: Tensor) -> Tensor:
+        """See ``Fixed``."""
+        size = (2, len(self.rows), len(self.log_density))
+        first, second = torch.rand(size, generator=generator, device=self.device)  # [P, N] each
+        cell = torch.searchsorted(self._cumulative, first).clamp(max=_CELLS - 1)
+        density = self._density.gather(1, cell).sum(0)
+        torch.where(where, density, self.log_density, out=self.log_density)
+        position: Tensor = (cell + second) / _CELLS
+        return position
+
+    def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
+        """See ``Fixed``."""
+        ended = torch.stack((done.float(), success.where(done, 0.0)))
+        self.all.add_(ended.sum(1))
+        size = len(self.seen) - 1
+        place = torch.where(done, (self.cursor + done.cumsum(0) - 1) % size, size)
+        rows = torch.cat((position, self.log_density[None], ended[1:])).t()
+        self.seen.index_copy_(0, place, rows)
+        self.cursor.add_(done.sum())
+
+    def adapt(self) -> Metrics:
+        """Change the distributions, every so often."""
+        self.calls += 1
+        if int(self.calls) % self.interval == 0:
+            self.shape.copy_(self._improve())
+            self.loaded()
+        entropy, _ = beta_entropy_and_kl(self.shape.double(), self.shape.double())
+        return {**_told(self.all), "randomize/entropy": entropy.float()}
+
+    def _improved(self) -> Tensor:
+        """Shapes ``[2, P]`` of the next distributions."""
+        seen = self.seen[:-1].double()
+        log_density, success = seen[:, -2], seen[:, -1]
+        position = seen[:, :-2].clamp(1e-7, 1.0 - 1e-7)
+        logs = torch.cat((position.log(), (-position).log1p()), 1)  # [M, 2P]
+        before = self.shape.double()
+        best, best_score = before, torch.full_like(success[0], -torch.inf)
+        free = before.log().requires_grad_()  # [2, P]
+        mean, square = torch.zeros_like(before), torch.zeros_like(before)
+        for step in range(_ADAM_STEPS + 1):
+            with torch.enable_grad():
+                shape = free.exp()
+                ratio = logs @ (shape - 1.0).flatten() - log_beta(shape).sum() - log_density  # of densities, logarithm
+                weight = ratio.exp().clamp(max=_LARGEST_WEIGHT)
+                expected = (weight * success).sum() / weight.sum().clamp(min=1e-9)
+                entropy, distance = beta_entropy_and_kl(shape, before)
+                lacks, over = (self.success_rate - expected).clamp(min=0.0), (distance - self.max_kl).clamp(min=0.0)
+                loss = _PRICE * (lacks + over) - entropy * (lacks == 0)
+            (slope,) = torch.autograd.grad(loss, free)
+            allowed = torch.where(lacks > 0, expected.detach() - 1e6, entropy.detach())
+            score = torch.where((distance <= self.max_kl) & allowed.isfinite(), allowed, -torch.inf)
+            best = torch.where(score > best_score, free.detach().exp(), best)
+            best_score = torch.maximum(score, best_score)
+            mean.lerp_(slope, 0.1)
+            square.lerp_(slope.square(), 0.01)
+            move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-9)
+            free = (free.detach() - _RATE * move).clamp(0.0, 9.0).requires_grad_()  # a and b from 1: no poles
+        enough = log_density.isfinite().sum() >= _FEWEST
+        return torch.where(enough, best, before).float()
+
+    def ends(self) -> Tensor:
+        """5 % and 95 % quantiles of what is drawn, ``[2, P]``."""
+        return (torch.searchsorted(self._cumulative, self._levels).t() + 0.5) / _CELLS
+
+    def stage(self) -> list[list[float]]:
+        """The distribution of each parameter in plain numbers, a and b."""
+        return self.shape.t().tolist()
+
+    def load_stage(self, stage: list[list[float]]) -> None:
+        """Draw from the distributions of ``stage`` from now on."""
+        self.shape.copy_(torch.tensor(stage).t())
+        self.loaded()
+
+    def loaded(self) -> None:
+        """Work out the cells of the distributions that are kept."""
+        a, b = self.shape.double()[..., None] - 1.0  # [P, 1] each
+        chance = (a * self._centers.log() + b * (-self._centers).log1p()).softmax(1)  # [P, cells]
+        self._density.copy_((chance * _CELLS).log())
+        self._cumulative.copy_(chance.cumsum(1))
+
+
+def log_beta(shape: Tensor) -> Tensor:
+    """Logarithm of the Beta function ``[P]`` of a and b ``[2, P]``."""
+    return shape.lgamma().sum(0) - shape.sum(0).lgamma()
+
+
+def beta_entropy_and_kl(shape: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy of Beta distributions, and their KL divergence from others, in nats, summed over all; a and b ``[2, P]``.
+
+    By ``E[ln x] = psi(a) - psi(a + b)``, and the same of 1 - x with b.
+    """
+    mean_log = shape.digamma() - shape.sum(0).digamma()  # [2, P]
+    entropy = log_beta(shape).sum() - ((shape - 1.0) * mean_log).sum()
+    return entropy, (log_beta(other) - log_beta(shape)).sum() + ((shape - other) * mean_log).sum()
+
+
+def _told(sums: Tensor) -> Metrics:
+    """The mean success of the episodes since it was told last; no number where none ended."""
+    mean = torch.where(sums[0] > 0, sums[1] / sums[0], torch.nan)
+    sums.zero_()
+    return {"randomize/success": mean}
+
+
+def stage_of_rows(ranges: AutomaticRanges | MaximumEntropy) -> dict[str, Any]:
+    """The distribution of each parameter by its name."""
+    return {row.name: values for row, values in zip(ranges.rows, ranges.stage(), strict=True)}
