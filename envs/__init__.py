@@ -71,6 +71,7 @@ def make_env(
             name, see ``rlcore.envs.costs.CostSource``; ``{"costs.NAME.above": 2}`` is the same as nested mappings.
             And ``randomize``, ranges of parameters by name, ``{"randomize.mass": [0.7, 1.5]}``, and the settings of
             ``rlcore.envs.randomize.RandomizeConfig``.
+            And ``curriculum``, levels of parameters, see ``rlcore.envs.curriculum_config.CurriculumConfig``.
 
     Raises:
         ValueError: unknown task or option, ``num_envs`` below 1, a device that is not there, or a simulator that is
@@ -83,6 +84,12 @@ def make_env(
 
         sources, options = split_sources(options)
         return with_signals(make_env(task, num_envs, device, seed, **options), sources)
+    if any(name.partition(".")[0] == "curriculum" for name in options):
+        from rlcore.envs.curriculum import with_curriculum
+        from rlcore.envs.curriculum_config import split_curriculum
+
+        curriculum, options = split_curriculum(options)
+        return with_curriculum(make_env(task, num_envs, device, seed, **options), curriculum, seed)
     if any(name.partition(".")[0] == "randomize" for name in options):
         from rlcore.envs.randomize import randomized, split_randomize
 

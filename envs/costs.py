@@ -123,7 +123,7 @@ def split_sources(options: Mapping[str, Any]) -> tuple[dict[str, CostSource], di
     own = {key: value for key, value in options.items() if key == "costs" or key.startswith("costs.")}
     tables: dict[str, Any] = {}
     for key, value in sorted(own.items()):  # a whole mapping before settings of it
-        _put(tables, key.split("."), value)
+        put(tables, key.split("."), value)
     found: dict[str, CostSource] = {}
     costs = tables.get("costs", {})
     check(isinstance(costs, Mapping), "env.costs", costs, "write costs.NAME.observation, .reward or .state")
@@ -134,7 +134,8 @@ def split_sources(options: Mapping[str, Any]) -> tuple[dict[str, CostSource], di
     return found, {key: value for key, value in options.items() if key not in own}
 
 
-def _put(table: dict[str, Any], path: list[str], value: Any) -> None:
+def put(table: dict[str, Any], path: list[str], value: Any) -> None:
+    """Put a value into nested tables, where there may be another before."""
     for key in path[:-1]:
         inner = table.get(key)
         table[key] = table = dict(inner) if isinstance(inner, Mapping) else {}

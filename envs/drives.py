@@ -6,6 +6,7 @@ There is no gravity but that of the payload.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -73,6 +74,8 @@ class DrivenArm(PhysicalEnv):
     """
 
     push_unit = "rad/s"
+    task_parameters: Mapping[str, Parameter] = MappingProxyType({})
+    """What a task has beside those of its arm."""
     stiffness: Tensor
     damping: Tensor
     inertia: Tensor
@@ -94,6 +97,7 @@ class DrivenArm(PhysicalEnv):
         self._num_factors = len(ranges)
         self.parameters = {name: Parameter(nominal=1.0, low=low, high=high) for name, (low, high) in ranges.items()}
         self.parameters["payload"] = Parameter(nominal=0.0, low=0.0, high=PAYLOAD[model.name], unit="kg")
+        self.parameters |= self.task_parameters
         super().__init__(num_envs, device, seed, max_episode_length)
         self._loaded = False  # whether payloads were ever set: their kinematics cost nothing before
         self._recorded = False  # whether steps were recorded as a CUDA graph

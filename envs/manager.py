@@ -21,7 +21,8 @@ from rlcore.envs.deployment import describe, suggested_bounds
 from rlcore.envs.parameters import STAGE_ENTRY
 from rlcore.envs.sim_parameters import SimulatorPhysics, event_ranges, set_event_range
 from rlcore.envs.sim_spaces import read_action_space, read_groups
-from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters
+from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters, terrain_of
+from rlcore.envs.terrain import TerrainLevels
 from rlcore.envs.watch import Watch
 from rlcore.types import Obs
 
@@ -91,6 +92,10 @@ class SimulatorEnv:
         self._curricula = Curricula(self.core)
         self._physics: SimulatorPhysics | None = None
         self._watch = Watch(self.core, self.device)
+        terrain = terrain_of(self.core)
+        self.own_levels = None if terrain is None else TerrainLevels(self.core, terrain)
+        if terrain is not None:
+            self.stage_where = self._stage_where
 
     @property
     def clocks(self) -> tuple[str, ...]:
@@ -137,6 +142,11 @@ class SimulatorEnv:
             set_event_range(self.core, name, low, high)
         except ValueError as error:
             raise ValueError(f"{self.task}: {error}") from error
+
+    def _stage_where(self, which: str) -> dict[str, Any]:
+        """See ``rlcore.stage``; commands and the like stand where they are."""
+        assert self.own_levels is not None
+        return self.state_dict() | {"terrain_levels": self.own_levels.where(which)}
 
     @contextlib.contextmanager
     def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:

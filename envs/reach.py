@@ -7,7 +7,7 @@ The task is the end-effector pose tracking of Isaac Lab's reach environments, in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rlcore.config import nearest
+from rlcore.env import Parameter
 from rlcore.envs.arm import (
     JOINT_NAMES,
     UR5E,
@@ -58,6 +59,14 @@ EPISODE_STEPS = 360  # 12 s
 SUCCESS_POSITION, SUCCESS_ANGLE = 0.05, 0.2
 """A command is met when the errors at the end of its interval are below these, m and rad."""
 
+_TERMS = ("position", "orientation", "velocity", "fine")
+TARGETS = {
+    "command_range": Parameter(nominal=1.0, low=0.1, high=1.0, next_episode=True),
+    "tolerance": Parameter(nominal=1.0, low=0.5, high=3.0),
+} | {f"{term}_weight": Parameter(nominal=1.0, low=0.5, high=2.0) for term in _TERMS}
+"""What is asked of the arm: the share of the box and of the circle of yaws, about their middles, in which commands lie;
+and factors on the errors within which a command is met, and on the weights of the reward."""
+
 _COMMAND_LOW = (0.3, -0.3, 0.25)  # m, x y z
 _COMMAND_SPAN = (0.2, 0.6, 0.15)  # m, x y z
 _INTERVAL_STEPS = (60, 120)  # 2 s to 4 s
@@ -92,15 +101,16 @@ class Reach(DrivenArm):
     the time-out cuts does not count.
 
     Physical constants ``stiffness damping inertia effort_limit velocity_limit`` are ``[N, 6]``, may be changed at any
-    time, and travel with ``state_dict``; so do ``parameters``, see ``rlcore.envs.drives.DrivenArm``.
+    time, and travel with ``state_dict``; so do ``parameters``, see ``rlcore.envs.drives.DrivenArm`` and ``TARGETS``.
     ``joint_position``, ``joint_velocity`` and ``applied_effort`` (N m, of the last physics step) are ``[N, 6]``.
     """
 
     signal_names: ClassVar[tuple[str, ...]] = ()
     _buffers = (
         "joint_position", "joint_velocity", "applied_effort", "last_action", "command", "command_left", "steps",
-        "tally", "stiffness", "damping", "inertia", "effort_limit", "velocity_limit",
+        "tally", "stiffness", "damping", "inertia", "effort_limit", "velocity_limit", "command_range",
     )  # fmt: skip
+    task_parameters = TARGETS
 
     def __init__(
         self,
@@ -186,6 +196,8 @@ class Reach(DrivenArm):
         self.last_action = self._per_joint(0.0)
         self.command = torch.zeros(7, num_envs, device=self.device).t()  # [N, 7] position and quaternion
         self.command_left = torch.zeros(num_envs, device=self.device)  # [N] control steps
+        self.command_range = torch.ones(num_envs, device=self.device)  # [N], of the episodes in flight
+        self._asked = False  # whether any of TARGETS was ever set: they cost nothing before
         # Of the commands that ended in this episode: count, met, sums of position and orientation errors.
         self.tally = torch.zeros(4, num_envs, device=self.device).t()  # [N, 4]
         self._seen: dict[str, Tensor] = {}  # what is watched, as it was before the last reset
@@ -219,25 +231,25 @@ class Reach(DrivenArm):
         signals = self._signals(position)
         distance = (position - self.command[:, :3]).square().sum(1).sqrt()
         angle = rotation_angle(quaternion, self.command[:, 3:])
+        tolerance, *weights = self._targets()
         reward = CONTROL_DT * (
-            self.position_weight * distance
-            + self.orientation_weight * angle
-            + self.velocity_weight * self.joint_velocity.square().sum(1)
-            + self.fine_weight * (1 - torch.tanh(distance / _FINE_SCALE))
+            weights[0] * distance
+            + weights[1] * angle
+            + weights[2] * self.joint_velocity.square().sum(1)
+            + weights[3] * (1 - torch.tanh(distance / _FINE_SCALE))
         )
 
         self.command_left.sub_(1)
-        ended = self.command_left <= 0
-        met = (distance < SUCCESS_POSITION) & (angle < SUCCESS_ANGLE)
+        self.steps.add_(1)
+        ended, truncated = self.command_left <= 0, self.steps >= self.max_episode_length
+        met = (distance < SUCCESS_POSITION * tolerance) & (angle < SUCCESS_ANGLE * tolerance)
         counts = torch.stack((torch.ones_like(distance), met.float(), distance, angle)).t()  # [N, 4]
         self.tally.add_(counts.masked_fill(~ended[:, None], 0.0))
         goals = self.tally[:, 0].clone()
         success, mean_distance, mean_angle = (self.tally[:, 1:] / goals.clamp(min=1)[:, None]).unbind(1)
-        command, left = self._new_command(draws)
+        command, left = self._new_command(self._narrowed(draws, truncated))
         _replace(self.command, ended[:, None], command)
 
-        self.steps.add_(1)
-        truncated = self.steps >= self.max_episode_length
         final_obs = self._observe(position, quaternion, draws)
         over = truncated[:, None]
         _replace(self.command, over, command)
@@ -270,6 +282,21 @@ class Reach(DrivenArm):
         self._seen[name] = getattr(self, name).clone()
         return lambda: self._seen[name]
 
+    def set_parameters(self, values: Mapping[str, Tensor], where: Tensor) -> None:
+        """Give envs other parameters; see ``rlcore.env.Randomizable.set_parameters``.
+
+        Raises:
+            ValueError: there is no parameter of a name, something is not ``[N]``, or one of ``TARGETS`` is set for the
+                first time after steps were recorded as a CUDA graph.
+        """
+        if not self._asked and (asked := [name for name in values if name in TARGETS]):
+            if self._recorded:
+                known = "steps without it were recorded as a CUDA graph"
+                remedy = "set it once, nominal if need be, before the first step"
+                raise ValueError(f"{self.task}: {asked[0]} is set for the first time, and {known}; {remedy}")
+            self._asked = True
+        super().set_parameters(values, where)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what ``state_dict`` returned.
 
@@ -278,8 +305,9 @@ class Reach(DrivenArm):
         """
         if "episode_steps" in state:  # as it was written before
             state = {**state, "steps": state["episode_steps"]}
-        super().load_state_dict(state)
+        super().load_state_dict({"command_range": torch.ones_like(self.command_range)} | state)
         self._started = True
+        self._asked |= any(bool((self._values[name] != 1).any()) for name in TARGETS)
 
     def render(self) -> NDArray[np.uint8]:
         """Picture of env 0, uint8 ``[H, W, 3]``: the arm, its end-effector frame (solid), the command (dotted)."""
@@ -292,6 +320,21 @@ class Reach(DrivenArm):
         """Drop the picture; there is nothing else to release."""
         self._picture = None
 
+    def _targets(self) -> tuple[Tensor | float, ...]:
+        """Factor on the errors of a command that is met, and the weights of the reward, each of all envs or ``[N]``."""
+        weights = self.position_weight, self.orientation_weight, self.velocity_weight, self.fine_weight
+        if not self._asked:
+            return 1.0, *weights
+        _, tolerance, *factors = (self._values[name] for name in TARGETS)
+        return tolerance, *(weight * factor for weight, factor in zip(weights, factors, strict=True))
+
+    def _narrowed(self, draws: Tensor, begins: Tensor) -> Tensor:
+        """``draws``, of which those of commands are moved to their middles; episodes begin where ``begins [N]``."""
+        if self._asked:
+            torch.where(begins, self._values["command_range"], self.command_range, out=self.command_range)
+            draws[18:22] -= (1 - self.command_range) * (draws[18:22] - 0.5)  # with 1 not even rounded
+        return draws
+
     def _signals(self, position: Tensor) -> dict[str, Tensor] | None:
         """What a step that led to end effectors at ``[N, 3]`` is beside its reward, by name."""
         return None
@@ -301,7 +344,7 @@ class Reach(DrivenArm):
         self.joint_position.copy_(self._start(draws))
         for buffer in (self.joint_velocity, self.applied_effort, self.last_action, self.steps, self.tally):
             buffer.zero_()
-        command, left = self._new_command(draws)
+        command, left = self._new_command(self._narrowed(draws, torch.ones_like(self.steps, dtype=torch.bool)))
         self.command.copy_(command)
         self.command_left.copy_(left)
         self._started = True

@@ -125,6 +125,8 @@ class Parameter:
     high: float
     unit: str = ""
     """Such as ``kg``; empty for factors."""
+    next_episode: bool = False
+    """Whether it counts from the next episode of an env on, as where goals are drawn; else from the next step on."""
 
 
 DYNAMICS = "dynamics"
@@ -167,6 +169,21 @@ class Pushable(VecEnv, Protocol):
 
     push_unit: str
     """Such as ``m/s`` of a floating base, or ``rad/s`` of joints."""
+
+
+class Scored(VecEnv, Protocol):
+    """An env that goes by how much there is to learn where it was played; only agents with ``advantages`` tell that."""
+
+    def score_levels(self, num_steps: int) -> None:
+        """Called before the first rollout, of so many steps T."""
+        ...
+
+    def take_advantages(self, advantages: Tensor, weight: Tensor) -> None:
+        """Called after each update: those of the rollout ``[T, N]``, with weight 0 ``[T, N]`` where they do not count.
+
+        It asks the host for nothing.
+        """
+        ...
 
 
 class Adaptive(VecEnv, Protocol):
@@ -221,6 +238,11 @@ def is_randomizable(env: VecEnv) -> TypeGuard[Randomizable]:
 def is_pushable(env: VecEnv) -> TypeGuard[Pushable]:
     """Whether the robots of an env can be pushed."""
     return hasattr(env, "push")
+
+
+def is_scored(env: VecEnv) -> TypeGuard[Scored]:
+    """Whether an env wants to know the advantages of its steps."""
+    return hasattr(env, "take_advantages")
 
 
 def is_adaptive(env: VecEnv) -> TypeGuard[Adaptive]:

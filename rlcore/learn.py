@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlcore.agent import Agent
 from rlcore.capture import Captured
-from rlcore.env import VecEnv, generators_of, is_adaptive, is_capturable
+from rlcore.config import ConfigError
+from rlcore.env import VecEnv, generators_of, is_adaptive, is_capturable, is_scored, name_of
 from rlcore.env_check import StepCheck
 from rlcore.faults import PREFIX, culprits
 from rlcore.recurrent import cleared
@@ -57,12 +58,15 @@ def learn(
         Where the run stands, from which it can go on.
 
     Raises:
-        ValueError: ``num_iterations`` is not a positive whole number, or ``capture_env`` is asked for and the env does
-            not allow it.
+        ValueError: ``num_iterations`` is not a positive whole number, ``capture_env`` is asked for and the env does
+            not allow it, or the env goes by advantages, which the agent has none of.
     """
     if num_iterations != int(num_iterations) or num_iterations < 1:
         raise ValueError(f"num_iterations: {num_iterations!r} is not possible; give a positive whole number")
     device = torch.device(env.device)
+    check_scored(env, agent)
+    if is_scored(env):
+        env.score_levels(agent.num_steps)
     if progress is None:
         progress = begin(env, agent, seed)
     if progress.broken_off:
@@ -82,6 +86,8 @@ def learn(
                 progress.broken_off = "update"
                 watch.mark()
                 metrics = progress.episodes.read() | agent.update()
+                if is_scored(env):
+                    env.take_advantages(*agent.advantages)  # type: ignore[attr-defined]
                 if is_adaptive(env):
                     metrics |= env.adapt()
                 watch.mark()
@@ -112,6 +118,19 @@ def learn(
     if underway is not None:
         underway.deliver(progress, report_to)
     return progress
+
+
+def check_scored(env: VecEnv, agent: Agent) -> None:
+    """Refuse an env that goes by advantages beside an agent that has none.
+
+    Raises:
+        ConfigError: names both.
+    """
+    if is_scored(env) and not hasattr(agent, "advantages"):
+        raise ConfigError(
+            f"{name_of(env)}: env.curriculum.strategy is 'plr', which scores levels by the advantages of rollouts, and "
+            f"{type(agent).__name__} has none; use success, threshold or per_env, or ppo"
+        )
 
 
 class _Mark:

@@ -92,6 +92,7 @@ class PPO:
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
         self.anchors = Anchors(self)
         self.mode: Mode = config.mode
+        self.advantages: tuple[Tensor, ...] = ()  # of the latest rollout, and weights, [T, N] each: see ``env.Scored``
         self.raw_groups = tuple(dict.fromkeys((*self.policy.raw_shapes, *self.critic.raw_shapes)))
         self.notes = unread(spec, (*self.policy.groups, *self.critic.groups, *self.raw_groups))
         self._begin = Captured(self._begin_sequence, config.mode, device)
@@ -216,8 +217,7 @@ class PPO:
         if self.config.lr_schedule == "linear":
             self.learning_rate.fill_(linear_rate(self.config, self.iteration, self.num_iterations))
         self.anchors.check()
-        self.iteration += 1
-        self.step = 0  # where recording the rollout broke off, some of its steps were counted twice
+        self.iteration, self.step = self.iteration + 1, 0  # some steps of a rollout that broke off were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
 
     def _improve(self, next_obs: Obs) -> Metrics:
@@ -276,6 +276,7 @@ class PPO:
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
         # 1 if all are learned from; and NaN if none is, so that steps are skipped.
         weight = learned / learned.float().mean()
+        self.advantages = (advantages, weight)
         about = {"policy/explained_variance": explained_variance(returns, values, learned)}
         about["rollout/dropped"] = (data.get("valid", torch.ones_like(learned)) & ~learned).sum()
         if self.value_normalizer is not None:
@@ -392,8 +393,7 @@ class PPO:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.learning_rate.copy_(state["learning_rate"])
-        self.iteration = state["iteration"]
-        self.timeout_bootstrap = state["timeout_bootstrap"]
+        self.iteration, self.timeout_bootstrap = state["iteration"], state["timeout_bootstrap"]
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
         self.trace.load_state_dict(state["trace"])

@@ -11,6 +11,8 @@ Tensors with a row for each env are handed on to any number of envs, see ``rows_
 - ``clocks``: entries that only count time; two stages that differ in them alone are the same;
 - ``at_stage(state)``: a context in which ``reset`` begins episodes at a stage. Without it a stage is loaded before the
   reset, which may read it, and once more after, as resets are what moves curricula;
+- ``stage_where(which) -> dict``: what ``stage_dict`` would give with all envs at the hardest level (``end``), or evenly
+  over all levels (``all``), and the rest as it stands;
 - ``hold() -> Callable[[], bool]``: remember everything, episodes in flight included. What it returns puts it back, and
   tells whether it could; else the caller begins new episodes.
 """
@@ -43,6 +45,21 @@ def stage_of(env: VecEnv) -> Stage | None:
     if not state:
         return None
     return {"num_envs": env.num_envs, "clocks": list(getattr(env, "clocks", ())), "state": _copied(state)}
+
+
+def stage_where(env: VecEnv, which: str) -> Stage:
+    """The stage with all envs at the hardest level (``end``), or evenly over all (``all``), else as the env stands.
+
+    Raises:
+        ValueError: the env has no levels, or does not tell.
+    """
+    give: Callable[[str], Mapping[str, Any]] | None = getattr(env, "stage_where", None)
+    if give is None:
+        raise ValueError(
+            f"{name_of(env)}: stage '{which}' needs levels, and the env tells of none; give trained or start, or see "
+            "env.curriculum"
+        )
+    return {"num_envs": env.num_envs, "clocks": list(getattr(env, "clocks", ())), "state": _copied(give(which))}
 
 
 def saved_stage(env: VecEnv, content: dict[str, Any]) -> Stage | None:

@@ -43,14 +43,15 @@ def test_shell_snippets_run_one_after_the_other(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.gif"))  # version control leaves runs/ alone
 
 
-def test_the_commands_of_the_page_on_limits_run_one_after_the_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("page", "number"), [("safety", 3), ("curricula", 2)])
+def test_the_commands_of_a_page_run_one_after_the_other(
+    page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text = (Path(__file__).parents[1] / "docs" / "safety.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
-    assert len(lines) == 3
+    assert len(lines) == number
     for line in lines:
         program, *words = shlex.split(line.replace("--num-iterations 10", "--num-iterations 1"))
         assert program == "rlcore"

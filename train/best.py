@@ -128,6 +128,9 @@ def told_of_stages(first: Stage | None, which: str) -> list[str]:
         return []
     if which == "start":
         return ["curricula    stand in evaluations where the env begins (--eval-stage trained: where training stands)"]
+    if which in ("end", "all"):
+        where = "with all envs at the hardest level" if which == "end" else "evenly over all levels"
+        return [f"curricula    stand in evaluations {where} (--eval-stage trained: where training stands)"]
     return [
         "curricula    stand in evaluations where training stands (--eval-stage start: where the env begins);",
         "             where they have moved, the best policy so far is evaluated anew beside the present one",

@@ -90,8 +90,9 @@ class TrainConfig:
     """Iterations between two evaluations, which choose the best checkpoint. 0: only at the end."""
     eval_envs: int = 100
     """Episodes of an evaluation, one for each env of a separate copy of the task."""
-    eval_stage: Literal["trained", "start"] = "trained"
-    """Where the curricula of an env stand in evaluations: where training stands by then, or where they began."""
+    eval_stage: Literal["trained", "start", "end", "all"] = "trained"
+    """Where the curricula of an env stand in evaluations: where training stands by then, where they began, or with all
+    envs at the hardest level (end), or evenly over all levels (all)."""
     log_interval: int = 10
     """Iterations that are averaged into one row of metrics.csv, one tensorboard point and one printed line."""
     capture_env: bool | None = None

@@ -75,7 +75,7 @@ class Average:
         episodes = metrics.get("rollout/episodes", 0.0)
         seconds = metrics.get("time/collect_s", 0.0) + metrics.get("time/learn_s", 0.0)
         for key, value in metrics.items():
-            per_episode = key.startswith(("rollout/episode_", "rollout/success", "env/"))
+            per_episode = key.startswith(("rollout/episode_", "rollout/success", "env/", "curriculum/success"))
             weight = max(episodes, 1.0) if per_episode else 1.0
             if key == "time/steps_per_s":  # iterations before SAC begins to learn are a hundred times shorter
                 weight = seconds or 1.0

@@ -18,7 +18,7 @@ from rlcore.envs import load, make_env
 from rlcore.envs.launch import bare_name, simulator_of
 from rlcore.export import OnnxPolicy, broken_weights
 from rlcore.export.observations import group_shapes
-from rlcore.stage import Stage, can_take, saved_stage, stage_of, stage_text
+from rlcore.stage import Stage, can_take, reset_at, saved_stage, stage_of, stage_text, stage_where
 from rlcore.train.conclude import refuse_broken, restore_policy, violations_of
 from rlcore.train.config import DEVICES, is_device, read_config, resolve_device
 from rlcore.train.evaluate import evaluation_options
@@ -43,7 +43,7 @@ class Source:
     stage: Stage | None = None
     """Where the env's curricula are to stand; None where it has none, or none that are known."""
     which: str = "start"
-    """Whose stage that is: ``trained`` or ``start``."""
+    """Whose stage that is: ``trained``, ``start``, ``end`` or ``all``."""
     violations: dict[str, float] = field(default_factory=dict)
     """Signals of the env that are a violation where they are above a number."""
     notes: list[str] = field(default_factory=list)
@@ -139,7 +139,11 @@ def _set_stage(
         reason = "no checkpoint of the run tells where they stood"
     if asked is None and not same and trained is not None:
         trained, reason = None, "it is another task (--stage trained takes them where training stood)"
-    if trained is not None and can_take(source.env, trained):
+    if asked in ("end", "all"):
+        if trained is not None and can_take(source.env, trained):
+            reset_at(source.env, trained)  # what has no levels stands where training stood
+        source.stage, source.which = stage_where(source.env, asked), asked
+    elif trained is not None and can_take(source.env, trained):
         source.stage, source.which = trained, "trained"
     elif first is not None:
         if asked == "trained":

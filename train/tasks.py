@@ -41,6 +41,11 @@ def print_env_options(task: str | None) -> None:
         "signals of one's own: SETTING is observation, reward or state, the name of what is read; index; above; "
         "excess. See docs/safety.md",
     )
+    options["curriculum.SETTING"] = (
+        "none",
+        "levels of parameters or of the env's own: SETTING is parameters.NAME, levels, strategy and what it reads. See "
+        "docs/curricula.md",
+    )
     options["randomize.PARAMETER"] = (
         "none",
         "what is drawn anew when an episode begins: '[low, high]', true for its own range, or .range and .distribution "

@@ -18,10 +18,10 @@ from rlcore.env import spec_of, want_final_obs
 from rlcore.env_check import check_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
-from rlcore.learn import learn
+from rlcore.learn import check_scored, learn
 from rlcore.report import Report
 from rlcore.resume import Progress, begin, restore, snapshot
-from rlcore.stage import Stage, lent, reset_at, stage_of
+from rlcore.stage import Stage, lent, reset_at, stage_of, stage_where
 from rlcore.train.algorithms import find
 from rlcore.train.best import Best, told_of_stages
 from rlcore.train.conclude import close_env, conclude, say, violations_of
@@ -110,6 +110,7 @@ class Training:
                 self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations
             )
         check_agent(self.agent, self.algorithm.name)
+        check_scored(self.env, self.agent)
         samples = config.agent.samples_at_once(config.num_envs)
         self.notes += use_threads(config.threads, samples, self.agent.policy, self.device)
         if content is not None:
@@ -127,9 +128,10 @@ class Training:
                 check_obs(self.env, self.progress.obs, "checkpoint")
                 if str(self.agent.timeout_bootstrap) not in TIMEOUTS:
                     raise ValueError(f"timeout_bootstrap is {shown(self.agent.timeout_bootstrap)}")
+        stage = self._stage()
         if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
             with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
-                reset_at(self.eval_env, self._stage())
+                reset_at(self.eval_env, stage)
         self.saved_iteration = done
         self.best = Best(self.config, self.spec, self.device)
         self.bootstrap = self.agent.timeout_bootstrap
@@ -326,7 +328,10 @@ class Training:
 
     def _stage(self) -> Stage | None:
         """Where the curricula stand in an evaluation."""
-        return stage_of(self.env) if self.config.eval_stage == "trained" else self.first_stage
+        which = self.config.eval_stage
+        if which in ("end", "all"):
+            return stage_where(self.env, which)
+        return stage_of(self.env) if which == "trained" else self.first_stage
 
     @contextmanager
     def _lent(self, progress: Progress) -> Iterator[None]:

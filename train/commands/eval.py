@@ -24,9 +24,9 @@ class EvalArguments:
     """Exported file to measure instead, by itself."""
     task: str | None = None
     """Another task with the same observations and actions; or that of a file that does not name its own."""
-    stage: Literal["trained", "start"] | None = None
-    """Where the curricula of the env stand: where training stood last, or where they begin. None: trained, where it is
-    known."""
+    stage: Literal["trained", "start", "end", "all"] | None = None
+    """Where the curricula of the env stand: where training stood last, where they begin, with all envs at the hardest
+    level (end), or evenly over all levels (all). None: trained, where it is known."""
     num_envs: int = 100
     """Copies of the task."""
     episodes: int | None = None

@@ -25,9 +25,9 @@ class PlayArguments:
     """Exported file to run instead, by itself."""
     task: str | None = None
     """Another task with the same observations and actions; or that of a file that does not name its own."""
-    stage: Literal["trained", "start"] | None = None
-    """Where the curricula of the env stand: where training stood last, or where they begin. None: trained, where it is
-    known."""
+    stage: Literal["trained", "start", "end", "all"] | None = None
+    """Where the curricula of the env stand: where training stood last, where they begin, with all envs at the hardest
+    level (end), or evenly over all levels (all). None: trained, where it is known."""
     steps: int | None = None
     """Steps to show; None: one episode of full length, 500 steps at most."""
     seed: int = 0
