@@ -97,8 +97,7 @@ class Reach(DrivenArm):
     (roll -pi, pitch 0), yaw is uniform over the circle. Episodes last 12 s and only ever end by time-out.
 
     ``Step.log``, ``[N]`` each: ``num_goals`` commands that ended in the episode, ``success`` the fraction of them that
-    were met, ``position_error`` (m) and ``orientation_error`` (rad), their mean errors at their ends. The command that
-    the time-out cuts does not count.
+    were met, ``position_error`` (m) and ``orientation_error`` (rad), their mean errors; not of one that time-outs cut.
 
     Physical constants ``stiffness damping inertia effort_limit velocity_limit`` are ``[N, 6]``, may be changed at any
     time, and travel with ``state_dict``; so do ``parameters``, see ``rlcore.envs.drives.DrivenArm`` and ``TARGETS``.
