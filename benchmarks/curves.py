@@ -13,7 +13,7 @@ from facts import pipes, preamble
 from rich.console import Console
 from rich.table import Table
 
-from rlcore.train.evaluate import t_interval
+from rlcore.train.intervals import t_interval
 
 COLORS = {"fp32": "#555555", "tf32": "#1f5fbf", "bf16": "#d1495b"}
 ALGO_COLORS = {"ppo": "#555555", "sac": "#1f5fbf", "ddpg": "#d1495b", "td3": "#3a8f5c"}

@@ -16,7 +16,8 @@ from rlcore.envs.classic import Pendulum
 from rlcore.safety import CostConfig, SafetyConfig
 from rlcore.train.best import Best, excess
 from rlcore.train.config import TrainConfig
-from rlcore.train.evaluate import Evaluation, evaluate, t_interval, t_quantile, wilson_interval
+from rlcore.train.evaluate import Evaluation, evaluate
+from rlcore.train.intervals import t_interval, t_quantile, wilson_interval
 from rlcore.types import Obs, State, Step
 
 

@@ -24,7 +24,8 @@ from rlcore.learn import resume, snapshot
 from rlcore.risk import outcomes, risk_loss, risk_target
 from rlcore.safety import CostConfig, SafetyConfig
 from rlcore.safety_critic import BINS
-from rlcore.train.evaluate import Controller, evaluate, ratio_interval
+from rlcore.train.evaluate import Controller, evaluate
+from rlcore.train.intervals import ratio_interval
 from rlcore.train.play import frames
 
 SMALL = NetworkConfig(hidden_dims=(16,), activation="relu", init="default")

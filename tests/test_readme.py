@@ -58,6 +58,25 @@ def test_the_commands_of_a_page_run_one_after_the_other(
         assert main([found for word in words for found in glob.glob(word) or [word]]) == 0
 
 
+def test_the_commands_of_the_page_on_robustness_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "robustness.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    train, measure = block.splitlines()
+    assert main([*shlex.split(train)[1:], "--num-iterations", "1", "--eval-envs", "4"]) == 0
+    (run,) = glob.glob(shlex.split(measure)[-1])
+    assert main(["robustness", "--run", run, "--episodes", "2", "--magnitudes", "0", "1"]) == 0
+    assert {path.name for path in Path(run).glob("robustness*")} == {
+        "robustness.json",
+        "robustness-heatmap.png",
+        "robustness-curves.png",
+    }
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (Path(__file__).parents[1] / "docs" / picture).stat().st_size < 200_000
+
+
 def test_the_env_of_the_readme_trains_from_a_file_of_its_own(tmp_path: Path) -> None:
     (snippet,) = [text for text in PYTHON if "class Drift" in text]
     (tmp_path / "drift.py").write_text(snippet)

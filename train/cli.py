@@ -27,12 +27,13 @@ from rlcore.train.ending import (
 HELP = """\
 usage: rlcore COMMAND ...
 
-  train    train a policy:            rlcore train --task Reach-UR5e-JointPos
-  eval     measure a trained policy:  rlcore eval --run RUN
-  export   write a policy as ONNX:    rlcore export --run RUN
-  play     show a policy as GIF/MP4:  rlcore play --run RUN
-  tasks    list what can be trained:  rlcore tasks [FILTER]
-  config   show or convert settings:  rlcore config --task TASK [--from rsl_rl] [--show]
+  train       train a policy:            rlcore train --task Reach-UR5e-JointPos
+  eval        measure a trained policy:  rlcore eval --run RUN
+  robustness  measure it disturbed:      rlcore robustness --run RUN
+  export      write a policy as ONNX:    rlcore export --run RUN
+  play        show a policy as GIF/MP4:  rlcore play --run RUN
+  tasks       list what can be trained:  rlcore tasks [FILTER]
+  config      show or convert settings:  rlcore config --task TASK [--from rsl_rl] [--show]
 
 rlcore COMMAND --help lists the settings of a command, rlcore --version tells the version.
 Exit codes: 0 done, 1 the export failed its check, 2 what cannot be done, such as wrong usage or a full disk (one
@@ -40,7 +41,7 @@ line says what and how to correct it), 70 something failed, such as the env (its
 folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any more, as after
 | head. What was trained is kept, and --resume goes on."""
 
-COMMANDS = ("train", "eval", "export", "play", "tasks", "config")
+COMMANDS = ("train", "eval", "robustness", "export", "play", "tasks", "config")
 """Commands, each in a module of ``rlcore.train.commands`` that is imported on demand: PyTorch takes its time."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlcore.checkpoint import OF_A_RUN, fitting, load_checkpoint
 from rlcore.config import ConfigError, shown
-from rlcore.env import EnvSpec, VecEnv, is_exact, spec_of
+from rlcore.env import DYNAMICS, EnvSpec, VecEnv, is_exact, spec_of
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config
 from rlcore.train.run import locate
 
@@ -67,6 +67,8 @@ def env_changes(
     names = ", ".join(altered)
     for name in (field.name for field in fields(EnvSpec) if field.name not in ("task", "deployment")):
         old, new = getattr(before, name), getattr(after, name)
+        if name == "observation_sizes":  # what is randomized may change; who reads it has weights of that size
+            old, new = ({group: size for group, size in sizes.items() if group != DYNAMICS} for sizes in (old, new))
         if old != new:
             raise ConfigError(
                 f"{names} cannot change here: {name} of the env is {shown(new)} with it and {shown(old)} in the run "

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from rlcore.export.runner import OnnxPolicy
 from rlcore.normalization import UNUSABLE
 from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
-from rlcore.types import Obs, begins, detached_step
+from rlcore.train.intervals import ratio_interval, t_interval, wilson_interval
+from rlcore.types import Obs, Step, begins, detached_step
 
 ActionFunction = Callable[[dict[str, NDArray[Any]]], Any]
 """An exported policy: observation groups ``[N, O]``, images ``[N, C, H, W]``, to actions ``[N, A]`` (``[N]`` when
@@ -195,18 +195,23 @@ def evaluate(
     Raises:
         ValueError: the env returns something of a wrong type or shape.
     """
-    results = [_one_round(env, policy, seed + r, stage, violations or {}) for r in range(rounds)]
-    known = [r for r in results if r.successes is not None]
+    results = [run_episodes(env, policy, seed + r, stage, violations or {}) for r in range(rounds)]
+    return counted(results)
+
+
+def counted(results: Sequence[Rows]) -> Evaluation:
+    """The episodes of several rounds that ended and were sound, as one estimate."""
+    known = [r for r in results if r.goals is not None]
     return Evaluation(
-        returns=torch.cat([r.returns for r in results]),
-        lengths=torch.cat([r.lengths for r in results]),
-        unfinished=sum(r.unfinished for r in results),
-        broken=sum(r.broken for r in results),
-        successes=sum(r.successes or 0.0 for r in known) if known else None,
-        goals=sum(r.goals or 0 for r in known) if known else None,
-        signals={name: torch.cat([r.signals[name] for r in results]) for name in results[0].signals},
-        violations=_joined([r.violations for r in results]),
-        takeovers=_joined([r.takeovers for r in results]),
+        returns=torch.cat([r.returns[r.finished] for r in results]),
+        lengths=torch.cat([r.lengths[r.finished] for r in results]),
+        unfinished=sum(int((~r.finished & r.sound).sum()) for r in results),
+        broken=sum(int((~r.sound).sum()) for r in results),
+        successes=sum(float(r.successes.sum()) for r in known if r.successes is not None) if known else None,
+        goals=sum(round(float(r.goals.sum())) for r in known if r.goals is not None) if known else None,
+        signals={name: torch.cat([r.signals[name][r.finished] for r in results]) for name in results[0].signals},
+        violations=_joined([r.of_finished(r.violations) for r in results]),
+        takeovers=_joined([r.of_finished(r.takeovers) for r in results]),
     )
 
 
@@ -265,9 +270,48 @@ class Controller:
             self._policy.reset(done.cpu().numpy())
 
 
-def _one_round(
-    env: VecEnv, policy: Policy | ActionFunction, seed: int, stage: Stage | None, bounds: Mapping[str, float]
-) -> Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The first episode of every env, in the order of the envs, on the CPU."""
+
+    returns: Tensor  # [N] float64, undiscounted
+    lengths: Tensor  # [N] int64, steps
+    finished: Tensor  # [N] bool, ended in time and sound
+    sound: Tensor  # [N] bool, without a reward that can only come of a fault
+    successes: Tensor | None = None  # [N] float64, goals reached; None where the task does not report success
+    goals: Tensor | None = None  # [N] float64
+    signals: Mapping[str, Tensor] = field(default_factory=dict)  # [N] float64 each, sums
+    violations: Tensor | None = None  # [N] float64, steps
+    takeovers: Tensor | None = None  # [N] float64, steps
+
+    def of_finished(self, values: Tensor | None) -> Tensor | None:
+        """Those of values ``[N]`` whose episode is finished."""
+        return None if values is None else values[self.finished]
+
+
+def run_episodes(
+    env: VecEnv,
+    policy: Policy | ActionFunction,
+    seed: int,
+    stage: Stage | None = None,
+    bounds: Mapping[str, float] | None = None,
+    *,
+    before: Callable[[int], None] | None = None,
+    after: Callable[[int, Step, Tensor], None] | None = None,
+) -> Rows:
+    """Run every env to the end of its first episode; see ``evaluate``.
+
+    Args:
+        env: it is reset here, and left in the middle of an episode.
+        policy: a policy module, or a function from observations to actions.
+        seed: of the reset.
+        stage: where the env's curricula stand; None is wherever they are.
+        bounds: signals that are a violation where they are above a number, by name.
+        before: called before each step with its number, from 0.
+        after: called after each step with its number, what it returned, and bool ``[N]``, the envs whose first episode
+            it belongs to.
+    """
+    bounds = bounds or {}
     n, device = env.num_envs, env.device
     returns = torch.zeros(n, dtype=torch.float64, device=device)  # [N]
     lengths = torch.zeros(n, dtype=torch.int64, device=device)  # [N]
@@ -283,10 +327,15 @@ def _one_round(
     obs, check = reset_at(env, stage, seed), StepCheck(env)
     check_obs(env, obs, "reset")
     limit = env.max_episode_length if env.max_episode_length < ENDLESS else ENDLESS // 10
-    for _ in range(limit + 1):
-        step = env.step(controller.act(obs))
+    for t in range(limit + 1):
+        action = controller.act(obs)
+        if before is not None:
+            before(t)
+        step = env.step(action)
         check(step)
         step = detached_step(step)
+        if after is not None:
+            after(t, step, running)
         if controller.acted is not None:
             takeovers += running & controller.acted
         over = [value > bounds[name] for name, value in (step.signals or {}).items() if name in bounds]  # [N] each
@@ -310,17 +359,16 @@ def _one_round(
         obs = step.obs
         if not running.any():
             break
-    finished = ~running & sound
-    return Evaluation(
-        returns=returns[finished].cpu(),
-        lengths=lengths[finished].cpu(),
-        unfinished=int((running & sound).sum()),
-        broken=int((~sound).sum()),
-        successes=float(successes.sum()) if reports_success else None,
-        goals=round(float(goals.sum())) if reports_success else None,
-        signals={name: sums[finished].cpu() for name, sums in signals.items()},
-        violations=violations[finished].cpu() if known else None,
-        takeovers=None if controller.acted is None else takeovers[finished].cpu(),
+    return Rows(
+        returns=returns.cpu(),
+        lengths=lengths.cpu(),
+        finished=(~running & sound).cpu(),
+        sound=sound.cpu(),
+        successes=successes.cpu() if reports_success else None,
+        goals=goals.cpu() if reports_success else None,
+        signals={name: sums.cpu() for name, sums in signals.items()},
+        violations=violations.cpu() if known else None,
+        takeovers=None if controller.acted is None else takeovers.cpu(),
     )
 
 
@@ -331,49 +379,3 @@ def _per_env(value: Tensor | float, n: int, device: torch.device) -> Tensor:
 def _finite(values: tuple[float, float]) -> list[float | None]:
     """For JSON, which has no infinity."""
     return [value if math.isfinite(value) else None for value in values]
-
-
-def t_interval(values: Tensor, confidence: float = 0.95) -> tuple[float, float]:
-    """Student's t interval of the mean; for fewer than two values it is everything."""
-    n = len(values)
-    if n < 2:
-        return -math.inf, math.inf
-    mean, std = float(values.mean()), float(values.std())
-    half = t_quantile(0.5 + confidence / 2, n - 1) * std / math.sqrt(n)
-    return mean - half, mean + half
-
-
-def ratio_interval(numbers: Tensor, of: Tensor, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Share that ``numbers [E]`` are of ``of [E]``, and its interval within 0..1, by the ratio estimator.
-
-    Cochran, Sampling Techniques (1977), chapter 6, with Student's t: episodes are independent, their steps are not.
-    """
-    total = of.double()
-    share = float(numbers.sum() / total.sum())
-    low, high = t_interval((numbers - share * total) / total.mean(), confidence)
-    return share, max(0.0, share + low), min(1.0, share + high)
-
-
-def t_quantile(p: float, dof: int) -> float:
-    """Quantile of Student's t: exact for one and two degrees of freedom, else within 0.3 %.
-
-    Cornish-Fisher expansion in 1/dof, Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5.
-    """
-    if dof == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if dof == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z = NormalDist().inv_cdf(p)
-    g1 = (z**3 + z) / 4
-    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
-    return z + g1 / dof + g2 / dof**2 + g3 / dof**3 + g4 / dof**4
-
-
-def wilson_interval(fraction: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927), which stays inside 0..1 at both ends."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    center = (fraction + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)

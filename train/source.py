@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ class Source:
     """What is to be said beside the result, one line each."""
 
 
-def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bool = False) -> Source:
+def policy_and_env(
+    args: Any, options: dict[str, Any], num_envs: int, render: bool = False, without: Sequence[str] = ()
+) -> Source:
     """Find the policy that the arguments of a command name, and make its env.
 
     Args:
@@ -58,6 +60,7 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
         options: of the env, over those that the policy was trained with.
         num_envs: copies of the task.
         render: whether pictures are wanted.
+        without: groups of options of the training that do not hold here, such as ``randomize``.
 
     Raises:
         ValueError: what is named does not fit together; one line that names both sides and the remedy.
@@ -104,6 +107,10 @@ def policy_and_env(args: Any, options: dict[str, Any], num_envs: int, render: bo
             left_out = f"; without the options of the training {', '.join(dropped)}" if dropped else ""
             notes.append(f"task         {task}, another than {trained_on}, which it was trained on{left_out}")
         trained_with = kept
+    dropped = [name for name in trained_with if name.partition(".")[0] in without]
+    if dropped:
+        notes.append(f"env          without the training's {', '.join(dropped)}")
+        trained_with = {name: value for name, value in trained_with.items() if name not in dropped}
     stage = args.stage
     if stage is None and any(name.partition(".")[0] == "randomize" for name in options):
         stage = "start"  # what is asked for is to be drawn, in place of what training stood at
