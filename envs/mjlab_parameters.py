@@ -46,9 +46,9 @@ class MjlabParameters:
     Factors on the robot's own: ``mass`` of its bodies with their inertias, ``friction`` of its geoms, ``stiffness``,
     ``damping`` and ``effort_limit`` of its drives, ``armature``, ``joint_damping`` and ``joint_friction``; and
     ``gravity``. ``payload`` is a point mass at the center of mass of its root, kg, and ``encoder_bias`` is added to the
-    biases of all encoders, rad, which counts where observations or actions of the task heed them. One is left out where a factor would change nothing, where the drives are of a kind
-    that mjlab itself does not vary so, or where an event of the task sets the same field at resets or intervals, which
-    ``notes`` tell: see ``SimulatorEnv.event_ranges``.
+    biases of all encoders, rad, which counts where observations or actions of the task heed them. One is left out where
+    a factor would change nothing, where the drives are of a kind that mjlab itself does not vary so, or where an event
+    of the task sets the same field at resets or intervals, which ``notes`` tell: see ``SimulatorEnv.event_ranges``.
 
     A field of the model is made to differ by env when it is first varied, which makes the simulator record its CUDA
     graphs once more; from then on it is written in place. Masses and armatures make it work out its constants anew,
