@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+from rlcore.export.cpp_policy import CppReport, write_cpp
 from rlcore.export.metadata import ExportError, config_hash, read_metadata
 from rlcore.export.onnx import ExportReport, broken_weights, export_onnx
 from rlcore.export.parity import ParityReport, verify
 from rlcore.export.runner import OnnxPolicy
 
 __all__ = [
+    "CppReport",
     "ExportError",
     "ExportReport",
     "OnnxPolicy",
@@ -20,4 +22,5 @@ __all__ = [
     "export_onnx",
     "read_metadata",
     "verify",
+    "write_cpp",
 ]

@@ -24,6 +24,7 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``violations`` | signals of the env that are a violation where they are above a number |
 | ``inputs``, ``outputs``, ``types`` | shape by name of each; type by name of all |
 | ``parity_max_abs_error``, ``parity_samples``, … | how closely the file follows the policy: see ``parity.py`` |
+| ``golden_trace`` | steps to replay, to see that a controller does as the file does: see ``golden.py`` |
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         "gate": None if policy.gate is None else policy.gate.described(),
     }
     for key, value in (extra or {}).items():
-        if key in facts or key in ("opset", "inputs", "outputs", "types") or key.startswith("parity_"):
+        if key in facts or key in ("opset", "inputs", "outputs", "types", "golden_trace") or key.startswith("parity_"):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
         facts[key] = value
     return {key: value for key, value in facts.items() if value is not None}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec, VecEnv
+from rlcore.export.golden import golden_trace
 from rlcore.export.metadata import ExportError, build_metadata, encode_metadata, input_names, load_model
 from rlcore.export.observations import finite_part, group_shapes, observed, record, still_inputs, too_few
 from rlcore.export.parity import ParityReport, cpu_copy, verify
@@ -155,6 +156,8 @@ def export_onnx(
         if not parity.passed:
             raise ExportError(f"'{path}' was not written: {parity}")
         facts |= parity.metadata()
+        trace = golden_trace(draft, recording, group_shapes(policy))
+        facts |= {} if trace is None else {"golden_trace": trace}
         _save(model, facts, draft)
         try:
             onnx.checker.check_model(str(draft), full_check=True)

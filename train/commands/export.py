@@ -23,6 +23,8 @@ class ExportArguments:
     """File to write; None: export/policy.onnx in the run folder."""
     dynamic_batch: bool = False
     """Let the file take any number of observations at once instead of one."""
+    cpp: Path | None = None
+    """Folder to write the file to as C++17 source, too: weights as constants, no dependency."""
     gate: bool = True
     """Write the gate of a policy that has one (agent.safety.gate); --no-gate writes the bare policy, and says so."""
 
@@ -34,7 +36,7 @@ def export_command(words: Sequence[str]) -> Job:
         return lambda: 0
     args, _ = given
 
-    from rlcore.export import ExportError
+    from rlcore.export import ExportError, write_cpp
     from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
     from rlcore.train.run import locate
 
@@ -44,6 +46,7 @@ def export_command(words: Sequence[str]) -> Job:
     try:
         with output_elsewhere(args.output, run.exported):
             report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch, gate=args.gate)
+            source = None if args.cpp is None else write_cpp(report.path, args.cpp)
     except ExportError as error:
         print(f"rlcore export: refused: {error}", file=sys.stderr)
         return lambda: 1
@@ -51,6 +54,11 @@ def export_command(words: Sequence[str]) -> Job:
     for note in report.notes:
         print(f"note      {note}")
     print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
+    if source is not None:
+        kept = f"; {', '.join(source.kept)} left as they were" if source.kept else ""
+        print(
+            f"c++       {source.folder} ({source.parameters:,} weights{kept}); make -C {source.folder} check tries it"
+        )
     if drop_stale_figures(run):
         print(DROPPED)
     return lambda: 0
