@@ -186,12 +186,12 @@ class Runner {
     if (fault_ != Fault::none && found == Fault::none && !options_.latch && ready_) {
       fault_ = Fault::none;
       where_ = -1;
-      begin();
     }
     if (fault_ == Fault::none) fault_ = found;
     if (fault_ == Fault::none) fault_ = acted();
     if (fault_ != Fault::none) {
       std::memcpy(output_, pose_, sizeof output_);
+      begin();  // now, so that whoever reads the latest action in the next step finds none
       ++faults_;
     }
     const auto time = std::chrono::steady_clock::now() - before;
