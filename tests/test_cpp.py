@@ -621,7 +621,7 @@ def test_examples_build_by_make_and_cmake_and_the_self_test_tells_a_wrong_weight
             subprocess.run(command, check=True, capture_output=True)
         assert subprocess.run([robot / "build" / "self_test"]).returncode == 0
     text = (robot / "policy.hpp").read_text()
-    (robot / "policy.hpp").write_text(re.sub(r"(float w\d+\[\d+\] = \{\n)", r"\g<1>0.1f + ", text, count=1))
+    (robot / "policy.hpp").write_text(re.sub(r"(float w\d+\[\d+\] = \{\n)", r"\g<1>2.0f + ", text, count=1))
     done = subprocess.run([*make, "-B"], capture_output=True, text=True)
     (robot / "policy.hpp").write_text(text)
     assert done.returncode != 0
