@@ -19,6 +19,8 @@ class ActorCriticConfig:
     (false), or those of the groups that are named. Images are scaled by their encoder in any case."""
     clip_obs: float | None = 10.0
     """Largest magnitude of a normalized observation; none for no limit."""
+    obs_epsilon: float = 0.01
+    """Added to the standard deviation that an observation is divided by."""
     actor: NetworkConfig = field(default_factory=NetworkConfig)
     """Hidden layers of the actor."""
     critic: NetworkConfig = field(default_factory=NetworkConfig)
@@ -52,10 +54,15 @@ class ActorCriticConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
-        check_positive(self, "min_std")
+        check_positive(self, "min_std", "obs_epsilon")
         check_positive(self, "clip_obs", "clip_actions", none=True)
         for name in ("actor", "critic"):
             unit = getattr(self, name).unit_norm
             check(unit == "none", f"{name}.unit_norm", unit, "weights of unit length need sac or ddpg; set none")
         check(self.min_std < self.init_std, "init_std", self.init_std, f"set more than min_std ({self.min_std})")
         check(self.init_std <= self.max_std, "max_std", self.max_std, f"set at least init_std ({self.init_std})")
+
+    @property
+    def normalization(self) -> tuple[bool | tuple[str, ...], float | None, float]:
+        """How observations are normalized: the arguments of ``normalization.make_normalizer`` after the sizes."""
+        return self.normalize_obs, self.clip_obs, self.obs_epsilon

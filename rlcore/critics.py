@@ -52,7 +52,7 @@ class Critic(nn.Module):
         sizes, self.raw_shapes = vectors(spec, chosen), images(spec, chosen)
         self.groups, size = tuple(sizes), sum(sizes.values())
         same = self.groups == policy.groups
-        self.normalizer = policy.normalizer if same else make_normalizer(sizes, config.normalize_obs, config.clip_obs)
+        self.normalizer = policy.normalizer if same else make_normalizer(sizes, *config.normalization)
         self.trunk = policy.trunk if config.share_trunk else Network(size, config.critic, self.raw_shapes)
         self.value = nn.Linear(self.trunk.size, 1)
         if config.critic.init == "orthogonal":

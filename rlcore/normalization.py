@@ -163,12 +163,13 @@ class GroupNormalizer(RunningNormalizer):
     Args:
         normalized: bool ``[size]``, which features are normalized.
         clip: largest magnitude of a normalized value; None for no limit. The others have none.
+        epsilon: added to the standard deviation.
     """
 
     normalized: Tensor  # bool [size]
 
-    def __init__(self, normalized: Tensor, clip: float | None = None) -> None:
-        super().__init__(len(normalized), clip=clip)
+    def __init__(self, normalized: Tensor, clip: float | None = None, epsilon: float = 1e-2) -> None:
+        super().__init__(len(normalized), epsilon, clip)
         self.register_buffer("normalized", normalized, persistent=False)  # it follows from the configuration
 
     @torch.no_grad()
@@ -314,7 +315,7 @@ def usable(x: Tensor, clip: float | None) -> tuple[Tensor, Tensor]:
 
 
 def make_normalizer(
-    sizes: Mapping[str, int], wanted: bool | Sequence[str], clip: float | None
+    sizes: Mapping[str, int], wanted: bool | Sequence[str], clip: float | None, epsilon: float = 1e-2
 ) -> RunningNormalizer | NoNormalizer:
     """The normalizer of observations, or what stands in its place.
 
@@ -322,6 +323,7 @@ def make_normalizer(
         sizes: of the groups that are joined, in their order.
         wanted: ``normalize_obs`` of the settings: all but those of unit scale, none, or the groups to normalize.
         clip: largest magnitude of a normalized number; None for no limit.
+        epsilon: added to the standard deviation.
     """
     if isinstance(wanted, bool):
         wanted = [name for name in sizes if wanted and name != DYNAMICS]
@@ -329,8 +331,9 @@ def make_normalizer(
     if not chosen:
         return NoNormalizer()
     if sum(sizes[name] for name in chosen) == sum(sizes.values()):
-        return RunningNormalizer(sum(sizes.values()), clip=clip)
-    return GroupNormalizer(torch.cat([torch.full((size,), name in chosen) for name, size in sizes.items()]), clip)
+        return RunningNormalizer(sum(sizes.values()), epsilon, clip)
+    normalized = torch.cat([torch.full((size,), name in chosen) for name, size in sizes.items()])
+    return GroupNormalizer(normalized, clip, epsilon)
 
 
 def denormalized(values: Tensor, normalizer: RunningNormalizer | None) -> Tensor:

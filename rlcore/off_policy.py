@@ -70,7 +70,7 @@ class OffPolicy:
         groups = tuple(dict.fromkeys((*policy.groups, *self.critic_groups, *self.image_groups)))
         self.critic_normalizer = policy.normalizer
         if self.critic_groups != policy.groups:
-            normalizer = make_normalizer(vectors(spec, self.critic_groups), config.normalize_obs, config.clip_obs)
+            normalizer = make_normalizer(vectors(spec, self.critic_groups), *config.normalization)
             self.critic_normalizer = normalizer.to(device)
         refuse_state(policy, self.critics)
         set_precision(config, policy, self.critics)

@@ -150,6 +150,8 @@ class OffPolicyConfig:
     (false), or those of the groups that are named. Images are scaled by their encoder in any case."""
     clip_obs: float | None = 10.0
     """Largest magnitude of a normalized observation; none for no limit."""
+    obs_epsilon: float = 0.01
+    """Added to the standard deviation that an observation is divided by."""
     actor: NetworkConfig = field(default_factory=_network)
     """Hidden layers of the actor, and the convolutions that it shares with the critics."""
     critic: NetworkConfig = field(default_factory=_network)
@@ -180,7 +182,7 @@ class OffPolicyConfig:
         """Refuse impossible values."""
         for key in ("num_steps", "buffer_size", "batch_size", "n_step", "policy_delay", "num_critics", "noise_hold"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
-        check_positive(self, "learning_rate", "update_ratio", "reward_scale", "init_head_scale")
+        check_positive(self, "learning_rate", "update_ratio", "reward_scale", "init_head_scale", "obs_epsilon")
         check_positive(self, "clip_obs", "max_grad_norm", "num_updates", none=True)
         for name, signal in self.signals.items():
             summed = signal.gae_lambda is None
@@ -217,6 +219,11 @@ class OffPolicyConfig:
         wide = self.critic.unit_norm != "all" or self.value_loss == "categorical"
         remedy = "with value_loss mse it would limit values to the root of the width; set hidden"
         check(wide, "critic.unit_norm", self.critic.unit_norm, remedy)
+
+    @property
+    def normalization(self) -> tuple[bool | tuple[str, ...], float | None, float]:
+        """How observations are normalized: the arguments of ``normalization.make_normalizer`` after the sizes."""
+        return self.normalize_obs, self.clip_obs, self.obs_epsilon
 
     def samples_at_once(self, num_envs: int) -> int:
         """Samples of a gradient step."""

@@ -181,6 +181,8 @@ class FlatAdam:
         if self.unit is not None:
             self.unit.project(self.one)
         self.gradient = torch.zeros_like(self.value)  # where gradients gather that are not in one buffer of their own
+        self.moving: Tensor | None = None  # bool [P], where parameters may change; None: everywhere
+        self.fixed_rate: Tensor | None = None  # the learning rate instead, where it is more than 0
         self._parts: list[Tensor] = []
         self._addresses: list[int] = []
         self._own_parts()
@@ -204,6 +206,30 @@ class FlatAdam:
             parameter.grad = part
 
     @torch.no_grad()
+    def hold(self, still: Sequence[Tensor], rate: Tensor | None = None) -> None:
+        """Let some of the parameters keep still, to the bit, until the next call; so do their moments.
+
+        The first call belongs before anything is recorded as a graph, later ones may come whenever.
+
+        Args:
+            still: those; others may be among them.
+            rate: learning rate meanwhile, a scalar; None: the usual one.
+        """
+        if self.moving is None or self.fixed_rate is None:
+            self.moving = torch.ones_like(self.value, dtype=torch.bool)
+            self.fixed_rate = torch.zeros_like(self.learning_rate)
+        places = {tensor.data_ptr() for tensor in still}
+        sizes = [padded(parameter.numel()) for parameter in self.parameters]
+        for parameter, part in zip(self.parameters, torch.split(self.moving, sizes), strict=True):
+            part.fill_(parameter.data_ptr() not in places)
+        self.fixed_rate.fill_(0.0) if rate is None else self.fixed_rate.copy_(rate)
+
+    def reset(self) -> None:
+        """Begin anew: no moments, no steps taken."""
+        for part in self.state_dict().values():
+            part.zero_()
+
+    @torch.no_grad()
     def step(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
         """Clip and step, unless ``allowed`` is false, or a loss or gradient that is not finite: then nothing changes.
 
@@ -220,15 +246,19 @@ class FlatAdam:
         if whole is None:
             whole = self.gradient
             torch._foreach_copy_(self._own_parts(), gradients)
+        if self.moving is None or self.fixed_rate is None:
+            return self._step(whole, self.learning_rate, allowed)
+        changed = self.value, self.moment, self.square
+        before = [buffer.clone() for buffer in changed]
+        rate = torch.where(self.fixed_rate > 0, self.fixed_rate, self.learning_rate)
+        result = self._step(whole * self.moving, rate, allowed)
+        for buffer, old in zip(changed, before, strict=True):
+            buffer.copy_(torch.where(self.moving, buffer, old))
+        return result
+
+    def _step(self, gradient: Tensor, rate: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         norm, taken = clipped_adam(
-            self.value,
-            whole,
-            self.moment,
-            self.square,
-            self.count,
-            self.learning_rate,
-            allowed,
-            max_norm=self.max_norm,
+            self.value, gradient, self.moment, self.square, self.count, rate, allowed, max_norm=self.max_norm
         )
         if self.unit is not None:
             self.unit.project(taken)

@@ -64,7 +64,7 @@ class ActorPolicy(Policy):
         self.raw_shapes = {**image_shapes, **({} if self.mask is None else {self.mask: (spec.action_size,)})}
         size = sum(self.observation_sizes.values())
         check_normalized(spec, (*chosen, *others), config.normalize_obs)
-        self.normalizer = make_normalizer(self.observation_sizes, config.normalize_obs, config.clip_obs)
+        self.normalizer = make_normalizer(self.observation_sizes, *config.normalization)
         self.trunk = Network(size, config.actor, image_shapes)
         features = self.trunk.size
         self.head: GaussianHead | CategoricalHead
@@ -246,7 +246,7 @@ class SquashedPolicy(Policy):
         self.groups, self.raw_shapes = tuple(self.observation_sizes), image_shapes
         size = sum(self.observation_sizes.values())
         check_normalized(spec, (*chosen, *others), config.normalize_obs)
-        self.normalizer = make_normalizer(self.observation_sizes, config.normalize_obs, config.clip_obs)
+        self.normalizer = make_normalizer(self.observation_sizes, *config.normalization)
         encoders = Encoders(image_shapes, config.actor.cnn, config.actor.init)
         self.trunk = Network(encoders.size + size, config.actor)
         self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)

@@ -335,6 +335,6 @@ class Replay:
 
 def _first(ring: Tensor, rows: int) -> Tensor:
     """A ring's first rows as a tensor of their own, since a slice would be saved with all the memory it is part of."""
-    if ring.device.type != "cpu":
+    if ring.device.type != "cpu" or rows == 0:
         return ring[:rows].clone()
     return torch.from_numpy(ring[:rows].view(torch.uint8).numpy()).view(ring.dtype)

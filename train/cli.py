@@ -34,6 +34,7 @@ usage: rlcore COMMAND ...
   play        show a policy as GIF/MP4:  rlcore play --run RUN
   tasks       list what can be trained:  rlcore tasks [FILTER]
   config      show or convert settings:  rlcore config --task TASK [--from rsl_rl] [--show]
+  import      make a run of a checkpoint of another library:  rlcore import FILE --task TASK
 
 rlcore COMMAND --help lists the settings of a command, rlcore --version tells the version.
 Exit codes: 0 done, 1 the export failed its check, 2 what cannot be done, such as wrong usage or a full disk (one
@@ -41,8 +42,11 @@ line says what and how to correct it), 70 something failed, such as the env (its
 folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any more, as after
 | head. What was trained is kept, and --resume goes on."""
 
-COMMANDS = ("train", "eval", "robustness", "export", "play", "tasks", "config")
+COMMANDS = ("train", "eval", "robustness", "export", "play", "tasks", "config", "import")
 """Commands, each in a module of ``rlcore.train.commands`` that is imported on demand: PyTorch takes its time."""
+
+_MODULES = {"import": "importing"}
+"""Of commands whose name is a word of Python."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +84,8 @@ def _run(words: list[str]) -> int:
         return _fail("rlcore", ValueError(f"unknown command '{name}'; {hint}"))
     try:
         with _stoppable() as signals:
-            job = getattr(import_module(f"rlcore.train.commands.{name}"), f"{name}_command")(words[1:])
+            module = import_module(f"rlcore.train.commands.{_MODULES.get(name, name)}")
+            job = getattr(module, f"{name}_command")(words[1:])
         if signals:
             return 130
         sys.stdout.flush()

@@ -60,6 +60,30 @@ leave its curve as it is, and but threads, by whose number sums are rounded othe
 
 
 @dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """What a run that begins with another's weights takes of it; see ``TrainConfig.init_from``."""
+
+    take: tuple[str, ...] = ()
+    """Beginnings of the names of weights to take, such as policy.trunk or critic, all of which then have to fit; none:
+    all that fit. The run prints what it took and what it did not."""
+    freeze: tuple[str, ...] = ()
+    """Beginnings of the names of parameters that keep still, such as policy.trunk."""
+    critic: bool = True
+    """Take the critic, and the normalizer of its values, too."""
+    normalizer: Literal["keep", "still", "fresh"] = "keep"
+    """Statistics of observations: taken and carried on; taken and never changed; or begun anew."""
+    optimizer: bool = False
+    """Take Adam's moments and the learning rate, too, where all weights are taken."""
+    critic_warmup: int = 0
+    """First iterations in which the critic alone learns, so that one that is new, or of another reward, does not spoil
+    the policy."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        check(self.critic_warmup >= 0, "critic_warmup", self.critic_warmup, "give 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run, with PPO unless a subclass says otherwise. The same file and seed give the same run."""
 
@@ -101,6 +125,11 @@ class TrainConfig:
     """Export the best checkpoint to ONNX at the end, and evaluate the file."""
     agent: PPOConfig = field(default_factory=PPOConfig)
     """Settings of the algorithm."""
+    init_from: str | None = None
+    """Run folder or checkpoint whose weights training begins with, the best one's unless named; settings and task are
+    that run's where nothing else is said, and any may be another. An imported run will do."""
+    init: InitConfig = field(default_factory=InitConfig)
+    """What is taken of init_from, and what keeps still."""
     env: dict[str, Any] = field(default_factory=dict)
     """Options of the task, as `--env.<option> VALUE`; see the task's description."""
 
@@ -131,6 +160,8 @@ class TrainConfig:
         for name in ("num_envs", "eval_envs"):
             check(getattr(self, name) <= MOST_ENVS, name, getattr(self, name), f"give at most {MOST_ENVS:,}")
         check(self.seed <= LARGEST_SEED, "seed", self.seed, f"give a number from 0 to {LARGEST_SEED}")
+        given = self.init_from is not None or self.init == InitConfig()
+        check(given, "init", "set, and init_from is not", "name the run to begin with, --init-from RUN")
         check(is_device(self.device), "device", self.device, f"give {DEVICES}")
         plain = self.name is None or (safe_name(self.name) == self.name and len(self.name) <= LONGEST_NAME)
         check(plain, "name", self.name, f"use letters, digits, '.', '_' and '-' only, and at most {LONGEST_NAME}")

@@ -73,9 +73,12 @@ class RunFolder:
         """
         if path.is_file() and path.suffix == ".onnx":
             raise FileNotFoundError(f"'{path}' is an exported file; give it to --onnx, or its run folder to --run")
+        if path.parent.name != "checkpoints":
+            _refuse_others(path)
         for folder in (path, path.parent, path.parent.parent):
             if path.exists() and (folder / "config.yaml").is_file():
                 return cls(folder)
+        _refuse_others(path)
         # Down to runs/: deeper folders, as of one's home, could be many.
         below = [found.parent for stars in ("*", "*/*", "*/*/*") for found in path.glob(f"{stars}/checkpoints")]
         if below:
@@ -185,6 +188,23 @@ class RunFolder:
             if have
             else f"no checkpoint in {self.checkpoints}; the run ended before it wrote one: begin anew with "
             f"rlcore train --config {self.config_file}"
+        )
+
+
+def _refuse_others(path: Path) -> None:
+    """Say what makes a run of a checkpoint of another library.
+
+    Raises:
+        FileNotFoundError: it is one.
+    """
+    if path.suffix not in (".pt", ".pth", ".zip") or not path.is_file():
+        return
+    from rlcore.train.importers.checkpoints import library_of  # which nobody else needs
+
+    library = library_of(path)
+    if library is not None:
+        raise FileNotFoundError(
+            f"'{path}' is a checkpoint of {library}; make a run of it: rlcore import {path} --task TASK"
         )
 
 

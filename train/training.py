@@ -23,6 +23,7 @@ from rlcore.report import Report
 from rlcore.resume import Progress, begin, restore, snapshot
 from rlcore.stage import Stage, lent, reset_at, stage_of, stage_where
 from rlcore.train.algorithms import find
+from rlcore.train.beginning import Held, take_weights
 from rlcore.train.best import Best, told_of_stages
 from rlcore.train.conclude import close_env, conclude, say, violations_of
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
@@ -111,6 +112,9 @@ class Training:
             )
         check_agent(self.agent, self.algorithm.name)
         check_scored(self.env, self.agent)
+        if config.init_from is not None and content is None:
+            self.notes += take_weights(self.agent, config)
+        self.held = Held(self.agent, config.init)
         samples = config.agent.samples_at_once(config.num_envs)
         self.notes += use_threads(config.threads, samples, self.agent.policy, self.device)
         if content is not None:
@@ -160,6 +164,7 @@ class Training:
         self._say_what_is_ahead()
         if self.progress is None:
             self.progress = begin(self.env, self.agent, config.seed)
+        self.held.begin(self.progress.iteration)
         evaluations: dict[int, dict[str, float]] = {}  # by iteration, until its report comes
         with (
             interrupt.handling(),
@@ -177,6 +182,7 @@ class Training:
                 logger.report(report, evaluations.pop(report.iteration, {}))
 
             def on_iteration(progress: Progress) -> None:
+                self.held.after(progress.iteration)
                 if self.agent.timeout_bootstrap != self.bootstrap:
                     self.bootstrap = self.agent.timeout_bootstrap
                     say(self.console, f"time-outs are {TIMEOUTS[self.bootstrap]}: the env hides final_obs")

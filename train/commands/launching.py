@@ -58,17 +58,17 @@ def close_simulator() -> None:
 def named_in(words: Sequence[str]) -> dict[str, str]:
     """What has to be known before the other words can be read."""
     given: dict[str, str] = {}
-    names = "task|run|resume|onnx|config|algo|preset"
+    names = "task|run|resume|onnx|config|algo|preset|init[_-]from|library"
     for word, following in zip(words, [*words[1:], ""], strict=False):
         found = re.fullmatch(rf"(?:--)?({names})=(.*)|--({names})", word)
         if found:
-            given[found[1] or found[3]] = following if found[2] is None else found[2]
+            given[(found[1] or found[3]).replace("-", "_")] = following if found[2] is None else found[2]
     return given
 
 
 def _task_in(words: Sequence[str]) -> str:
     given = named_in(words)
-    path = next((Path(given[key]) for key in ("resume", "run", "onnx", "config") if given.get(key)), None)
+    path = next((Path(given[key]) for key in ("resume", "run", "onnx", "config", "init_from") if given.get(key)), None)
     if "task" in given or path is None:
         return given.get("task", "")
     from rlcore.config import ConfigError, load_yaml

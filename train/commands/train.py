@@ -34,6 +34,12 @@ def train_command(words: Sequence[str]) -> Job:
         if "config" in named:
             raise ConfigError("--config cannot go with --resume: a resumed run keeps its configuration; leave one out")
         base, resumed = resumed_config(Path(named["resume"]))
+    elif named.get("init_from") and not helping and not {"config", "algo", "preset", "library"} & set(named):
+        from rlcore.train.beginning import source_of
+
+        _, base = source_of(Path(named["init_from"]))
+        if named.get("task", base.task) != base.task:
+            base = replace(base, task=named["task"], env={})  # options are those of the other task
     elif "algo" not in named and named.get("config") and not helping:
         named["algo"] = str(load_yaml(named["config"]).get("algo", TrainConfig.algo))
     asked = named.get("algo", TrainConfig.algo)
@@ -85,6 +91,10 @@ def train_command(words: Sequence[str]) -> Job:
     parsed = arguments.parse(TrainArguments, settings, default, "rlcore train")
     config = Own(**{f.name: getattr(parsed, f.name) for f in fields(Own)})
     config = replace(config, env=base.env | options)
+    if config.init_from is not None and resumed is None:  # so that it is found from other folders, too
+        from rlcore.train.run import locate
+
+        config = replace(config, init_from=str(locate(Path(config.init_from), "best")[1].resolve()))
     return _training(base, config, resumed)
 
 
