@@ -34,7 +34,7 @@ usage: rlcore COMMAND ...
   play        show a policy as GIF/MP4:  rlcore play --run RUN
   tasks       list what can be trained:  rlcore tasks [FILTER]
   config      show or convert settings:  rlcore config --task TASK [--from rsl_rl] [--show]
-  import      make a run of a checkpoint of another library:  rlcore import FILE --task TASK
+  import      take over a checkpoint:    rlcore import FILE --task TASK
 
 rlcore COMMAND --help lists the settings of a command, rlcore --version tells the version.
 Exit codes: 0 done, 1 the export failed its check, 2 what cannot be done, such as wrong usage or a full disk (one
