@@ -159,6 +159,7 @@ def _place_moments(agent: Any, weights: Weights, pieces: Mapping[str, Piece]) ->
                 part[: piece.value.numel()] = piece.moments[i].flatten()
         optimizer.count.fill_(float(next(iter(steps)) or 0))
     rate = weights.learning_rate
-    if rate is not None and math.isfinite(rate) and rate > 0 and weights.algo == "ppo":
-        agent.learning_rate.fill_(rate)
+    # One that an adaptive schedule had come to is no rate to stay at.
+    if rate is not None and math.isfinite(rate) and getattr(agent.config, "lr_schedule", "") == "adaptive":
+        agent.learning_rate.fill_(min(max(rate, agent.config.lr_min), agent.config.lr_max))
     return notes

@@ -232,9 +232,9 @@ def adam(
     if not isinstance(content, Mapping) or not isinstance(content.get("state"), Mapping):
         weights.notes.append("the file has no state of an optimizer; Adam begins anew")
         return {}
-    state, groups = content["state"], content.get("param_groups")
+    state, groups = content["state"], content.get("param_groups") or []
     found: dict[str, Moments] = {}
-    order = (
+    order: list[Any] = (
         [i for g in groups if isinstance(g, Mapping) for i in g.get("params", ())] if isinstance(groups, list) else []
     )
     steps: set[int] = set()
@@ -242,7 +242,7 @@ def adam(
         entry = state.get(index)
         if entry is None:  # of a parameter without a gradient
             continue
-        both = [entry.get("exp_avg"), entry.get("exp_avg_sq")] if isinstance(entry, Mapping) else [None]
+        both: list[Any] = [entry.get("exp_avg"), entry.get("exp_avg_sq")] if isinstance(entry, Mapping) else [None]
         if not all(isinstance(part, Tensor) and part.shape == value.shape for part in both):
             weights.notes.append(f"the optimizer's state does not fit {name} {shape_text(value)}; Adam begins anew")
             return {}

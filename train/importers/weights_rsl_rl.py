@@ -75,8 +75,8 @@ def _before_4(content: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def _deviation(t: Tensors) -> None:
-    names = ("std", "log_std", "actor.std", "actor.log_std")
-    names += ("actor.distribution.std_param", "actor.distribution.log_std_param")
+    names = ["std", "log_std", "actor.std", "actor.log_std"]
+    names += ["actor.distribution.std_param", "actor.distribution.log_std_param"]
     name = next((name for name in names if name in t), None)
     if name is None:
         raise ConfigError(

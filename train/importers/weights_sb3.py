@@ -14,7 +14,16 @@ import torch
 
 from rlcore.config import ConfigError
 from rlcore.train.importers.pickles import array, fields, read_member, read_pickle, read_torch
-from rlcore.train.importers.weights import Piece, Tensors, Weights, adam, joined, put_statistics, put_value_scale
+from rlcore.train.importers.weights import (
+    Moments,
+    Piece,
+    Tensors,
+    Weights,
+    adam,
+    joined,
+    put_statistics,
+    put_value_scale,
+)
 
 _PLAIN = (
     "learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "ent_coef", "vf_coef",
@@ -119,14 +128,14 @@ def _ppo(state: Mapping[str, Any], optimizer: Any, weights: Weights) -> None:
 
 def _sac(state: Mapping[str, Any], tensors: Any, weights: Weights) -> None:
     parts = {"policy": "actor.", "critics": "critic."}
-    moments = {}
+    moments: dict[str, Moments] = {}
     for part, prefix in parts.items():
         own = [(name, value) for name, value in state.items() if name.startswith(prefix)]
         moments |= adam(weights, tensors(f"{prefix}optimizer"), own, (part,))
     variables = tensors("pytorch_variables")
     coefficient = variables.get("log_ent_coef") if isinstance(variables, Mapping) else None
-    learned = isinstance(coefficient, torch.Tensor)
-    if learned:
+    learned = coefficient is not None
+    if isinstance(coefficient, torch.Tensor):
         state = {**state, "log_ent_coef": coefficient}
         moments |= adam(weights, tensors("ent_coef_optimizer"), [("log_ent_coef", coefficient)], ("log_temperature",))
     t = Tensors(state, weights, moments)
@@ -137,9 +146,9 @@ def _sac(state: Mapping[str, Any], tensors: Any, weights: Weights) -> None:
     count = 0
     while layers := t.layers(f"critic.qf{count}"):
         for ours, theirs in (("critics", "critic"), ("target_critics", "critic_target")):
-            own = [name.replace("critic.", f"{theirs}.", 1) for name in layers]
-            widths = t.perceptron(f"{ours}.trunks.{count}", own[:-1])
-            t.linear(f"{ours}.heads.{count}", own[-1])
+            names = [name.replace("critic.", f"{theirs}.", 1) for name in layers]
+            widths = t.perceptron(f"{ours}.trunks.{count}", names[:-1])
+            t.linear(f"{ours}.heads.{count}", names[-1])
         weights.shapes["critic"] = {"hidden_dims": widths}
         count += 1
     weights.shapes["num_critics"] = count

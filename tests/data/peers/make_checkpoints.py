@@ -273,12 +273,15 @@ def rl_games(kind: str) -> None:
         "seed": 1, "algo": {"name": "a2c_continuous"}, "model": {"name": "continuous_a2c_logstd"}, "network": network,
         "config": config,
     }})  # fmt: skip
-    runner.run({"train": True, "play": False})
-    last = max(Path(str(config["train_dir"])).rglob("*.pth"), key=lambda path: path.stat().st_mtime)
     name = f"rl_games_{kind}"
-    shutil.copy(last, HERE / f"{name}.pth")
+    file = HERE / f"{name}.pth"
+    if not file.exists():  # what a file that is there computes is written anew
+        runner.run({"train": True, "play": False})
+        last = max(Path(str(config["train_dir"])).rglob("*.pth"), key=lambda path: path.stat().st_mtime)
+        shutil.copy(last, file)
+    runner.params["config"]["env_info"] = Env().get_env_info()
     player = runner.create_player()
-    player.restore(str(last))
+    player.restore(str(file))
     obs, rows, deviations = observations(), [], []
     if kind == "lstm":
         player.init_rnn()
