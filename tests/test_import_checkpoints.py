@@ -77,7 +77,7 @@ def test_actions_and_deviations_are_those_of_the_peer(imported: tuple[str, Path]
         policy, peer["obs"], file.endswith(tuple(f"{k}{s}" for k in RECURRENT for s in (".pt", ".pth")))
     )
     if "cartpole" not in file:
-        assert float(peer["actions"].std()) > 0.1  # not a policy that says the same of everything
+        assert float(peer["actions"].std()) > 0.03  # not a policy that says the same of everything
         torch.testing.assert_close(deviations, peer["std"].expand_as(deviations), rtol=1e-6, atol=0)
     print(file, float((actions - peer["actions"]).abs().max()))
     torch.testing.assert_close(actions, peer["actions"], rtol=0, atol=1e-6)

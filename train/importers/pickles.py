@@ -114,7 +114,7 @@ def _numbers(kind: Any, content: Any, shape: Any) -> NDArray[np.float64]:
     numbers = np.frombuffer(content, np.dtype(f"{order}{code}"))
     if math.prod(shape) != numbers.size or len(shape) > 1:
         raise ValueError("its shape is not that of a vector")
-    return np.asarray(numbers.reshape(shape), dtype=np.float64)
+    return np.array(numbers.reshape(shape), dtype=np.float64)
 
 
 def read_torch(file: Path | io.BytesIO, name: str) -> Any:
