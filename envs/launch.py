@@ -18,6 +18,9 @@ Simulator = Literal["isaaclab", "mjlab", "gymnasium", "envpool", "builtin"]
 SIMULATORS = ("isaaclab", "mjlab")
 """Those whose tasks are registered with a configuration to train with, and whose envs take long to make."""
 
+TASKS_PREFIX = "tasks:"
+"""How the name of several tasks begins that one policy learns, ``tasks:A+B``."""
+
 PREFIXES: dict[str, Simulator] = {
     "isaaclab:": "isaaclab",
     "Isaac-": "isaaclab",
@@ -27,6 +30,7 @@ PREFIXES: dict[str, Simulator] = {
     "gym:": "gymnasium",
     "envpool:": "envpool",
     PYTHON_PREFIX: "builtin",
+    TASKS_PREFIX: "builtin",
 }
 """How task names begin, and whose they are."""
 
