@@ -29,7 +29,7 @@ from rlcore.env import (
 )
 from rlcore.envs.launch import TASKS_PREFIX, simulator_of
 from rlcore.observations import choose_groups, concatenate, groups_of
-from rlcore.stage import Stage, reset_at, stage_of
+from rlcore.stage import Stage, reset_at, stage_of, stage_where
 from rlcore.tasks import TASK_GROUP, chosen, numbers_of
 from rlcore.types import Metrics, Obs, Step
 
@@ -113,6 +113,8 @@ class MultiTask:
             self.load_state_dict = self._load_state_dict
         if any(map(is_adaptive, members)):
             self.adapt = self._adapt
+        if any(hasattr(env, "stage_where") for env in members):
+            self.stage_where = self._stage_where
         if is_renderable(first):
             self.render = first.render  # of the first task
 
@@ -186,6 +188,13 @@ class MultiTask:
             yield
         finally:
             self._stages = {}
+
+    def _stage_where(self, which: str) -> dict[str, Any]:
+        stages = {
+            name: stage_where(env, which) if hasattr(env, "stage_where") else stage_of(env)
+            for name, env in self.envs.items()
+        }
+        return {name: stage for name, stage in stages.items() if stage is not None}
 
     def _state_dict(self) -> dict[str, Any]:
         return {name: env.state_dict() for name, env in self.envs.items() if is_stateful(env)}

@@ -22,7 +22,7 @@ from rlcore.envs.corner import CORNERS
 from rlcore.envs.multi_task import MultiTask, divided
 from rlcore.envs.torch_env import TorchEnv
 from rlcore.export import OnnxPolicy, read_metadata
-from rlcore.stage import reset_at, stage_of
+from rlcore.stage import reset_at, stage_of, stage_where
 from rlcore.train.best import score, wider
 from rlcore.train.cli import main
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options
@@ -137,6 +137,9 @@ class Told(TorchEnv):
     def stage_dict(self) -> dict[str, Any]:
         return {"level": self.level}
 
+    def stage_where(self, which: str) -> dict[str, Any]:
+        return {"level": {"end": 9, "all": 5}[which]}
+
     def load_stage_dict(self, state: dict[str, Any]) -> None:
         self.level = state["level"]
 
@@ -178,6 +181,8 @@ def test_groups_logs_signals_and_stages_of_tasks_come_together() -> None:
     other = MultiTask({"told": Told(3), "Pendulum": make_env("Pendulum", 3, seed=1)})
     reset_at(other, stage)
     assert other.envs["told"].level == 4  # type: ignore[attr-defined]
+    reset_at(other, stage_where(env, "end"))
+    assert other.envs["told"].level == 9  # type: ignore[attr-defined]
     assert stage_of(make_env("tasks:CartPole+Pendulum", 2)) is None
     want_final_obs(env, ("critic",))
     assert env.final_groups == ("critic",)
