@@ -66,6 +66,11 @@ def simulator_of(task: str) -> Simulator:
     return "isaaclab" if spec is not None and "env_cfg_entry_point" in spec.kwargs else "builtin"
 
 
+def fewest_envs(task: str) -> int:
+    """How many envs a task needs at least: one, or one of each of several tasks."""
+    return task.count("+") + 1 if task.startswith(TASKS_PREFIX) else 1
+
+
 def bare_name(task: str) -> str:
     """A task's name as its simulator has it, without prefix and the module that registers it."""
     simulator = simulator_of(task)

@@ -468,6 +468,13 @@ def test_one_of_the_tasks_is_measured_and_shown_by_itself(
     assert picture.stat().st_size > 1000
 
 
+def test_the_configuration_of_tasks_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "--task", "CartPole", "--task", "Pendulum", "--env.CartPole.share", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "task: tasks:CartPole+Pendulum" in said
+    assert "balance: advantage" in said
+
+
 def test_which_task_to_show_has_to_be_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["play", "--run", str(run)]) != 0
     assert "say which to show: --task CartPole or Pendulum" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting,
 from rlcore.config import from_dict
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.envs import make_env
-from rlcore.envs.launch import SIMULATORS, bare_name, simulator_of
+from rlcore.envs.launch import SIMULATORS, bare_name, fewest_envs, simulator_of
 from rlcore.envs.multi_task import SHARE, options_by_task
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
 from rlcore.export.metadata import plain
@@ -113,7 +113,7 @@ def export_checkpoint(
     own: VecEnv | None = None
     _, finite, left_out = finite_part(content["recording"], group_shapes(policy))
     if env is None and too_few(finite.size, left_out) and simulator_of(task) not in SIMULATORS:
-        env = own = make_env(task, 8, seed=0, **evaluation_options(options))
+        env = own = make_env(task, max(8, fewest_envs(task)), seed=0, **evaluation_options(options))
     if bare_name(spec.task) == bare_name(task):
         spec = dataclasses.replace(spec, task=task)  # with the module that registers it
     recording = content["recording"]
