@@ -6,7 +6,7 @@ import importlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from rlcore.envs.launch import PYTHON_PREFIX, simulator_of
+from rlcore.envs.launch import PYTHON_PREFIX, TASKS_PREFIX, simulator_of
 from rlcore.names import nearest_names
 from rlcore.user_code import imported
 from rlcore.user_code import look_here as look_here
@@ -38,6 +38,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Budget": ("rlcore.envs.constrained:Budget", {}),
     "Detour": ("rlcore.envs.constrained:Detour", {}),
     "Null": ("rlcore.envs.null:Null", {}),
+    **{f"Corner-{corner}": ("rlcore.envs.corner:Corner", {"corner": corner}) for corner in ("NE", "NW", "SW", "SE")},
 }
 """Built-in tasks: where the env's class is, and the arguments that make it this task."""
 
@@ -61,7 +62,8 @@ def make_env(
     Args:
         task: a name of ``TASKS``, ``gym:<id>`` for any id that ``gymnasium.make`` knows, a task of Isaac Lab
             (``isaaclab:<id>`` or ``Isaac-...``) or mjlab (``mjlab:<name>`` or ``Mjlab-...``), or
-            ``python:<module>:<class>`` for a vector env of one's own, see ``own_env``, or ``envpool:<id>``.
+            ``python:<module>:<class>`` for a vector env of one's own, see ``own_env``, or ``envpool:<id>``; several as
+            ``tasks:A+B``, see ``rlcore.envs.multi_task``.
         num_envs: number of copies N.
         device: where the tensors of the env live.
         seed: of the first ``reset()`` that is called without one; ``None`` draws a fresh one.
@@ -116,6 +118,10 @@ def make_env(
         return make_envpool(task.partition(":")[2], num_envs, device, seed, **options)
     if task.startswith(PYTHON_PREFIX):
         return _make_own(task, num_envs, device, seed, options)
+    if task.startswith(TASKS_PREFIX):
+        from rlcore.envs.multi_task import make_tasks
+
+        return make_tasks(task.removeprefix(TASKS_PREFIX), num_envs, device, seed, options, make_env)
     if task not in TASKS:
         raise ValueError(_unknown_task(task))
     place, fixed = TASKS[task]

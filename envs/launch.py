@@ -18,6 +18,9 @@ Simulator = Literal["isaaclab", "mjlab", "gymnasium", "envpool", "builtin"]
 SIMULATORS = ("isaaclab", "mjlab")
 """Those whose tasks are registered with a configuration to train with, and whose envs take long to make."""
 
+TASKS_PREFIX = "tasks:"
+"""How the name of several tasks begins that one policy learns, ``tasks:A+B``."""
+
 PREFIXES: dict[str, Simulator] = {
     "isaaclab:": "isaaclab",
     "Isaac-": "isaaclab",
@@ -27,6 +30,7 @@ PREFIXES: dict[str, Simulator] = {
     "gym:": "gymnasium",
     "envpool:": "envpool",
     PYTHON_PREFIX: "builtin",
+    TASKS_PREFIX: "builtin",
 }
 """How task names begin, and whose they are."""
 
@@ -60,6 +64,11 @@ def simulator_of(task: str) -> Simulator:
     registration = sys.modules.get("gymnasium.envs.registration")
     spec = registration.registry.get(task) if registration is not None else None
     return "isaaclab" if spec is not None and "env_cfg_entry_point" in spec.kwargs else "builtin"
+
+
+def fewest_envs(task: str) -> int:
+    """How many envs a task needs at least: one, or one of each of several tasks."""
+    return task.count("+") + 1 if task.startswith(TASKS_PREFIX) else 1
 
 
 def bare_name(task: str) -> str:

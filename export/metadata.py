@@ -21,6 +21,7 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``joint_names``, ``control_dt`` (s) | as the env tells |
 | ``normalizer_inside`` | true: feed raw observations |
 | ``gate`` | replaces risky actions inside: threshold, fallback, horizon (steps), whether it acts; or ``left out`` |
+| ``tasks`` | of a policy of several, in the order of ``task`` in ``obs``: name, and what it reads and gives of it |
 | ``violations`` | signals of the env that are a violation where they are above a number |
 | ``inputs``, ``outputs``, ``types`` | shape by name of each; type by name of all |
 | ``parity_max_abs_error``, ``parity_samples``, … | how closely the file follows the policy: see ``parity.py`` |
@@ -43,6 +44,7 @@ from rlcore._version import __version__
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec
 from rlcore.export.runner import decode_metadata
+from rlcore.tasks import choice_sizes, numbers_of
 
 
 class ExportError(ValueError):
@@ -154,12 +156,22 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         "action_terms": _sliced(action_terms, 0, action_size, "the action"),
         "normalizer_inside": True,
         "gate": None if policy.gate is None else policy.gate.described(),
+        "tasks": [_task_facts(name, own, spec.discrete) for name, own in spec.tasks.items()] or None,
     }
     for key, value in (extra or {}).items():
         if key in facts or key in ("opset", "inputs", "outputs", "types", "golden_trace") or key.startswith("parity_"):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
         facts[key] = value
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _task_facts(name: str, spec: EnvSpec, discrete: bool) -> dict[str, Any]:
+    """What one of several tasks reads of the groups and gives of the actions, from their first number on."""
+    numbers = spec.action_size if discrete else numbers_of(spec)
+    facts = {"name": name, "observation_sizes": spec.observation_sizes, "action_size": numbers}
+    if spec.discrete:
+        return {**facts, "choices": choice_sizes(spec)}
+    return {**facts, "action_low": spec.action_low, "action_high": spec.action_high}
 
 
 def encode_metadata(facts: Mapping[str, Any]) -> dict[str, str]:

@@ -15,7 +15,6 @@ from rlcore.encoders import Encoders
 from rlcore.env import EnvSpec
 from rlcore.losses import expected_value
 from rlcore.networks import Network, network_outputs, orthogonal_
-from rlcore.normalization import make_normalizer
 from rlcore.observations import choose_groups, groups_of, images, vectors
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.optimizer import FlatAdam
@@ -23,6 +22,7 @@ from rlcore.perceptrons import WrittenOut, is_perceptron
 from rlcore.policies import ActorPolicy, SquashedPolicy
 from rlcore.recurrent import cleared
 from rlcore.replay import Batch
+from rlcore.tasks import normalizer_for, own_part, with_task
 from rlcore.types import Obs, State
 
 
@@ -49,19 +49,22 @@ class Critic(nn.Module):
             )
         if config.share_trunk and policy.trunk.recurrent:
             raise ConfigError("share_trunk: a recurrent actor cannot share its trunk; set share_trunk to false")
+        chosen = with_task(spec, chosen)
         sizes, self.raw_shapes = vectors(spec, chosen), images(spec, chosen)
         self.groups, size = tuple(sizes), sum(sizes.values())
         same = self.groups == policy.groups
-        self.normalizer = policy.normalizer if same else make_normalizer(sizes, *config.normalization)
+        self.normalizer = policy.normalizer if same else normalizer_for(spec, sizes, *config.normalization)
         self.trunk = policy.trunk if config.share_trunk else Network(size, config.critic, self.raw_shapes)
-        self.value = nn.Linear(self.trunk.size, 1)
+        self.tasks = len(spec.tasks) if config.critic.task_heads else 0
+        heads = max(1, self.tasks)
+        self.value = nn.Linear(self.trunk.size, heads)
         if config.critic.init == "orthogonal":
             orthogonal_(self.value, 1.0)
         if signals:  # one layer for all columns
-            first, self.value = self.value, nn.Linear(self.trunk.size, 1 + signals)
+            first, self.value = self.value, nn.Linear(self.trunk.size, heads * (1 + signals))
             with torch.no_grad():
                 for wide, narrow in zip(self.value.parameters(), first.parameters(), strict=True):
-                    wide.zero_()[:1] = narrow
+                    wide.zero_()[:: 1 + signals] = narrow
 
     def initial_state(self, num_envs: int) -> State:
         """Zero recurrent state for ``num_envs`` envs; ``()`` for a feed-forward critic."""
@@ -75,6 +78,8 @@ class Critic(nn.Module):
         Values are ``[T, N]``, or ``[T, N, 1 + S]`` with signals, the first column being that of the reward.
         """
         output, state = self.trunk(normalized, self.value, state, keep, raw)
+        if self.tasks:
+            output = own_part(output, normalized[..., -self.tasks :].to(output.dtype))
         return output.squeeze(-1), state
 
     def unroll(
@@ -164,6 +169,7 @@ class Critics(nn.Module):
     def __init__(self, spec: EnvSpec, config: OffPolicyConfig, policy: SquashedPolicy) -> None:
         super().__init__()
         _, chosen = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        chosen = with_task(spec, chosen)
         sizes, self.raw_shapes = vectors(spec, chosen), images(spec, chosen)
         self.groups, self.size = tuple(sizes), sum(sizes.values())
         """Vectors that they read, in the order in which they are joined, and how many numbers these are."""
@@ -177,14 +183,20 @@ class Critics(nn.Module):
         self.inputs = inputs = encoders.size + self.size + policy.actions
         self.support = config.value_range if config.value_loss == "categorical" else None
         """Lowest and highest return that categorical critics tell apart."""
-        outputs = 1 if self.support is None else config.num_atoms
+        self.tasks = len(spec.tasks) if config.critic.task_heads else 0
+        outputs = max(1, self.tasks) * (1 if self.support is None else config.num_atoms)
         self.trunks = nn.ModuleList(Network(inputs, config.critic) for _ in range(config.num_critics))
         self.heads = nn.ModuleList(nn.Linear(trunk.size, outputs) for trunk in self.trunks)  # type: ignore[arg-type]
         self.encoders = encoders  # behind what kernels want to find side by side, see ``optimizer.flat``
 
     def output(self, features: Tensor, action: Tensor, count: int | None = None) -> Tensor:
         """Values or logits ``[count, B, outputs]`` of actions ``[B, A]`` by the first ``count`` critics, or by all."""
-        return network_outputs(list(self.trunks), list(self.heads), features, action, count)  # type: ignore[arg-type]
+        given = list(self.trunks), list(self.heads), features, action, count
+        return self.own(network_outputs(*given), features)  # type: ignore[arg-type]
+
+    def own(self, output: Tensor, features: Tensor) -> Tensor:
+        """Of what all heads say, ``[C, B, ...]``, what is of the task that features ``[B, O]`` tell."""
+        return own_part(output, features[:, -self.tasks :]) if self.tasks else output
 
     def forward(self, features: Tensor, action: Tensor, count: int | None = None) -> Tensor:
         """Values ``[count, B]`` of actions ``[B, A]``, by image features and normalized vectors, joined ``[B, O]``."""

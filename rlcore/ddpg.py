@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.anchors import Anchors
-from rlcore.config import check, settings_of
+from rlcore.config import ConfigError, check, settings_of
 from rlcore.critics import encoded, frozen
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
@@ -177,4 +177,6 @@ class DDPG(OffPolicy):
 
 def build_policy(spec: EnvSpec, config: DDPGConfig) -> SquashedPolicy:
     """Build an untrained policy; the one in a checkpoint loads into it without an env."""
+    if spec.tasks:
+        raise ConfigError(f"algo: {spec.task} is several tasks, which ddpg and td3 do not learn; use ppo or sac")
     return SquashedPolicy(spec, config, outputs=1, spread=max(config.noise_range or (config.noise_std,)))

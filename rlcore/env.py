@@ -33,7 +33,8 @@ class VecEnv(Protocol):
     - ``task``: its name, ``registered_as``: the name that a new process finds it by, if that is another, and
       ``deployment``: a dict for the exported file (see ``EnvSpec``);
     - ``signal_names``: a tuple of all names that ``Step.signals`` may have, so that others are refused at once;
-    - ``notes``: lines that a run prints when it begins.
+    - ``notes``: lines that a run prints when it begins;
+    - of several tasks ``tasks``, the ``EnvSpec`` of each by name, and ``task_index`` ``[N]``, the one of each row.
 
     ``Step.valid`` marks rows in which an env began a new episode instead of taking its action; an env that has such
     gives it in every step.
@@ -295,6 +296,8 @@ class EnvSpec:
     deployment: dict[str, Any] = field(default_factory=dict)
     """For the exported file: ``control_dt`` in seconds, ``observation_terms`` (group to list of ``{name, size}``),
     ``action_terms`` (list of ``{name, size, scale, offset}``), ``joint_names``; whatever the env knows of these."""
+    tasks: dict[str, EnvSpec] = field(default_factory=dict)
+    """Each by itself, where the env is of several tasks: the same groups, without what pads them. See ``tasks``."""
 
     @property
     def observation_text(self) -> str:
@@ -360,6 +363,7 @@ def spec_of(env: VecEnv) -> EnvSpec:
         "image_shapes": image_shapes,
         "image_types": image_types,
         "deployment": dict(getattr(env, "deployment", {})),
+        "tasks": dict(getattr(env, "tasks", {})),
     }
     if isinstance(action, (gymnasium.spaces.Discrete, gymnasium.spaces.MultiDiscrete)):
         if np.any(action.start != 0):

@@ -64,6 +64,8 @@ class NetworkConfig:
     """A recurrent layer, for tasks where the present observation is not enough."""
     cnn: CNNConfig = field(default_factory=CNNConfig)
     """Convolutions for image groups; their features go before the vectors, to all other layers."""
+    task_heads: bool = True
+    """With several tasks: a last layer for each; false: one for all, which knows the task from its input alone."""
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""

@@ -236,6 +236,10 @@ class ReturnScale(nn.Module):
         std = self.statistics.var.sqrt().squeeze(0)
         return torch.maximum(std, self.largest / self.limit).clamp(min=1e-8)
 
+    def divided(self, reward: Tensor, obs: Mapping[str, Tensor]) -> Tensor:
+        """Divide rewards ``[B]``, whatever was seen."""
+        return reward / self.forward()
+
 
 def broken_rewards(reward: Tensor) -> Tensor:
     """Tell which rewards of a rollout ``[T, N]`` can only come of a fault: what is not finite, or far too large.
@@ -336,6 +340,6 @@ def make_normalizer(
     return GroupNormalizer(normalized, clip, epsilon)
 
 
-def denormalized(values: Tensor, normalizer: RunningNormalizer | None) -> Tensor:
-    """Bring what a critic says, ``[...]``, to the scale of returns, if it was learned with a normalizer."""
+def denormalized(values: Tensor, normalizer: Any) -> Tensor:
+    """Bring what a critic says, ``[..., N]``, to the scale of returns, if it was learned with a normalizer."""
     return values if normalizer is None else normalizer.inverse(values.unsqueeze(-1)).squeeze(-1)

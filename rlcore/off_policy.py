@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
+from rlcore.balance import picked, traced
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.cost_critics import CostCritics, restore
@@ -22,7 +23,6 @@ from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
 from rlcore.networks import unit_weights
-from rlcore.normalization import ReturnScale, make_normalizer
 from rlcore.observations import as_stored, concatenate, unread, vectors
 from rlcore.off_policy_config import OffPolicyConfig, memory, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
@@ -32,8 +32,10 @@ from rlcore.replay import Batch, Transitions, minibatches
 from rlcore.rollout import make_trace
 from rlcore.safety_critic import SafetyCritic
 from rlcore.signals import SignalConfig, check_signals, chosen
+from rlcore.squashed_tasks import return_scale_for
 from rlcore.statistics import means_of
-from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
+from rlcore.tasks import normalizer_for
+from rlcore.types import Metrics, Obs, State, Step, Timeout
 
 
 class OffPolicy:
@@ -61,17 +63,16 @@ class OffPolicy:
         spec, device = spec_of(env), torch.device(env.device)
         policy = build_policy(spec, config).to(device)
         check_signals(env, config.signals, config.safety)
-        self.env, self.config, self.policy, self.device, self.seed = env, config, policy, device, seed
-        self.num_steps, self.num_iterations, self.iteration = config.num_steps, num_iterations, 0
-        self.mode: Mode = config.mode
+        self.env, self.config, self.policy, self.device, self.mode = env, config, policy, device, config.mode
+        self.num_steps, self.num_iterations, self.iteration, self.seed = config.num_steps, num_iterations, 0, seed
         self.critics = Critics(spec, config, policy).to(device)
         self.critic_groups = self.critics.groups
         self.image_groups = tuple({**policy.raw_shapes, **self.critics.raw_shapes})
         groups = tuple(dict.fromkeys((*policy.groups, *self.critic_groups, *self.image_groups)))
         self.critic_normalizer = policy.normalizer
         if self.critic_groups != policy.groups:
-            normalizer = make_normalizer(vectors(spec, self.critic_groups), *config.normalization)
-            self.critic_normalizer = normalizer.to(device)
+            sizes = vectors(spec, self.critic_groups)
+            self.critic_normalizer = normalizer_for(spec, sizes, *config.normalization).to(device)
         refuse_state(policy, self.critics)
         set_precision(config, policy, self.critics)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
@@ -101,14 +102,13 @@ class OffPolicy:
         self.signal_weights = torch.tensor(weights, device=device)  # [S], of the reward as it is stored
         self.replay = memory(config, env, spec, groups, self.signals, self.first_rows)
         self.stored = 0  # vector steps in the replay memory since it was empty, as the host knows
-        self.return_scale: ReturnScale | None = None
-        if config.normalize_reward or self.costs is not None:
-            self.return_scale = ReturnScale(env.num_envs, config.gamma, config.value_range[1]).to(device)
+        scaled = config.normalize_reward or self.costs is not None
+        self.return_scale: Any = return_scale_for(env, config).to(device) if scaled else None
         self.safety_critic = SafetyCritic(policy, config.safety, env, config.num_steps, config.mode)
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
-        self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
+        self.trace, self.traced = make_trace(env.num_envs, device, images=bool(spec.image_shapes)), traced(env, 8)
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
         self.fault_groups, self.broken = fault_groups(policy.groups, self.critic_groups), Latest(device)
@@ -184,7 +184,7 @@ class OffPolicy:
         self.steps += 1
         if nothing(warm):
             return action
-        uniform = self.policy.action_bias + self.policy.action_scale * (2 * drawn - 1)
+        uniform = self.policy.stretched(2 * drawn - 1, normalized)
         return torch.where(warm, uniform, action)
 
     def _explore(self, features: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ class OffPolicy:
                 self.costs.record(step, done, self.return_scale())
         self.held.end(done)
         self._end_episodes(done)
-        self.trace.write({**obs, "done": done})
+        self.trace.write(picked({**obs, "done": done}, self.traced))
         self.trace.advance()
 
     def update(self) -> Metrics:
@@ -287,7 +287,7 @@ class OffPolicy:
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
         if self.return_scale is not None and config.normalize_reward:
-            means["policy/reward_divisor"] = self.return_scale()
+            means["policy/reward_divisor"] = self.return_scale().mean()
         return means
 
     def _faults(self) -> Metrics:
@@ -307,7 +307,7 @@ class OffPolicy:
             reward = reward + (transitions.signals * self.signal_weights).sum(-1)
         return Batch(
             actor_obs, critic_obs, next_actor_obs, next_critic_obs, transitions.action,
-            reward / self.return_scale() if self.config.normalize_reward and self.return_scale else reward,
+            self.return_scale.divided(reward, transitions.obs) if self.config.normalize_reward else reward,
             transitions.discount, weight / weight.mean().clamp(min=1 / weight.numel()),
             {group: random_shift(transitions.obs[group], shift) for group in self.image_groups},
             {group: random_shift(transitions.next_obs[group], shift) for group in self.image_groups},
@@ -328,7 +328,7 @@ class OffPolicy:
     def _critic_output(self, features: Tensor, action: Tensor) -> Tensor:
         """What the critics say of actions ``[B, A]``, for the loss that ``_critic_step`` takes a step down."""
         output = None if self._written is None else self._written.forward(torch.cat([features, action], -1))
-        return self.critics.output(features, action) if output is None else output
+        return self.critics.output(features, action) if output is None else self.critics.own(output, features)
 
     def _critic_step(self, loss: Tensor, value: Tensor) -> Metrics:
         """Take the critics' step down their loss; ``value`` is the mean of what they say."""

@@ -281,6 +281,7 @@ def memory(
     )  # fmt: skip
     remedy = f"it holds {replay.num_rows} vector steps and learning begins after {first_rows}; raise it"
     check(replay.num_rows >= first_rows, "buffer_size", config.buffer_size, remedy)
+    replay.strata = config.batch_size if spec.tasks else None
     return replay
 
 

@@ -20,7 +20,6 @@ from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.gate import Gate, Gated
 from rlcore.networks import Network, network_output, orthogonal_
-from rlcore.normalization import make_normalizer
 from rlcore.observations import (
     as_stored,
     check_normalized,
@@ -32,6 +31,8 @@ from rlcore.observations import (
 )
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.safety import SafetyConfig
+from rlcore.squashed_tasks import SquashedTasks
+from rlcore.tasks import TaskActions, check_tasks, normalizer_for, several, with_task
 from rlcore.types import Obs, State
 
 _NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
@@ -56,24 +57,30 @@ class ActorPolicy(Policy):
     def __init__(self, spec: EnvSpec, config: ActorCriticConfig) -> None:
         super().__init__()
         chosen, others = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        chosen = with_task(spec, chosen)
         self.observation_sizes, image_shapes = vectors(spec, chosen), images(spec, chosen)
         self.groups = tuple(self.observation_sizes)
+        check_tasks(spec, config)
+        self.tasks: TaskActions | None = None
+        if spec.tasks:
+            self.tasks = TaskActions(spec, config.action_scale, config.clip_actions, config.actor.task_heads)
+        actions = spec.action_size if self.tasks is None else self.tasks.outputs
         self.mask = config.action_mask
         if self.mask is not None:
             _check_mask(spec, self.mask)
         self.raw_shapes = {**image_shapes, **({} if self.mask is None else {self.mask: (spec.action_size,)})}
         size = sum(self.observation_sizes.values())
         check_normalized(spec, (*chosen, *others), config.normalize_obs)
-        self.normalizer = make_normalizer(self.observation_sizes, *config.normalization)
+        self.normalizer = normalizer_for(spec, self.observation_sizes, *config.normalization)
         self.trunk = Network(size, config.actor, image_shapes)
         features = self.trunk.size
         self.head: GaussianHead | CategoricalHead
         if spec.discrete:
-            self.head = CategoricalHead(features, spec.action_parts or spec.action_size)
+            self.head = CategoricalHead(features, spec.action_parts or actions)
         else:
             self.head = GaussianHead(
                 features,
-                spec.action_size,
+                actions,
                 config.init_std,
                 config.min_std,
                 config.max_std,
@@ -83,13 +90,13 @@ class ActorPolicy(Policy):
             # Not in the state: they follow from the configuration and the env.
             self.register_buffer("low", torch.tensor(spec.action_low), persistent=False)
             self.register_buffer("high", torch.tensor(spec.action_high), persistent=False)
-        scaling = action_scaling(spec, config.action_scale)
+        scaling = action_scaling(spec, config.action_scale) if self.tasks is None else None  # which has them by task
         # In the state: a policy keeps the units that it learned in.
         self.register_buffer("action_scale", None if scaling is None else torch.tensor(scaling[0]))
         self.register_buffer("action_bias", None if scaling is None else torch.tensor(scaling[1]))
         self.spec, self.config, self.size = spec, config, size
         self.limited = False
-        if not spec.discrete:
+        if not spec.discrete and self.tasks is None:
             self._set_limits()
             self.limited = bool((self.low > -torch.inf).any() or (self.high < torch.inf).any())
         if config.actor.init == "orthogonal":
@@ -113,6 +120,8 @@ class ActorPolicy(Policy):
             raw: the groups of ``raw_shapes``, ``[T, N, ...]`` each.
         """
         output, state = self.trunk(normalized, self.head.linear, state, keep, raw)
+        if self.tasks is not None:
+            return self.tasks.distribution(self.head, output, normalized), state
         if isinstance(self.head, GaussianHead):
             return self.head(output), state
         if self.mask is None:
@@ -121,8 +130,18 @@ class ActorPolicy(Policy):
             raise ValueError(f"action_mask: '{self.mask}' is not given; pass raw with all of raw_shapes")
         return self.head(output, raw[self.mask]), state
 
-    def limit(self, action: Tensor) -> Tensor:
-        """Bring the distribution's actions ``[N, A]`` into the env's bounds: scaled to them if so set, then cut off."""
+    def sample(self, distribution: Distribution, normalized: Tensor) -> Tensor:
+        """Draw actions ``[N, A]`` from what ``distribution`` gave for normalized vectors ``[N, O]``."""
+        return distribution.sample() if self.tasks is None else self.tasks.sample(distribution, normalized)
+
+    def limit(self, action: Tensor, normalized: Tensor | None = None) -> Tensor:
+        """Bring the distribution's actions ``[N, A]`` into the env's bounds: scaled to them if so set, then cut off.
+
+        With several tasks into those of the task that normalized vectors ``[N, O]`` tell.
+        """
+        if self.tasks is not None:
+            assert normalized is not None, "with several tasks normalized is needed"
+            return self.tasks.limit(action, normalized)
         if self.action_scale is not None and self.action_bias is not None:
             action = torch.addcmul(self.action_bias, action, self.action_scale)
         return torch.clamp(action, self.low, self.high) if self.limited else action
@@ -151,6 +170,8 @@ class ActorPolicy(Policy):
     def notes(self) -> tuple[str, ...]:
         """What becomes of actions, in a line, where the env's bounds are not about -1..1."""
         spec, choice = self.spec, self.config.action_scale
+        if spec.tasks:
+            return ()
         both = bounded(spec)
         if all(about_one(*pair) for pair in both.values()):
             return ()
@@ -167,15 +188,15 @@ class ActorPolicy(Policy):
         if self.gate is not None:
             gated, state = self.judged(obs, state)
             return gated.action, state
-        _, distribution, state = self._read(obs, state)
-        return self.limit(distribution.mode), state
+        normalized, distribution, state = self._read(obs, state)
+        return self.limit(distribution.mode, normalized), state
 
     def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
         """See ``Policy.judged``."""
         assert self.gate is not None, "the policy has no gate"
         normalized, distribution, state = self._read(obs, state)
         drawn = self.drawn(distribution, self.gate.noise)
-        return self.gate(normalized, self.limit(distribution.mode), drawn), state
+        return self.gate(normalized, self.limit(distribution.mode, normalized), drawn), state
 
     def output_of(self, vectors: Tensor) -> Distribution:
         """See ``Policy.output_of``: the distribution."""
@@ -240,23 +261,30 @@ class SquashedPolicy(Policy):
         spread: float = 0.0,
     ) -> None:
         super().__init__()
-        low, high = action_bounds(spec, config)
+        self.tasks = tasks = SquashedTasks(spec, config.actor.task_heads) if several(spec, config) else None
+        one = torch.ones(spec.action_size)
+        low, high = action_bounds(spec, config) if tasks is None else (-one, one)  # which tasks stretch
         chosen, others = choose_groups(groups_of(spec), config.actor_obs, config.critic_obs)
+        chosen = with_task(spec, chosen)
         self.observation_sizes, image_shapes = vectors(spec, chosen), images(spec, chosen)
         self.groups, self.raw_shapes = tuple(self.observation_sizes), image_shapes
         size = sum(self.observation_sizes.values())
         check_normalized(spec, (*chosen, *others), config.normalize_obs)
-        self.normalizer = make_normalizer(self.observation_sizes, *config.normalization)
+        self.normalizer = normalizer_for(spec, self.observation_sizes, *config.normalization)
         encoders = Encoders(image_shapes, config.actor.cnn, config.actor.init)
         self.trunk = Network(encoders.size + size, config.actor)
-        self.head = nn.Linear(self.trunk.size, outputs * spec.action_size)
+        heads = tasks.count if tasks is not None and tasks.heads else 1
+        self.head = nn.Linear(self.trunk.size, heads * outputs * spec.action_size)
         self.encoders = encoders  # behind what kernels want to find side by side, see ``optimizer.flat``
         if config.init_head_scale != 1:
-            zero = torch.clamp((high + low) / (low - high), -_NEAR_BOUND, _NEAR_BOUND)  # [A], where in -1..1 it lies
+            zero = (high + low) / (low - high)  # [A], or [K, A], where in -1..1 it lies
+            if tasks is not None:
+                zero = -tasks.bias / tasks.scale.where(tasks.active > 0, 1.0) if tasks.heads else torch.zeros_like(one)
+            zero = torch.clamp(zero, -_NEAR_BOUND, _NEAR_BOUND)
             with torch.no_grad():
                 self.head.weight.mul_(config.init_head_scale)
                 self.head.bias.zero_()
-                self.head.bias[: spec.action_size] = torch.atanh(zero)
+                self.head.bias.view(heads, -1)[:, : spec.action_size] = torch.atanh(zero)
         for group, (_, height, width) in image_shapes.items():
             remedy = f"images of '{group}' are {height}x{width}, and would be moved out of sight; set less"
             check(config.random_shift < min(height, width), "random_shift", config.random_shift, remedy)
@@ -273,16 +301,26 @@ class SquashedPolicy(Policy):
     @property
     def bounds_text(self) -> str:
         """The action bounds in words: one for all dimensions, or each in order."""
+        if self.tasks is not None:
+            return "those of each task"
         bounds = [f"{low:g} to {high:g}" for low, high in zip(self.low.tolist(), self.high.tolist(), strict=True)]
         return ", ".join(bounds if len(set(bounds)) > 1 else bounds[:1])
 
     def output(self, features: Tensor) -> Tensor:
         """Map features of images and normalized vectors, joined, ``[B, O]`` to the head's output."""
-        return network_output(self.trunk, self.head, features)
+        output = network_output(self.trunk, self.head, features)
+        return output if self.tasks is None else self.tasks.output(output, features)
 
-    def squash(self, raw: Tensor) -> Tensor:
-        """Bring ``[..., A]`` of any size into the action bounds."""
-        return self.action_bias + self.action_scale * torch.tanh(raw)
+    def squash(self, raw: Tensor, features: Tensor | None = None) -> Tensor:
+        """Bring ``[..., A]`` of any size into the action bounds; with several tasks those that features tell."""
+        return self.stretched(torch.tanh(raw), features)
+
+    def stretched(self, unit: Tensor, features: Tensor | None = None) -> Tensor:
+        """Bring -1..1 ``[..., A]`` to the action bounds; with several tasks to those that features tell."""
+        if self.tasks is not None:
+            assert features is not None, "with several tasks features are needed"
+            return self.tasks.stretched(unit, features)
+        return self.action_bias + self.action_scale * unit
 
     def limit(self, action: Tensor) -> Tensor:
         """Clip actions ``[N, A]`` to the bounds."""
@@ -292,7 +330,8 @@ class SquashedPolicy(Policy):
         """Return the actor's central action, or what the gate has in its place, and no state."""
         if self.gate is not None:
             return self.judged(obs)[0].action, ()
-        return self.squash(self._read(obs)[1][..., : self.actions]), ()
+        vectors, output = self._read(obs)
+        return self.squash(output[..., : self.actions], vectors), ()
 
     def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
         """See ``Policy.judged``."""

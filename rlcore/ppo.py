@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
+from rlcore.balance import balanced, picked, traced
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.config import settings_of
 from rlcore.critics import Critic
@@ -21,7 +22,7 @@ from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
 from rlcore.learn import Progress, Report, learn
 from rlcore.losses import cost_penalty, ppo_loss, value_loss
-from rlcore.normalization import RunningNormalizer, broken_rewards, denormalized
+from rlcore.normalization import broken_rewards, denormalized
 from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
 from rlcore.policies import build_policy
@@ -78,7 +79,7 @@ class PPO:
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
         few = room_for_timeouts(config.num_steps, env.max_episode_length)
         self.num_timeouts = env.num_envs * min(config.num_steps, few)
-        self.value_normalizer = RunningNormalizer(1, warmup=10).to(device) if config.normalize_value else None
+        self.value_normalizer, self.balance = balanced(config, env)
         actor = [p for p in self.policy.parameters() if p.requires_grad]  # the gate's are frozen
         critic = [p for p in self.critic.parameters() if not any(p is q for q in actor)]  # the trunk may be shared
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
@@ -87,7 +88,7 @@ class PPO:
         self.safety_critic = SafetyCritic(self.policy, config.safety, env, config.num_steps, config.mode)
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
-        self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
+        self.trace, self.traced = make_trace(env.num_envs, device, images=bool(spec.image_shapes)), traced(env, 8)
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
         self.anchors = Anchors(self)
@@ -168,14 +169,16 @@ class PPO:
             distribution, state = self.policy.distribution(sequence, state, None, raw)
         if self.recurrent:
             distribution = unstacked(distribution)
-        action = distribution.sample()
+        action = self.policy.sample(distribution, row["actor_obs"])
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
         self.rollout.write(row)
-        self.trace.write(obs)
+        self.trace.write(picked(obs, self.traced))
         if self.recurrent:
             state = cleared(state, broken_observations(row))
-        return self.safety_critic.act(row["actor_obs"], distribution, self.policy.limit(action)), state
+        return self.safety_critic.act(
+            row["actor_obs"], distribution, self.policy.limit(action, row["actor_obs"])
+        ), state
 
     def record(self, obs: Obs, action: Tensor, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
@@ -183,15 +186,16 @@ class PPO:
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
         final_obs = step.final_obs if self.timeout_bootstrap == "final_obs" else None
-        self._record(step._replace(obs={}, log={}, final_obs=final_obs, signals=self.signals.row(step.signals)))
+        log, signals = {} if self.balance is None else self.balance.told(step), self.signals.row(step.signals)
+        self._record(step._replace(obs={}, log=log, final_obs=final_obs, signals=signals))
         self.next_obs = {group: step.obs[group].detach() for group in (*self.critic.groups, *self.critic.raw_shapes)}
         self.step = (self.step + 1) % self.num_steps
 
     @torch.no_grad()
     def _store(self, step: Step) -> None:
-        _, reward, terminated, truncated, final_obs, _, valid, signals = step
+        _, reward, terminated, truncated, final_obs, log, valid, signals = step
         reward = scaled_reward(reward, self.config.reward_scale, self.config.reward_clip)
-        row = {"reward": reward, "terminated": terminated, "truncated": truncated, **(signals or {})}
+        row = {"reward": reward, "terminated": terminated, "truncated": truncated, **log, **(signals or {})}
         if valid is not None:  # what is no step ends there, so that nothing is carried on to the episode that begins
             row |= {"terminated": terminated | ~valid, "valid": valid}
         done = row["terminated"] | truncated  # [N]
@@ -201,7 +205,7 @@ class PPO:
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
             row |= {f"final_raw_{g}": value for g, value in as_stored(final_obs, self.critic.raw_shapes).items()}
         self.rollout.write(row)
-        self.trace.write({"done": done})
+        self.trace.write(picked({"done": done}, self.traced))
         self.rollout.advance()
         self.trace.advance()
 
@@ -288,6 +292,8 @@ class PPO:
         own = self.safety_critic.own(learned)  # a replaced action says nothing of the policy
         if of_costs is not None:
             advantages, of_costs, spent = self.safety.weigh(data, advantages, of_costs, own, self.signals.cost_gammas)
+        elif self.balance is not None:
+            advantages = self.balance(advantages, own, data, about)
         elif config.normalize_advantage == "batch":
             advantages = standardized(advantages, own)
         advantages, of_costs = self.safety_critic.masked(own, advantages, of_costs)
@@ -367,12 +373,7 @@ class PPO:
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning depends on between two iterations."""
         return {
-            "policy": self.policy.state_dict(),
-            "critic": self.critic.state_dict(),
-            "value_normalizer": self.value_normalizer.state_dict() if self.value_normalizer else None,
-            "signals": self.signals.state_dict(),
-            "safety": self.safety.state_dict(),
-            "safety_critic": self.safety_critic.state_dict(),
+            **{name: part.state_dict() for name, part in self._parts().items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "learning_rate": self.learning_rate,
             "iteration": self.iteration,
@@ -383,13 +384,8 @@ class PPO:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result."""
-        self.policy.load_state_dict(state["policy"])
-        self.critic.load_state_dict(state["critic"])
-        if self.value_normalizer is not None:
-            self.value_normalizer.load_state_dict(state["value_normalizer"])
-        self.signals.load_state_dict(state.get("signals", {}))  # since version 0.2
-        self.safety.load_state_dict(state.get("safety", {}))
-        self.safety_critic.load_state_dict(state.get("safety_critic", {}))
+        for name, part in self._parts().items():
+            part.load_state_dict(state.get(name, {}))  # some are there since version 0.2
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.learning_rate.copy_(state["learning_rate"])
@@ -397,3 +393,8 @@ class PPO:
         for mine, loaded in zip(self.critic_state, state["critic_state"], strict=True):
             mine.copy_(loaded)
         self.trace.load_state_dict(state["trace"])
+
+    def _parts(self) -> dict[str, Any]:
+        """What has a state of its own, by its name in ``state_dict``."""
+        names = ("policy", "critic", "value_normalizer", "balance", "signals", "safety", "safety_critic")
+        return {name: part for name in names if (part := getattr(self, name)) is not None}

@@ -82,6 +82,9 @@ class PPOConfig(ActorCriticConfig):
     """Where the bounds loss begins."""
     normalize_advantage: Literal["batch", "minibatch", "none"] = "batch"
     """Bring advantages to zero mean and unit variance over the whole rollout, over each minibatch, or not at all."""
+    balance: Literal["none", "advantage", "success"] = "none"
+    """With several tasks: learn from advantages and returns as they are (none), or brought to zero mean and unit
+    variance within each task (advantage), those of tasks that fail more often weighing more (success)."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
     grad_clip: Literal["joint", "separate"] = "joint"

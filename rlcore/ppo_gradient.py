@@ -32,8 +32,8 @@ def written_out(
 ) -> PPOGradient | None:
     """The gradient for these networks; None where they are others than it is written for.
 
-    It is for a CPU, perceptrons of their own, actions that are choices or have one deviation for all states, and a
-    value of the reward alone, without a loss of bounds.
+    It is for a CPU, one task, perceptrons of their own, actions that are choices or have one deviation for all states,
+    and a value of the reward alone, without a loss of bounds.
 
     Args:
         policy: whose distribution the loss is of.
@@ -44,7 +44,7 @@ def written_out(
     head, networks = policy.head, (policy.trunk, critic.trunk)
     simple = head.shape is None if isinstance(head, CategoricalHead) else head.raw_std is not None
     own = policy.trunk is not critic.trunk and critic.value.out_features == 1
-    here = optimizers[0].value.is_cpu and settings["bounds"][0] == 0
+    here = optimizers[0].value.is_cpu and settings["bounds"][0] == 0 and policy.tasks is None
     if here and simple and own and all(map(is_perceptron, networks)):
         return PPOGradient(policy, critic, optimizers, settings)
     return None

@@ -132,6 +132,9 @@ class Replay:
         self.num_finals = min(total, expected if final_capacity is None else final_capacity)
         if self.num_finals < num_envs:
             raise ConfigError(f"final_capacity: {final_capacity!r} is not possible; set at least num_envs ({num_envs})")
+        self.strata: int | None = None
+        """Where several tasks lie side by side: each so many samples that follow one another are of envs in equal
+        distances, shifted at random, so of every task as many as it has envs. None: each is of any env."""
         self.images = images
         widths = {**observation_sizes, **{group: math.prod(shape) for group, shape in images.items()}}
         kinds = {group: torch.uint8 if image_types.get(group) == "uint8" else dtype for group in widths}
@@ -252,7 +255,11 @@ class Replay:
             timeout: next observation of a truncated step: its final one, or the one before it; or no future.
         """
         draw = torch.randint(2**62, (number,), device=self.device)
-        env = torch.randint(self.num_envs, (number,), device=self.device)
+        if self.strata is None:
+            env = torch.randint(self.num_envs, (number,), device=self.device)
+        else:
+            place = torch.arange(number, device=self.device) % self.strata + torch.rand(number, device=self.device)
+            env = (place * (self.num_envs / self.strata)).long().clamp(max=self.num_envs - 1)
         places = draw, env, gamma, n_step, timeout, self.num_finals
         return self._read(read_windows(self.outcomes, *places, drawn=True), n_step)
 

@@ -68,7 +68,8 @@ def begin(env: VecEnv, agent: Agent, seed: int | None = None, stage: Stage | Non
     obs = reset_at(env, stage, seed)
     check_obs(env, obs, "reset")
     obs = detached(obs)
-    episodes = EpisodeStatistics(env.num_envs, torch.device(env.device), agent.mode)
+    tasks = (env.task_index, list(env.tasks)) if hasattr(env, "task_index") and hasattr(env, "tasks") else None
+    episodes = EpisodeStatistics(env.num_envs, torch.device(env.device), agent.mode, tasks)
     return Progress(0, 0, 0.0, obs, agent.initial_state(), episodes)
 
 

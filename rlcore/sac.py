@@ -114,26 +114,35 @@ class SAC(OffPolicy):
         self.target_entropy: float | Tensor = self._target_entropy(config.target_std)
         if config.target_std_end is not None:
             ends = self.target_entropy, self._target_entropy(config.target_std_end)
-            self._targets = torch.tensor(ends, device=self.device)
+            self._targets = torch.stack([torch.as_tensor(end, device=self.device) for end in ends])
             self.target_entropy = self._targets[0].clone()
-        start = torch.tensor(math.log(config.init_temperature), device=self.device)
+        tasks = self.policy.tasks
+        shape = () if tasks is None else (tasks.count,)  # a temperature for each task
+        start = torch.full(shape, math.log(config.init_temperature), device=self.device)
         self.log_temperature = nn.Parameter(start)
         self.temperature_optimizer = self._adam([self.log_temperature])
         if config.temperature_learning_rate is not None:
             rate = torch.tensor(config.temperature_learning_rate, device=self.device)
             self.temperature_optimizer.learning_rate = rate
 
-    def _target_entropy(self, deviation: float | None) -> float:
+    def _target_entropy(self, deviation: float | None) -> float | Tensor:
         """In the env's units, in which bounds of half width ``scale`` have ``log(scale)`` more than those of +-1.
+
+        Of several tasks ``[K]``.
 
         Raises:
             ConfigError: no distribution within the bounds has as much, so that the temperature would rise without end.
         """
-        number, scale = self.policy.actions, float(self.policy.action_scale.log().sum())
+        number: Any = self.policy.actions
+        scale: Any = float(self.policy.action_scale.log().sum())
+        if self.policy.tasks is not None:
+            own = self.config.target_entropy
+            check(own is None, "target_entropy", own, "tasks differ in their actions; set target_std, or none")
+            number, scale = self.policy.tasks.sizes, self.policy.tasks.log_scale
         if deviation is not None:
-            return number * (0.5 * math.log(2 * math.pi * math.e) + math.log(deviation)) + scale
+            return number * (0.5 * math.log(2 * math.pi * math.e) + math.log(deviation)) + scale  # type: ignore[no-any-return]
         if self.config.target_entropy is None:
-            return scale - number
+            return scale - number  # type: ignore[no-any-return]
         most = number * math.log(2) + scale  # of a uniform distribution
         remedy = f"actions within their bounds have less than {most:.4g}; set less, or none"
         check(self.config.target_entropy < most, "target_entropy", self.config.target_entropy, remedy)
@@ -143,20 +152,22 @@ class SAC(OffPolicy):
         return super()._schedules() + ([] if self.config.target_std_end is None else ["target_std_end"])
 
     def _improve(self, phase: int) -> Metrics:
-        if not isinstance(self.target_entropy, Tensor):
+        if self.config.target_std_end is None or not isinstance(self.target_entropy, Tensor):
             return super()._improve(phase)
         self.target_entropy.copy_(torch.lerp(self._targets[0], self._targets[1], self._fallen()))
-        return super()._improve(phase) | {"policy/target_entropy": self.target_entropy.clone()}
+        return super()._improve(phase) | {"policy/target_entropy": self.target_entropy.mean()}
 
     def _sample(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Draw actions ``[B, A]`` and their log density ``[B]``, for what the actor reads ``[B, O]``."""
         policy = self.policy
+        if policy.tasks is not None:
+            return policy.tasks.sample(policy.output(features), features, self.config.log_std_range)
         bounds = policy.action_scale, policy.action_bias
         return sample_tanh_gaussian(policy.output(features), self.config.log_std_range, *bounds)
 
     def _explore(self, features: Tensor) -> Tensor:
         mean, log_std = self.policy.output(features).chunk(2, -1)
-        return self.policy.squash(mean + log_std.clamp(*self.config.log_std_range).exp() * self.held.draw())
+        return self.policy.squash(mean + log_std.clamp(*self.config.log_std_range).exp() * self.held.draw(), features)
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1812.05905; with n steps the entropy of those in between is left out."""
@@ -165,11 +176,11 @@ class SAC(OffPolicy):
         batch = encoded(batch, self.policy, self.critics, self.policy, self.target_critics)
         # The soft value of what comes next, eq. 3: what target critics say, and the entropy bonus.
         with torch.no_grad():
-            temperature = self.log_temperature.exp()
+            temperature = self._of_task(self.log_temperature.exp(), seen)
             next_action, next_log_prob = self._sample(batch.next_actor_obs)
             next_action = self.safety_critic.followed(next_seen, batch.next_actor_obs, next_action)
             if config.center_entropy:
-                next_log_prob = next_log_prob + self.target_entropy
+                next_log_prob = next_log_prob + self._of_task(self.target_entropy, seen)
             bonus = -(temperature * next_log_prob)
             next_output = self.target_critics.output(batch.next_critic_obs, next_action)
         # The soft Bellman target, eq. 2, and the critics' distance from it, eq. 5.
@@ -190,7 +201,7 @@ class SAC(OffPolicy):
             with frozen(self.critic_optimizer.parameters):
                 values = self.critics(batch.critic_obs.detach(), action)
             weight = self.safety_critic.counted(seen, action, weight)
-            loss, entropy = actor_loss(values, weight, config.q_reduce, log_prob, temperature)
+            loss, entropy = self._actor_loss(values, weight, log_prob, temperature, seen)
             if costs is not None:  # under limits, by multipliers that follow what episodes cost
                 with frozen(costs.optimizer.parameters):
                     spent = costs.critics(batch.critic_obs.detach(), action)
@@ -199,13 +210,38 @@ class SAC(OffPolicy):
             metrics |= self._actor_step(loss)
             if config.learn_temperature:
                 # The temperature's loss, eq. 18: its derivative is all that the step needs.
-                self.log_temperature.grad = temperature_gradient(entropy, self.target_entropy)
-                self.temperature_optimizer.step(self.log_temperature.grad)
-            metrics |= {"policy/entropy": entropy, "policy/temperature": temperature}
+                self.log_temperature.grad = gradient = temperature_gradient(entropy, self.target_entropy)
+                self.temperature_optimizer.step(gradient if gradient.dim() == 0 else gradient.sum())
+            metrics |= self._told(entropy)
         polyak_update(self.target_critic_buffer, self.critic_optimizer, config.tau)
         if costs is not None:
             polyak_update(costs.target_buffer, costs.optimizer, config.tau)
         return metrics
+
+    def _of_task(self, value: float | Tensor, features: Tensor) -> Any:
+        """A number of each task ``[K]`` for the rows ``[B]`` of what the actor reads; any other as it is."""
+        tasks = self.policy.tasks
+        return value if tasks is None or not isinstance(value, Tensor) else value[tasks.index(features)]
+
+    def _actor_loss(
+        self, values: Tensor, weight: Tensor, log_prob: Tensor, temperature: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """``losses.actor_loss`` and entropy; of several tasks ``[K]``, with the temperature ``[B]`` of each row's."""
+        reduce, tasks = self.config.q_reduce, self.policy.tasks
+        if tasks is None:
+            return actor_loss(values, weight, reduce, log_prob, temperature)
+        loss, _ = actor_loss(values, weight, reduce, temperature * log_prob, torch.ones_like(self.log_temperature[0]))
+        entropy = tasks.mean_of(-log_prob.detach(), weight, tasks.index(features), self.target_entropy)
+        return loss, entropy
+
+    def _told(self, entropy: Tensor) -> Metrics:
+        """Entropy and temperature, of several tasks by their names."""
+        temperature = self.log_temperature.detach().exp()
+        if self.policy.tasks is None:
+            return {"policy/entropy": entropy, "policy/temperature": temperature}
+        both = {"entropy": entropy, "temperature": temperature}
+        names = list(self.env.tasks)  # type: ignore[attr-defined]
+        return {f"policy/{k}_{n}": x for k, part in both.items() for n, x in zip(names, part.unbind(), strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that learning depends on between two iterations."""
@@ -226,5 +262,5 @@ def build_policy(spec: EnvSpec, config: SACConfig) -> SquashedPolicy:
     policy = SquashedPolicy(spec, config, outputs=2, log_std_range=config.log_std_range)
     if config.init_std is not None:
         with torch.no_grad():
-            policy.head.bias[policy.actions :] = math.log(config.init_std)
+            policy.head.bias.view(-1, 2 * policy.actions)[:, policy.actions :] = math.log(config.init_std)
     return policy

@@ -24,9 +24,18 @@ class EpisodeStatistics:
         num_envs: N.
         device: where rewards arrive.
         mode: how the counting runs on CUDA.
+        tasks: where there are several, int64 ``[N]``, that of each env, and their names: of each task return, length
+            and success are told by themselves, as ``rollout/episode_return_NAME``. In what a step's log has ``[N]``,
+            NaN then is nothing, and does not count.
     """
 
-    def __init__(self, num_envs: int, device: torch.device, mode: Mode = "eager") -> None:
+    def __init__(
+        self,
+        num_envs: int,
+        device: torch.device,
+        mode: Mode = "eager",
+        tasks: tuple[Tensor, Sequence[str]] | None = None,
+    ) -> None:
         self.returns = torch.zeros(num_envs, device=device)  # [N], of the episode in flight
         self.lengths = torch.zeros(num_envs, device=device)  # [N]
         self.totals = torch.zeros(8, device=device)  # reward, return, length, ended episodes; how many were finite
@@ -37,10 +46,16 @@ class EpisodeStatistics:
         """Sum of each signal over the episode in flight, [N] each, views of one tensor."""
         self._signals = self._signal_totals = self.totals
         self._count = Captured(self._count_step, mode, device)
+        self.tasks = () if tasks is None else tuple(tasks[1])
+        if tasks is not None:
+            self._own = (tasks[0] == torch.arange(len(self.tasks), device=device).unsqueeze(1)).float()  # [K, N]
+            self._task_totals = torch.zeros(len(self.tasks), 5, device=device)  # return, length, number; success, goals
 
     @torch.no_grad()
     def record(self, step: Step) -> None:
         """Take in one vector step; what a differentiable env's rewards were computed from is not held on to."""
+        if self.tasks:
+            self._count_tasks(step)
         self._count(step.reward, step.terminated, step.truncated, step.valid)
         if step.log:
             self._record_log(step)
@@ -68,6 +83,28 @@ class EpisodeStatistics:
         parts = (values.where(finite, 0.0), finite, sums.where(ended, 0.0), ended)
         self._signal_totals += torch.stack([part.sum(1, dtype=values.dtype) for part in parts])
         sums.masked_fill_(done, 0.0)
+
+    def _count_tasks(self, step: Step) -> None:
+        """Add the episodes that end now by task, before they are forgotten."""
+        nothing, one = torch.zeros_like(self.returns), torch.ones_like(self.returns)
+        returns, lengths = self.returns + step.reward, self.lengths + (one if step.valid is None else step.valid)  # [N]
+        ended = (step.terminated | step.truncated) & (returns.abs() < torch.inf)  # [N]
+        success = torch.as_tensor(step.log.get("success", nothing))
+        goals = torch.as_tensor(step.log.get("num_goals", one if "success" in step.log else nothing))
+        columns = torch.stack([returns, lengths, one, success * goals, goals])  # [5, N]
+        columns = torch.where(ended, columns, 0.0)
+        self._task_totals += (self._own.unsqueeze(1) * columns).sum(2)  # not by a product, which CUDA may round
+
+    def _read_tasks(self) -> Metrics:
+        """Return means by task, NaN where nothing ended, and start anew."""
+        returns, lengths, number, success, goals = self._task_totals.unbind(1)  # [K] each
+        found = {"episode_return": returns / number, "episode_length": lengths / number, "success": success / goals}
+        self._task_totals.zero_()
+        return {
+            f"rollout/{key}_{name}": value
+            for key, values in found.items()
+            for name, value in zip(self.tasks, values.unbind(), strict=True)
+        }
 
     @np.errstate(all="ignore")
     def _count_step(self, reward: Tensor, terminated: Tensor, truncated: Tensor, valid: Tensor | None) -> None:
@@ -113,6 +150,8 @@ class EpisodeStatistics:
             by_goals = goals.where(ended > 0, 0.0) if isinstance(goals, Tensor) else ended
             weights = torch.stack([by_goals.to(ended) if k == "success" else ended for k in per_env])  # [names, N]
             values = torch.stack([value.to(ended) for value in per_env.values()])
+            if self.tasks:
+                weights = weights.masked_fill(values.isnan(), 0.0)
             parts.append(torch.stack([torch.where(weights > 0, weights * values, 0.0), weights]).sum(2))
         names = (*scalars, *per_env)
         if names not in self.logs:
@@ -132,6 +171,8 @@ class EpisodeStatistics:
         keys = ["rollout/reward", "rollout/episode_return", "rollout/episode_length", "rollout/episodes"]
         means = dict(zip(keys, values, strict=True))
         self.totals.zero_()
+        if self.tasks:
+            means |= self._read_tasks()
         if self.logs:
             totals: dict[str, Tensor] = {}  # [2] each
             for names, table in self.logs.items():

@@ -26,6 +26,10 @@ class Best:
     Where costs are limited a policy within the limits is better than one that is over, and of two that are over, the
     one that is less so; the score decides between others.
 
+    Of several tasks the score is the mean of theirs: the success of a task that tells it, else where its mean return
+    lies between the lowest and the highest that the run's evaluations have found, 0 to 1. These limits move, so that
+    the best is scored anew with each evaluation.
+
     Args:
         config: of the run.
         spec: of its env.
@@ -43,10 +47,13 @@ class Best:
         self.iteration = 0
         self.result: Evaluation | None = None
         self.score = self.excess = 0.0
+        self.ranges: dict[str, tuple[float, float]] = {}
+        """Of each of several tasks the lowest and the highest mean return that was found."""
 
     def resume(self, content: dict[str, Any]) -> None:
         """Go on with the best checkpoint of the run that is continued."""
         self._weights = {name: value.cpu() for name, value in content["agent"]["policy"].items()}
+        self.ranges = {name: (low, high) for name, (low, high) in content.get("ranges", {}).items()}
         self.iteration = self._resumed_from = int(content["progress"]["iteration"])
         self.score = float(content.get("score", 0.0))
         self._resumed = True
@@ -66,7 +73,8 @@ class Best:
         before, policy = self.score, self._build()
         policy.load_state_dict(self._weights)
         self.result = measure(policy)
-        self.score, self.excess, self._stage = self.result.score, excess(self.result, self._costs), stage
+        self.ranges = wider(self.ranges, self.result)
+        self.score, self.excess, self._stage = score(self.result, self.ranges), excess(self.result, self._costs), stage
         self._anew += not self._resumed
         said = None
         if self._resumed and abs(self.score - before) > 1e-6 * max(1.0, abs(before)):
@@ -81,12 +89,16 @@ class Best:
         """Take the present policy, measured where ``measured`` measured the best, if it does as well or better."""
         self._evaluations += 1
         over = excess(result, self._costs)
+        self.ranges = wider(self.ranges, result)
+        new = score(result, self.ranges)
+        if self.result is not None:
+            self.score = score(self.result, self.ranges)
         # A later one that does as well has seen more: ties go to it.
-        if self._weights is not None and (-over, result.score) < (-self.excess, self.score):
+        if self._weights is not None and (-over, new) < (-self.excess, self.score):
             return False
         self._weights = {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
         self.iteration, self.result, self._stage = iteration, result, stage
-        self.score, self.excess = result.score, over
+        self.score, self.excess = new, over
         return True
 
     def why(self) -> str | None:
@@ -100,12 +112,43 @@ class Best:
         of = f", of {count} policies evaluated" * (count > 1)
         if self._costs:
             most = ("the least over the limits on costs" if self.excess > 0 else "the highest within the limits") + of
+        if self.result.tasks:
+            kind, value = f"score over {len(self.result.tasks)} tasks", self.score
         text = f"iteration {self.iteration}: {kind} {value:.4g}, {most}"
         if self._anew:
             text += f"; the best before was measured anew at the stage of each evaluation ({self._anew} times)"
         if self._resumed_from is not None:
             text += f"; that of before the run was continued, of iteration {self._resumed_from}, was measured anew"
         return text
+
+
+def score(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> float:
+    """What policies are compared by, the higher the better; see ``Best`` for several tasks.
+
+    Args:
+        result: of an evaluation.
+        ranges: of each task the lowest and the highest mean return so far.
+    """
+    if not result.tasks:
+        return result.score
+    total = 0.0
+    for name, part in result.tasks.items():
+        low, high = ranges.get(name, (0.0, 0.0))
+        if part.success is not None:
+            total += part.success
+        elif part.episodes:  # else none ended, or none counts
+            total += (part.mean_return - low) / (high - low) if high > low else 1.0
+    return total / len(result.tasks)
+
+
+def wider(ranges: Mapping[str, tuple[float, float]], result: Evaluation) -> dict[str, tuple[float, float]]:
+    """Ranges of mean returns by task, with those of another evaluation in them."""
+    found = dict(ranges)
+    for name, part in result.tasks.items():
+        if part.episodes:
+            low, high = ranges.get(name, (part.mean_return, part.mean_return))
+            found[name] = (min(low, part.mean_return), max(high, part.mean_return))
+    return found
 
 
 def excess(result: Evaluation, costs: Mapping[str, CostConfig]) -> float:

@@ -18,11 +18,14 @@ from rlcore.checkpoint import OF_A_RUN, CheckpointError, broken_values, fitting,
 from rlcore.config import from_dict
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.envs import make_env
-from rlcore.envs.launch import SIMULATORS, bare_name, simulator_of
+from rlcore.envs.launch import SIMULATORS, bare_name, fewest_envs, simulator_of
+from rlcore.envs.multi_task import SHARE, options_by_task
 from rlcore.export import ExportError, ExportReport, OnnxPolicy, config_hash, export_onnx
 from rlcore.export.metadata import plain
 from rlcore.export.observations import finite_part, group_shapes, too_few
+from rlcore.export.one_task import OneTask, recording_of, task_spec
 from rlcore.files import whole_file
+from rlcore.policies import ActorPolicy
 from rlcore.safety import SafetyConfig
 from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import find
@@ -73,7 +76,12 @@ def violations_of(config: TrainConfig) -> dict[str, float]:
 
 
 def export_checkpoint(
-    checkpoint: Path, output: Path, dynamic_batch: bool = False, env: VecEnv | None = None, gate: bool = True
+    checkpoint: Path,
+    output: Path,
+    dynamic_batch: bool = False,
+    env: VecEnv | None = None,
+    gate: bool = True,
+    for_task: str | None = None,
 ) -> ExportReport:
     """Write a checkpoint's policy as ONNX, checked on the observations that the checkpoint recorded.
 
@@ -84,6 +92,7 @@ def export_checkpoint(
         env: where to record anew if too few of those observations are finite; None makes one, unless that needs a
             simulator.
         gate: write the policy's gate, if it has one.
+        for_task: of several tasks the one that the file is for, with observations and actions of its own size.
 
     Raises:
         ExportError: the file does not do what the policy does.
@@ -99,10 +108,12 @@ def export_checkpoint(
             "env_options": options,
             "violations": violations_of(read_config(content["config"], source=str(checkpoint))) or None,
         }
+    if for_task is not None:
+        return _export_one(policy, spec, output, for_task, content["recording"], facts, dynamic_batch)
     own: VecEnv | None = None
     _, finite, left_out = finite_part(content["recording"], group_shapes(policy))
     if env is None and too_few(finite.size, left_out) and simulator_of(task) not in SIMULATORS:
-        env = own = make_env(task, 8, seed=0, **evaluation_options(options))
+        env = own = make_env(task, max(8, fewest_envs(task)), seed=0, **evaluation_options(options))
     if bare_name(spec.task) == bare_name(task):
         spec = dataclasses.replace(spec, task=task)  # with the module that registers it
     recording = content["recording"]
@@ -114,6 +125,19 @@ def export_checkpoint(
     finally:
         if own is not None:
             own.close()
+
+
+def _export_one(
+    policy: Policy, spec: EnvSpec, output: Path, name: str, recording: Any, facts: dict[str, Any], dynamic_batch: bool
+) -> ExportReport:
+    own = task_spec(spec, name)
+    assert isinstance(policy, ActorPolicy)  # alone has several tasks
+    options = options_by_task(list(spec.tasks), facts["env_options"])[name]
+    options.pop(SHARE, None)
+    return export_onnx(
+        OneTask(policy, name).eval(), own, output, recording=recording_of(recording, spec, name),
+        dynamic_batch=dynamic_batch, extra_metadata=facts | {"env_options": options},
+    )  # fmt: skip
 
 
 def conclude(
@@ -154,7 +178,8 @@ def conclude(
     options = evaluation_options(config.env)
     record = evaluation_record(config.task, options, checkpoint, seed, result, stage, config.eval_stage)
     record |= {"iteration": iteration} | ({} if why is None else {"best": why})
-    say(console, f"policy       {result.summary()}")
+    for line in result.lines():
+        say(console, f"policy       {line}")
     refused = False
     if config.export:
         try:
@@ -166,7 +191,8 @@ def conclude(
             exported = evaluate(env, OnnxPolicy(run.exported), seed, stage=stage, violations=violations)
             file = {"file": str(run.exported), "sha256": _sha256(run.exported)}
             record["onnx"] = file | {"parity": report.parity.max_abs_error, **exported.as_dict()}
-            say(console, f"ONNX file    {exported.summary()}")
+            for line in exported.lines():
+                say(console, f"ONNX file    {line}")
             say(console, f"parity       {report.parity}")
             for note in report.notes:
                 say(console, f"note         {note}")

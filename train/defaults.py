@@ -11,11 +11,12 @@ import gymnasium
 
 import rlcore.envs.gym_costs  # noqa: F401  registers tasks
 from rlcore.agent import Algorithm
-from rlcore.config import ConfigError, from_dict, load_yaml, nearest, to_dict
-from rlcore.envs.launch import SIMULATORS, simulator_of
+from rlcore.config import ConfigError, from_dict, nearest, to_dict
+from rlcore.envs.launch import SIMULATORS, TASKS_PREFIX, simulator_of
 from rlcore.train.algorithms import ALGORITHMS, find
 from rlcore.train.config import TrainConfig, config_class, safe_name
 from rlcore.train.groups import merged
+from rlcore.train.many import run_settings
 
 
 def shipped_config(task: str, algo: str = TrainConfig.algo, preset: str | None = None) -> Path | None:
@@ -23,7 +24,7 @@ def shipped_config(task: str, algo: str = TrainConfig.algo, preset: str | None =
 
     They are in the folder that the algorithm's record names. ``Reach-UR5e-IK`` looks for ``Reach-UR5e-IK``,
     ``Reach-UR5e`` and ``Reach``, a gymnasium id last for its family, such as ``gym_mujoco``, and ``gym``, an id of
-    envpool's for what gymnasium's of that name has, and every task for ``default``.
+    envpool's for what gymnasium's of that name has, several tasks for ``tasks`` alone, and every task for ``default``.
     """
     folder = find(algo).folder(preset)
     if folder is None:
@@ -36,6 +37,8 @@ def shipped_config(task: str, algo: str = TrainConfig.algo, preset: str | None =
         names.append(name)
     if task.startswith("gym:"):
         names += [*_gymnasium_family(task.removeprefix("gym:")), "gym"]
+    if task.startswith(TASKS_PREFIX):
+        names = ["tasks"]
     names.append("default")
     return next((path for name in names if (path := folder / f"{name}.yaml").is_file()), None)
 
@@ -61,7 +64,7 @@ def preset_of(task: str, algo: str, file: Path | None = None) -> str | None:
     presets = find(algo).presets
     if not presets:
         return None
-    named = None if file is None else load_yaml(file).get("preset")
+    named = None if file is None else run_settings(file).get("preset")
     if named is not None:
         return str(named)
     for preset in presets:
@@ -106,7 +109,7 @@ def default_config(
     """
     own, record = config_class(algo), find(algo)
     registered = registered or {}
-    given = {} if file is None else load_yaml(file)
+    given = {} if file is None else run_settings(file)
     if find(given.get("algo", algo), f"{file}: algo") is not record:
         raise ConfigError(f"--algo is '{algo}', and {file} has the settings of '{given['algo']}'; leave one out")
     own_preset = given.get("preset")
@@ -124,7 +127,7 @@ def default_config(
     data = merged(merged(to_dict(own(task=task)), begin), registered)
     config = from_dict(own, data)
     for path in files:
-        over = load_yaml(path)
+        over = run_settings(path)
         # A run's own file has every setting: of tables it has what there was, and nothing is added to that.
         data = over if _keys(to_dict(own(task=task))) <= _keys(over) else merged(data, over, own, f"{path}: ")
         # Converted once per layer, so that an error names the file that it comes from.
@@ -134,7 +137,7 @@ def default_config(
 
 def task_of(file: Path) -> str | None:
     """The task that a configuration file names, if any."""
-    task = load_yaml(file).get("task")
+    task = run_settings(file).get("task")
     if task is not None and not isinstance(task, str):
         raise ConfigError(f"{file}: task is {task!r}; give the name of a task, see `rlcore tasks`")
     return task

@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from rlcore.agent import Policy
 from rlcore.env import VecEnv, is_staggered
 from rlcore.env_check import StepCheck, check_obs
+from rlcore.envs.multi_task import SHARE
 from rlcore.export.runner import OnnxPolicy
 from rlcore.normalization import UNUSABLE
 from rlcore.recurrent import cleared
@@ -53,6 +54,8 @@ class Evaluation:
     """Steps of an episode that were a violation, ``[E]`` float64; None where nothing is known to be one."""
     takeovers: Tensor | None = None
     """Steps in which the policy's gate put another action in the place of its own, ``[E]`` float64; None without."""
+    tasks: Mapping[str, Evaluation] = field(default_factory=dict)
+    """Of each task by itself, where the env is of several."""
 
     @property
     def episodes(self) -> int:
@@ -98,7 +101,11 @@ class Evaluation:
             result |= {f"{name}_share": share, f"{name}_share_ci95": _finite((low, high))}
         for name, sums in self._known_signals().items():
             result |= {f"signal_{name}_mean": float(sums.mean()), f"signal_{name}_ci95": _finite(t_interval(sums))}
-        return result
+        return result | ({"tasks": {k: part.as_dict() for k, part in self.tasks.items()}} if self.tasks else {})
+
+    def lines(self) -> list[str]:
+        """``summary``, and one for each task where there are several."""
+        return [self.summary(), *(f"{name}: {part.summary()}" for name, part in self.tasks.items())]
 
     def _shares(self) -> dict[str, Tensor]:
         """Steps ``[E]`` that are told as a share of all, by name, where they are known."""
@@ -137,8 +144,14 @@ class Evaluation:
 
 
 def evaluation_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of an env for evaluations: whole episodes, whatever the training began with."""
-    return {**options, "randomize_start": False} if "randomize_start" in options else dict(options)
+    """Options of an env for evaluations: whole episodes, whatever the training began with, and as many of each task."""
+    kept = {name: value for name, value in options.items() if name.rpartition(".")[1:] != (".", SHARE)}
+    for name, value in kept.items():
+        if name.rpartition(".")[2] == "randomize_start":
+            kept[name] = False
+        elif isinstance(value, Mapping) and name != "costs":  # of one of several tasks
+            kept[name] = {key: part for key, part in evaluation_options(value).items() if key != SHARE}
+    return kept
 
 
 @contextmanager
@@ -196,7 +209,9 @@ def evaluate(
         ValueError: the env returns something of a wrong type or shape.
     """
     results = [run_episodes(env, policy, seed + r, stage, violations or {}) for r in range(rounds)]
-    return counted(results)
+    index, names = torch.as_tensor(getattr(env, "task_index", 0)).cpu(), getattr(env, "tasks", ())
+    tasks = {name: counted([r.part(index == k) for r in results]) for k, name in enumerate(names)}
+    return replace(counted(results), tasks=tasks)
 
 
 def counted(results: Sequence[Rows]) -> Evaluation:
@@ -232,8 +247,7 @@ class Controller:
     """Bool ``[N]``, where the latest action was the policy's gate's; None without a gate."""
 
     def __init__(self, policy: Policy | ActionFunction, env: VecEnv) -> None:
-        self._policy = policy
-        self._device, self.acted = env.device, None
+        self._policy, self._device, self.acted = policy, env.device, None
         self._state = policy.initial_state(env.num_envs) if isinstance(policy, Policy) else ()
         if not isinstance(policy, Policy) and hasattr(policy, "reset"):
             policy.reset()
@@ -287,6 +301,11 @@ class Rows:
     def of_finished(self, values: Tensor | None) -> Tensor | None:
         """Those of values ``[N]`` whose episode is finished."""
         return None if values is None else values[self.finished]
+
+    def part(self, where: Tensor) -> Rows:
+        """Those of some envs, bool ``[N]``."""
+        kept = {name: value[where] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **kept, signals={name: value[where] for name, value in self.signals.items()})
 
 
 def run_episodes(

@@ -16,7 +16,7 @@ from rich.console import Console
 from rlcore.config import ConfigError, to_dict
 from rlcore.env import spec_of
 from rlcore.envs import make_env
-from rlcore.envs.launch import SIMULATORS, simulator_of
+from rlcore.envs.launch import SIMULATORS, fewest_envs, simulator_of
 from rlcore.train.algorithms import NAMES, algorithm, find
 from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.defaults import default_config
@@ -97,7 +97,7 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
         own = default_config(task, registered=settings, algo=algo, preset=preset)[0]
         if simulator_of(task) not in SIMULATORS:  # making theirs takes long
             with contextlib.closing(
-                make_env(task, 1, **own.env, **(options or {}))
+                make_env(task, fewest_envs(task), **own.env, **(options or {}))
             ) as env:  # refuses what is not there
                 record.policy(spec_of(env), own.agent)  # refuses an env that it is not for
         settings = to_dict(own)

@@ -16,8 +16,10 @@ from rlcore.checkpoint import OF_A_RUN, load_checkpoint
 from rlcore.env import EnvSpec, VecEnv, dtype_of, spec_of, want_final_obs
 from rlcore.envs import load, make_env
 from rlcore.envs.launch import bare_name, simulator_of
+from rlcore.envs.multi_task import SHARE, options_by_task
 from rlcore.export import OnnxPolicy, broken_weights
 from rlcore.export.observations import group_shapes
+from rlcore.export.one_task import OneTask
 from rlcore.stage import Stage, can_take, reset_at, saved_stage, stage_of, stage_text, stage_where
 from rlcore.train.conclude import refuse_broken, restore_policy, violations_of
 from rlcore.train.config import DEVICES, is_device, read_config, resolve_device
@@ -96,7 +98,15 @@ def policy_and_env(
         policy, spec, content = restore_policy(path, device)
         refuse_broken(policy, path)
         folder, trained_on, trained_with = run.path, content["config"]["task"], content["config"]["env"]
-        wanted, violations = _needs(spec, policy), violations_of(read_config(content["config"], source=str(path)))
+        violations = violations_of(read_config(content["config"], source=str(path)))
+        if args.task in spec.tasks:  # its curricula stand where they begin
+            policy = OneTask(policy, args.task).to(device).eval()
+            trained_with = options_by_task(list(spec.tasks), trained_with)[args.task]
+            trained_with.pop(SHARE, None)
+            run, spec, trained_on = None, policy.spec, args.task
+        elif render and spec.tasks:
+            raise ValueError(f"'{path}' is of several tasks; say which to show: --task {' or '.join(spec.tasks)}")
+        wanted = _needs(spec, policy)
     task = args.task or trained_on
     same = trained_on is not None and bare_name(task) == bare_name(trained_on)
     notes = []

@@ -15,7 +15,7 @@ from rich.table import Table
 import rlcore.envs.gym_costs  # noqa: F401  registers tasks
 from rlcore.env import spec_of
 from rlcore.envs import GYM_PREFIX, TASKS, WRAPPERS, load, make_env, own_env
-from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, simulator_of
+from rlcore.envs.launch import PYTHON_PREFIX, SIMULATORS, TASKS_PREFIX, simulator_of
 from rlcore.names import nearest_names
 from rlcore.train.ending import standard_output
 from rlcore.train.evaluate import ENDLESS
@@ -34,6 +34,12 @@ def print_env_options(task: str | None) -> None:
     """Print the options of a task's env with their defaults; nothing of its simulator is imported."""
     if task is None:
         print("\nenv options, written --env.NAME VALUE, are those of the task: rlcore train --task TASK --help")
+        return
+    if task.startswith(TASKS_PREFIX):
+        print(
+            "\nenv options are those of each task, written --env.TASK.NAME VALUE, and --env.TASK.share NUMBER, its part"
+        )
+        print("of the envs in relation to the others; rlcore train --task TASK --help shows them")
         return
     options = env_options(task)
     options["costs.NAME.SETTING"] = (

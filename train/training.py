@@ -24,7 +24,7 @@ from rlcore.resume import Progress, begin, restore, snapshot
 from rlcore.stage import Stage, lent, reset_at, stage_of, stage_where
 from rlcore.train.algorithms import find
 from rlcore.train.beginning import Held, take_weights
-from rlcore.train.best import Best, told_of_stages
+from rlcore.train.best import Best, score, told_of_stages
 from rlcore.train.conclude import close_env, conclude, say, violations_of
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
@@ -322,13 +322,18 @@ class Training:
         if self.best.replaced_by(progress.iteration, result, stage, self.agent.policy):
             assert self.run is not None
             save_checkpoint(
-                self.run.best, self._content(progress) | {"score": result.score, "evaluation": result.as_dict()}
+                self.run.best,
+                self._content(progress) | {"score": self.best.score, "evaluation": result.as_dict()},
             )
         figures = {"eval/return": result.mean_return}
+        if result.tasks:
+            figures["eval/score"] = score(result, self.best.ranges)
         if result.episodes:
             figures["eval/length"] = float(result.lengths.double().mean())
         if result.success is not None:
             figures["eval/success"] = result.success
+        figures |= {f"eval/return_{name}": part.mean_return for name, part in result.tasks.items()}
+        figures |= {f"eval/success_{k}": part.success for k, part in result.tasks.items() if part.success is not None}
         figures |= {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.signals.items() if len(sums)}
         return figures
 
@@ -356,5 +361,5 @@ class Training:
         self.saved_iteration = progress.iteration
 
     def _content(self, progress: Progress) -> dict[str, Any]:
-        own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec)}
+        own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "ranges": dict(self.best.ranges)}
         return own | snapshot(self.env, self.agent, progress)

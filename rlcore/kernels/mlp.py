@@ -24,6 +24,7 @@ _LARGE = 2**17  # rows
 _ROOM = 160_000  # bytes of a multiprocessor's own memory, from which on large tiles fit
 
 _WIDEST_HEAD = 64  # that is made along with the layer below
+_WIDEST_GRADIENT = 64  # outputs of a head whose gradients are made along the way: a block holds all of them
 
 _FIRST = 64  # widest input whose weight gradient is computed along the way
 
@@ -196,6 +197,8 @@ def mlp(
     head: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """See ``networks.mlp``; ``precision`` is tf32 or bf16."""
+    if head is not None and head[0].shape[0] > _WIDEST_GRADIENT:
+        return F.linear(mlp(x, weights, biases, activation, precision), *head)
     parameters = [tensor for pair in zip(weights, biases, strict=True) for tensor in pair]
     flat = x.reshape(-1, x.shape[-1])
     given = (flat, activation, precision == "bf16", head is not None, *parameters, *(head or ()))

@@ -78,7 +78,8 @@ def eval_command(words: Sequence[str]) -> Job:
         say(console, f"{source.task}, {source.path}")
         for line in source.notes:
             say(console, line)
-        say(console, result.summary())
+        for line in result.lines():
+            say(console, line)
         intervals = ["Student's t for the mean return"] * (result.episodes > 1)
         intervals += ["Wilson's score for the success rate"] * (result.success is not None)
         if intervals:

@@ -20,9 +20,12 @@ class ExportArguments:
     checkpoint: str = "best"
     """best, last, or an iteration."""
     output: Path | None = None
-    """File to write; None: export/policy.onnx in the run folder."""
+    """File to write; None: export/policy.onnx in the run folder, or export/TASK.onnx for one of several tasks."""
     dynamic_batch: bool = False
     """Let the file take any number of observations at once instead of one."""
+    for_task: str | None = None
+    """Of a policy of several tasks the one that the file is for: observations and actions of its own size, as a robot
+    needs them. None: for all, with the task as an input."""
     cpp: Path | None = None
     """Folder to write the file to as C++17 source, too: weights as constants, no dependency."""
     gate: bool = True
@@ -38,14 +41,18 @@ def export_command(words: Sequence[str]) -> Job:
 
     from rlcore.export import ExportError, write_cpp
     from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
+    from rlcore.train.config import safe_name
     from rlcore.train.run import locate
 
     run, checkpoint = locate(required_run(args.run), args.checkpoint)
     if args.output is not None and args.output.is_dir():
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
+    own = run.exported if args.for_task is None else run.exported.with_name(f"{safe_name(args.for_task)}.onnx")
     try:
-        with output_elsewhere(args.output, run.exported):
-            report = export_checkpoint(checkpoint, args.output or run.exported, args.dynamic_batch, gate=args.gate)
+        with output_elsewhere(args.output, own):
+            report = export_checkpoint(
+                checkpoint, args.output or own, args.dynamic_batch, gate=args.gate, for_task=args.for_task
+            )
             source = None if args.cpp is None else write_cpp(report.path, args.cpp)
     except ExportError as error:
         print(f"rlcore export: refused: {error}", file=sys.stderr)

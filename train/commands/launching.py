@@ -27,12 +27,14 @@ def launched(words: Sequence[str]) -> list[str]:
 
     The task is the one that is named, else that of the run or the configuration file that is.
     """
-    from rlcore.envs.launch import PYTHON_PREFIX, launch, simulator_of
+    from rlcore.envs.launch import PYTHON_PREFIX, TASKS_PREFIX, launch, simulator_of
+    from rlcore.train.many import joined
 
+    words = joined(words)
     if arguments.asks_help(words):
         return list(words)
     task = _task_in(words)
-    unknown = simulator_of(task) == "builtin" and not task.startswith(PYTHON_PREFIX)
+    unknown = simulator_of(task) == "builtin" and not task.startswith((PYTHON_PREFIX, TASKS_PREFIX))
     if unknown and (":" in task or re.match("isaac|mjlab", task, re.IGNORECASE)):
         raise UsageError(
             f"unknown task '{task}': tasks of simulators begin with Isaac- or Mjlab-; for others write "
@@ -71,13 +73,14 @@ def _task_in(words: Sequence[str]) -> str:
     path = next((Path(given[key]) for key in ("resume", "run", "onnx", "config", "init_from") if given.get(key)), None)
     if "task" in given or path is None:
         return given.get("task", "")
-    from rlcore.config import ConfigError, load_yaml
+    from rlcore.config import ConfigError
+    from rlcore.train.many import run_settings
 
     # A run may be named by its folder, a checkpoint or its exported file, which is two folders below.
     for file in (path, *(folder / "config.yaml" for folder in (path, path.parent, path.parent.parent))):
         if file.suffix in (".yaml", ".yml") and file.is_file():
             with contextlib.suppress(ConfigError):  # said later, in full
-                return str(load_yaml(file).get("task"))
+                return str(run_settings(file).get("task"))
     return _task_of_file(path) if path.suffix == ".onnx" and path.is_file() else ""
 
 
