@@ -346,6 +346,8 @@ def _limits(task: str, name: str, wanted: ParameterRange, known: Mapping[str, Pa
     if name not in known:
         raise ConfigError(f"{task}: env.randomize.{name}: there is no such parameter; {nearest(name, known)}")
     own = known[name]
+    if own.next_episode:  # what is drawn as an episode begins would act in the one after it
+        raise ConfigError(f"{task}: env.randomize.{name} is read before an episode begins; give it to curriculum")
     low, high = wanted.range or (own.low, own.high)
     if wanted.range is None and own.low == own.high:
         raise ConfigError(f"{task}: env.randomize.{name} has no range of its own; give '[low, high]'")

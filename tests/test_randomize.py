@@ -416,6 +416,11 @@ def test_what_cannot_be_is_refused_in_one_line(options: dict[str, Any], message:
     assert "\n" not in str(error.value)
 
 
+def test_what_an_episode_reads_before_it_begins_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"randomize.command_range is read before an episode begins; give it to"):
+        make_env("Reach-UR5e-JointPos", 2, **{"randomize.command_range": [0.5, 1]})
+
+
 def test_a_group_of_the_same_name_is_refused() -> None:
     class Twice(Threshold):
         observation_spaces = {"dynamics": spaces.Box(-1, 1, (1,))}  # noqa: RUF012
