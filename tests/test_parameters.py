@@ -95,8 +95,11 @@ def test_values_are_for_the_envs_that_they_are_given_for_and_each_matters(task: 
             changed.reset(4)
         differs = rows_differ(rollout(plain), rollout(changed))
         elsewhere = {"radius": "a signal, not an observation", "tolerance": "what is told of success"}
-        if task == "Reach-UR10-IK":
-            elsewhere["fine_weight"] = "what never comes near"
+        if task == "Reach-UR10-IK" and name == "fine_weight":  # it acts near a target, where few come in this time
+            assert not any(
+                differs_here and not given for differs_here, given in zip(differs, where.tolist(), strict=True)
+            )
+            continue
         assert differs == ([False] * N if name in elsewhere else where.tolist()), name
 
 
