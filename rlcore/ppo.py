@@ -384,8 +384,9 @@ class PPO:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state.get(name, {}))  # some are there since version 0.2
+        for name, part in self._parts().items():  # others than these are there since version 0.2
+            always = name in ("policy", "critic", "value_normalizer")
+            part.load_state_dict(state[name] if always else state.get(name, {}))
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.learning_rate.copy_(state["learning_rate"])

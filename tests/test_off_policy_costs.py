@@ -359,20 +359,20 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "p3o": ({"safety": {"method": "p3o"}}, r"safety\.method: 'p3o' is not possible; SAC and DDPG have multipliers"),
     "kind": (
-        {"safety": {"costs": {"a": {"kind": "probability"}}}},
+        {"safety": {"costs": {"a": {"limit": 0, "kind": "probability"}}}},
         r"safety\.costs\.a\.kind: 'probability' is not possible; critics of SAC and DDPG sum costs; set episode or",
     ),
     "interval": ({"safety": {"interval": 0}}, r"safety\.interval: 0 is not possible; set at least 1"),
     "weight": (
-        {"safety": {"costs": {"a": {}}}, "signals": {"a": {"weight": -1}}},
+        {"safety": {"costs": {"a": {"limit": 0}}}, "signals": {"a": {"weight": -1}}},
         r"signals\.a\.weight: -1\.0 is not possible; safety\.costs\.a weighs it; leave it out",
     ),
     "gamma": (
-        {"safety": {"costs": {"a": {}}}, "signals": {"a": {"gamma": 0.5}}},
+        {"safety": {"costs": {"a": {"limit": 0}}}, "signals": {"a": {"gamma": 0.5}}},
         r"signals\.a\.gamma: 0\.5 is not possible; SAC and DDPG discount a cost with a limit like the reward",
     ),
     "range": (
-        {"safety": {"costs": {"a": {}}}, "value_range": [-2, -1]},
+        {"safety": {"costs": {"a": {"limit": 0}}}, "value_range": [-2, -1]},
         r"value_range: \(-2\.0, -1\.0\) is not possible; with normalize_reward or limits on costs its upper end",
     ),
 }
@@ -394,9 +394,8 @@ def test_costs_are_set_on_the_command_line_and_named_where_the_env_has_none(algo
     safety = parse(kind, split_words(words.split(), kind, free="env"), start, "rlcore train").agent.safety
     assert safety == LimitsConfig(costs={"costs": CostConfig(limit=25.0)}, interval=50, method="lagrange")
     config = type(start.agent)(learning_starts=8, buffer_size=100, safety=safety)
-    agent = (SAC if algo == "sac" else DDPG)(Budget(4, seed=1), config, seed=1)
     with pytest.raises(ConfigError, match=r"agent\.safety\.costs: .* no signal 'costs'; did you mean 'cost'"):
-        agent.learn(1)
+        (SAC if algo == "sac" else DDPG)(Budget(4, seed=1), config, seed=1)
     assert TrainConfig is not kind
 
 
