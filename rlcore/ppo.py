@@ -176,9 +176,8 @@ class PPO:
         self.trace.write(picked(obs, self.traced))
         if self.recurrent:
             state = cleared(state, broken_observations(row))
-        return self.safety_critic.act(
-            row["actor_obs"], distribution, self.policy.limit(action, row["actor_obs"])
-        ), state
+        wanted = self.policy.limit(action, row["actor_obs"])
+        return self.safety_critic.act(row["actor_obs"], distribution, wanted), state
 
     def record(self, obs: Obs, action: Tensor, state: State, step: Step) -> None:
         """Complete the rollout's present row with what the env answered."""
