@@ -169,7 +169,8 @@ class Gate(nn.Module):
         chooses, generator = config.fallback == "candidates", torch.Generator().manual_seed(0)
         number = config.num_candidates if chooses else 0
         self.register_buffer("noise", torch.randn(number, 1, self.actions, generator=generator))
-        self.register_buffer("around", _around(config.num_around if chooses else 0, self.actions, generator))
+        around = _around(config.num_around if chooses else 0, self.actions, generator)
+        self.register_buffer("around", around, persistent=False)  # checkpoints from before it was there load as well
         self.register_buffer("limit", torch.tensor(OPEN))
         self.requires_grad_(False)
 

@@ -223,3 +223,16 @@ def test_what_cannot_be_taken_is_said(
 def test_init_without_a_run_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--task", "Pendulum", "--init.critic-warmup", "2"]) == 2
     assert "--init-from RUN" in capsys.readouterr().err
+
+
+def test_statistics_of_several_tasks_keep_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--num-envs", "8", "--num-iterations", "1", "--eval-interval", "0", "--eval-envs", "2"]
+    words += ["--no-export", "--device", "cpu", "--agent.num-minibatches", "1", "--agent.num-steps", "8"]
+    assert main([*words, "--task", "Corner-NE", "--task", "Corner-SW", "--name", "first"]) == 0
+    (first,) = tmp_path.glob("runs/*/*/*-first")
+    assert main([*words, "--init-from", str(first), "--init.normalizer", "still", "--name", "second"]) == 0
+    (second,) = tmp_path.glob("runs/*/*/*-second")
+    theirs, ours = (agent_of(run, 1)["policy"] for run in (first, second))
+    for name in ("normalizer.statistics.mean", "normalizer.statistics.var"):
+        assert torch.equal(ours[name], theirs[name]), name

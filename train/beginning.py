@@ -14,7 +14,6 @@ from rlcore.checkpoint import OF_A_RUN, CheckpointError, fitting, load_checkpoin
 from rlcore.config import ConfigError, from_dict, nearest
 from rlcore.distributions import GaussianHead
 from rlcore.env import EnvSpec
-from rlcore.normalization import RunningNormalizer
 from rlcore.train.algorithms import find
 from rlcore.train.config import InitConfig, TrainConfig, read_config
 from rlcore.train.importers.placing import PARTS, optimizers_of, raw_std, tensors_of
@@ -96,9 +95,9 @@ def take_weights(agent: Any, config: TrainConfig) -> list[str]:
     if not any(name.startswith("policy.") or init.take for name in taken):
         raise ConfigError(f"init_from: of '{checkpoint}' nothing fits this policy; first is {left[0]}: see agent.actor")
     if init.normalizer == "still":
-        for module in (agent.policy.normalizer, getattr(getattr(agent, "critic", None), "normalizer", None)):
-            if isinstance(module, RunningNormalizer):
-                module.count.fill_(_STILL)
+        for name, tensor in own.items():
+            if _of_observations(name) and name.endswith(".count"):  # whatever normalizer it is, of actor or critics
+                tensor.fill_(_STILL)
     if init.optimizer:
         _take_optimizers(agent, saved, left, checkpoint)
     if hasattr(agent, "replay") and not any(line.startswith("policy.") for line in left):
