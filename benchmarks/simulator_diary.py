@@ -23,6 +23,8 @@ class Window:
         self.latest = torch.full((size + 1,), torch.nan, device=device)  # and a place for what is not over
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         self.size = size
+        self.terrain: Any = None
+        """Terrain whose levels are noted, where the env has one with levels."""
 
     def record(self, reward: Tensor, done: Tensor) -> None:
         """Take in one vector step."""
@@ -47,6 +49,12 @@ class Window:
             return result
 
         core.step = counted
+        terrain = getattr(getattr(core, "scene", None), "terrain", None)
+        self.terrain = terrain if getattr(terrain, "terrain_levels", None) is not None else None
+
+    def level(self) -> Tensor:
+        """Mean level of terrain that envs are at; NaN without."""
+        return self.latest.new_tensor(torch.nan) if self.terrain is None else self.terrain.terrain_levels.float().mean()
 
 
 class Diary:
@@ -58,6 +66,7 @@ class Diary:
         self.report, self.window, self.iterations, self.seconds, self.json = report, window, iterations, seconds, json
         self.rows: list[dict[str, Any]] = []
         self.rewards: list[Tensor] = []
+        self.levels: list[Tensor] = []
         self.began = time.perf_counter()
 
     def tick(self, env_steps: int) -> bool:
@@ -66,6 +75,7 @@ class Diary:
         self.rows.append({"iteration": len(self.rows) + 1, "env_steps": env_steps, "seconds": seconds})
         if self.window is not None:
             self.rewards.append(self.window.mean())
+            self.levels.append(self.window.level())
         if len(self.rows) % 20 == 0:
             self.save()
         return seconds >= self.seconds or len(self.rows) >= self.iterations
@@ -74,9 +84,13 @@ class Diary:
         """Write what there is."""
         first = len(self.rows) - len(self.rewards)
         if self.rewards:
-            for row, reward in zip(self.rows[first:], torch.stack(self.rewards).tolist(), strict=True):
+            notes = torch.stack([torch.stack(self.rewards), torch.stack(self.levels)], -1).tolist()
+            for row, (reward, level) in zip(self.rows[first:], notes, strict=True):
                 row["reward"] = reward if reward == reward else None
+                if level == level:
+                    row["terrain_level"] = level
             self.rewards.clear()
+            self.levels.clear()
         self.report["rows"] = self.rows
         self.report["summary"] = summarize(self.report)
         write(self.report, self.json)
