@@ -12,8 +12,9 @@ from torch import Tensor
 
 from rlcore.config import nearest
 from rlcore.env import Parameter, VecEnv, dtype_of, is_image, is_pushable, is_randomizable
+from rlcore.envs.disturb_rows import Errors, Lag, interpolates, late, like, sent, shown
 from rlcore.envs.wrappers import OwnState
-from rlcore.types import Obs, Step, begins
+from rlcore.types import Obs, Step
 
 MAX_DELAY = 5
 """Steps by which actions and observations come late at most, where nobody says otherwise."""
@@ -138,7 +139,16 @@ class Disturbed(OwnState):
             self._kept["countdown"] = self._countdown
         self._sigma: dict[str, Tensor] = {}  # by group, [N, O]
         self._bias: dict[str, Tensor] = {}
-        self._lags: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # by kind: two steps [2, N], [N, 1], one step [1, N]
+        self._lags = {
+            kind: Lag(
+                torch.zeros(2, n, dtype=torch.int64, device=device),
+                torch.zeros(n, 1, device=device),
+                None if all(map(interpolates, queues)) else torch.zeros(1, n, dtype=torch.int64, device=device),
+            )
+            for kind, queues in (("action_delay", [self._sent]), ("observation_delay", [*self._queue.values()]))
+            if kind in self._value
+        }
+        self._heeds_episodes = any(name != "action_gain" for name in names)
         self._derive(self._names)
 
     @torch.no_grad()
@@ -185,12 +195,15 @@ class Disturbed(OwnState):
         if "push" in self._value:
             self._push()
         step = self.env.step(self._acted(action))
-        begun = begins(step)  # [N]
+        if not self._heeds_episodes:
+            return step
+        begun = self._begun(step)  # [N]
         obs, final = dict(step.obs), None if step.final_obs is None else dict(step.final_obs)
         for group, queue in self._queue.items():
-            obs[group], late = self._late(queue, obs[group], None if final is None else final.get(group), begun)
-            if final is not None and group in final:
-                final[group] = late
+            last = None if final is None else final.get(group)
+            obs[group], before = late(queue, obs[group], last, begun, self._lags["observation_delay"])
+            if final is not None and last is not None:
+                final[group] = before
         whites = self._noisy(obs, final, begun)
         if self._shown:
             self._lose(obs, final, begun)
@@ -198,41 +211,26 @@ class Disturbed(OwnState):
         if "push" in self._value:
             phase = torch.empty_like(self._countdown).uniform_(0.0, self._push_steps, generator=self._random)
             torch.where(begun, phase, self._countdown, out=self._countdown)
-        self._fresh.copy_(begun)
         return step._replace(obs=obs, final_obs=final)
+
+    def _begun(self, step: Step) -> Tensor:
+        """Where an episode has begun, as ``rlcore.types.begins``; it is kept until the next step."""
+        begun = torch.logical_or(step.terminated, step.truncated, out=self._fresh)
+        return begun if step.valid is None else begun.logical_or_(~step.valid)
 
     def _acted(self, action: Tensor) -> Tensor:
         """What the motors do when a policy wants an action ``[N, ...]``."""
-        sent = self._sent
-        if len(sent):
-            new = action[None]
-            if "action_drop" in self._value:
-                lost = self._chance("action_drop") > self._fresh  # and not fresh
-                new = torch.where(_like(lost, action), sent[0], action)[None]
-            queue = torch.cat((new, sent[:-1])) if len(sent) > 1 else new
-            torch.where(_like(self._fresh, action), action, queue, out=sent)
-            action = self._delayed(sent, "action_delay") if len(sent) > 1 else sent[0].clone()
+        queue = self._sent
+        if "action_drop" in self._value:
+            lost = self._chance("action_drop") > self._fresh  # and not fresh
+            action = torch.where(like(lost, action), queue[0], action)
+        if len(queue) > 1:
+            action = sent(queue, action, self._fresh, self._lags["action_delay"])
+        elif len(queue):
+            queue[0].copy_(action)
         if "action_gain" in self._value:
             action = action * self._value["action_gain"][:, None]
         return action
-
-    def _late(self, queue: Tensor, now: Tensor, final: Tensor | None, begun: Tensor) -> tuple[Tensor, Tensor]:
-        """What is seen of a group after resets, and before where that is known; puts it in the queue."""
-        new = _like(begun, now)
-        last = now if final is None else torch.where(new, final, now)
-        line = torch.cat((last[None], queue[:-1]))
-        late = self._delayed(line, "observation_delay")
-        torch.where(new, now, line, out=queue)
-        return torch.where(new, now, late), late
-
-    def _delayed(self, queue: Tensor, name: str) -> Tensor:
-        """Rows of a queue ``[delay + 1, N, ...]``, by the delay of each env."""
-        flat = queue.reshape(*queue.shape[:2], -1)  # [delay + 1, N, O]
-        lag, fraction, whole = self._lags[name]
-        if flat.dtype != torch.float32 or queue.dim() > 3:
-            return flat.gather(0, whole[..., None].expand(-1, -1, flat.shape[2])).reshape(queue.shape[1:])
-        near, far = flat.gather(0, lag[..., None].expand(-1, -1, flat.shape[2])).unbind()
-        return torch.lerp(near, far, fraction).reshape(queue.shape[1:])
 
     def _noisy(self, obs: Obs, final: Obs | None, begun: Tensor | None) -> dict[str, tuple[Tensor, Tensor | None]]:
         """Put noise and bias on observations after resets and before; the bias of episodes that begin is drawn.
@@ -246,35 +244,35 @@ class Disturbed(OwnState):
             if sigma is None and bias is None:
                 continue
             white = None if sigma is None else torch.randn(raw.shape, generator=self._random, device=self.device)
-            if final is not None and group in final:
-                final[group] = self._with_noise(group, final[group], white)
+            last = None if final is None else final.get(group)
+            drawn = None
             if bias is not None and begun is not None:
                 drawn = torch.empty_like(raw).uniform_(-1.0, 1.0, generator=self._random)
-                torch.where(begun[:, None], drawn, self._unit[group], out=self._unit[group])
-            obs[group] = self._with_noise(group, raw, white)
+            errors = self._errors(group)
+            obs[group], before = shown(raw, last, errors, white, drawn, self._fresh)
+            if final is not None and before is not None:
+                final[group] = before
             found[group] = (raw, white)
         return found
 
-    def _with_noise(self, group: str, raw: Tensor, white: Tensor | None) -> Tensor:
-        sigma, bias = self._sigma.get(group), self._bias.get(group)
-        off = raw if bias is None else torch.addcmul(raw, bias, self._unit[group])
-        return off if sigma is None or white is None else torch.addcmul(off, sigma, white)
+    def _errors(self, group: str) -> Errors:
+        return Errors(self._sigma.get(group), self._bias.get(group), self._unit.get(group))
 
     def _show_again(self, where: Tensor) -> None:
         """Where an episode has just begun, show its first observation with the noise and bias that are set now."""
         changed = (self._fresh & where)[:, None]
-        for shown, raw, group, white in self._latest:
-            torch.where(changed, self._with_noise(group, raw, white), shown, out=shown)
+        for seen, raw, group, white in self._latest:
+            torch.where(changed, self._errors(group).on(raw, white), seen, out=seen)
             if group in self._shown:
-                torch.where(changed, shown, self._shown[group], out=self._shown[group])
+                torch.where(changed, seen, self._shown[group], out=self._shown[group])
 
     def _lose(self, obs: Obs, final: Obs | None, begun: Tensor) -> None:
         """Show what was shown before in place of some observations."""
         lost = self._chance("dropout")
         for group, held in self._shown.items():
             if final is not None and group in final:
-                final[group] = torch.where(_like(lost, held), held, final[group])
-            obs[group] = torch.where(_like(lost > begun, held), held, obs[group])  # lost and not begun
+                final[group] = torch.where(like(lost, held), held, final[group])
+            obs[group] = torch.where(like(lost > begun, held), held, obs[group])  # lost and not begun
             held.copy_(obs[group])
 
     def _push(self) -> None:
@@ -315,32 +313,14 @@ class Disturbed(OwnState):
         kinds = {name.partition("/")[0] for name in names}
         for kind, amplitudes in (("noise", self._sigma), ("bias", self._bias)):
             for group, parts in self._amplitudes[kind].items() if kind in kinds else ():
-                total = sum(value[:, None] * pattern for value, pattern in parts)
-                assert isinstance(total, Tensor)
-                _put(amplitudes, group, total)
-        for name in kinds & {"action_delay", "observation_delay"}:
-            steps = self._value[name].clamp(0.0, self._max_delay)
-            near = steps.floor()
-            fraction = steps - near
-            lag = torch.stack((near, steps.ceil())).long()  # [2, N]; the same where nothing lies between
-            whole = (steps + 0.5).floor().long()[None]
-            if name in self._lags:
-                for tensor, value in zip(self._lags[name], (lag, fraction[:, None], whole), strict=True):
-                    tensor.copy_(value)
-            else:
-                self._lags[name] = (lag, fraction[:, None], whole)
-
-
-def _put(table: dict[str, Tensor], key: str, value: Tensor) -> None:
-    if key in table:
-        table[key].copy_(value)
-    else:
-        table[key] = value
-
-
-def _like(mask: Tensor, value: Tensor) -> Tensor:
-    """A mask ``[N]`` that fits a tensor ``[N, ...]``."""
-    return mask.view(-1, *[1] * (value.dim() - 1))
+                (value, pattern), *more = parts
+                if group not in amplitudes:
+                    amplitudes[group] = torch.empty(self.num_envs, len(pattern), device=self.device)
+                torch.mul(value[:, None], pattern, out=amplitudes[group])
+                for value, pattern in more:
+                    amplitudes[group].addcmul_(value[:, None], pattern)
+        for name in kinds & self._lags.keys():
+            self._lags[name].set(self._value[name].clamp(0.0, self._max_delay))
 
 
 def _terms(env: VecEnv, group: str) -> list[tuple[str, int, int]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from rlcore.config import ConfigError, check, from_dict, nearest
 from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, name_of
 from rlcore.envs.disturb import KINDS, PUSH_INTERVAL, Disturbed, disturbances
-from rlcore.envs.ranges import AutomaticRanges, Fixed, MaximumEntropy, Row, stage_of_rows
+from rlcore.envs.ranges import AutomaticRanges, Fixed, MaximumEntropy, Row, Scale, redrawn, stage_of_rows
 from rlcore.envs.wrappers import OwnState
 from rlcore.stage import stage_of
 from rlcore.types import Metrics, Obs, Step
@@ -162,17 +162,22 @@ class Randomized(OwnState):
         logarithmic = [config.parameters[name].distribution == "log_uniform" for name in self._limits]
         limits = torch.tensor(list(self._limits.values()), dtype=torch.float64)  # [P, 2]
         scaled = torch.where(torch.tensor(logarithmic)[:, None], limits.log(), limits)
-        self._low, high = scaled.float().to(self.device)[:, :, None].unbind(1)  # [P, 1]
-        self._span = high - self._low
-        points = self._span == 0
-        self._points = points if any(low == high for low, high in self._limits.values()) else None
-        self._logarithmic = torch.tensor(logarithmic, device=self.device)[:, None] if any(logarithmic) else None
+        low, high = scaled.float().to(self.device)[:, :, None].unbind(1)  # [P, 1]
+        points = torch.tensor([[low == high] for low, high in self._limits.values()], device=self.device)
+        logarithm = torch.tensor(logarithmic, device=self.device)[:, None]
+        equal = any(low == high for low, high in self._limits.values())
+        self._scale = Scale(
+            low,
+            high - low,
+            logarithm if any(logarithmic) else None,
+            points if equal else None,
+            torch.tensor(-1.0, device=self.device),
+        )
         rows = [Row(name, self._position(name, known[name].nominal)) for name in self._limits]
         self._names = tuple(self._limits)
         self._ranges = self._made(rows, config)
         n = self.num_envs
         self._drawn = torch.zeros(len(rows), n, device=self.device)  # [P, N], positions in 0..1
-        self._lowest = torch.tensor(-1.0, device=self.device)
         self._return = torch.zeros(n, device=self.device)  # [N], of the episode in flight
         self._kept |= {"drawn": self._drawn, "return": self._return} | self._ranges.kept
         self.observation_spaces = {
@@ -215,8 +220,8 @@ class Randomized(OwnState):
         self._reseed(seed)
         everywhere = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._return.zero_()
-        self._draw(everywhere)
-        return {**self.env.reset(seed), DYNAMICS: self._seen()}
+        seen, _ = self._draw(everywhere)
+        return {**self.env.reset(seed), DYNAMICS: seen}
 
     @torch.no_grad()
     def step(self, action: Tensor) -> Step:
@@ -227,25 +232,18 @@ class Randomized(OwnState):
         """
         step = self.env.step(action)
         done = step.terminated | step.truncated  # [N]
-        final = None if step.final_obs is None else {**step.final_obs, DYNAMICS: self._seen()}
         if not isinstance(self._ranges, Fixed):
             self._ranges.record(self._drawn, done, self._success(step, done))
-        self._draw(done)
-        return step._replace(obs={**step.obs, DYNAMICS: self._seen()}, final_obs=final)
+        seen, before = self._draw(done)
+        final = None if step.final_obs is None else {**step.final_obs, DYNAMICS: before}
+        return step._replace(obs={**step.obs, DYNAMICS: seen}, final_obs=final)
 
-    def _draw(self, where: Tensor) -> None:
-        drawn = self._ranges.draw(self._random, where)  # [P, N]
-        if self._points is not None:
-            drawn = drawn.masked_fill(self._points, 0.5)
-        torch.where(where, drawn, self._drawn, out=self._drawn)
-        values = torch.addcmul(self._low, self._span, drawn)
-        if self._logarithmic is not None:
-            values = torch.where(self._logarithmic, values.exp(), values)
+    def _draw(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """The group ``dynamics`` ``[N, P]`` of new episodes in the envs ``where``, and of those before."""
+        position = self._ranges.draw(self._random, where)  # [P, N]
+        values, seen, before = redrawn(self._drawn, position, where, self._scale)
         self.env.set_parameters(dict(zip(self._names, values, strict=True)), where)  # type: ignore[attr-defined]
-
-    def _seen(self) -> Tensor:
-        """The group ``dynamics`` ``[N, P]``."""
-        return torch.add(self._lowest, self._drawn.t(), alpha=2.0)
+        return seen, before
 
     def _success(self, step: Step, done: Tensor) -> Tensor:
         """``[N]``, what is known where an episode ended."""
@@ -269,10 +267,7 @@ class Randomized(OwnState):
     def _adapt(self) -> Metrics:
         metrics = self.env.adapt() if is_adaptive(self.env) else {}
         metrics |= self._adaptive.adapt()
-        low, span = self._low[:, 0], self._span[:, 0]
-        ends = torch.addcmul(low, span, self._adaptive.ends())  # [2, P]
-        if self._logarithmic is not None:
-            ends = torch.where(self._logarithmic[:, 0], ends.exp(), ends)
+        ends = self._scale.values(self._adaptive.ends().t()).t()  # [2, P]
         for name, lower, upper in zip(self._names, *ends, strict=True):
             metrics |= {f"randomize/{name}_low": lower, f"randomize/{name}_high": upper}
         return metrics

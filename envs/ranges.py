@@ -6,12 +6,13 @@ Positions ``[P, N]`` are from 0, the lower limit of a parameter, to 1, the upper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlcore.capture import Captured
+from rlcore.dispatch import accelerated
 from rlcore.types import Metrics
 
 
@@ -22,6 +23,41 @@ class Row:
     name: str
     start: float
     """Position of its nominal value, in 0..1."""
+
+
+class Scale(NamedTuple):
+    """What a position of each parameter is worth, ``[P, 1]`` each."""
+
+    low: Tensor
+    """At 0; its logarithm where that is uniform."""
+    span: Tensor
+    """From 0 to 1."""
+    logarithmic: Tensor | None
+    """Where it is the logarithm; None if nowhere."""
+    points: Tensor | None
+    """Where there is one value alone, and the position 0.5; None if nowhere."""
+    lowest: Tensor
+    """-1, what is seen of 0, as a tensor."""
+
+    def values(self, position: Tensor) -> Tensor:
+        """Of positions ``[P, ...]``."""
+        values = torch.addcmul(self.low, self.span, position)
+        return values if self.logarithmic is None else torch.where(self.logarithmic, values.exp(), values)
+
+
+@accelerated("ranges:redrawn")
+def redrawn(kept: Tensor, position: Tensor, where: Tensor, scale: Scale) -> tuple[Tensor, Tensor, Tensor]:
+    """Take other positions ``[P, N]`` in place of those that are kept, in the envs ``where`` ``[N]``.
+
+    Returns:
+        The values ``[P, N]`` of ``position``, in all envs; and ``kept`` as observations ``[N, P]`` within -1..1, as it
+        is now, and as it was.
+    """
+    before = torch.add(scale.lowest, kept, alpha=2.0).t()
+    if scale.points is not None:
+        position = position.masked_fill(scale.points, 0.5)
+    torch.where(where, position, kept, out=kept)
+    return scale.values(position), torch.add(scale.lowest, kept, alpha=2.0).t(), before
 
 
 class Fixed:
@@ -76,32 +112,38 @@ class AutomaticRanges:
         self.step, self.low, self.high, self.episodes = step, low, high, episodes
         self.start = torch.tensor([row.start for row in rows], device=device)  # [P]
         self.bounds = self.start.repeat(2, 1)  # [2, P]
-        self.played = torch.full((num_envs,), 2 * len(rows), device=device)  # [N], bound of the episode; last: none
-        self.sums = torch.zeros(2, 2 * len(rows), device=device)  # episodes and successes of each bound
-        self.all = torch.zeros(2, device=device)  # of all episodes since they were told
-        self.kept = {"bounds": self.bounds, "played": self.played, "sums": self.sums, "all": self.all}
-        self._bounds = torch.arange(2 * len(rows), device=device)[:, None]  # [2P, 1], lower ones first
+        count = len(rows)
+        self.played = torch.full((num_envs,), 2 * count, device=device)  # [N], bound of the episode; 2P: none
+        self.sums = torch.zeros(2, 2 * count, device=device)  # episodes and successes of each bound
+        # Those of each env that are in no sum yet, by bound; the last is of what has not ended.
+        self.tally = torch.zeros(2, 2 * count + 2, num_envs, device=device)
+        self.kept = {"bounds": self.bounds, "played": self.played, "sums": self.sums, "tally": self.tally}
+        self._not_ended = torch.tensor(2 * count + 1, device=device)
+        self._one = torch.ones(num_envs, device=device)
+        self._limits = torch.arange(1, 2 * count + 1, device=device) / (4 * count)  # [2P], of numbers that choose
+        # Between what each parameter is drawn where a bound is played, or none, [2, P, 2P + 1].
+        self._between = torch.zeros(2, count, 2 * count + 1, device=device)
+        self.loaded()
 
     def draw(self, generator: torch.Generator, where: Tensor) -> Tensor:
         """See ``Fixed``."""
         count = len(self.rows)
         uniform = torch.rand(count + 1, len(self.played), generator=generator, device=self.device)
-        chosen = (uniform[count] * (4 * count)).long()  # [N], half of them beyond the last bound
-        torch.where(where, chosen.clamp(max=2 * count), self.played, out=self.played)
-        low, high = self.bounds[:, :, None]  # [P, 1]
-        at = (chosen == self._bounds).view(2, count, -1)  # [2, P, N]
-        inside = torch.lerp(low, high, uniform[:count])
-        return torch.where(at[0], low, torch.where(at[1], high, inside))
+        chosen = torch.bucketize(uniform[count], self._limits, right=True)  # [N], half of them beyond the last bound
+        torch.where(where, chosen, self.played, out=self.played)
+        low, high = self._between.index_select(2, chosen)  # [P, N]
+        return torch.lerp(low, high, uniform[:count])
 
     def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
-        """See ``Fixed``."""
-        ended = torch.stack((done.float(), success.where(done, 0.0)))  # [2, N]
-        self.all.add_(ended.sum(1))
-        at = (self.played == self._bounds).float()  # [2P, N]
-        self.sums.add_((at * ended[:, None]).sum(2))  # no product of matrices, which a GPU may round
+        """See ``Fixed``; what is told of each env is summed up in ``adapt``, which is not in every step."""
+        place = torch.where(done, self.played, self._not_ended)
+        self.tally.scatter_add_(1, place.expand(2, 1, -1), torch.stack((self._one, success))[:, None])
 
     def adapt(self) -> Metrics:
         """Move the bounds of which enough is known."""
+        told = self.tally[:, :-1].sum(2)  # [2, 2P + 1]
+        self.tally.zero_()
+        self.sums.add_(told[:, :-1])
         number, successes = self.sums.view(2, 2, -1)  # [2, P] each
         known = number >= self.episodes
         mean = successes / number.clamp(min=1.0)
@@ -113,7 +155,9 @@ class AutomaticRanges:
         self.sums.masked_fill_(known.view(1, -1), 0.0)
         none = torch.cat((moved.flatten(), moved.new_zeros(1)))  # [2P + 1]
         self.played.masked_fill_(none[self.played], 2 * len(self.rows))
-        return _told(self.all)
+        self.loaded()
+        ended, succeeded = told.sum(1)
+        return {"randomize/success": succeeded / ended}  # 0 / 0 is no number
 
     def ends(self) -> Tensor:
         """Lower and upper ends of what is drawn, ``[2, P]``."""
@@ -126,9 +170,14 @@ class AutomaticRanges:
     def load_stage(self, stage: list[list[float]]) -> None:
         """Draw from the distributions of ``stage`` from now on."""
         self.bounds.copy_(torch.tensor(stage).t())
+        self.loaded()
 
     def loaded(self) -> None:
-        """Nothing follows from what is kept."""
+        """Work out what is drawn from by what is kept: a bound that is played is both ends of its parameter."""
+        self._between.copy_(self.bounds[..., None].expand_as(self._between))
+        count = len(self.rows)
+        self._between[1].diagonal().copy_(self.bounds[0])
+        self._between[0, :, count:].diagonal().copy_(self.bounds[1])
 
 
 _CELLS = 1024
@@ -179,19 +228,20 @@ class MaximumEntropy:
         size = max(episodes, num_envs)
         self.seen = torch.full((size + 1, count + 2), 0.5, device=device)  # position, log density, success; last: waste
         self.seen[:, count] = torch.inf  # of a weight of 0
-        self.cursor = torch.zeros((), dtype=torch.int64, device=device)
+        self.cursor = torch.tensor(-1, device=device)  # number of the latest episode
+        self.told = torch.tensor(-1, device=device)  # and of the one that was told last
         self.log_density = torch.zeros(num_envs, device=device)  # [N], of the position of each env
-        self.all = torch.zeros(2, device=device)
         self.calls = torch.zeros((), dtype=torch.int64)  # on the host
         self.kept = {
             "shape": self.shape, "seen": self.seen, "cursor": self.cursor, "log_density": self.log_density,
-            "all": self.all, "calls": self.calls,
+            "told": self.told, "calls": self.calls,
         }  # fmt: skip
         centers = (torch.arange(_CELLS, device=device, dtype=torch.float64) + 0.5) / _CELLS
         self._centers = centers
         self._levels = torch.tensor([0.05, 0.95], device=device).repeat(count, 1)  # [P, 2]
         self._density = torch.zeros(count, _CELLS, device=device)  # logarithms
         self._cumulative = torch.zeros(count, _CELLS, device=device)
+        self._not_ended = torch.tensor(size, device=device)
         self._improve = Captured(self._improved, "graph", device)
         self.loaded()
 
@@ -199,7 +249,7 @@ class MaximumEntropy:
         """See ``Fixed``."""
         size = (2, len(self.rows), len(self.log_density))
         first, second = torch.rand(size, generator=generator, device=self.device)  # [P, N] each
-        cell = torch.searchsorted(self._cumulative, first).clamp(max=_CELLS - 1)
+        cell = torch.searchsorted(self._cumulative, first)  # [P, N]
         density = self._density.gather(1, cell).sum(0)
         torch.where(where, density, self.log_density, out=self.log_density)
         position: Tensor = (cell + second) / _CELLS
@@ -207,13 +257,10 @@ class MaximumEntropy:
 
     def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
         """See ``Fixed``."""
-        ended = torch.stack((done.float(), success.where(done, 0.0)))
-        self.all.add_(ended.sum(1))
-        size = len(self.seen) - 1
-        place = torch.where(done, (self.cursor + done.cumsum(0) - 1) % size, size)
-        rows = torch.cat((position, self.log_density[None], ended[1:])).t()
-        self.seen.index_copy_(0, place, rows)
-        self.cursor.add_(done.sum())
+        number = torch.cumsum(done, 0).add_(self.cursor)  # [N], of the episodes that ended
+        place = torch.where(done, number % (len(self.seen) - 1), self._not_ended)
+        self.seen.index_copy_(0, place, torch.cat((position, self.log_density[None], success[None])).t())
+        self.cursor.copy_(number[-1])
 
     def adapt(self) -> Metrics:
         """Change the distributions, every so often."""
@@ -222,7 +269,15 @@ class MaximumEntropy:
             self.shape.copy_(self._improve())
             self.loaded()
         entropy, _ = beta_entropy_and_kl(self.shape.double(), self.shape.double())
-        return {**_told(self.all), "randomize/entropy": entropy.float()}
+        return {"randomize/success": self._success(), "randomize/entropy": entropy.float()}
+
+    def _success(self) -> Tensor:
+        """Mean of the episodes since it was told last, as far as they are remembered; no number where none ended."""
+        size = len(self.seen) - 1
+        number = (self.cursor - self.told).clamp(max=size)
+        recent = (self.cursor - torch.arange(size, device=self.device)) % size < number
+        self.told.copy_(self.cursor)
+        return self.seen[:-1, -1].where(recent, 0.0).sum() / number  # 0 / 0 is no number
 
     def _improved(self) -> Tensor:
         """Shapes ``[2, P]`` of the next distributions."""
@@ -274,6 +329,7 @@ class MaximumEntropy:
         chance = (a * self._centers.log() + b * (-self._centers).log1p()).softmax(1)  # [P, cells]
         self._density.copy_((chance * _CELLS).log())
         self._cumulative.copy_(chance.cumsum(1))
+        self._cumulative[:, -1] = torch.inf  # whatever is rounded
 
 
 def log_beta(shape: Tensor) -> Tensor:
@@ -289,13 +345,6 @@ def beta_entropy_and_kl(shape: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     mean_log = shape.digamma() - shape.sum(0).digamma()  # [2, P]
     entropy = log_beta(shape).sum() - ((shape - 1.0) * mean_log).sum()
     return entropy, (log_beta(other) - log_beta(shape)).sum() + ((shape - other) * mean_log).sum()
-
-
-def _told(sums: Tensor) -> Metrics:
-    """The mean success of the episodes since it was told last; no number where none ended."""
-    mean = torch.where(sums[0] > 0, sums[1] / sums[0], torch.nan)
-    sums.zero_()
-    return {"randomize/success": mean}
 
 
 def stage_of_rows(ranges: AutomaticRanges | MaximumEntropy) -> dict[str, Any]:
