@@ -43,6 +43,11 @@ def describe(core: Any, names: dict[str, list[str]], sizes: dict[str, list[int]]
         for owner, asset in joints.assets.items()
         for row in joint_table(core, asset)
     ]
+    slides = {row["name"] for row in table if row.get("unit") == "m"}
+    for terms in facts["observation_terms"].values():
+        for term in terms:
+            if slides & set(term.get("joints", ())):
+                term.pop("unit", None)  # it differs by joint, and ``joints`` tells it
     commands = commands_of(core)
     return facts | ({"joints": table} if table else {}) | ({"commands": commands} if commands else {})
 
