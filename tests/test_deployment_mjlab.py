@@ -92,8 +92,8 @@ def test_a_controller_from_the_file_alone_walks_as_the_adapter_does(go1: tuple[A
     other.reset(7)
     robot, controller = Robot(other.core, names), controller_class()(path, names)
     assert robot.robot.data.encoder_bias.abs().max() > 0
-    differences, acted = [], 0.0
-    for _ in range(100):
+    differences, acted, moved = [], 0.0, 0.0
+    for _ in range(60):
         command = env.core.command_manager.get_command("twist")[0].numpy()
         targets = controller.step({**robot.measured(), "twist": command})
         assert list(targets) == ["position"]
@@ -102,9 +102,10 @@ def test_a_controller_from_the_file_alone_walks_as_the_adapter_does(go1: tuple[A
         acted = max(acted, float(np.abs(action).max()))
         obs = env.step(torch.from_numpy(action)).obs["actor"]
         mine, own = robot.robot.data, env.core.scene["robot"].data
+        moved = max(moved, float(own.joint_vel.abs().max()))
         differences.append(float((mine.joint_pos - own.joint_pos).abs().max()))
     print(f"largest difference of a joint {max(differences):.2g} rad, actions up to {acted:.2g}")
-    assert acted > 0.3 and np.ptp(env.core.scene["robot"].data.joint_vel[0].numpy()) > 0.1
+    assert acted > 0.3 and moved > 1.0  # the comparison is about something
     assert max(differences) < 1e-3
     assert torch.allclose(other.core.sim.data.qpos, env.core.sim.data.qpos, atol=1e-3)
 
