@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,15 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.env import WIDEST_ACTION
-
-UNLIMITED = 1e4
-"""Joint limits from here on, in rad or m, stand for none."""
-
-_OBSERVATION_FACTS = ("scale", "clip", "history_length", "delay_min_lag", "delay_max_lag")
+from rlcore.envs.sim_joints import UNLIMITED, joint_table
+from rlcore.envs.sim_terms import Joints, action_terms, commands_of, observation_terms, row_of, terms_of
 
 
 def describe(core: Any, names: dict[str, list[str]], sizes: dict[str, list[int]]) -> dict[str, Any]:
-    """Facts for the exported file; see ``EnvSpec.deployment``.
+    """Facts for the exported file; see ``EnvSpec.deployment`` and docs/deployment.md.
 
     Args:
         core: the simulator's env.
@@ -27,16 +23,40 @@ def describe(core: Any, names: dict[str, list[str]], sizes: dict[str, list[int]]
         sizes: of those parts.
     """
     facts: dict[str, Any] = {}
-    if isinstance(getattr(core, "step_dt", None), (int, float)):
-        facts["control_dt"] = float(core.step_dt)
-    facts["observation_terms"] = {group: _observation_terms(core, group, names[group], sizes[group]) for group in names}
-    actions = _action_terms(core)
-    if actions:
-        facts["action_terms"] = [{k: v for k, v in term.items() if k != "joints"} for term in actions]
-        joints = [joint for term in actions for joint in term["joints"]]
-        if joints:
-            facts["joint_names"] = joints
-    return facts
+    decimation = getattr(getattr(core, "cfg", None), "decimation", None)
+    for fact, value in (("control_dt", getattr(core, "step_dt", None)), ("physics_dt", _physics_dt(core))):
+        if isinstance(value, (int, float)):
+            facts[fact] = float(value)
+    if isinstance(decimation, int):
+        facts["decimation"] = decimation
+    joints = Joints(core)
+    observed = {group: observation_terms(core, group, names[group], sizes[group], joints) for group in names}
+    driven = action_terms(core, joints)
+    if not joints.assets:  # a task without managers: its robots, without what it does with them
+        for name in getattr(getattr(core, "scene", None), "articulations", None) or ():
+            joints.asset(name)
+    facts["observation_terms"] = {group: joints.written(terms) for group, terms in observed.items()}
+    if driven:
+        facts["action_terms"] = joints.written(driven)
+    table = [
+        {**row, "name": joints.called(owner, row["name"])}
+        for owner, asset in joints.assets.items()
+        for row in joint_table(core, asset)
+    ]
+    slides = {row["name"] for row in table if row.get("unit") == "m"}
+    for terms in facts["observation_terms"].values():
+        for term in terms:
+            if slides & set(term.get("joints", ())):
+                term.pop("unit", None)  # it differs by joint, and ``joints`` tells it
+    commands = commands_of(core)
+    return facts | ({"joints": table} if table else {}) | ({"commands": commands} if commands else {})
+
+
+def _physics_dt(core: Any) -> Any:
+    """Seconds of a physics step, by which name it goes."""
+    cfg = getattr(getattr(core, "cfg", None), "sim", None)
+    places = ((core, "physics_dt"), (cfg, "dt"), (getattr(cfg, "mujoco", None), "timestep"))
+    return next((getattr(place, name) for place, name in places if hasattr(place, name)), None)
 
 
 def suggested_bounds(core: Any, box: spaces.Box) -> tuple[NDArray[np.float32], NDArray[np.float32], str]:
@@ -51,12 +71,12 @@ def suggested_bounds(core: Any, box: spaces.Box) -> tuple[NDArray[np.float32], N
     low, high = np.full(box.shape, -1.0, np.float32), np.full(box.shape, 1.0, np.float32)
     reasons: list[str] = []
     start = 0
-    for name, term in _terms_of(core).items():
+    for name, term in terms_of(core).items():
         size = int(term.action_dim)
         rows, reason = _term_limits(term)
         if rows is not None:
             scale, offset = (
-                np.asarray(_row(getattr(term, key, d)), np.float64) for key, d in (("_scale", 1.0), ("_offset", 0.0))
+                np.asarray(row_of(getattr(term, key, d)), np.float64) for key, d in (("_scale", 1.0), ("_offset", 0.0))
             )
             with np.errstate(all="ignore"):
                 raw = np.sort((rows - np.reshape(offset, (-1, 1))) / np.reshape(scale, (-1, 1)), axis=1)
@@ -77,50 +97,11 @@ def suggested_bounds(core: Any, box: spaces.Box) -> tuple[NDArray[np.float32], N
     return np.where(own, box.low, low), np.where(own, box.high, high), "; ".join(reasons) or "±1"
 
 
-def _observation_terms(core: Any, group: str, names: list[str], sizes: list[int]) -> list[dict[str, Any]]:
-    manager: Any = getattr(core, "observation_manager", None)
-    active = getattr(manager, "active_terms", {}).get(group)
-    if active is None:
-        return [{"name": name, "size": size} for name, size in zip(names, sizes, strict=True)]
-    shapes = getattr(manager, "group_obs_term_dim", None) or manager._group_obs_term_dim  # mjlab has only the latter
-    shapes = shapes[group]
-    configs = getattr(manager, "_group_obs_term_cfgs", {}).get(group, [None] * len(active))
-    terms = []
-    for name, shape, config in zip(active, shapes, configs, strict=True):
-        term: dict[str, Any] = {"name": name, "size": int(np.prod(shape))}
-        for fact in _OBSERVATION_FACTS:
-            value = getattr(config, fact, None)
-            if value is not None and not (isinstance(value, int) and value == 0):
-                term[fact] = _row(value)
-        terms.append(term)
-    if sum(term["size"] for term in terms) != sum(sizes):  # terms joined along another axis than the last
-        return [{"name": name, "size": size} for name, size in zip(names, sizes, strict=True)]
-    return terms
-
-
-def _terms_of(core: Any) -> dict[str, Any]:
-    manager = getattr(core, "action_manager", None)
-    return {name: manager.get_term(name) for name in manager.active_terms} if manager is not None else {}
-
-
-def _action_terms(core: Any) -> list[dict[str, Any]]:
-    terms = []
-    for name, action in _terms_of(core).items():
-        term: dict[str, Any] = {"name": name, "size": int(action.action_dim), "kind": type(action).__name__}
-        for fact in ("scale", "offset", "clip"):
-            value = getattr(action, f"_{fact}", None)
-            if isinstance(value, (int, float, Tensor)):
-                term[fact] = _row(value)
-        joints: Sequence[str] = getattr(action, "_joint_names", None) or getattr(action, "_target_names", None) or ()
-        terms.append({**term, "joints": list(joints)})
-    return terms
-
-
 def _term_limits(term: Any) -> tuple[NDArray[np.float64] | None, str]:
     """Limits ``[A, 2]`` in the unit of the joint, and what they are."""
     clip = getattr(term, "_clip", None)
     if isinstance(clip, Tensor) and clip.dim() == 3:
-        return np.asarray(_row(clip), np.float64), "its clip"
+        return np.asarray(row_of(clip), np.float64), "its clip"
     absolute = any(cls.__name__ == "JointPositionAction" for cls in type(term).__mro__)
     asset = getattr(term, "_asset", None) or getattr(term, "_entity", None)
     limits = getattr(getattr(asset, "data", None), "soft_joint_pos_limits", None)
@@ -130,10 +111,3 @@ def _term_limits(term: Any) -> tuple[NDArray[np.float64] | None, str]:
     joints = getattr(term, "_joint_ids", None)
     joints = getattr(term, "_target_ids", slice(None)) if joints is None else joints
     return np.asarray(limits[0][joints].tolist(), np.float64), "soft joint limits"
-
-
-def _row(value: Any) -> Any:
-    """Plain numbers; of a tensor with a row for each env, those of env 0."""
-    if isinstance(value, Tensor):
-        return value[0].tolist() if value.dim() > 1 else value.tolist()
-    return list(value) if isinstance(value, tuple) else value

@@ -18,7 +18,6 @@ from torch import Tensor
 from rlcore.config import nearest
 from rlcore.env import Parameter
 from rlcore.envs.arm import (
-    JOINT_NAMES,
     UR5E,
     UR10,
     ArmPicture,
@@ -28,6 +27,7 @@ from rlcore.envs.arm import (
     rotation_angle,
     unique_quaternion,
 )
+from rlcore.envs.arm_facts import arm_facts, driven, observed, pose_command
 from rlcore.envs.drives import DAMPING, DECIMATION, FRICTION, PHYSICS_DT, STIFFNESS, DrivenArm
 from rlcore.types import Obs, Step
 
@@ -182,11 +182,10 @@ class Reach(DrivenArm):
         offset = list(self.model.home) if control == "JointPos" else [0.0] * 6
         self.deployment: dict[str, Any] = {
             "control_dt": CONTROL_DT,
-            "observation_terms": {"policy": [{"name": name, "size": size} for name, size in OBSERVATION_TERMS]},
-            "action_terms": [{"name": term, "size": 6, "scale": scale, "offset": offset}],
-            "joint_names": list(JOINT_NAMES),
-            "frame": "base_link",
-            "quaternions": "w, x, y, z with x >= 0",
+            "observation_terms": {"policy": [observed(name, size, noise) for name, size in OBSERVATION_TERMS]},
+            "action_terms": [driven(term, scale, offset)],
+            "commands": [pose_command(_COMMAND_LOW, _COMMAND_SPAN, [x * CONTROL_DT for x in _INTERVAL_STEPS])],
+            **arm_facts(self.model, *drives),
         }
 
         self._home = torch.tensor(self.model.home, device=self.device)  # [6]

@@ -214,7 +214,8 @@ class _Description:
         terms = metadata.get("observation_terms") or whole
         known = {"task", "algorithm", "rlcore_version", "config_hash"}
         facts = {name: str(metadata.get(name, "")) for name in sorted(known)}
-        joints = metadata.get("joint_names") or []
+        driven = [joint for term in metadata.get("action_terms") or () for joint in term.get("joints") or ()]
+        joints = driven or metadata.get("joint_names") or []  # the latter alone in files of before
         mask = (metadata.get("action_mask") or {}).get("name", "")
         pose = metadata.get("safe_action") or []
         lines = [
@@ -231,6 +232,8 @@ class _Description:
             _list("rlcore::ActionTerm", "action_terms", [self._action(term) for term in actions]),
             "  // Joints in the order of the action; none where the file does not tell, or they are not one each.",
             _list("const char*", "joint_names", names),
+            "  // Poses, drives and limits of all of the robot's joints, in the simulator's order.",
+            _list("rlcore::Joint", "joints", [_joint(row) for row in metadata.get("joints") or ()]),
             "  // Action by which the robot holds still, as the env tells.",
             _list("float", "safe_action", [number(x) for x in pose] if len(pose) == self.actions else []),
         ]
@@ -293,6 +296,17 @@ class _Description:
         name = f"t{len(self.arrays)}"
         self.arrays.append(_array(name, np.broadcast_to(values, size).astype(np.float32)))
         return f"constants::{name}"
+
+
+def _joint(row: Mapping[str, Any]) -> str:
+    low, high = row.get("position_limits") or (None, None)
+    facts = [row.get(fact) for fact in ("default_position", "stiffness", "damping")]
+    limits = [row.get(fact) for fact in ("velocity_limit", "effort_limit")]
+    numbers = [number(0.0 if x is None else x) for x in facts]
+    numbers += [number(-np.inf if low is None else low), number(np.inf if high is None else high)]
+    numbers += [number(np.inf if x is None else x) for x in limits]
+    numbers = [text.replace("inf", "constants::inf") for text in numbers]
+    return f"{{{quoted(row['name'])}, {', '.join(numbers)}}}"
 
 
 def _list(kind: str, name: str, items: Sequence[str]) -> str:

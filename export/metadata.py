@@ -16,9 +16,12 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``observation_range_samples`` | finite observations in the recording, the last that were met |
 | ``action_kind``, ``action_size``, ``action_low``, ``action_high`` | ``continuous`` or ``discrete``; null: no bound |
 | ``action_parts`` | number of choices of each of several that are made at once; ``action_size`` is their sum |
-| ``action_scale``, ``action_bias`` | what the policy scales its own -1..1 by, inside, where it does so |
-| ``action_terms`` | terms in order: name, size, slice of ``actions``, scale, offset as the env tells |
-| ``joint_names``, ``control_dt`` (s) | as the env tells |
+| ``policy_scale``, ``policy_bias`` | what the policy scales its own -1..1 by, inside, where it does so |
+| ``schema_version`` | of what follows, which ``schema.py`` checks and docs/deployment.md explains |
+| ``action_terms`` | terms in order: name, size, slice of ``actions``, kind, joints, scale, offset, clip |
+| ``joints``, ``commands`` | tables: poses, drives and limits of joints; components and ranges of commands |
+| ``control_dt``, ``physics_dt`` (s), ``decimation`` | of the env |
+| ``joint_names`` and others | the same under mjlab's names, as texts with commas: see ``mjlab_names.py`` |
 | ``normalizer_inside`` | true: feed raw observations |
 | ``gate`` | replaces risky actions inside: threshold, fallback, horizon (steps), whether it acts; or ``left out`` |
 | ``tasks`` | of a policy of several, in the order of ``task`` in ``obs``: name, and what it reads and gives of it |
@@ -43,7 +46,9 @@ import torch
 from rlcore._version import __version__
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec
-from rlcore.export.runner import decode_metadata
+from rlcore.export.mjlab_names import mjlab_properties
+from rlcore.export.runner import NAME_LISTS, decode_metadata
+from rlcore.export.schema import SCHEMA_VERSION, SchemaError, check_facts
 from rlcore.tasks import choice_sizes, numbers_of
 
 
@@ -115,8 +120,8 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         extra: further facts, such as ``algorithm``, ``iteration``, ``env_steps`` and ``config_hash``.
 
     Raises:
-        ExportError: terms do not add up to the size of their group or of the action, or ``extra`` names a property
-            that the exporter writes itself.
+        ExportError: terms do not add up to the size of their group or of the action, facts of the env contradict each
+            other, or ``extra`` names a property that the exporter writes itself.
     """
     deployment = dict(spec.deployment)
     terms = deployment.pop("observation_terms", {})
@@ -140,6 +145,7 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
     action_terms = deployment.pop("action_terms", None) or [{"name": "action", "size": action_size}]
     facts: dict[str, Any] = {
         **deployment,  # first, so that it cannot replace what follows
+        "schema_version": SCHEMA_VERSION,
         "rlcore_version": __version__,
         "torch_version": torch.__version__,
         "task": spec.task,
@@ -158,6 +164,11 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         "gate": None if policy.gate is None else policy.gate.described(),
         "tasks": [_task_facts(name, own, spec.discrete) for name, own in spec.tasks.items()] or None,
     }
+    try:
+        check_facts(facts)
+    except SchemaError as error:
+        raise ExportError(f"{spec.task}: {error}") from error
+    facts |= mjlab_properties(facts)
     for key, value in (extra or {}).items():
         if key in facts or key in ("opset", "inputs", "outputs", "types", "golden_trace") or key.startswith("parity_"):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
@@ -183,6 +194,9 @@ def encode_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
     properties: dict[str, str] = {}
     for key, value in facts.items():
         try:
+            if key in NAME_LISTS and not any("," in name for name in value):
+                properties[key] = ",".join(value)
+                continue
             properties[key] = value if isinstance(value, str) else json.dumps(plain(value), allow_nan=False)
         except TypeError as error:
             raise ExportError(f"metadata '{key}' cannot be written: {error}; give text, numbers or lists") from error

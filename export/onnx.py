@@ -135,9 +135,9 @@ def export_onnx(
     still = still_inputs(policy, facts["observation_terms"])
     if still is not None:
         notes.append(still)
-    for name in ("action_scale", "action_bias"):
-        if (value := getattr(policy, name, None)) is not None:
-            facts[name] = value.tolist()
+    for name in ("scale", "bias"):
+        if (value := getattr(policy, f"action_{name}", None)) is not None:
+            facts[f"policy_{name}"] = value.tolist()
     module, example = _prepare(policy, spec, batch=2 if dynamic_batch else 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, so that the last step is a rename within one file system.

@@ -28,6 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 _SCALARS = {
     "action_size",
     "control_dt",
+    "decimation",
     "env_steps",
     "iteration",
     "normalizer_inside",
@@ -45,12 +46,18 @@ _SCALARS = {
     "parity_steps",
     "parity_ties",
     "parity_tolerance",
+    "physics_dt",
+    "schema_version",
 }
+
+NAME_LISTS = ("command_names", "joint_names", "observation_names")
+"""Properties that are names with commas between them, as mjlab writes them."""
 
 
 def decode_metadata(properties: Mapping[str, str]) -> dict[str, Any]:
     """Turn the text properties of an ONNX file into numbers, lists and tables where they hold these."""
-    return {k: _decoded(v) if k in _SCALARS or v[:1] in ("{", "[") else v for k, v in properties.items()}
+    facts = {k: _decoded(v) if k in _SCALARS or v[:1] in ("{", "[") else v for k, v in properties.items()}
+    return facts | {k: facts[k].split(",") if facts[k] else [] for k in NAME_LISTS if isinstance(facts.get(k), str)}
 
 
 def _decoded(text: str) -> Any:

@@ -230,7 +230,7 @@ def test_the_exported_file_acts_in_the_units_of_the_env(network: NetworkConfig, 
     report = export_onnx(agent.policy, spec, tmp_path / "policy.onnx", recording=agent.recording())
     assert report.parity.passed
     facts = read_metadata(tmp_path / "policy.onnx")
-    assert (facts["action_scale"], facts["action_bias"]) == ([100, 5], [0, 5])
+    assert (facts["policy_scale"], facts["policy_bias"]) == ([100, 5], [0, 5])
     assert (facts["action_low"], facts["action_high"]) == ([-100, 0], [100, 10])
     run = OnnxPolicy(tmp_path / "policy.onnx")
     obs, state = torch.randn(20, 1, 4), agent.policy.initial_state(1)
@@ -247,7 +247,7 @@ def test_the_exported_file_acts_in_the_units_of_the_env(network: NetworkConfig, 
 def test_the_metadata_speaks_of_no_scale_where_there_is_none(tmp_path: Path) -> None:
     agent = PPO(Push(), settings(), seed=0)
     export_onnx(agent.policy, spec_of(agent.env), tmp_path / "policy.onnx", recording=None)
-    assert "action_scale" not in read_metadata(tmp_path / "policy.onnx")
+    assert "policy_scale" not in read_metadata(tmp_path / "policy.onnx")
 
 
 SKRL_LAYERS = [{"name": "net", "input": "OBSERVATIONS", "layers": [8], "activations": "relu"}]

@@ -294,10 +294,14 @@ def legged() -> tuple[Policy, EnvSpec]:
         {"name": "legs", "size": 2, "scale": 0.5, "offset": [0.1, -0.2], "clip": [[-0.3, 0.3], [-0.4, 0.1]]},
         {"name": "wheel", "size": 1, "scale": [2.0]},
     ]
+    action_terms[0] |= {"kind": "position", "joints": list(OWN[:2])}
+    action_terms[1] |= {"kind": "velocity", "joints": list(OWN[2:])}
+    hip = {"default_position": 0.25, "stiffness": 30.0, "position_limits": [-1.0, 2.0], "effort_limit": 24.0}
+    joints = [{"name": "mast"}, {"name": "hip", **hip}, {"name": "knee"}, {"name": "wheel"}]
     deployment = {
         "observation_terms": {"policy": terms, "goal": [{"name": "command", "size": 2}]},
         "action_terms": action_terms,
-        "joint_names": list(OWN),
+        "joints": joints,
         "control_dt": 0.02,
         "safe_action": [0.5, 0.0, 0.25],
     }
@@ -364,6 +368,10 @@ static void refused(F set_up) {
     std::printf("%s\\n", error.what());
   }
 }
+
+static_assert(policy::Policy::num_joints == 4 && policy::Policy::num_joint_names == 3, "joints");
+static_assert(policy::Policy::joints[1].default_position == 0.25f && policy::Policy::joints[1].damping == 0.0f, "hip");
+static_assert(policy::Policy::joints[1].high == 2.0f && policy::Policy::joints[0].low == -rlcore::inf, "limits");
 
 static void errors() {
   refused([](Runner& r) { r.joints(std::vector<std::string>{"hip", "knee", "whel"}); });

@@ -325,7 +325,8 @@ def test_bounds_come_from_joint_limits_or_one() -> None:
     ]
     arm = env.deployment["action_terms"][0]
     assert (arm["name"], arm["size"], arm["scale"], arm["offset"]) == ("arm", 2, 0.5, [1.0, 0.0])
-    assert env.deployment["joint_names"] == ["hip", "knee"]
+    assert (arm["joints"], arm["kind"]) == (["hip", "knee"], "position")
+    assert "kind" not in env.deployment["action_terms"][1]
 
     limits = [[0.95, 2.0], [0.0, 0.0], [20.0, 30.0]]  # with a small scale, the second far from its default pose
     JointPositionAction._scale = 0.05
@@ -704,7 +705,7 @@ def wheel() -> Path:
 @pytest.fixture(scope="session")
 def results(wheel: Path) -> dict[str, str | None]:
     """All checks in one process: stand-in modules must not meet other tests, and its functions are not scripted."""
-    path = os.pathsep.join([str(STANDINS.parent.parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(STANDINS.parent.parent), str(STANDINS.parent), os.environ.get("PYTHONPATH", "")])
     variables = {**os.environ, "ISAACLAB_WHEEL": str(wheel), "PYTORCH_JIT": "0", "PYTHONPATH": path}
     command = [sys.executable, str(STANDINS / "checks.py")]
     done = subprocess.run(command, env=variables, capture_output=True, text=True)

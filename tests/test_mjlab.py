@@ -581,7 +581,7 @@ def test_real_cartpole_trains_evaluates_and_resumes(mjlab: Any) -> None:
     options: dict[str, Any] = {"episode_length_s": 1, "randomize_start": True}
     env: Any = make_env(TASK, 64, seed=1, **options)
     facts = env.deployment
-    assert facts["control_dt"] == pytest.approx(0.05) and facts["joint_names"] == ["slider"]
+    assert facts["control_dt"] == pytest.approx(0.05) and facts["action_terms"][0]["joints"] == ["slider"]
     names = [term["name"] for term in facts["observation_terms"]["actor"]]
     assert names == ["cart_pos", "pole_angle", "cart_vel", "pole_vel"]
     assert facts["action_terms"][0]["scale"] == 1.0

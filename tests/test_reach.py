@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore.env import VecEnv, spec_of
-from rlcore.envs.arm import UR5E, UR10, forward_kinematics, quaternion_from_matrix, unique_quaternion
+from rlcore.envs.arm import JOINT_NAMES, UR5E, UR10, forward_kinematics, quaternion_from_matrix, unique_quaternion
 from rlcore.envs.reach import CONTROLS, OBSERVATION_TERMS, Reach
 
 CONTROL_MODES = pytest.mark.parametrize("control", list(CONTROLS))
@@ -63,7 +63,7 @@ def test_every_task_follows_the_contract(arm: str, control: str) -> None:
     assert spec.deployment["control_dt"] == pytest.approx(1 / 30)
     (action_term,) = spec.deployment["action_terms"]
     assert (action_term["size"], len(action_term["scale"]), len(action_term["offset"])) == (6, 6, 6)
-    assert len(spec.deployment["joint_names"]) == 6
+    assert action_term["joints"] == [joint["name"] for joint in spec.deployment["joints"]] == list(JOINT_NAMES)
     obs = env.reset(1)
     step = env.step(torch.zeros(3, 6))
     for group in (obs, step.obs, step.final_obs):

@@ -37,13 +37,24 @@ struct ObservationTerm {
 // A part of the action: what a controller is to make of the policy's output.
 struct ActionTerm {
   const char* name;
-  const char* kind;  // of the simulator's term, such as JointPositionAction; "" where it is not known
+  const char* kind;  // position, velocity, effort and so on, as docs/deployment.md lists; "" where it is not known
   int first;
   int size;
   const float* scale;   // [size], nullptr: 1
   const float* offset;  // [size], added after the scale; nullptr: 0
   const float* low;     // [size], clip of the result; nullptr: none
   const float* high;
+};
+
+// A joint as the simulator has it; what the file does not tell is 0, and infinite of limits.
+struct Joint {
+  const char* name;
+  float default_position;  // rad or m: what relative observations count from
+  float stiffness;         // of the drive, N m / rad or N / m
+  float damping;           // N m s / rad or N s / m
+  float low, high;         // limits of its position
+  float velocity_limit;    // rad/s or m/s
+  float effort_limit;      // N m or N
 };
 
 // Exponential to 1.3e-7 of it, of a kind that compilers vectorize, which they do not with std::exp. Cody & Waite's

@@ -10,13 +10,16 @@ import io
 import json
 import random
 import sys
+import tempfile
 import traceback
 from collections import deque
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import simulator
+from controller import controller_class
 
 with contextlib.redirect_stdout(io.StringIO()):
     simulator.install()
@@ -28,10 +31,14 @@ from isaaclab.utils.modifiers import IntegratorCfg
 from isaaclab.utils.noise import GaussianNoiseCfg, NoiseModelWithAdditiveBiasCfg
 from isaaclab_tasks.utils import load_cfg_from_registry
 
+from rlcore import NetworkConfig, PPOConfig
 from rlcore.env import VecEnv, spec_of
 from rlcore.envs import make_env
 from rlcore.envs.costs import CostSource, WithSignals
+from rlcore.envs.deployment import describe
 from rlcore.envs.isaaclab import IsaacLabEnv
+from rlcore.export import OnnxPolicy, export_onnx
+from rlcore.policies import build_policy
 
 TASKS = ("Isaac-Cartpole-v0", "Isaac-Cartpole-Direct-v0")
 N = 8
@@ -361,8 +368,103 @@ def check_description_for_deployment() -> None:
     assert names == [("joint_pos_rel", 2), ("joint_vel_rel", 2)]
     (term,) = facts["action_terms"]
     assert (term["name"], term["size"], term["scale"], term["offset"]) == ("joint_effort", 1, 100.0, 0.0)
-    assert facts["joint_names"] == ["slider_to_cart"]
-    assert make_env(TASKS[1], 2).max_episode_length == 300
+    assert (term["kind"], term["joints"]) == ("effort", ["slider_to_cart"])
+    direct: Any = make_env(TASKS[1], 2)
+    assert direct.max_episode_length == 300
+    for told in (facts, direct.deployment):  # of a direct task its joints alone
+        assert (told["physics_dt"], told["decimation"]) == (1 / 120, 2)
+        slider, pole = told["joints"]
+        assert (slider["name"], slider["stiffness"], slider["position_limits"]) == ("slider_to_cart", 0.0, [-4.0, 4.0])
+        assert pole["default_position"] == 0.0 and "position_limits" not in pole
+    assert [x.get("quantity") for x in facts["observation_terms"]["policy"]] == ["joint_position", "joint_velocity"]
+    assert facts["observation_terms"]["policy"][0]["joints"] == ["slider_to_cart", "cart_to_pole"]
+    assert "action_terms" not in direct.deployment
+
+
+def driven_by_position(cfg: Any) -> None:
+    """Both joints by position, in another order than the robot's; observations with all that the schema has."""
+    import isaaclab.envs.mdp as mdp
+    from isaaclab.managers import SceneEntityCfg
+
+    names = ["cart_to_pole", "slider_to_cart"]
+    cfg.actions.joint_effort = mdp.JointPositionActionCfg(
+        asset_name="robot", joint_names=names, preserve_order=True, use_default_offset=False,
+        scale={"cart_to_pole": 0.7, "slider_to_cart": 0.4}, offset={"slider_to_cart": 0.1},
+        clip={"cart_to_pole": (-0.3, 0.5)},
+    )  # fmt: skip
+    policy = cfg.observations.policy
+    policy.history_length = 3
+    policy.joint_pos_rel.params = {"asset_cfg": SceneEntityCfg("robot", joint_names=names, preserve_order=True)}
+    policy.joint_vel_rel.clip, policy.joint_vel_rel.scale = (-0.5, 0.4), (2.0, 0.3)
+    policy.last = ObservationTermCfg(func=mdp.last_action)
+
+
+def relative(cfg: Any) -> None:
+    """The pole by steps from where it is."""
+    import isaaclab.envs.mdp as mdp
+
+    cfg.actions.joint_effort = mdp.RelativeJointPositionActionCfg(
+        asset_name="robot", joint_names=["cart_to_pole"], scale=0.3
+    )
+
+
+def check_a_controller_from_the_file_alone_has_the_episode_of_the_adapter() -> None:
+    names = ["cart_to_pole", "slider_to_cart"]  # of the robot's driver
+    for change in (lambda cfg: None, driven_by_position, relative):
+
+        def long(cfg: Any, change: Any = change) -> None:
+            change(cfg)
+            cfg.episode_length_s, cfg.terminations.cart_out_of_bounds.params["bounds"] = 5.0, (-1e3, 1e3)
+            cfg.scene.robot.init_state.joint_pos = {"slider_to_cart": 0.0, "cart_to_pole": 0.0}
+
+        env, other = (IsaacLabEnv(raw_env(TASKS[0], long, num_envs=1)) for _ in range(2))
+        for one in (env, other):
+            data = one.core.scene.robot.data
+            data.default_joint_pos[:] = torch.tensor([0.05, -0.1])
+            if change in (driven_by_position, relative):
+                data.default_joint_stiffness[:] = torch.tensor([60.0, 5.0])
+                data.default_joint_damping[:] = torch.tensor([10.0, 0.5])
+        env.deployment = describe(
+            env.core, {"policy": ["policy"]}, {"policy": [env.observation_spaces["policy"].shape[0]]}
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "policy.onnx")
+            torch.manual_seed(3)
+            spec = spec_of(env)
+            model = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(16,))))
+            with torch.no_grad():
+                [p.mul_(30.0) for p in [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1].parameters()]
+            export_onnx(model, spec, path, recording=None)
+            policy, controller = OnnxPolicy(path), controller_class()(path, names)
+        obs = env.reset(4)["policy"]
+        other.reset(4)
+        scene, robot, moved = other.core.scene, other.core.scene.robot, 0.0
+        set_target = {
+            "effort": robot.set_joint_effort_target,
+            "position": robot.set_joint_position_target,
+        }
+        for _ in range(100):
+            data = robot.data
+            measured = {
+                "joint_position": data.joint_pos[0, [1, 0]].numpy(),
+                "joint_velocity": data.joint_vel[0, [1, 0]].numpy(),
+            }
+            ((kind, targets),) = controller.step(measured).items()
+            for substep in range(other.core.cfg.decimation):
+                if change is relative:  # Isaac Lab adds the step to where the joint is in each physics step
+                    targets[0] += float(data.joint_pos[0, 1]) - float(measured["joint_position"][0]) if substep else 0.0
+                    measured["joint_position"] = data.joint_pos[0, [1, 0]].numpy().copy()
+                places = [i for i in range(2) if not np.isnan(targets[i])]
+                set_target[kind](torch.from_numpy(targets[places])[None], joint_ids=[1 - i for i in places])
+                scene.write_data_to_sim()
+                other.core.sim.step(render=False)
+                scene.update(dt=other.core.physics_dt)
+            step = env.step(torch.from_numpy(policy(obs.numpy())))
+            assert not (step.terminated | step.truncated).any()
+            obs, own = step.obs["policy"], env.core.scene.robot.data
+            moved = max(moved, float(own.joint_vel.abs().max()))
+            torch.testing.assert_close(data.joint_pos, own.joint_pos, rtol=1e-5, atol=1e-5)
+        assert moved > 0.3, moved
 
 
 def check_random_start_spreads_the_ends() -> None:

@@ -84,7 +84,10 @@ class Gyroscope(SensorBase):  # type: ignore[misc]
 
 
 class Robot:
-    """The articulation of the two Cartpole tasks: what their terms, actions and resets ask of it."""
+    """The articulation of the two Cartpole tasks: what their terms, actions and resets ask of it.
+
+    Joints have drives, whose gains are 0 unless somebody sets them.
+    """
 
     joint_names: ClassVar[list[str]] = ["slider_to_cart", "cart_to_pole"]
     body_names: ClassVar[list[str]] = ["cart", "pole"]
@@ -101,8 +104,13 @@ class Robot:
             root_vel_w=torch.zeros(num_envs, 6),
             soft_joint_pos_limits=torch.tensor([[-4.0, 4.0], [-1e9, 1e9]]).repeat(num_envs, 1, 1),
             soft_joint_vel_limits=torch.full((num_envs, 2), 1e9),
+            joint_pos_limits=torch.tensor([[-4.0, 4.0], [-1e9, 1e9]]).repeat(num_envs, 1, 1),
+            default_joint_stiffness=torch.zeros(num_envs, 2),
+            default_joint_damping=torch.zeros(num_envs, 2),
+            default_joint_armature=torch.zeros(num_envs, 2),
         )
         self.force = torch.zeros(num_envs, 2)
+        self.position_target = torch.zeros(num_envs, 2)
 
     def find_joints(self, names: Any, subset: Any = None, preserve_order: bool = False) -> Any:
         resolve = importlib.import_module("isaaclab.utils.string").resolve_matching_names
@@ -123,8 +131,8 @@ class Robot:
         self.data.joint_pos[rows[:, None], columns] = position
         self.data.joint_vel[rows[:, None], columns] = velocity
 
-    def set_joint_position_target(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    def set_joint_position_target(self, target: torch.Tensor, joint_ids: Any = None, env_ids: Any = None) -> None:
+        self.position_target[:, slice(None) if joint_ids is None else joint_ids] = target
 
     def set_joint_velocity_target(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -142,8 +150,12 @@ class Robot:
         """One semi-implicit Euler step of a cart (1 kg) with a pole (0.1 kg, half length 0.5 m)."""
         (_, angle), (_, rate) = self.data.joint_pos.unbind(1), self.data.joint_vel.unbind(1)
         sin, cos = torch.sin(angle), torch.cos(angle)
-        push = (self.force[:, 0] + 0.05 * rate.square() * sin) / 1.1
+        away = self.position_target - self.data.joint_pos
+        drive = self.data.default_joint_stiffness * away - self.data.default_joint_damping * self.data.joint_vel
+        force, torque = (self.force + drive).unbind(1)
+        push = (force + 0.05 * rate.square() * sin) / 1.1
         pole = (9.81 * sin - cos * push) / (0.5 * (4 / 3 - 0.1 * cos.square() / 1.1))
+        pole = pole + torque / 0.05
         cart = push - 0.05 * pole * cos / 1.1
         # In place, as PhysX fills its buffers.
         self.data.joint_vel += dt * torch.stack([cart, pole], 1)

@@ -6,9 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlcore.train.arguments import Job, read
 from rlcore.train.commands.common import output_elsewhere, required_run
+
+if TYPE_CHECKING:
+    from rlcore.export import CppReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +21,8 @@ class ExportArguments:
 
     run: Path | None = None
     """Run folder or checkpoint."""
+    onnx: Path | None = None
+    """Exported file to be shown, or written in other forms, instead of a run."""
     checkpoint: str = "best"
     """best, last, or an iteration."""
     output: Path | None = None
@@ -28,6 +34,13 @@ class ExportArguments:
     needs them. None: for all, with the task as an input."""
     cpp: Path | None = None
     """Folder to write the file to as C++17 source, too: weights as constants, no dependency."""
+    show: bool = False
+    """Print what the file tells a controller: joints, observations, actions, commands, with units."""
+    deploy_yaml: Path | None = None
+    """File to write that to in the layout of unitree_rl_lab's deploy.yaml."""
+    motors: tuple[str, ...] = ()
+    """For deploy.yaml the names of all joints in the order of the robot's motors; same: in the simulator's. None: as
+    the task's robot says it by its joint_sdk_names."""
     gate: bool = True
     """Write the gate of a policy that has one (agent.safety.gate); --no-gate writes the bare policy, and says so."""
 
@@ -39,33 +52,71 @@ def export_command(words: Sequence[str]) -> Job:
         return lambda: 0
     args, _ = given
 
-    from rlcore.export import ExportError, write_cpp
+    from rlcore.export import ExportError
+
+    try:
+        return _written(args)
+    except ExportError as error:
+        print(f"rlcore export: refused: {error}", file=sys.stderr)
+        return lambda: 1
+
+
+def _written(args: ExportArguments) -> Job:
+    from rlcore.export import write_cpp
     from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
     from rlcore.train.config import safe_name
     from rlcore.train.run import locate
 
+    if args.motors and args.deploy_yaml is None:
+        raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
+    if args.onnx is not None:
+        _check_alone(args)
+        source = None if args.cpp is None else write_cpp(args.onnx, args.cpp)
+        _tell(args, args.onnx, source)
+        return lambda: 0
     run, checkpoint = locate(required_run(args.run), args.checkpoint)
     if args.output is not None and args.output.is_dir():
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
     own = run.exported if args.for_task is None else run.exported.with_name(f"{safe_name(args.for_task)}.onnx")
-    try:
-        with output_elsewhere(args.output, own):
-            report = export_checkpoint(
-                checkpoint, args.output or own, args.dynamic_batch, gate=args.gate, for_task=args.for_task
-            )
-            source = None if args.cpp is None else write_cpp(report.path, args.cpp)
-    except ExportError as error:
-        print(f"rlcore export: refused: {error}", file=sys.stderr)
-        return lambda: 1
+    with output_elsewhere(args.output, own):
+        report = export_checkpoint(
+            checkpoint, args.output or own, args.dynamic_batch, gate=args.gate, for_task=args.for_task
+        )
+        source = None if args.cpp is None else write_cpp(report.path, args.cpp)
     print(f"parity    {report.parity}")
     for note in report.notes:
         print(f"note      {note}")
     print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
+    _tell(args, report.path, source)
+    if drop_stale_figures(run):
+        print(DROPPED)
+    return lambda: 0
+
+
+def _check_alone(args: ExportArguments) -> None:
+    """Refuse what is for writing a file together with one that is there already."""
+    defaults = ExportArguments()
+    for name in ("run", "checkpoint", "output", "dynamic_batch", "for_task", "gate"):
+        if getattr(args, name) != getattr(defaults, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is for a run, and --onnx names a file that is written already; leave one out")
+
+
+def _tell(args: ExportArguments, path: Path, source: CppReport | None) -> None:
+    """Write the other forms of a file, and print what was asked for."""
+    from rlcore.export import deploy_yaml, read_metadata, shown
+    from rlcore.files import whole_file
+
+    metadata = read_metadata(path)
     if source is not None:
         kept = f"; {', '.join(source.kept)} left as they were" if source.kept else ""
         print(
             f"c++       {source.folder} ({source.parameters:,} weights{kept}); make -C {source.folder} check tries it"
         )
-    if drop_stale_figures(run):
-        print(DROPPED)
-    return lambda: 0
+    if args.deploy_yaml is not None:
+        text = deploy_yaml(metadata, args.motors)
+        with whole_file(args.deploy_yaml) as file:
+            file.write(text)
+        print(f"deploy    {args.deploy_yaml}")
+    if args.show:
+        print(f"\n{shown(metadata)}")
