@@ -28,6 +28,7 @@ from rlcore.env import (
     want_final_obs,
 )
 from rlcore.envs.launch import TASKS_PREFIX, simulator_of
+from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.observations import choose_groups, concatenate, groups_of
 from rlcore.stage import Stage, reset_at, stage_of, stage_where
 from rlcore.tasks import TASK_GROUP, chosen, numbers_of
@@ -346,9 +347,15 @@ def divided(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def options_by_task(tasks: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of each task, under its own name as a table or before a point; see ``make_tasks``."""
+    """The options of each task, under its own name as a table or before a point; see ``make_tasks``.
+
+    ``trial_episodes`` without a name is for all of them.
+    """
     own: dict[str, dict[str, Any]] = {task: {} for task in tasks}
     for key, value in options.items():
+        if key == TRIAL_EPISODES:
+            own = {task: {key: value} | given for task, given in own.items()}
+            continue
         owners = [task for task in tasks if key == task or key.startswith(f"{task}.")]
         if not owners:
             raise ValueError(

@@ -17,6 +17,7 @@ from rlcore.config import ConfigError, check, from_dict, nearest
 from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, name_of
 from rlcore.envs.disturb import KINDS, PUSH_INTERVAL, Disturbed, disturbances
 from rlcore.envs.ranges import AutomaticRanges, Fixed, MaximumEntropy, Row, stage_of_rows
+from rlcore.envs.trials import with_trials
 from rlcore.envs.wrappers import OwnState
 from rlcore.stage import stage_of
 from rlcore.types import Metrics, Obs, Step
@@ -356,11 +357,19 @@ def _limits(task: str, name: str, wanted: ParameterRange, known: Mapping[str, Pa
     return low, high
 
 
-def randomized(env: VecEnv, config: RandomizeConfig, seed: int | None = None) -> VecEnv:
+def randomized(
+    env: VecEnv, config: RandomizeConfig, seed: int | None = None, trial_episodes: int | None = None
+) -> VecEnv:
     """The env with its parameters randomized, and with the disturbances that are among them.
 
+    Args:
+        env: any env.
+        config: settings.
+        seed: see ``OwnState``.
+        trial_episodes: episodes that have the same parameters, see ``Trials``; None: each has its own.
+
     Raises:
-        ConfigError: see ``Randomized``.
+        ConfigError: see ``Randomized`` and ``Trials``.
         ValueError: see ``Disturbed``. The env has been closed then.
     """
     try:
@@ -379,7 +388,7 @@ def randomized(env: VecEnv, config: RandomizeConfig, seed: int | None = None) ->
             delays = [config.parameters[name].range or (0.0, 2.0) for name in names if name.endswith("_delay")]
             longest = max([1, *(math.ceil(high) for _, high in delays)])
             env = Disturbed(env, names, max_delay=longest, push_interval=config.push_interval, seed=seed)
-        return Randomized(env, config, seed)
+        return Randomized(with_trials(env, trial_episodes), config, seed)
     except ValueError:
         env.close()
         raise

@@ -71,7 +71,7 @@ class PPO:
         self.critic = Critic(spec, config, self.policy, len(self.signals)).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
             mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
-        self.recurrent = self.policy.trunk.recurrent or self.critic.trunk.recurrent
+        self.recurrent = bool(self.policy.initial_state(1) or self.critic.initial_state(1))
         self.length, self.num_sequences = sequences_of(config, env.num_envs, self.recurrent)
         self.loss_settings = loss_settings(config, spec)
         finals = (*self.critic.groups, *self.critic.raw_shapes) if config.timeout_bootstrap == "final_obs" else ()
@@ -167,8 +167,7 @@ class PPO:
             if self.recurrent:
                 sequence, raw = sequence.unsqueeze(0), {group: value.unsqueeze(0) for group, value in raw.items()}
             distribution, state = self.policy.distribution(sequence, state, None, raw)
-        if self.recurrent:
-            distribution = unstacked(distribution)
+        distribution = unstacked(distribution) if self.recurrent else distribution
         action = self.policy.sample(distribution, row["actor_obs"])
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
@@ -344,15 +343,16 @@ class PPO:
         """The loss on sequences ``[L, B, ...]``, and what to log of it."""
         config, keep, raw = self.config, samples.keep, samples.raw
         critic_obs = samples.actor_obs if samples.critic_obs is None else samples.critic_obs
-        (distribution, _), (value, _) = side_by_side(  # value [L, B]
-            lambda: self.policy.distribution(samples.actor_obs, samples.actor_state, keep, raw),
+        (distribution, _, task_logits), (value, _) = side_by_side(  # value [L, B]
+            lambda: self.policy.outputs(samples.actor_obs, samples.actor_state, keep, raw),
             lambda: self.critic(critic_obs, samples.critic_state, keep, raw),
             samples.advantage.numel(),
         )
         if config.burn_in > 0 and self.recurrent:
             distribution, value, samples = without_burn_in(distribution, value, samples, config.burn_in)
-        rewarded = value[..., 0] if self.signals else value
-        loss, metrics = ppo_loss(distribution, rewarded, samples, **self.loss_settings)
+        loss, metrics = ppo_loss(distribution, value[..., 0] if self.signals else value, samples, **self.loss_settings)
+        if self.policy.classifier is not None and task_logits is not None:
+            loss = self.policy.classifier.with_loss(loss, metrics, task_logits, samples)
         if samples.signal_returns is not None:
             metrics["loss/signal_value"] = value_loss(value[..., 1:], samples.signal_returns, samples.weight)
             loss = loss + config.value_coef * metrics["loss/signal_value"]

@@ -26,6 +26,8 @@ class ExportArguments:
     for_task: str | None = None
     """Of a policy of several tasks the one that the file is for: observations and actions of its own size, as a robot
     needs them. None: for all, with the task as an input."""
+    given_task: bool = False
+    """Of a policy that infers its task: take the task as an input instead."""
     cpp: Path | None = None
     """Folder to write the file to as C++17 source, too: weights as constants, no dependency."""
     gate: bool = True
@@ -51,8 +53,9 @@ def export_command(words: Sequence[str]) -> Job:
     try:
         with output_elsewhere(args.output, own):
             report = export_checkpoint(
-                checkpoint, args.output or own, args.dynamic_batch, gate=args.gate, for_task=args.for_task
-            )
+                checkpoint, args.output or own, args.dynamic_batch, gate=args.gate, for_task=args.for_task,
+                given_task=args.given_task,
+            )  # fmt: skip
             source = None if args.cpp is None else write_cpp(report.path, args.cpp)
     except ExportError as error:
         print(f"rlcore export: refused: {error}", file=sys.stderr)
