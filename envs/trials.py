@@ -52,7 +52,7 @@ class Trials(OwnState):
         self.episodes, spec = episodes, spec_of(env)
         self.max_episode_length = episodes * env.max_episode_length
         vectors = {name: space for name, space in env.observation_spaces.items() if not is_image(space)}
-        told = [name for name in ("policy", "actor", "critic") if name in vectors]
+        told: list[str] = [name for name in ("policy", "actor", "critic") if name in vectors]
         if told in ([], ["critic"]) and len(vectors) != 1:
             raise ConfigError(
                 f"env.{TRIAL_EPISODES}: {self.task} has no vector among its observations that is called 'policy' or "

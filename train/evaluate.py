@@ -346,8 +346,8 @@ def run_episodes(
             goals += torch.where(ended, number, 0.0)
         for name, value in step.log.items():  # of a task its name is before
             if (key := name.rpartition("/")[2]).startswith(RETURN):
-                own = ended & torch.as_tensor(value).isfinite()
-                trial[key] = torch.where(own, value, trial.get(key, torch.zeros_like(returns)))
+                own = torch.as_tensor(value, dtype=torch.float64, device=device)  # [N]
+                trial[key] = torch.where(ended & own.isfinite(), own, trial.get(key, torch.zeros_like(returns)))
         running = running & ~done
         controller.forget(begins(step))
         obs = step.obs
