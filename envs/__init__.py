@@ -38,6 +38,7 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Budget": ("rlcore.envs.constrained:Budget", {}),
     "Detour": ("rlcore.envs.constrained:Detour", {}),
     "Null": ("rlcore.envs.null:Null", {}),
+    "Navigation-2D": ("rlcore.envs.navigation:Navigation", {}),
     **{f"Corner-{corner}": ("rlcore.envs.corner:Corner", {"corner": corner}) for corner in ("NE", "NW", "SW", "SE")},
 }
 """Built-in tasks: where the env's class is, and the arguments that make it this task."""
@@ -48,6 +49,11 @@ WRAPPERS = {"HiddenVelocity": "rlcore.envs.wrappers:HiddenVelocity", "Delayed": 
 TASKS |= {
     f"{name}-{end}": TASKS[name] for name in list(TASKS) if name.startswith(("Pendulum", "Reach")) for end in WRAPPERS
 }
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Navigation-2D": {"randomize.goal_x": True, "randomize.goal_y": True},
+}
+"""Tasks that are whole families, see ``rlcore.family``, and the options that make them so where nobody says others."""
 
 
 _METHODS = ("reset", "step", "close")
@@ -82,29 +88,34 @@ def make_env(
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1")
+    return _made(task, num_envs, device, seed, **{**FAMILIES.get(task, {}), **options})
+
+
+def _made(task: str, num_envs: int, device: str | torch.device, seed: int | None, **options: Any) -> VecEnv:
+    """See ``make_env``: the wrappers that options ask for, around what has none."""
     if any(name.partition(".")[0] == "costs" for name in options):
         from rlcore.envs.costs import split_sources, with_signals
 
         sources, options = split_sources(options)
-        return with_signals(make_env(task, num_envs, device, seed, **options), sources)
+        return with_signals(_made(task, num_envs, device, seed, **options), sources)
     if any(name.partition(".")[0] == "curriculum" for name in options):
         from rlcore.envs.curriculum import with_curriculum
         from rlcore.envs.curriculum_config import split_curriculum
 
         curriculum, options = split_curriculum(options)
-        return with_curriculum(make_env(task, num_envs, device, seed, **options), curriculum, seed)
+        return with_curriculum(_made(task, num_envs, device, seed, **options), curriculum, seed)
     if any(name.partition(".")[0] == "randomize" for name in options):
         from rlcore.envs.randomize import randomized, split_randomize
 
         config, options = split_randomize(options)
         episodes = None if config is None else options.pop("trial_episodes", None)
-        bare = make_env(task, num_envs, device, seed, **options)
+        bare = _made(task, num_envs, device, seed, **options)
         return bare if config is None else randomized(bare, config, seed, trial_episodes=episodes)
     if "trial_episodes" in options and not task.startswith(TASKS_PREFIX):  # several tasks: each its own
         from rlcore.envs.trials import with_trials
 
         episodes = options.pop("trial_episodes")
-        return with_trials(make_env(task, num_envs, device, seed, **options), episodes)
+        return with_trials(_made(task, num_envs, device, seed, **options), episodes)
     device = _placed(device)
     simulator = simulator_of(task) if task not in TASKS else "builtin"
     if simulator == "isaaclab":

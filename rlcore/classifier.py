@@ -114,22 +114,30 @@ class TaskClassifier(nn.Module):
         seen, state = self.history(x, state, keep)
         return self.mlp(seen, self.head), state
 
-    def told(self, normalized: Tensor, state: State, keep: Tensor | None) -> tuple[Tensor, Tensor, State, State]:
+    def told(
+        self, normalized: Tensor, state: State, keep: Tensor | None = None, before: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, State, State]:
         """Put the probability of each task in the place of the group ``task``.
+
+        Without a gradient to the classifier that is what the policy acted by, wherever the classifier has come since:
+        an observation like others, so that ratio and divergence tell of the policy alone.
 
         Args:
             normalized: ``[T, N, O + K]``, of which the last K numbers are not read.
             state: its own, and after it that of others.
             keep: see ``RNN.forward``.
+            before: probabilities ``[T, N, K]`` that the policy acted by; None: it acts now.
 
         Returns:
-            ``[T, N, O + K]``, without a gradient to the classifier unless the settings want it; logits ``[T, N, K]``;
-            the next state of its own; and that of others.
+            ``[T, N, O + K]``; logits ``[T, N, K]``; the next state of its own; and that of others.
         """
         count = len(self.initial_state(1))
         observed = normalized[..., : -self.tasks]
         logits, own = self(observed, state[:count], keep)
-        told = F.softmax(logits.detach() if self.config.stop_gradient else logits, -1)
+        if self.config.stop_gradient:
+            told = F.softmax(logits.detach(), -1) if before is None else before
+        else:
+            told = F.softmax(logits, -1)
         return torch.cat([observed, told], -1), logits, own, state[count:]
 
     def with_loss(self, loss: Tensor, metrics: Metrics, logits: Tensor, samples: Samples) -> Tensor:
@@ -147,6 +155,11 @@ class TaskClassifier(nn.Module):
         right = logits.argmax(-1) == task.argmax(-1)
         metrics["classifier/accuracy"] = (weight * right).mean()
         return loss + self.config.weight * metrics["classifier/loss"]
+
+
+def told_column(logits: Tensor | None) -> dict[str, Tensor]:
+    """The column ``told`` ``[N, K]`` of a rollout, by logits of one step; none where the task is not inferred."""
+    return {} if logits is None else {"told": F.softmax(logits, -1).view(-1, logits.shape[-1])}
 
 
 def make_classifier(spec: EnvSpec, config: Any, inputs: int) -> TaskClassifier | None:

@@ -134,12 +134,20 @@ class ActorPolicy(Policy):
         return self.outputs(normalized, state, keep, raw)[:2]
 
     def outputs(
-        self, normalized: Tensor, state: State = (), keep: Tensor | None = None, raw: Obs | None = None
+        self,
+        normalized: Tensor,
+        state: State = (),
+        keep: Tensor | None = None,
+        raw: Obs | None = None,
+        told: Tensor | None = None,
     ) -> tuple[Distribution, State, Tensor | None]:
-        """What ``distribution`` returns, and logits of the task ``[T, N, K]`` where it is inferred."""
+        """What ``distribution`` returns, and logits of the task ``[T, N, K]`` where it is inferred.
+
+        ``told`` ``[T, N, K]`` is the probability of each task that the policy acted by; see ``TaskClassifier.told``.
+        """
         if self.classifier is None or not self.inferred_tasks:
             return (*self._decided(normalized, state, keep, raw), None)
-        normalized, logits, own, state = self.classifier.told(normalized, state, keep)
+        normalized, logits, own, state = self.classifier.told(normalized, state, keep, told)
         distribution, state = self._decided(normalized, state, keep, raw)
         return distribution, (*own, *state), logits
 

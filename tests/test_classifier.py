@@ -196,14 +196,32 @@ def test_what_cannot_be_is_refused(task: str, settings: dict[str, Any], message:
         PPO(env, from_dict(PPOConfig, {"num_steps": 8, "classifier": {"type": "gru"}} | settings), seed=1)
 
 
-def test_a_hidden_task_is_found_out() -> None:
+@pytest.mark.parametrize(
+    "kind", [ClassifierConfig(type="gru", hidden_size=16), ClassifierConfig(type="window", window=8)]
+)
+def test_a_hidden_task_is_found_out(kind: ClassifierConfig) -> None:
     """Nothing but the reward tells the corners apart, whatever is done: a guess without it is right half the time."""
-    settings = {"num_steps": 16, "num_epochs": 4, "num_minibatches": 2, "desired_kl": 0.02}
-    agent = agent_on(ClassifierConfig(type="gru", hidden_size=16), num_envs=32, **settings)
-    agent.learn(30)
-    result = evaluate(make_env(CORNERS, 60, seed=5, trial_episodes=1), agent.policy.eval(), 7)
+    options = {"trial_episodes": 1, "Corner-NE.max_episode_length": 20, "Corner-SW.max_episode_length": 20}
+    config = replace(CONFIG, classifier=kind, num_steps=20, num_epochs=4)
+    agent = PPO(make_env(CORNERS, 64, seed=3, **options), config, seed=3)
+    agent.learn(15)
+    result = evaluate(make_env(CORNERS, 60, seed=5, **options), agent.policy.eval(), 7)
     assert float(result.guesses[0].mean()) < 0.7, "before the first reward nothing is known"
     assert float(result.guesses[10].mean()) >= 0.95
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_while_it_is_updated_the_policy_is_judged_by_what_it_acted_by(kind: ClassifierConfig) -> None:
+    agent = agent_on(kind, num_epochs=1, num_minibatches=1)
+    agent.learn(1)
+    policy = agent.policy
+    assert policy.classifier is not None
+    x, acted_by = torch.randn(1, 4, policy.size), torch.rand(1, 4, 2)
+    one = policy.outputs(x, policy.initial_state(4), told=acted_by)[0]
+    torch.nn.init.normal_(policy.classifier.head.weight)
+    other = policy.outputs(x, policy.initial_state(4), told=acted_by)[0]
+    assert torch.equal(one[0], other[0])
+    assert not torch.equal(policy.outputs(x, policy.initial_state(4))[0][0], one[0])
 
 
 # From the command line to the file

@@ -1,0 +1,125 @@
+"""Settings of domain randomization, and how they are written among the options of a task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from rlcore.config import check, from_dict
+from rlcore.envs.disturb import PUSH_INTERVAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterRange:
+    """From what a parameter is drawn."""
+
+    range: tuple[float, float] | None = None
+    """Lower and upper limit; none: the range that the env or the disturbance has for it."""
+    distribution: Literal["uniform", "log_uniform"] = "uniform"
+    """Whether the value or its logarithm is uniform where all of the range is drawn from."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no range."""
+        if self.range is None:
+            return
+        low, high = self.range if len(self.range) == 2 else (math.nan, math.nan)
+        check(-math.inf < low <= high < math.inf, "range", list(self.range), "give [low, high] with low <= high")
+        logarithm = self.distribution == "log_uniform"
+        check(low > 0 or not logarithm, "range", list(self.range), "log_uniform needs low above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomizeConfig:
+    """What is randomized, and how ranges follow what is achieved in them."""
+
+    mode: Literal["fixed", "adr", "doraemon"] = "fixed"
+    """fixed: all of the ranges. adr: each end begins at the nominal value and moves by the success of episodes that are
+    played there (Akkaya et al. 2019, arXiv:1910.07113). doraemon: Beta distributions of the largest entropy at a wanted
+    rate of success (Tiboni et al. 2024, arXiv:2311.01885). The ranges are the limits of both."""
+    parameters: dict[str, ParameterRange] = field(default_factory=dict)
+    """By name."""
+    success_return: float | None = None
+    """Return from which on an episode is a success; none: as the env tells it."""
+    push_interval: float = PUSH_INTERVAL
+    """Between pushes: seconds, or steps where the env does not tell the time of one."""
+    widen_above: float = 0.8
+    """Of adr: mean success at an end from which on it moves out."""
+    narrow_below: float = 0.5
+    """Of adr: mean success at an end up to which it moves back."""
+    step: float = 0.02
+    """Of adr: how far an end moves, in parts of the range."""
+    boundary_episodes: int = 100
+    """Of adr: episodes at an end that decide."""
+    success_rate: float = 0.5
+    """Of doraemon: success that is to be expected at least."""
+    max_kl: float = 0.1
+    """Of doraemon: how far the distributions change at once, in nats."""
+    interval: int = 16
+    """Of doraemon: iterations from one change to the next."""
+    episodes: int = 2048
+    """Of doraemon: the latest so many episodes tell what succeeds; at least one for each env."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for key in ("push_interval", "step", "max_kl"):
+            check(0 < getattr(self, key) < math.inf, key, getattr(self, key), "set a positive number")
+        for key in ("boundary_episodes", "interval", "episodes"):
+            check(getattr(self, key) >= 1, key, getattr(self, key), "set 1 or more")
+        check(0 < self.success_rate <= 1, "success_rate", self.success_rate, "set a number above 0, at most 1")
+        check(self.widen_above <= 1, "widen_above", self.widen_above, "set a number up to 1, or it never widens")
+        order = "set it below widen_above"
+        check(0 <= self.narrow_below < self.widen_above, "narrow_below", self.narrow_below, order)
+        value = self.success_return
+        check(value is None or math.isfinite(value), "success_return", value, "set a number, or none")
+
+
+SETTINGS = tuple(setting.name for setting in fields(RandomizeConfig) if setting.name != "parameters")
+"""What among ``randomize.NAME`` is no parameter."""
+
+
+def split_randomize(options: Mapping[str, Any]) -> tuple[RandomizeConfig | None, dict[str, Any]]:
+    """What is to be randomized, of the options of a task ``randomize.NAME`` or a mapping ``randomize``; and the others.
+
+    Raises:
+        ConfigError: a setting is impossible, or nothing is randomized.
+    """
+    own = {key: value for key, value in options.items() if key.partition(".")[0] == "randomize"}
+    if not own:
+        return None, dict(options)
+    table: dict[str, Any] = {}
+    for key, value in sorted(own.items()):  # a whole mapping before settings of it
+        path = key.split(".", 2)[1:]
+        if not path:
+            check(isinstance(value, Mapping), "env.randomize", value, "write randomize.PARAMETER '[low, high]'")
+            table |= value
+        elif len(path) == 1:
+            table[path[0]] = value
+        else:
+            before = table.get(path[0])
+            table[path[0]] = {**(before if isinstance(before, Mapping) else {}), path[1]: value}
+    settings = {key: value for key, value in table.items() if key in SETTINGS}
+    ranges = {key: _range(key, value) for key, value in sorted(table.items()) if key not in SETTINGS}
+    ranges = {key: value for key, value in ranges.items() if value is not None}
+    config = from_dict(RandomizeConfig, {**settings, "parameters": ranges}, "env.randomize")
+    others = {key: value for key, value in options.items() if key not in own}
+    if not ranges and not settings:  # all of them were switched off
+        return None, others
+    check(bool(ranges), "env.randomize", settings, "name what is drawn: randomize.PARAMETER '[low, high]'")
+    return config, others
+
+
+def _range(name: str, value: Any) -> dict[str, Any] | None:
+    """A range in whatever way it is written; None where it is switched off."""
+    if value is None or value is False:
+        return None
+    if value is True:
+        return {}
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (int, float)):
+        return {"range": [value, value]}
+    remedy = "write '[low, high]', true for its own range, one number, or .range and .distribution"
+    check(isinstance(value, (list, tuple)) and len(value) == 2, f"env.randomize.{name}", value, remedy)
+    return {"range": list(value)}
