@@ -80,6 +80,7 @@ def make_env(
             And ``randomize``, ranges of parameters by name, ``{"randomize.mass": [0.7, 1.5]}``, and the settings of
             ``rlcore.envs.randomize.RandomizeConfig``.
             And ``curriculum``, levels of parameters, see ``rlcore.envs.curriculum_config.CurriculumConfig``.
+            And ``trial_episodes``, so many episodes in a trial, see ``rlcore.envs.trials.Trials``.
 
     Raises:
         ValueError: unknown task or option, ``num_envs`` below 1, a device that is not there, or a simulator that is
@@ -107,8 +108,14 @@ def _made(task: str, num_envs: int, device: str | torch.device, seed: int | None
         from rlcore.envs.randomize import randomized, split_randomize
 
         config, options = split_randomize(options)
+        episodes = None if config is None else options.pop("trial_episodes", None)
         bare = _made(task, num_envs, device, seed, **options)
-        return bare if config is None else randomized(bare, config, seed)
+        return bare if config is None else randomized(bare, config, seed, trial_episodes=episodes)
+    if "trial_episodes" in options and not task.startswith(TASKS_PREFIX):  # several tasks: each its own
+        from rlcore.envs.trials import with_trials
+
+        episodes = options.pop("trial_episodes")
+        return with_trials(_made(task, num_envs, device, seed, **options), episodes)
     device = _placed(device)
     simulator = simulator_of(task) if task not in TASKS else "builtin"
     if simulator == "isaaclab":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
-from rlcore.envs.torch_env import TorchEnv
+from rlcore.envs.torch_env import TorchEnv, drawn
 from rlcore.types import Obs, Step
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CORNERS = {"NE": (1.0, 1.0), "NW": (-1.0, 1.0), "SW": (-1.0, -1.0), "SE": (1.0, -1.0)}
 """Where each is, m."""
@@ -98,6 +102,18 @@ class Corner(TorchEnv):
         return Step(
             {"policy": self.state.clone()}, reward, terminated, truncated, {"policy": reached}, {"success": success}
         )
+
+    def render(self) -> NDArray[np.uint8]:
+        """Picture of env 0, ``[300, 400, 3]``: the mass, and a ring about its corner."""
+        return drawn(self._paint)
+
+    def _paint(self, figure: Figure) -> None:
+        axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set(aspect="equal", xlim=(-1.8, 1.8), ylim=(-1.35, 1.35))
+        axes.set_axis_off()
+        axes.plot(*zip(*CORNERS.values(), strict=True), "o", color="0.8", markersize=12)
+        axes.plot(*self._goal.tolist(), "o", color="tab:green", markersize=24, fillstyle="none")
+        axes.plot(*self.state[0, :2].tolist(), "o", color="tab:blue", markersize=10)
 
     def _begin(self) -> Obs:
         self.state.copy_(self._start_states())

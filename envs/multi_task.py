@@ -28,6 +28,7 @@ from rlcore.env import (
     want_final_obs,
 )
 from rlcore.envs.launch import TASKS_PREFIX, simulator_of
+from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.observations import choose_groups, concatenate, groups_of
 from rlcore.stage import Stage, reset_at, stage_of, stage_where
 from rlcore.tasks import TASK_GROUP, chosen, numbers_of
@@ -346,20 +347,28 @@ def divided(total: int, shares: Sequence[float]) -> list[int]:
 
 
 def options_by_task(tasks: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The options of each task, under its own name as a table or before a point; see ``make_tasks``."""
+    """The options of each task, under its own name as a table or before a point; see ``make_tasks``.
+
+    ``trial_episodes`` without a name is for all of them.
+    """
     own: dict[str, dict[str, Any]] = {task: {} for task in tasks}
     for key, value in options.items():
-        owners = [task for task in tasks if key == task or key.startswith(f"{task}.")]
+        if key == TRIAL_EPISODES:
+            own = {task: {key: value} | given for task, given in own.items()}
+            continue
+        spelled = {name: task for task in tasks for name in (task, task.replace("-", "_"))}  # as words of a command are
+        owners = [name for name in spelled if key == name or key.startswith(f"{name}.")]
         if not owners:
             raise ValueError(
                 f"{TASKS_PREFIX}{'+'.join(tasks)}: option '{key}' belongs to no task; write TASK.{key}; "
                 f"{nearest(key.partition('.')[0], tasks)}"
             )
-        task = max(owners, key=len)
-        if key == f"{task}.num_envs" or (key == task and isinstance(value, Mapping) and "num_envs" in value):
+        name = max(owners, key=len)
+        task, option = spelled[name], key.removeprefix(name).removeprefix(".")
+        if option == "num_envs" or (not option and isinstance(value, Mapping) and "num_envs" in value):
             raise ValueError(f"{task}: num_envs is that of all tasks; write {task}.{SHARE}, its part of them")
-        if key != task:
-            own[task][key.removeprefix(f"{task}.")] = value
+        if option:
+            own[task][option] = value
         elif isinstance(value, Mapping):
             own[task] |= value
         else:

@@ -20,6 +20,7 @@ from rlcore.envs.randomize_config import ParameterRange as ParameterRange
 from rlcore.envs.randomize_config import RandomizeConfig as RandomizeConfig
 from rlcore.envs.randomize_config import split_randomize as split_randomize
 from rlcore.envs.ranges import AutomaticRanges, Fixed, MaximumEntropy, Row, Scale, redrawn, stage_of_rows
+from rlcore.envs.trials import with_trials
 from rlcore.envs.wrappers import OwnState
 from rlcore.stage import stage_of
 from rlcore.types import Metrics, Obs, Step
@@ -265,11 +266,19 @@ def _limits(task: str, name: str, wanted: ParameterRange, known: Mapping[str, Pa
     return low, high
 
 
-def randomized(env: VecEnv, config: RandomizeConfig, seed: int | None = None) -> VecEnv:
+def randomized(
+    env: VecEnv, config: RandomizeConfig, seed: int | None = None, trial_episodes: int | None = None
+) -> VecEnv:
     """The env with its parameters randomized, and with the disturbances that are among them.
 
+    Args:
+        env: any env.
+        config: settings.
+        seed: see ``OwnState``.
+        trial_episodes: episodes that have the same parameters, see ``Trials``; None: each has its own.
+
     Raises:
-        ConfigError: see ``Randomized``.
+        ConfigError: see ``Randomized`` and ``Trials``.
         ValueError: see ``Disturbed``. The env has been closed then.
     """
     try:
@@ -288,7 +297,7 @@ def randomized(env: VecEnv, config: RandomizeConfig, seed: int | None = None) ->
             delays = [config.parameters[name].range or (0.0, 2.0) for name in names if name.endswith("_delay")]
             longest = max([1, *(math.ceil(high) for _, high in delays)])
             env = Disturbed(env, names, max_delay=longest, push_interval=config.push_interval, seed=seed)
-        return Randomized(env, config, seed)
+        return Randomized(with_trials(env, trial_episodes), config, seed)
     except ValueError:
         env.close()
         raise

@@ -24,7 +24,8 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``joint_names`` and others | the same under mjlab's names, as texts with commas: see ``mjlab_names.py`` |
 | ``normalizer_inside`` | true: feed raw observations |
 | ``gate`` | replaces risky actions inside: threshold, fallback, horizon (steps), whether it acts; or ``left out`` |
-| ``tasks`` | of a policy of several, in the order of ``task`` in ``obs``: name, and what it reads and gives of it |
+| ``tasks`` | of several, as ``task`` in ``obs`` or ``task_probability`` has them: name, what it reads and gives |
+| ``trial_episodes`` | episodes of a trial, within which the recurrent state is kept: see ``rlcore.envs.trials`` |
 | ``violations`` | signals of the env that are a violation where they are above a number |
 | ``inputs``, ``outputs``, ``types`` | shape by name of each; type by name of all |
 | ``parity_max_abs_error``, ``parity_samples``, … | how closely the file follows the policy: see ``parity.py`` |
@@ -95,7 +96,7 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {' '.join(str(error).split())[:200]}") from error
 
 
-RESERVED = ("obs", "actions", "risk", "h_in", "c_in", "h_out", "c_out")
+RESERVED = ("obs", "actions", "risk", "task_probability", "h_in", "c_in", "h_out", "c_out")
 """Names of inputs and outputs that no observation group may take."""
 
 

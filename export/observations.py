@@ -162,7 +162,7 @@ def still_inputs(policy: Policy, terms: Sequence[Mapping[str, Any]]) -> str | No
     _, std, epsilon = statistics
     still = std < STILL * epsilon  # [O]
     if isinstance(policy.normalizer, GroupNormalizer):  # the others are not divided
-        still &= policy.normalizer.normalized.cpu()
+        still &= policy.normalizer.normalized[: len(still)].cpu()
     if not still.any():
         return None
     names: list[str] = []
@@ -186,4 +186,6 @@ def _statistics(policy: Policy) -> tuple[Tensor, Tensor, float] | None:
     normalizer = getattr(policy, "normalizer", None)
     if not isinstance(normalizer, RunningNormalizer) or not bool((normalizer.count > 0).any()):
         return None
-    return normalizer.mean.detach().cpu(), normalizer.var.detach().sqrt().cpu(), normalizer.epsilon
+    size = sum(policy.observation_sizes.values())  # without the task where that is inferred
+    mean, var = normalizer.mean[:size].detach().cpu(), normalizer.var[:size].detach().cpu()
+    return mean, var.sqrt(), normalizer.epsilon

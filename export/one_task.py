@@ -20,6 +20,8 @@ from rlcore.types import Obs, State
 class OneTask(Policy):
     """A policy of several tasks that does one of them: observations and actions are of the task's own size.
 
+    It is told the task, unless it infers its task anyway.
+
     Args:
         policy: of several tasks.
         name: of the one.
@@ -34,7 +36,7 @@ class OneTask(Policy):
         super().__init__()
         self.spec = task_spec(policy.spec, name)
         number = list(policy.spec.tasks).index(name)
-        self.policy, self.discrete = policy, policy.spec.discrete
+        self.policy, self.discrete, self.inferred_tasks = policy, policy.spec.discrete, policy.inferred_tasks
         self.joint_sizes = {group: size for group, size in policy.observation_sizes.items() if group != TASK_GROUP}
         self.observation_sizes = {group: self.spec.observation_sizes[group] for group in self.joint_sizes}
         one_hot = nn.functional.one_hot(torch.tensor(number), len(policy.spec.tasks)).float()
@@ -58,17 +60,28 @@ class OneTask(Policy):
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Map the task's own observations to its own actions: ``[N, A]``, or choices ``[N]`` or ``[N, parts]``."""
+        action, state = self.policy(self._joint(obs), state)
+        return self._own(action), state
+
+    def inferring(self, obs: Obs, state: State = ()) -> tuple[Tensor, Tensor, State]:
+        """See ``Policy.inferring``."""
+        action, probability, state = self.policy.inferring(self._joint(obs), state)
+        return self._own(action), probability, state
+
+    def _joint(self, obs: Obs) -> Obs:
         joint: Obs = {}
         for group, size in self.joint_sizes.items():
             own = obs[group]
             joint[group] = torch.cat([own, own.new_zeros(own.shape[0], size - self.observation_sizes[group])], -1)
         first = next(iter(joint.values()))
         joint[TASK_GROUP] = self.one_hot.expand(first.shape[0], -1)
-        action, state = self.policy(joint, state)
+        return joint
+
+    def _own(self, action: Tensor) -> Tensor:
         if self.discrete:
-            return action, state
+            return action
         action = action[:, : numbers_of(self.spec)]
-        return (chosen(action, self.spec) if self.spec.discrete else action), state
+        return chosen(action, self.spec) if self.spec.discrete else action
 
 
 def task_spec(spec: EnvSpec, name: str) -> EnvSpec:

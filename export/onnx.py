@@ -49,7 +49,7 @@ class FlatPolicy(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Map ``obs [N, O]``, where it reads vectors, its other groups, and its state to action and next state.
 
-        With a gate the risk ``[N]`` is between the two.
+        With a gate the risk ``[N]`` is between the two, or where the task is inferred its probability ``[N, K]``.
         """
         sizes, raw = self.policy.observation_sizes, self.policy.raw_shapes
         rest, parts = list(inputs), []
@@ -61,6 +61,9 @@ class FlatPolicy(nn.Module):
         if self.policy.gate is not None:
             gated, state = self.policy.judged(seen, before)
             return (gated.action, gated.risk, *state)
+        if self.policy.inferred_tasks:
+            action, probability, state = self.policy.inferring(seen, before)
+            return (action, probability, *state)
         action, state = self.policy(seen, before)
         return (action, *state)
 
@@ -84,8 +87,9 @@ def export_onnx(
     is taken): images ``[1, C, H, W]`` uint8 or float32 as the env gives them, and the mask of choices ``[1, K]``
     float32. Output ``actions``: ``[1, A]`` float32, or int64 ``[1]`` when discrete, ``[1, D]`` for D choices at once. A
     recurrent policy adds ``h_in``, ``c_in``, ``h_out``, ``c_out``, each ``[layers, 1, hidden]``, zero at the start of
-    an episode. One with a gate has it inside, and adds the output ``risk`` ``[1]``, see ``gate.Gated``. The policy
-    itself is left as it is, and a file that was there before stays until the new one has passed every check.
+    an episode. One with a gate has it inside, and adds the output ``risk`` ``[1]``, see ``gate.Gated``; one that infers
+    its task adds ``task_probability`` ``[1, K]``, in the order of ``metadata["tasks"]``. The policy itself is left as
+    it is, and a file that was there before stays until the new one has passed every check.
 
     Args:
         policy: what to export, on any device.
@@ -224,8 +228,11 @@ def _trace(module: FlatPolicy, example: tuple[Tensor, ...], path: Path, dynamic_
     groups = [*(["obs"] if policy.observation_sizes else []), *input_names(list(policy.raw_shapes)).values()]
     states = STATE_NAMES[: len(example) - len(groups)]
     inputs = [*groups, *(f"{name}_in" for name in states)]
-    outputs = ["actions", *([] if policy.gate is None else ["risk"]), *(f"{name}_out" for name in states)]
-    axes = {name: {0 if name in (*groups, "actions", "risk") else 1: "batch"} for name in inputs + outputs}
+    outputs = ["actions", *([] if policy.gate is None else ["risk"])]
+    outputs += ["task_probability"] if policy.inferred_tasks else []
+    rows = (*groups, *outputs)
+    outputs += [f"{name}_out" for name in states]
+    axes = {name: {0 if name in rows else 1: "batch"} for name in inputs + outputs}
     try:
         with torch.no_grad(), _quiet():
             # dynamo=True, the default since torch 2.9, writes opset 18 whatever is asked, and weights in a second file.

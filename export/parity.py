@@ -241,8 +241,10 @@ def _replay(
     for t in range(num_steps):
         now = {group: x[t] for group, x in obs.items()}
         before = state
-        gated = None
-        if reference.gate is None:
+        gated, probability = None, None
+        if reference.inferred_tasks:
+            action, probability, state = reference.inferring(now, before)
+        elif reference.gate is None:
             action, state = reference(now, before)
         else:
             gated, state = reference.judged(now, before)
@@ -261,6 +263,10 @@ def _replay(
         if gated is not None:
             got = _decided(gated, got, report)
             pairs.setdefault("risk", []).append((gated.risk.unsqueeze(-1).numpy(), np.asarray(runner.risk)[:, None]))
+        if probability is not None:
+            if runner.task_probability is None:
+                raise ExportError("the file has no output 'task_probability'; it is not the file of this policy")
+            pairs.setdefault("task_probability", []).append((probability.numpy(), runner.task_probability))
         if action.is_floating_point():
             pairs.setdefault("actions", []).append((action.numpy(), got))
         else:
@@ -274,7 +280,7 @@ def _replay(
     report.samples += num_steps * num_rows
     for name, steps in pairs.items():
         wanted, actual = (np.stack([pair[i] for pair in steps]) for i in range(2))
-        if follow or name in ("actions", "risk"):
+        if follow or name in ("actions", "risk", "task_probability"):
             _compare(name, wanted, actual, far, report)
         else:
             report.state_drift = max(report.state_drift, float(np.abs(actual - wanted).max()))

@@ -6,6 +6,8 @@ This file imports nothing else of rlcore: copy it into a robot controller as it 
     action = policy(observation)  # once every policy.metadata["control_dt"] seconds
     policy.reset()                # before a new episode
 
+Of a policy that infers its task ``policy.task_probability`` is then that of each of ``policy.inferred_tasks``.
+
 In a policy with a gate ``policy.risk`` is then the chance that what it wanted ends in a violation soon, and
 ``policy.acted`` whether the action is the gate's instead.
 
@@ -48,6 +50,7 @@ _SCALARS = {
     "parity_tolerance",
     "physics_dt",
     "schema_version",
+    "trial_episodes",
 }
 
 NAME_LISTS = ("command_names", "joint_names", "observation_names")
@@ -111,6 +114,8 @@ class OnnxPolicy:
     """Of the latest call, where the file has a gate: risk of what the policy wanted, 0 to 1, a number or ``[N]``."""
     threshold: float | None
     """Risk above which the gate of the file replaces an action; None where it has none, or one that only tells."""
+    task_probability: NDArray[np.float32] | None
+    """Of the latest call, where the file infers its task: ``[K]`` or ``[N, K]``."""
     state: list[NDArray[np.float32]]
     """Recurrent state, each ``[layers, N, hidden]``; empty before the first call and for a feed-forward policy."""
 
@@ -164,9 +169,10 @@ class OnnxPolicy:
         names = [name for name in ("h", "c") if f"{name}_in" in inputs]
         self._state_in = [f"{name}_in" for name in names]
         self._state_shapes = [inputs[name] for name in self._state_in]
-        self._outputs = ["actions", *(["risk"] if "risk" in outputs else []), *(f"{name}_out" for name in names)]
+        told = [name for name in ("risk", "task_probability") if name in outputs]
+        self._outputs = ["actions", *told, *(f"{name}_out" for name in names)]
         self.state = []
-        self.risk, self.threshold = None, self._limit()
+        self.risk, self.threshold, self.task_probability = None, self._limit(), None
         self._vectors, self._terms = self._described()
 
     def __call__(self, obs: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
@@ -210,8 +216,18 @@ class OnnxPolicy:
         if "risk" in self._outputs:
             risk = found.pop(0)  # [N]
             self.risk = risk[0] if single else risk
+        if "task_probability" in self._outputs:
+            probability = found.pop(0)  # [N, K]
+            self.task_probability = probability[0] if single else probability
         self.state = found
         return actions[0] if single else actions
+
+    @property
+    def inferred_tasks(self) -> tuple[str, ...]:
+        """Names of the tasks of ``task_probability``; empty where the file infers none, or does not name them."""
+        tasks = self.metadata.get("tasks") if "task_probability" in self._outputs else None
+        named = isinstance(tasks, list) and all(isinstance(task, dict) and "name" in task for task in tasks)
+        return tuple(str(task["name"]) for task in tasks) if named and isinstance(tasks, list) else ()
 
     @property
     def acted(self) -> NDArray[np.bool_]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rlcore.classifier import ClassifierConfig
 from rlcore.config import check, check_positive
 from rlcore.distributions import StdType
 from rlcore.networks import NetworkConfig
@@ -25,6 +26,8 @@ class ActorCriticConfig:
     """Hidden layers of the actor."""
     critic: NetworkConfig = field(default_factory=NetworkConfig)
     """Hidden layers of the critic; with share_trunk it has the actor's instead."""
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    """With several tasks: infer which one it is, in place of being told."""
     share_trunk: bool = False
     """Actor and critic share the actor's hidden layers."""
     actor_obs: tuple[str, ...] | None = None

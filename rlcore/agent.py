@@ -33,6 +33,8 @@ class Policy(nn.Module):
         super().__init__()
         self.gate: Gate | None = None
         """What judges its actions and replaces those that are too risky; None where nothing does."""
+        self.inferred_tasks: tuple[str, ...] = ()
+        """Names of the tasks of which it infers the one at hand; empty where there is nothing to infer."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -45,6 +47,10 @@ class Policy(nn.Module):
 
     def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
         """Map observations to actions ``[N, A]`` float32 (``[N]`` int64 when discrete) and the next state."""
+        raise NotImplementedError
+
+    def inferring(self, obs: Obs, state: State = ()) -> tuple[Tensor, Tensor, State]:
+        """Actions as ``forward`` has them, the probability of each of ``inferred_tasks`` ``[N, K]``, the next state."""
         raise NotImplementedError
 
     def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
 from rlcore.config import ConfigError, check, check_positive, nearest
-from rlcore.env import EnvSpec, VecEnv
+from rlcore.env import WIDEST_ACTION, EnvSpec, VecEnv
 from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
 from rlcore.observations import images, vectors
@@ -315,3 +316,40 @@ def warnings(
             f"{missing_rows * num_envs:,}; give more --num-iterations or less --agent.learning-starts"
         )
     return told
+
+
+def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tensor]:
+    """Lowest and highest action ``[A]``, from the settings or else the env.
+
+    Raises:
+        ConfigError: actions are discrete, or without bounds, or the env's bounds are so wide that hardly an action in
+            them can be meant.
+    """
+    if spec.discrete:
+        raise ConfigError(f"algo: {spec.task} has discrete actions, which SAC and DDPG cannot choose; use ppo")
+    bounds = []
+    for key, own in (("action_low", spec.action_low), ("action_high", spec.action_high)):
+        given = getattr(config, key)
+        if given is None:
+            widest = max(own, key=abs)
+            remedy = "set agent.action_low and agent.action_high to the range that the robot needs, such as -1 and 1"
+            if math.isinf(widest):
+                raise ConfigError(f"{key}: actions of {spec.task} have no bounds, which a tanh needs; {remedy}")
+            if abs(widest) > WIDEST_ACTION:
+                raise ConfigError(
+                    f"{key}: actions of {spec.task} reach to {widest:g}, and beyond +-{WIDEST_ACTION:g} exploration "
+                    f"rarely meets what is useful; {remedy}, or to these very bounds"
+                )
+            given = own
+        wanted = "1 number" if spec.action_size == 1 else f"1 or {spec.action_size} numbers"
+        check(len(given) in (1, spec.action_size), key, given, f"give {wanted}")
+        bounds.append(torch.tensor(given, dtype=torch.float32).expand(spec.action_size))
+    low, high = bounds
+    check(bool((low < high).all()), "action_low", low.tolist(), f"set less than action_high ({high.tolist()})")
+    beyond = (low < torch.tensor(spec.action_low)) | (high > torch.tensor(spec.action_high))
+    if bool(beyond.any()):
+        raise ConfigError(
+            f"action_low: {low.tolist()} to {high.tolist()} leaves the env's {spec.action_low} to {spec.action_high}; "
+            "stay inside, or lift bounds that were taken from a simulator's joint limits: --env.clip_actions None"
+        )
+    return low.clone(), high.clone()

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,10 +13,11 @@ from torch import Tensor, nn
 from rlcore.action_scale import about_one, action_scaling, bounded
 from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.agent import Policy
-from rlcore.config import ConfigError, check
+from rlcore.classifier import make_classifier
+from rlcore.config import check
 from rlcore.distributions import CategoricalHead, Distribution, Gaussian, GaussianHead, unstacked
 from rlcore.encoders import Encoders
-from rlcore.env import WIDEST_ACTION, EnvSpec
+from rlcore.env import EnvSpec
 from rlcore.gate import Gate, Gated
 from rlcore.networks import Network, network_output, orthogonal_
 from rlcore.observations import (
@@ -30,9 +30,10 @@ from rlcore.observations import (
     vectors,
 )
 from rlcore.off_policy_config import OffPolicyConfig
+from rlcore.off_policy_config import action_bounds as action_bounds
 from rlcore.safety import SafetyConfig
 from rlcore.squashed_tasks import SquashedTasks
-from rlcore.tasks import TaskActions, check_tasks, normalizer_for, several, with_task
+from rlcore.tasks import TASK_GROUP, TaskActions, check_tasks, normalizer_for, several, with_task
 from rlcore.types import Obs, State
 
 _NEAR_BOUND = 0.9  # of the way to a bound: as near as an actor begins, for a tanh that still moves
@@ -71,7 +72,10 @@ class ActorPolicy(Policy):
         self.raw_shapes = {**image_shapes, **({} if self.mask is None else {self.mask: (spec.action_size,)})}
         size = sum(self.observation_sizes.values())
         check_normalized(spec, (*chosen, *others), config.normalize_obs)
-        self.normalizer = normalizer_for(spec, self.observation_sizes, *config.normalization)
+        self.classifier = make_classifier(spec, config, size - len(spec.tasks))
+        self.normalizer = normalizer_for(
+            spec, self.observation_sizes, *config.normalization, by_task=self.classifier is None
+        )
         self.trunk = Network(size, config.actor, image_shapes)
         features = self.trunk.size
         self.head: GaussianHead | CategoricalHead
@@ -103,10 +107,18 @@ class ActorPolicy(Policy):
             orthogonal_(self.head.linear, 0.01)
             if isinstance(self.head, GaussianHead):
                 self.head.reset_std()
+        self.give_task(self.classifier is None)
+
+    def give_task(self, given: bool = True) -> None:
+        """Take the task as an input, or let the classifier infer it, which there has to be then."""
+        self.inferred_tasks = () if given else tuple(self.spec.tasks)
+        sizes = vectors(self.spec, self.groups)
+        self.observation_sizes = {name: size for name, size in sizes.items() if given or name != TASK_GROUP}
 
     def initial_state(self, num_envs: int) -> State:
-        """Zero recurrent state for ``num_envs`` envs; ``()`` for a feed-forward policy."""
-        return self.trunk.initial_state(num_envs)
+        """Zero state for ``num_envs`` envs, of the classifier and the recurrent layer; ``()`` without these."""
+        own = self.classifier.initial_state(num_envs) if self.classifier and self.inferred_tasks else ()
+        return (*own, *self.trunk.initial_state(num_envs))
 
     def distribution(
         self, normalized: Tensor, state: State = (), keep: Tensor | None = None, raw: Obs | None = None
@@ -119,6 +131,29 @@ class ActorPolicy(Policy):
             keep: ``[T, N, 1]``, 0 where an episode begins.
             raw: the groups of ``raw_shapes``, ``[T, N, ...]`` each.
         """
+        return self.outputs(normalized, state, keep, raw)[:2]
+
+    def outputs(
+        self,
+        normalized: Tensor,
+        state: State = (),
+        keep: Tensor | None = None,
+        raw: Obs | None = None,
+        told: Tensor | None = None,
+    ) -> tuple[Distribution, State, Tensor | None]:
+        """What ``distribution`` returns, and logits of the task ``[T, N, K]`` where it is inferred.
+
+        ``told`` ``[T, N, K]`` is the probability of each task that the policy acted by; see ``TaskClassifier.told``.
+        """
+        if self.classifier is None or not self.inferred_tasks:
+            return (*self._decided(normalized, state, keep, raw), None)
+        normalized, logits, own, state = self.classifier.told(normalized, state, keep, told)
+        distribution, state = self._decided(normalized, state, keep, raw)
+        return distribution, (*own, *state), logits
+
+    def _decided(
+        self, normalized: Tensor, state: State, keep: Tensor | None, raw: Obs | None
+    ) -> tuple[Distribution, State]:
         output, state = self.trunk(normalized, self.head.linear, state, keep, raw)
         if self.tasks is not None:
             return self.tasks.distribution(self.head, output, normalized), state
@@ -188,13 +223,19 @@ class ActorPolicy(Policy):
         if self.gate is not None:
             gated, state = self.judged(obs, state)
             return gated.action, state
-        normalized, distribution, state = self._read(obs, state)
+        normalized, distribution, state, _ = self._read(obs, state)
         return self.limit(distribution.mode, normalized), state
+
+    def inferring(self, obs: Obs, state: State = ()) -> tuple[Tensor, Tensor, State]:
+        """See ``Policy.inferring``."""
+        normalized, distribution, state, logits = self._read(obs, state)
+        assert logits is not None, "the policy is told its task"
+        return self.limit(distribution.mode, normalized), logits.softmax(-1), state
 
     def judged(self, obs: Obs, state: State = ()) -> tuple[Gated, State]:
         """See ``Policy.judged``."""
         assert self.gate is not None, "the policy has no gate"
-        normalized, distribution, state = self._read(obs, state)
+        normalized, distribution, state, _ = self._read(obs, state)
         drawn = self.drawn(distribution, self.gate.noise)
         return self.gate(normalized, self.limit(distribution.mode, normalized), drawn), state
 
@@ -207,13 +248,16 @@ class ActorPolicy(Policy):
         assert isinstance(output, Gaussian), "choices are not drawn by a normal"
         return self.limit(output.mean + output.std * noise)
 
-    def _read(self, obs: Obs, state: State) -> tuple[Tensor, Distribution, State]:
-        """Normalized vectors ``[N, O]``, the distribution of actions for them, and the next state."""
-        normalized = self.normalizer(concatenate(obs, self.groups))
+    def _read(self, obs: Obs, state: State) -> tuple[Tensor, Distribution, State, Tensor | None]:
+        """Normalized vectors ``[N, O]``, what ``outputs`` gives for them without steps."""
+        vector = concatenate(obs, tuple(self.observation_sizes))
+        if self.inferred_tasks:  # nobody tells it; what stands there is not read
+            vector = torch.cat([vector, vector.new_zeros(vector.shape[0], len(self.inferred_tasks))], -1)
+        normalized = self.normalizer(vector)
         state = state or self.initial_state(normalized.shape[0])
         raw = {group: value.unsqueeze(0) for group, value in as_stored(obs, self.raw_shapes).items()}
-        distribution, state = self.distribution(normalized.unsqueeze(0), state, None, raw)
-        return normalized, unstacked(distribution), state
+        distribution, state, logits = self.outputs(normalized.unsqueeze(0), state, None, raw)
+        return normalized, unstacked(distribution), state, None if logits is None else logits.squeeze(0)
 
 
 def _check_mask(spec: EnvSpec, group: str) -> None:
@@ -354,40 +398,3 @@ class SquashedPolicy(Policy):
         if self.stochastic:
             return self.squash(mean + log_std.clamp(*self.log_std_range).exp() * noise)
         return self.limit(self.squash(mean) + self.action_scale * self.spread * noise)
-
-
-def action_bounds(spec: EnvSpec, config: OffPolicyConfig) -> tuple[Tensor, Tensor]:
-    """Lowest and highest action ``[A]``, from the settings or else the env.
-
-    Raises:
-        ConfigError: actions are discrete, or without bounds, or the env's bounds are so wide that hardly an action in
-            them can be meant.
-    """
-    if spec.discrete:
-        raise ConfigError(f"algo: {spec.task} has discrete actions, which SAC and DDPG cannot choose; use ppo")
-    bounds = []
-    for key, own in (("action_low", spec.action_low), ("action_high", spec.action_high)):
-        given = getattr(config, key)
-        if given is None:
-            widest = max(own, key=abs)
-            remedy = "set agent.action_low and agent.action_high to the range that the robot needs, such as -1 and 1"
-            if math.isinf(widest):
-                raise ConfigError(f"{key}: actions of {spec.task} have no bounds, which a tanh needs; {remedy}")
-            if abs(widest) > WIDEST_ACTION:
-                raise ConfigError(
-                    f"{key}: actions of {spec.task} reach to {widest:g}, and beyond +-{WIDEST_ACTION:g} exploration "
-                    f"rarely meets what is useful; {remedy}, or to these very bounds"
-                )
-            given = own
-        wanted = "1 number" if spec.action_size == 1 else f"1 or {spec.action_size} numbers"
-        check(len(given) in (1, spec.action_size), key, given, f"give {wanted}")
-        bounds.append(torch.tensor(given, dtype=torch.float32).expand(spec.action_size))
-    low, high = bounds
-    check(bool((low < high).all()), "action_low", low.tolist(), f"set less than action_high ({high.tolist()})")
-    beyond = (low < torch.tensor(spec.action_low)) | (high > torch.tensor(spec.action_high))
-    if bool(beyond.any()):
-        raise ConfigError(
-            f"action_low: {low.tolist()} to {high.tolist()} leaves the env's {spec.action_low} to {spec.action_high}; "
-            "stay inside, or lift bounds that were taken from a simulator's joint limits: --env.clip_actions None"
-        )
-    return low.clone(), high.clone()

@@ -15,6 +15,7 @@ from rlcore.anchors import Anchors
 from rlcore.arrays import nothing
 from rlcore.balance import balanced, picked, traced
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
+from rlcore.classifier import told_column
 from rlcore.config import settings_of
 from rlcore.critics import Critic
 from rlcore.distributions import unstacked
@@ -71,7 +72,7 @@ class PPO:
         self.critic = Critic(spec, config, self.policy, len(self.signals)).to(device)
         for mlp in (self.policy.trunk.mlp, self.critic.trunk.mlp):
             mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
-        self.recurrent = self.policy.trunk.recurrent or self.critic.trunk.recurrent
+        self.recurrent = bool(self.policy.initial_state(1) or self.critic.initial_state(1))
         self.length, self.num_sequences = sequences_of(config, env.num_envs, self.recurrent)
         self.loss_settings = loss_settings(config, spec)
         finals = (*self.critic.groups, *self.critic.raw_shapes) if config.timeout_bootstrap == "final_obs" else ()
@@ -118,8 +119,7 @@ class PPO:
         Without ``progress`` it begins anew, with what has been learned; without ``seed`` by the one it was built with.
         """
         self.num_iterations = num_iterations
-        if progress is None:
-            self.iteration = 0
+        self.iteration = 0 if progress is None else self.iteration
         return learn(
             self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
             should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
@@ -149,15 +149,13 @@ class PPO:
 
     @torch.no_grad()
     def _choose(self, obs: Obs, state: State) -> tuple[Tensor, State]:
-        actor_obs = concatenate(obs, self.policy.groups)
-        critic_obs = concatenate(obs, self.critic.groups)
+        actor_obs, critic_obs = (concatenate(obs, part.groups) for part in (self.policy, self.critic))
         self.policy.normalizer.update(actor_obs)
         if self.critic.normalizer is not self.policy.normalizer:
             self.critic.normalizer.update(critic_obs)
         # Stored as the network saw them: the statistics move on, and the ratio of the first minibatch must be 1.
         # What cannot be used is 0 there, an average observation, so that the env gets an action in any case.
-        row: dict[str, Tensor] = {}
-        row["actor_obs"], row["actor_broken"] = self.policy.normalizer.usable(actor_obs)
+        row = dict(zip(("actor_obs", "actor_broken"), self.policy.normalizer.usable(actor_obs), strict=True))
         if self.critic.groups != self.policy.groups:
             row["critic_obs"], row["critic_broken"] = self.critic.normalizer.usable(critic_obs)
         raw = as_stored(obs, self.raw_groups)
@@ -166,13 +164,12 @@ class PPO:
             sequence = row["actor_obs"]
             if self.recurrent:
                 sequence, raw = sequence.unsqueeze(0), {group: value.unsqueeze(0) for group, value in raw.items()}
-            distribution, state = self.policy.distribution(sequence, state, None, raw)
-        if self.recurrent:
-            distribution = unstacked(distribution)
+            distribution, state, task_logits = self.policy.outputs(sequence, state, None, raw)
+        distribution = unstacked(distribution) if self.recurrent else distribution
         action = self.policy.sample(distribution, row["actor_obs"])
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
-        self.rollout.write(row)
+        self.rollout.write(row | told_column(task_logits))
         self.trace.write(picked(obs, self.traced))
         if self.recurrent:
             state = cleared(state, broken_observations(row))
@@ -228,8 +225,9 @@ class PPO:
         with matmul_precision(config.precision):
             batch, about = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=batch.weight.device)
-            parts = (part for _ in range(config.num_epochs) for part in shuffled(batch, config.num_minibatches))
-            logs = [self._minibatch(samples) for samples in parts]
+            logs = [
+                self._minibatch(x) for _ in range(config.num_epochs) for x in shuffled(batch, config.num_minibatches)
+            ]
         metrics = means_of_applied(logs) | about | self.safety_critic.improve()
         return metrics | {"policy/learning_rate": self.learning_rate.clone()}
 
@@ -314,6 +312,7 @@ class PPO:
             raw={group: data[f"raw_{group}"] for group in self.raw_groups},
             keep=keep[:-1] if self.recurrent else None,
             signal_returns=signal_returns,
+            told=data.get("told"),
             cost_advantage=of_costs,
         )
         return laid_out(rollout, self.length, tuple(self.starts.data.values()), states), about
@@ -344,15 +343,16 @@ class PPO:
         """The loss on sequences ``[L, B, ...]``, and what to log of it."""
         config, keep, raw = self.config, samples.keep, samples.raw
         critic_obs = samples.actor_obs if samples.critic_obs is None else samples.critic_obs
-        (distribution, _), (value, _) = side_by_side(  # value [L, B]
-            lambda: self.policy.distribution(samples.actor_obs, samples.actor_state, keep, raw),
+        (distribution, _, task_logits), (value, _) = side_by_side(  # value [L, B]
+            lambda: self.policy.outputs(samples.actor_obs, samples.actor_state, keep, raw, samples.told),
             lambda: self.critic(critic_obs, samples.critic_state, keep, raw),
             samples.advantage.numel(),
         )
         if config.burn_in > 0 and self.recurrent:
             distribution, value, samples = without_burn_in(distribution, value, samples, config.burn_in)
-        rewarded = value[..., 0] if self.signals else value
-        loss, metrics = ppo_loss(distribution, rewarded, samples, **self.loss_settings)
+        loss, metrics = ppo_loss(distribution, value[..., 0] if self.signals else value, samples, **self.loss_settings)
+        if self.policy.classifier is not None and task_logits is not None:
+            loss = self.policy.classifier.with_loss(loss, metrics, task_logits, samples)
         if samples.signal_returns is not None:
             metrics["loss/signal_value"] = value_loss(value[..., 1:], samples.signal_returns, samples.weight)
             loss = loss + config.value_coef * metrics["loss/signal_value"]

@@ -113,6 +113,7 @@ class Samples(NamedTuple):
     actor_state: State = ()  # [layers, S, hidden] each, where sequences begin
     critic_state: State = ()
     keep: Tensor | None = None  # [L, S, 1], 0 where an episode begins; None without a recurrent network
+    told: Tensor | None = None  # [L, S, K], probability of each task that the policy acted by; None: it was told
     signal_returns: Tensor | None = None  # [L, S, columns], what the critic is to learn of signals; None without any
     cost_advantage: Tensor | None = None  # [L, S, K], of limited costs where ``cost_penalty`` weighs them; else None
 

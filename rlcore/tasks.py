@@ -224,6 +224,7 @@ def normalizer_for(
     wanted: bool | Sequence[str],
     clip: float | None,
     epsilon: float = 1e-2,
+    by_task: bool = True,
 ) -> RunningNormalizer | NoNormalizer | TaskNormalizer:
     """``make_normalizer``, by task where there are several.
 
@@ -233,10 +234,13 @@ def normalizer_for(
         wanted: see ``make_normalizer``.
         clip: see there.
         epsilon: see there.
+        by_task: whether the task is known; if not, statistics are of all tasks together.
     """
     if not spec.tasks or wanted is False:
         return make_normalizer(sizes, wanted, clip, epsilon)
     own = {name: size for name, size in sizes.items() if name != TASK_GROUP}
+    if not by_task:
+        return make_normalizer(sizes, tuple(own) if wanted is True else wanted, clip, epsilon)
     flags = [torch.full((size,), wanted is True or name in wanted) for name, size in own.items()]
     return TaskNormalizer(sum(own.values()), len(spec.tasks), torch.cat(flags), clip, epsilon)
 

@@ -69,6 +69,17 @@ def refuse_broken(policy: Policy, checkpoint: Path) -> None:
         )
 
 
+def give_task(policy: Policy, path: Path) -> None:
+    """Let a policy that infers its task take it as an input.
+
+    Raises:
+        ValueError: it does so anyway, or there is one task.
+    """
+    if not isinstance(policy, ActorPolicy) or not policy.inferred_tasks:
+        raise ValueError(f"--given-task: '{path}' has a policy that infers no task; leave it out")
+    policy.give_task()
+
+
 def violations_of(config: TrainConfig) -> dict[str, float]:
     """Signals that the settings of a run make a violation where they are above a number; none where none are."""
     safety: SafetyConfig = getattr(config.agent, "safety", SafetyConfig())
@@ -82,6 +93,7 @@ def export_checkpoint(
     env: VecEnv | None = None,
     gate: bool = True,
     for_task: str | None = None,
+    given_task: bool = False,
 ) -> ExportReport:
     """Write a checkpoint's policy as ONNX, checked on the observations that the checkpoint recorded.
 
@@ -93,6 +105,7 @@ def export_checkpoint(
             simulator.
         gate: write the policy's gate, if it has one.
         for_task: of several tasks the one that the file is for, with observations and actions of its own size.
+        given_task: let a policy that infers its task take it as an input.
 
     Raises:
         ExportError: the file does not do what the policy does.
@@ -108,6 +121,8 @@ def export_checkpoint(
             "env_options": options,
             "violations": violations_of(read_config(content["config"], source=str(checkpoint))) or None,
         }
+    if given_task or (for_task is not None and policy.inferred_tasks):
+        give_task(policy, checkpoint)
     if for_task is not None:
         return _export_one(policy, spec, output, for_task, content["recording"], facts, dynamic_batch)
     own: VecEnv | None = None

@@ -11,25 +11,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.agent import Policy
 from rlcore.env import VecEnv, is_staggered
 from rlcore.env_check import StepCheck, check_obs
 from rlcore.envs.multi_task import SHARE
-from rlcore.export.runner import OnnxPolicy
+from rlcore.envs.trials import RETURN
 from rlcore.normalization import UNUSABLE
-from rlcore.recurrent import cleared
 from rlcore.stage import Stage, reset_at
+from rlcore.train.controller import ActionFunction as ActionFunction
+from rlcore.train.controller import Controller as Controller
 from rlcore.train.intervals import ratio_interval, t_interval, wilson_interval
-from rlcore.types import Obs, Step, begins, detached_step
+from rlcore.types import Step, begins, detached_step
 
-ActionFunction = Callable[[dict[str, NDArray[Any]]], Any]
-"""An exported policy: observation groups ``[N, O]``, images ``[N, C, H, W]``, to actions ``[N, A]`` (``[N]`` when
-discrete, ``[N, D]`` where several choices are made at once).
-
-A ``reset(mask=None)`` that it has is called at the start and where episodes end, for a recurrent state."""
+GUESS_STEPS = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""After so many steps of an episode it is told how often a policy that infers its task is right."""
 
 ENDLESS = 100_000
 """A time limit of this many steps or more is none: what has not ended after a tenth of it is left unfinished."""
@@ -54,6 +51,11 @@ class Evaluation:
     """Steps of an episode that were a violation, ``[E]`` float64; None where nothing is known to be one."""
     takeovers: Tensor | None = None
     """Steps in which the policy's gate put another action in the place of its own, ``[E]`` float64; None without."""
+    guesses: Mapping[int, Tensor] = field(default_factory=dict)
+    """Where a policy infers its task, whether it was right after so many steps, 0 or 1 ``[E]`` float64 of the episodes
+    that lasted so long."""
+    trial: Tensor | None = None
+    """Return of each episode of a trial, ``[E, episodes]`` float64; None where episodes are no trials."""
     tasks: Mapping[str, Evaluation] = field(default_factory=dict)
     """Of each task by itself, where the env is of several."""
 
@@ -96,6 +98,11 @@ class Evaluation:
             result["success"] = self.success
             result["success_ci95"] = list(wilson_interval(self.success, self.goals))
             result["goals"] = self.goals
+        if self.guesses:
+            result["task_accuracy"] = {str(step): float(right.mean()) for step, right in self.guesses.items()}
+        if self.trial is not None and self.episodes:
+            columns = self.trial.unbind(1)
+            result["trial_returns"] = [{"mean": float(x.mean()), "ci95": _finite(t_interval(x))} for x in columns]
         for name, steps in self._shares().items():
             share, low, high = ratio_interval(steps, self.lengths)
             result |= {f"{name}_share": share, f"{name}_share_ci95": _finite((low, high))}
@@ -104,8 +111,14 @@ class Evaluation:
         return result | ({"tasks": {k: part.as_dict() for k, part in self.tasks.items()}} if self.tasks else {})
 
     def lines(self) -> list[str]:
-        """``summary``, and one for each task where there are several."""
-        return [self.summary(), *(f"{name}: {part.summary()}" for name, part in self.tasks.items())]
+        """``summary``, what is known of trials and guesses, and a line for each task where there are several."""
+        lines = [self.summary()]
+        for number, returns in enumerate([] if self.trial is None else self.trial.unbind(1), 1):
+            lines.append(f"episode {number} of a trial: return {_with_interval(returns)}")
+        if self.guesses:
+            told = ", ".join(f"{step}: {float(right.mean()):.1%}" for step, right in self.guesses.items())
+            lines.append(f"right guesses of the task by steps seen: {told}")
+        return [*lines, *(f"{name}: {part.summary()}" for name, part in self.tasks.items())]
 
     def _shares(self) -> dict[str, Tensor]:
         """Steps ``[E]`` that are told as a share of all, by name, where they are known."""
@@ -123,9 +136,7 @@ class Evaluation:
         left_out = ", ".join(f"{number} {what} and left out" for what, number in numbers.items() if number)
         if not self.episodes:
             return f"no episode {'counts' if self.broken else 'ended'}; {left_out}"
-        low, high = t_interval(self.returns)
-        interval = f" (95% interval {low:.4g} to {high:.4g})" if self.episodes > 1 else ""  # of one there is none
-        parts = [f"return {self.mean_return:.4g}{interval}"]
+        parts = [f"return {_with_interval(self.returns)}"]
         if self.success is not None and self.goals is not None:
             bottom, top = wilson_interval(self.success, self.goals)
             parts.append(f"success {self.success:.1%} ({bottom:.1%} to {top:.1%}, {self.goals} goals)")
@@ -225,6 +236,8 @@ def counted(results: Sequence[Rows]) -> Evaluation:
         successes=sum(float(r.successes.sum()) for r in known if r.successes is not None) if known else None,
         goals=sum(round(float(r.goals.sum())) for r in known if r.goals is not None) if known else None,
         signals={name: torch.cat([r.signals[name][r.finished] for r in results]) for name in results[0].signals},
+        guesses={step: x[x.isfinite()] for step, x in _by_step(results).items() if bool(x.isfinite().any())},
+        trial=_joined([r.of_finished(r.trial) for r in results]),
         violations=_joined([r.of_finished(r.violations) for r in results]),
         takeovers=_joined([r.of_finished(r.takeovers) for r in results]),
     )
@@ -233,55 +246,6 @@ def counted(results: Sequence[Rows]) -> Evaluation:
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
     known = [part for part in parts if part is not None]
     return torch.cat(known) if len(known) == len(parts) else None
-
-
-class Controller:
-    """A policy module or an exported file as one thing that acts in an env, and forgets where an episode ended.
-
-    Args:
-        policy: what chooses the actions; a recurrent one begins with a zero state.
-        env: where it acts.
-    """
-
-    acted: Tensor | None
-    """Bool ``[N]``, where the latest action was the policy's gate's; None without a gate."""
-
-    def __init__(self, policy: Policy | ActionFunction, env: VecEnv) -> None:
-        self._policy, self._device, self.acted = policy, env.device, None
-        self._state = policy.initial_state(env.num_envs) if isinstance(policy, Policy) else ()
-        if not isinstance(policy, Policy) and hasattr(policy, "reset"):
-            policy.reset()
-
-    @torch.no_grad()
-    def act(self, obs: Obs) -> Tensor:
-        """Actions ``[N, A]`` (``[N]`` or ``[N, D]`` when discrete) on the env's device.
-
-        What is not finite, as it comes of an observation that is not, is 0, and empties the recurrent state: it would
-        spoil a simulator for good.
-        """
-        if isinstance(self._policy, Policy):
-            if self._policy.gate is not None:
-                gated, self._state = self._policy.judged(obs, self._state)
-                action, self.acted = gated.action, gated.acted
-            else:
-                action, self._state = self._policy(obs, self._state)
-            assert isinstance(action, Tensor)
-        else:
-            arrays = {group: values.detach().cpu().numpy() for group, values in obs.items()}
-            action = torch.as_tensor(self._policy(arrays), device=self._device)
-            if isinstance(self._policy, OnnxPolicy) and self._policy.threshold is not None:
-                self.acted = torch.as_tensor(self._policy.acted, device=self._device)
-        broken = ~action.isfinite()
-        if broken.any():
-            action = action.masked_fill(broken, 0)
-            self.forget(broken.view(len(broken), -1).any(1))
-        return action
-
-    def forget(self, done: Tensor) -> None:
-        """Zero the recurrent state of envs whose episode ended, ``done [N]``."""
-        self._state = cleared(self._state, done)
-        if not isinstance(self._policy, Policy) and hasattr(self._policy, "reset"):
-            self._policy.reset(done.cpu().numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +261,8 @@ class Rows:
     signals: Mapping[str, Tensor] = field(default_factory=dict)  # [N] float64 each, sums
     violations: Tensor | None = None  # [N] float64, steps
     takeovers: Tensor | None = None  # [N] float64, steps
+    guesses: Mapping[int, Tensor] = field(default_factory=dict)  # [N] float64 each, NaN where the episode was over
+    trial: Tensor | None = None  # [N, episodes] float64
 
     def of_finished(self, values: Tensor | None) -> Tensor | None:
         """Those of values ``[N]`` whose episode is finished."""
@@ -305,7 +271,8 @@ class Rows:
     def part(self, where: Tensor) -> Rows:
         """Those of some envs, bool ``[N]``."""
         kept = {name: value[where] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **kept, signals={name: value[where] for name, value in self.signals.items()})
+        signals = {name: value[where] for name, value in self.signals.items()}
+        return replace(self, **kept, signals=signals, guesses={k: x[where] for k, x in self.guesses.items()})
 
 
 def run_episodes(
@@ -341,6 +308,8 @@ def run_episodes(
     signals: dict[str, Tensor] = {}  # [N] each
     violations, takeovers = torch.zeros(2, n, dtype=torch.float64, device=device)  # [N] each
     known: set[str] = set()
+    guesses: dict[int, Tensor] = {}  # [N] each
+    trial: dict[str, Tensor] = {}  # [N] each
 
     controller = Controller(policy, env)
     obs, check = reset_at(env, stage, seed), StepCheck(env)
@@ -357,6 +326,8 @@ def run_episodes(
             after(t, step, running)
         if controller.acted is not None:
             takeovers += running & controller.acted
+        if controller.guessed is not None and t in GUESS_STEPS:
+            guesses[t] = torch.where(running, controller.guessed.double(), torch.nan).cpu()
         over = [value > bounds[name] for name, value in (step.signals or {}).items() if name in bounds]  # [N] each
         known |= bounds.keys() & (step.signals or {}).keys()
         violations += running & torch.stack(over).any(0) if over else 0.0
@@ -373,6 +344,10 @@ def run_episodes(
             # Where no episode ended, the entries mean nothing and may be NaN.
             successes += torch.where(ended, _per_env(step.log["success"], n, device) * number, 0.0)
             goals += torch.where(ended, number, 0.0)
+        for name, value in step.log.items():  # of a task its name is before
+            if (key := name.rpartition("/")[2]).startswith(RETURN):
+                own = torch.as_tensor(value, dtype=torch.float64, device=device)  # [N]
+                trial[key] = torch.where(ended & own.isfinite(), own, trial.get(key, torch.zeros_like(returns)))
         running = running & ~done
         controller.forget(begins(step))
         obs = step.obs
@@ -388,11 +363,25 @@ def run_episodes(
         signals={name: sums.cpu() for name, sums in signals.items()},
         violations=violations.cpu() if known else None,
         takeovers=None if controller.acted is None else takeovers.cpu(),
+        guesses=guesses,
+        trial=torch.stack(list(trial.values()), 1).cpu() if trial else None,
     )
 
 
 def _per_env(value: Tensor | float, n: int, device: torch.device) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device=device).expand(n)  # [N]
+
+
+def _by_step(results: Sequence[Rows]) -> dict[int, Tensor]:
+    """Guesses of all rounds by steps."""
+    steps = dict.fromkeys(step for r in results for step in r.guesses)
+    return {step: torch.cat([r.guesses[step] for r in results if step in r.guesses]) for step in steps}
+
+
+def _with_interval(values: Tensor) -> str:
+    low, high = t_interval(values)
+    interval = f" (95% interval {low:.4g} to {high:.4g})" if len(values) > 1 else ""  # of one there is none
+    return f"{float(values.mean()):.4g}{interval}"
 
 
 def _finite(values: tuple[float, float]) -> list[float | None]:

@@ -98,6 +98,7 @@ def frames(
     control_dt: float,
     stage: Stage | None = None,
     takeovers: list[int] | None = None,
+    guesses: list[bool] | None = None,
 ) -> Iterator[Frame]:
     """Run the policy and draw env 0, at most ``FPS`` times a simulated second.
 
@@ -111,6 +112,7 @@ def frames(
         control_dt: seconds of a control step.
         stage: where the env's curricula stand at the beginning; None is wherever they are.
         takeovers: receives the steps in which the gate acts in env 0; None where nobody asks.
+        guesses: receives of each step whether a policy that infers its task is right in env 0; None likewise.
 
     Yields:
         uint8 ``[H, W, 3]``.
@@ -129,6 +131,8 @@ def frames(
         for i in range(first, min(first + every, steps)):
             step = env.step(controller.act(obs))
             check(step)
+            if controller.guessed is not None and guesses is not None:
+                guesses.append(bool(controller.guessed[0]))
             if controller.acted is not None and bool(controller.acted.flatten()[0]):
                 acted = True
                 if takeovers is not None:

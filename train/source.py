@@ -21,7 +21,7 @@ from rlcore.export import OnnxPolicy, broken_weights
 from rlcore.export.observations import group_shapes
 from rlcore.export.one_task import OneTask
 from rlcore.stage import Stage, can_take, reset_at, saved_stage, stage_of, stage_text, stage_where
-from rlcore.train.conclude import refuse_broken, restore_policy, violations_of
+from rlcore.train.conclude import give_task, refuse_broken, restore_policy, violations_of
 from rlcore.train.config import DEVICES, is_device, read_config, resolve_device
 from rlcore.train.evaluate import evaluation_options
 from rlcore.train.play import find_renderer
@@ -58,7 +58,8 @@ def policy_and_env(
     """Find the policy that the arguments of a command name, and make its env.
 
     Args:
-        args: with ``run``, ``checkpoint``, ``onnx``, ``task``, ``stage``, ``device`` and ``seed``.
+        args: with ``run``, ``checkpoint``, ``onnx``, ``task``, ``stage``, ``device`` and ``seed``, and ``given_task``
+            where a policy that infers its task may be told it.
         options: of the env, over those that the policy was trained with.
         num_envs: copies of the task.
         render: whether pictures are wanted.
@@ -72,6 +73,7 @@ def policy_and_env(
     if not is_device(args.device):
         raise ValueError(f"--device is '{args.device}'; give {DEVICES}")
     device = resolve_device(args.device)
+    given_task = getattr(args, "given_task", False)
     content: dict[str, Any] | None = None
     run: RunFolder | None
     if args.onnx is not None:
@@ -93,10 +95,18 @@ def policy_and_env(
         if run is not None and bare_name(run.read_config().task) == bare_name(str(trained_on)):
             trained_on = run.read_config().task  # files of before do not name the module that registers it
         wanted, violations = _needs_of_file(path, policy), _violations_of_file(path, policy)
+        if given_task and policy.inferred_tasks:
+            raise ValueError(f"'{path}' infers its task; write one that is told: rlcore export --given-task")
+        if args.task in policy.inferred_tasks:  # one of those that it tells apart, by itself
+            trained_with = options_by_task(policy.inferred_tasks, trained_with)[args.task]
+            trained_with.pop(SHARE, None)
+            run, trained_on = None, args.task
     else:
         run, path = locate(args.run, args.checkpoint)
         policy, spec, content = restore_policy(path, device)
         refuse_broken(policy, path)
+        if given_task:
+            give_task(policy, path)
         folder, trained_on, trained_with = run.path, content["config"]["task"], content["config"]["env"]
         violations = violations_of(read_config(content["config"], source=str(path)))
         if args.task in spec.tasks:  # its curricula stand where they begin

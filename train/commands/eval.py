@@ -24,6 +24,8 @@ class EvalArguments:
     """Exported file to measure instead, by itself."""
     task: str | None = None
     """Another task with the same observations and actions; or that of a file that does not name its own."""
+    given_task: bool = False
+    """Tell a policy its task that would infer it (of a run; a file is exported so)."""
     stage: Literal["trained", "start", "end", "all"] | None = None
     """Where the curricula of the env stand: where training stood last, where they begin, with all envs at the hardest
     level (end), or evenly over all levels (all). None: trained, where it is known."""

@@ -32,6 +32,8 @@ class ExportArguments:
     for_task: str | None = None
     """Of a policy of several tasks the one that the file is for: observations and actions of its own size, as a robot
     needs them. None: for all, with the task as an input."""
+    given_task: bool = False
+    """Of a policy that infers its task: take the task as an input instead."""
     cpp: Path | None = None
     """Folder to write the file to as C++17 source, too: weights as constants, no dependency."""
     show: bool = False
@@ -83,6 +85,16 @@ def _written(args: ExportArguments) -> Job:
             checkpoint, args.output or own, args.dynamic_batch, gate=args.gate, for_task=args.for_task
         )
         source = None if args.cpp is None else write_cpp(report.path, args.cpp)
+    try:
+        with output_elsewhere(args.output, own):
+            report = export_checkpoint(
+                checkpoint, args.output or own, args.dynamic_batch, gate=args.gate, for_task=args.for_task,
+                given_task=args.given_task,
+            )  # fmt: skip
+            source = None if args.cpp is None else write_cpp(report.path, args.cpp)
+    except ExportError as error:
+        print(f"rlcore export: refused: {error}", file=sys.stderr)
+        return lambda: 1
     print(f"parity    {report.parity}")
     for note in report.notes:
         print(f"note      {note}")

@@ -25,6 +25,8 @@ class PlayArguments:
     """Exported file to run instead, by itself."""
     task: str | None = None
     """Another task with the same observations and actions; or that of a file that does not name its own."""
+    given_task: bool = False
+    """Tell a policy its task that would infer it (of a run; a file is exported so)."""
     stage: Literal["trained", "start", "end", "all"] | None = None
     """Where the curricula of the env stand: where training stood last, where they begin, with all envs at the hardest
     level (end), or evenly over all levels (all). None: trained, where it is known."""
@@ -59,7 +61,9 @@ def play_command(words: Sequence[str]) -> Job:
     with contextlib.closing(source.env):
         control_dt = float(spec_of(source.env).deployment.get("control_dt", 1 / play.FPS))
         acted: list[int] = []
-        pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, source.stage, acted)
+        guesses: list[bool] = []
+        told = (source.stage, acted, guesses)
+        pictures = play.frames(source.env, source.policy, steps, args.seed, control_dt, *told)
         with output_elsewhere(args.output, output):
             count = play.write_animation(output, pictures, control_dt * play.stride(control_dt))
     print(f"{source.task}: {steps} steps, {steps * control_dt:.1f} s, {count} frames")
@@ -67,6 +71,9 @@ def play_command(words: Sequence[str]) -> Job:
         print(
             f"the gate acted in {len(acted)} of {steps} steps, first in step {acted[0] + 1}: frames with a red border"
         )
+    if guesses:
+        first = f", first in step {guesses.index(True) + 1}" if any(guesses) else ""
+        print(f"it was right about the task in {sum(guesses)} of {steps} steps{first}")
     print("".join(f"{line}\n" for line in source.notes), end="")
     print(f"written to {output}")
     return lambda: 0
