@@ -104,7 +104,8 @@ def _policy(
     threshold = number(gate["threshold"]) if isinstance(gate, dict) and acts else "rlcore::inf"
     kind = "std::int64_t" if discrete else "float"
     arguments = "const float* obs" + (", const float* mask" if masks else "")
-    risk = program.outputs.get("risk")
+    risk, guess = program.outputs.get("risk"), program.outputs.get("task_probability")
+    tasks = 0 if guess is None else guess.size
     description = _Description(metadata, inputs["obs"][-1], action.size)
     terms = description.text()
     lines = [
@@ -131,6 +132,7 @@ def _policy(
         f"  static constexpr bool discrete = {str(discrete).lower()};",
         f"  static constexpr bool gated = {str(risk is not None).lower()};",
         f"  static constexpr float threshold = {threshold};",
+        f"  static constexpr int num_tasks = {tasks};  // which it tells apart",
         "",
         terms,
         "",
@@ -148,6 +150,7 @@ def _policy(
         "    using namespace constants;",
         *(f"    {statement}" for statement in program.statements),
         *([] if risk is None else [f"    risk = *({risk.text});"]),
+        *([] if guess is None else [f"    copy<1, {tasks}, 0, 0>(task_probability, {guess.text});"]),
         *(_state(name, program.outputs[f"{name}_out"], sizes[name]) for name in states),
         *_result(action, discrete),
         "    return actions;",
@@ -157,6 +160,11 @@ def _policy(
         "  float risk = 0.0f;",
         "  bool acted() const noexcept { return risk > threshold; }",
         "",
+        *(
+            []
+            if guess is None
+            else ["  // Of each task, as the latest step has it.", f"  float task_probability[{tasks}] = {{}};"]
+        ),
         "  Action actions[action_size] = {};",
         *(f"  float {name}[{size}];" for name, size in sizes.items()),
         "",

@@ -112,6 +112,9 @@ class TaskActions(nn.Module):
             if clip_actions is not None:
                 low[row] = low[row].maximum(bias[row] - scale[row] * clip_actions)
                 high[row] = high[row].minimum(bias[row] + scale[row] * clip_actions)
+        tables = (active, scale, bias, low, high)
+        self.alike = all(bool((table == table[0]).all()) for table in tables)
+        """Whether all tasks have the same actions, so that it makes no difference which one it is."""
         self.register_buffer("active", active > 0, persistent=False)
         self.register_buffer("low", low.where(active > 0, 0.0), persistent=False)
         self.register_buffer("high", high.where(active > 0, 0.0), persistent=False)
@@ -157,6 +160,8 @@ class TaskActions(nn.Module):
 
     def _row(self, table: Tensor, task: Tensor) -> Tensor:
         """Row ``[..., A]`` of a table ``[K, A]`` for each row's task; not by a product, which CUDA may round."""
+        if self.alike:
+            return table[0].expand(*task.shape[:-1], -1)
         return table[task.argmax(-1)]
 
 

@@ -47,6 +47,11 @@ def print_env_options(task: str | None) -> None:
         "signals of one's own: SETTING is observation, reward or state, the name of what is read; index; above; "
         "excess. See docs/safety.md",
     )
+    options["trial_episodes"] = (
+        "none",
+        "so many episodes are a trial in one task, and what the last action came to is part of the observation. See "
+        "docs/adaptation.md",
+    )
     options["curriculum.SETTING"] = (
         "none",
         "levels of parameters or of the env's own: SETTING is parameters.NAME, levels, strategy and what it reads. See "
