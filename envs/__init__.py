@@ -74,6 +74,7 @@ def make_env(
             And ``randomize``, ranges of parameters by name, ``{"randomize.mass": [0.7, 1.5]}``, and the settings of
             ``rlcore.envs.randomize.RandomizeConfig``.
             And ``curriculum``, levels of parameters, see ``rlcore.envs.curriculum_config.CurriculumConfig``.
+            And ``action_history``, how many of its latest actions a policy sees, see ``rlcore.envs.history``.
 
     Raises:
         ValueError: unknown task or option, ``num_envs`` below 1, a device that is not there, or a simulator that is
@@ -81,6 +82,11 @@ def make_env(
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"num_envs is {num_envs!r}; it must be a whole number of at least 1")
+    if "action_history" in options:
+        from rlcore.envs.history import with_history
+
+        length = options.pop("action_history")
+        return with_history(make_env(task, num_envs, device, seed, **options), length)
     if any(name.partition(".")[0] == "costs" for name in options):
         from rlcore.envs.costs import split_sources, with_signals
 

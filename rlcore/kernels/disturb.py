@@ -49,7 +49,9 @@ def _late_kernel(
     tl.store(obs + at, tl.where(new, present, between), mask=inside)
 
 
-def _late(queue: Tensor, now: Tensor, final: Tensor | None, begun: Tensor, lag: Any, keep: bool) -> tuple[Tensor, Tensor]:
+def _late(
+    queue: Tensor, now: Tensor, final: Tensor | None, begun: Tensor, lag: Any, keep: bool
+) -> tuple[Tensor, Tensor]:
     now = now.contiguous()
     final = None if final is None else final.contiguous()
     obs = torch.empty_like(now)
