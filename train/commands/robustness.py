@@ -185,6 +185,8 @@ def _measured(args: RobustnessArguments, plan: Plan, left_out: Sequence[str], so
         wide.print(report.cells_table(entry, scale.success))
     if plan.sweeps:
         wide.print(report.types_table(figures, scale.success))
+    for line in report.area_lines(figures, scale.success):
+        say(console, line)
     for line in (text for entry in figures for text in report.grid_lines(entry)):
         say(console, line)
     say(console, report.ABOUT)
