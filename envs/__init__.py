@@ -81,6 +81,7 @@ def make_env(
             ``rlcore.envs.randomize.RandomizeConfig``.
             And ``curriculum``, levels of parameters, see ``rlcore.envs.curriculum_config.CurriculumConfig``.
             And ``trial_episodes``, so many episodes in a trial, see ``rlcore.envs.trials.Trials``.
+            And ``action_history``, how many of its latest actions a policy sees, see ``rlcore.envs.history``.
 
     Raises:
         ValueError: unknown task or option, ``num_envs`` below 1, a device that is not there, or a simulator that is
@@ -93,6 +94,11 @@ def make_env(
 
 def _made(task: str, num_envs: int, device: str | torch.device, seed: int | None, **options: Any) -> VecEnv:
     """See ``make_env``: the wrappers that options ask for, around what has none."""
+    if "action_history" in options:
+        from rlcore.envs.history import with_history
+
+        length = options.pop("action_history")
+        return with_history(_made(task, num_envs, device, seed, **options), length)
     if any(name.partition(".")[0] == "costs" for name in options):
         from rlcore.envs.costs import split_sources, with_signals
 

@@ -11,7 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.env import Selective, Staggered, VecEnv, dtype_of, is_capturable, is_stateful, name_of, signal_names
+from rlcore.env import (
+    Selective,
+    Staggered,
+    VecEnv,
+    dtype_of,
+    is_capturable,
+    is_exact,
+    is_stateful,
+    name_of,
+    signal_names,
+)
 from rlcore.types import Obs, Step, begins
 
 
@@ -78,6 +88,8 @@ class OwnState(Wrapper):
             self._stateful = env
             self.state_dict = self._state_dict
             self.load_state_dict = self._load_state_dict
+            if not is_exact(env) and not hasattr(env, "stage_dict"):  # its stage is that, and nothing from here
+                self.stage_dict, self.load_stage_dict = env.state_dict, env.load_state_dict
         if hasattr(env, "hold"):
             self.hold = self._hold
 

@@ -90,6 +90,50 @@ class Group(NamedTuple):
         return f"[{', '.join(map(str, self.shape))}] {'uint8' if self.uint8 else 'float32'}"
 
 
+_NUMBERS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
+
+
+class _Row:
+    """A file of one row run on many: inputs and outputs are in memory of their own, which ONNX Runtime knows.
+
+    Args:
+        session: of the file.
+        outputs: to be found.
+    """
+
+    def __init__(self, session: Any, outputs: list[str]) -> None:
+        self._run, self._binding = session.run_with_iobinding, session.io_binding()
+        self._inputs: dict[str, NDArray[Any]] = {}
+        self._outputs: dict[str, NDArray[Any]] = {}
+        places = [(self._binding.bind_input, self._inputs, each) for each in session.get_inputs()]
+        places += [(self._binding.bind_output, self._outputs, e) for e in session.get_outputs() if e.name in outputs]
+        for bind, table, each in places:
+            table[each.name] = memory = np.zeros(each.shape, _NUMBERS[each.type])
+            bind(each.name, "cpu", 0, memory.dtype.type, memory.shape, memory.ctypes.data)
+        self._order = outputs
+
+    def __call__(self, feed: dict[str, NDArray[Any]], num_rows: int) -> list[NDArray[Any]]:
+        """Outputs of rows, which are the second axis of states and the first of all else."""
+        given = [(memory, _rows_first(name, feed[name])) for name, memory in self._inputs.items()]
+        found = [np.empty((num_rows, *self._outputs[name].shape), self._outputs[name].dtype) for name in self._order]
+        taken = [(self._outputs[name], rows) for name, rows in zip(self._order, found)]  # noqa: B905 - Python 3.9
+        for i in range(num_rows):
+            for memory, rows in given:
+                memory[...] = rows[i].reshape(memory.shape)
+            self._run(self._binding)
+            for memory, rows in taken:
+                rows[i] = memory
+        # [N, layers, 1, hidden] of a state, [N, 1, ...] of all else
+        return [
+            rows[:, :, 0].swapaxes(0, 1) if name.endswith("_out") else rows[:, 0]
+            for name, rows in zip(self._order, found)  # noqa: B905
+        ]
+
+
+def _rows_first(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    return values.swapaxes(0, 1) if name in ("h_in", "c_in") else values
+
+
 class OnnxPolicy:
     """A policy file as a function from observations to actions, with its recurrent state kept inside.
 
@@ -172,6 +216,7 @@ class OnnxPolicy:
         told = [name for name in ("risk", "task_probability") if name in outputs]
         self._outputs = ["actions", *told, *(f"{name}_out" for name in names)]
         self.state = []
+        self._row: _Row | None = None
         self.risk, self.threshold, self.task_probability = None, self._limit(), None
         self._vectors, self._terms = self._described()
 
@@ -206,12 +251,7 @@ class OnnxPolicy:
         if self.dynamic or num_rows == 1:
             found = self._run(arrays, self.state)
         else:
-            parts = [
-                self._run({name: x[i : i + 1] for name, x in arrays.items()}, [s[:, i : i + 1] for s in self.state])
-                for i in range(num_rows)
-            ]
-            axes = [int(name.endswith("_out")) for name in self._outputs]
-            found = [np.concatenate([part[k] for part in parts], axis=axis) for k, axis in enumerate(axes)]
+            found = self._run_rows({**arrays, **dict(zip(self._state_in, self.state))}, num_rows)  # noqa: B905 - see _run
         actions = found.pop(0)  # [N, A] or [N]
         if "risk" in self._outputs:
             risk = found.pop(0)  # [N]
@@ -286,6 +326,15 @@ class OnnxPolicy:
             return list(self._session.run(self._outputs, feed))
         except Exception as error:  # as when the file's inputs are of another type than float32
             raise ValueError(f"ONNX Runtime cannot run the file: {_first(error)}") from error
+
+    def _run_rows(self, feed: dict[str, NDArray[Any]], num_rows: int) -> list[NDArray[Any]]:
+        """One row after the other, through memory that is bound once: handing arrays over takes longer than running."""
+        try:
+            if self._row is None:
+                self._row = _Row(self._session, self._outputs)
+            return self._row(feed, num_rows)
+        except Exception as error:
+            raise ValueError(f"ONNX Runtime cannot run the file row by row: {_first(error)}") from error
 
     def _prepare_state(self, num_rows: int) -> None:
         if not self.state:

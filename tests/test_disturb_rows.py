@@ -43,7 +43,6 @@ def slowly(queue: Tensor, now: Tensor, final: Tensor, begun: Tensor, lag: Lag) -
     return seen, before, after
 
 
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_rows_come_late_as_written(shape: tuple[int, int, int]) -> None:
     check_late(*shape, torch.device("cpu"), plain)

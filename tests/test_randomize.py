@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -361,6 +362,42 @@ def test_ranges_and_the_stage_of_the_env_go_together() -> None:
         assert (other.env.levels == 2).all() and other.stage_dict()["randomize"] == env.stage_dict()["randomize"]
     plain = of(Levels(4, False), load=True)
     assert set(plain.stage_dict()) == {"levels", "count"} and is_adaptive(plain)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adr"])
+def test_the_stage_of_a_simulator_is_its_own_whatever_is_around_it(mode: str) -> None:
+    class Simulator(Threshold):
+        """Saves what curricula have done, and no episodes."""
+
+        exact_state = False
+
+        def __init__(self) -> None:
+            super().__init__(4)
+            self.count = 0
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"common_step_counter": self.count}
+
+        def load_state_dict(self, state: Any) -> None:
+            self.count = state["common_step_counter"]
+
+        @contextlib.contextmanager
+        def at_stage(self, state: Any) -> Any:
+            self.load_state_dict(state)
+            yield
+            self.load_state_dict(state)
+
+    env = of(Disturbed(Simulator(), ["noise"], seed=0), mode, load=True, noise=[0.0, 0.1])
+    env.env.env.count = 7
+    stage = stage_of(env)
+    assert stage is not None and stage["state"]["common_step_counter"] == 7
+    assert set(stage["state"]) == {"common_step_counter"} | ({"randomize"} if mode == "adr" else set())
+    plain = Simulator()
+    reset_at(plain, stage)
+    assert plain.count == 7
+    other = of(Disturbed(Simulator(), ["noise"], seed=0), mode, load=True, noise=[0.0, 0.1])
+    reset_at(other, stage)
+    assert other.env.env.count == 7
 
 
 def test_make_env_takes_ranges() -> None:

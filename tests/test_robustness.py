@@ -385,7 +385,12 @@ def test_policies_are_compared_in_one_table(run: Path, tmp_path: Path, capsys: p
     policies = read(tmp_path)["policies"]
     assert [p["label"] for p in policies] == ["small", "small (ONNX)", "small #2"]
     assert policies[0]["types"] == policies[2]["types"]
-    assert "small (ONNX)" in capsys.readouterr().out
+    assert policies[0]["area_mean"] == policies[0]["types"][0]["area"] == policies[2]["area_mean"]
+    said = capsys.readouterr().out
+    assert "small (ONNX)" in said
+    assert "small #2:" in said and "1.000 times that of small, with 100 % of its nominal return" in " ".join(
+        said.split()
+    )
 
 
 @pytest.mark.parametrize(

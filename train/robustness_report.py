@@ -62,6 +62,8 @@ def figures_of(label: str, measured: Measured, plan: Plan, scale: Scale) -> Figu
         "paired": measured.paired,
         "push_step": measured.push_step,
     }
+    if types:
+        result["area_mean"] = sum(entry["area"] for entry in types) / len(types)
     if plan.grid:
         result["grid"] = _grid(plan, [{"at": dict(cell)} | found(cell) for cell in plan.grid_cells], cells[()])
     if measured.nominal_differs is not None:
@@ -240,6 +242,21 @@ def types_table(all_figures: Sequence[Figures], success: bool) -> Table:
             )
         table.add_section()
     return table
+
+
+def area_lines(all_figures: Sequence[Figures], success: bool) -> list[str]:
+    """Areas over all types of each policy, beside those of the first; nothing where no types were tried."""
+    first, *_ = all_figures
+    lines = []
+    for figures in all_figures if first["types"] else ():
+        area, nominal = figures["area_mean"], figures["nominal"]
+        text = f"area         {figures['label']}: {percent(area)} {score_text(success)}, mean over magnitudes and types"
+        if figures is not first:
+            least = first["area_mean"]
+            times = f"{area / least:.3f} times" if least else "not to be compared with"
+            text += f"; {times} that of {first['label']}, with {percent(nominal['return_share'])} of its nominal return"
+        lines.append(text)
+    return lines
 
 
 def grid_lines(figures: Figures) -> list[str]:

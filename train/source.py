@@ -17,6 +17,7 @@ from rlcore.env import EnvSpec, VecEnv, dtype_of, spec_of, want_final_obs
 from rlcore.envs import load, make_env
 from rlcore.envs.launch import bare_name, simulator_of
 from rlcore.envs.multi_task import SHARE, options_by_task
+from rlcore.envs.parameters import STAGE_ENTRY
 from rlcore.export import OnnxPolicy, broken_weights
 from rlcore.export.observations import group_shapes
 from rlcore.export.one_task import OneTask
@@ -164,6 +165,8 @@ def _set_stage(
     if asked != "start" and run is not None:
         trained = _trained_stage(source.env, run, None if source.path == run.best else content)
         reason = "no checkpoint of the run tells where they stood"
+        if trained is not None and not hasattr(source.env, "ranges_text"):
+            trained = _without_draws(trained)
     if asked is None and not same and trained is not None:
         trained, reason = None, "it is another task (--stage trained takes them where training stood)"
     if asked in ("end", "all"):
@@ -179,6 +182,12 @@ def _set_stage(
     if source.stage is not None:
         because = f" ({reason})" if source.which == "start" and asked is None else ""
         source.notes.append(f"stage        {source.which}{because}: {stage_text(source.stage)}")
+
+
+def _without_draws(stage: Stage) -> Stage | None:
+    """A stage for an env without what its training randomized: neither ranges, nor what was drawn from them last."""
+    state = {name: value for name, value in stage["state"].items() if name not in ("randomize", STAGE_ENTRY)}
+    return {**stage, "state": state} if state else None
 
 
 def _trained_stage(env: VecEnv, run: RunFolder, content: dict[str, Any] | None) -> Stage | None:

@@ -19,12 +19,12 @@ _BLOCK = 1024  # numbers of a program
 @triton.jit
 def _late_kernel(
     queue: array, now: array, final: array, begun: array, around: array, fraction: array, obs: array, seen: array,
-    N: array, O: constexpr, ROWS: constexpr, FINAL: constexpr, SEEN: constexpr, BLOCK: constexpr,
+    N: array, WIDTH: constexpr, ROWS: constexpr, FINAL: constexpr, SEEN: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """Do as ``disturb_rows.late`` does; each number is read and written by one program, so that it is safe in place."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < N * O
-    env = at // O
+    inside = at < N * WIDTH
+    env = at // WIDTH
     new = tl.load(begun + env, mask=inside, other=0) != 0
     first = tl.load(around + env, mask=inside, other=0)
     second = tl.load(around + N + env, mask=inside, other=0)
@@ -41,7 +41,7 @@ def _late_kernel(
         far = tl.where(second == row, line, far)
         tl.store(queue + at, tl.where(new, present, line), mask=inside)
         line = older
-        queue += N * O
+        queue += N * WIDTH
     # The half that torch.lerp takes, so that whole steps are exact.
     between = tl.where(share < 0.5, near + share * (far - near), far - (far - near) * (1.0 - share))
     if SEEN:
@@ -49,7 +49,9 @@ def _late_kernel(
     tl.store(obs + at, tl.where(new, present, between), mask=inside)
 
 
-def _late(queue: Tensor, now: Tensor, final: Tensor | None, begun: Tensor, lag: Any, keep: bool) -> tuple[Tensor, Tensor]:
+def _late(
+    queue: Tensor, now: Tensor, final: Tensor | None, begun: Tensor, lag: Any, keep: bool
+) -> tuple[Tensor, Tensor]:
     now = now.contiguous()
     final = None if final is None else final.contiguous()
     obs = torch.empty_like(now)
@@ -76,11 +78,11 @@ def sent(queue: Tensor, new: Tensor, fresh: Tensor, lag: Any) -> Tensor:
 def _shown_kernel(
     raw: array, final: array, sigma: array, bias: array, unit: array, white: array, drawn: array, begun: array,
     obs: array, before: array, N: array,
-    O: constexpr, FINAL: constexpr, NOISE: constexpr, BIAS: constexpr, DRAWN: constexpr, BLOCK: constexpr,
+    WIDTH: constexpr, FINAL: constexpr, NOISE: constexpr, BIAS: constexpr, DRAWN: constexpr, BLOCK: constexpr,
 ) -> None:  # fmt: skip
     """Do as ``disturb_rows.shown`` does."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < N * O
+    inside = at < N * WIDTH
     value = tl.load(raw + at, mask=inside, other=0.0)
     last = value
     if FINAL:
@@ -90,7 +92,7 @@ def _shown_kernel(
         share = tl.load(unit + at, mask=inside, other=0.0)
         last += most * share
         if DRAWN:
-            new = tl.load(begun + at // O, mask=inside, other=0) != 0
+            new = tl.load(begun + at // WIDTH, mask=inside, other=0) != 0
             share = tl.where(new, tl.load(drawn + at, mask=inside, other=0.0), share)
             tl.store(unit + at, share, mask=inside)
         value += most * share

@@ -16,6 +16,7 @@ from rlcore.train.commands.launching import launched
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rlcore.env import VecEnv
     from rlcore.train.source import Source
     from rlcore.train.sweeps import Plan
 
@@ -117,11 +118,12 @@ def _check(args: RobustnessArguments, options: dict[str, Any]) -> None:
 
 def _plan(args: RobustnessArguments, sources: Sequence[Source]) -> tuple[Plan, list[str]]:
     from rlcore.envs.disturb import disturbances
+    from rlcore.envs.history import without_history
     from rlcore.train.sweeps import planned
 
     env = sources[0].env
     types = [] if args.types is None and args.grid else args.types
-    return planned(env, disturbances(env), types, args.grid or (), args.magnitudes)
+    return planned(env, disturbances(without_history(env)), types, args.grid or (), args.magnitudes)
 
 
 def _measured(args: RobustnessArguments, plan: Plan, left_out: Sequence[str], sources: Sequence[Source]) -> int:
@@ -183,6 +185,8 @@ def _measured(args: RobustnessArguments, plan: Plan, left_out: Sequence[str], so
         wide.print(report.cells_table(entry, scale.success))
     if plan.sweeps:
         wide.print(report.types_table(figures, scale.success))
+    for line in report.area_lines(figures, scale.success):
+        say(console, line)
     for line in (text for entry in figures for text in report.grid_lines(entry)):
         say(console, line)
     say(console, report.ABOUT)
@@ -253,6 +257,7 @@ def _disturbed(args: RobustnessArguments, plan: Plan, source: Source, rows: int 
     from rlcore.env import is_randomizable, want_final_obs
     from rlcore.envs import make_env
     from rlcore.envs.disturb import MAX_DELAY, Disturbed
+    from rlcore.envs.history import disturbed_within
 
     env = source.env
     if rows is not None:
@@ -266,5 +271,10 @@ def _disturbed(args: RobustnessArguments, plan: Plan, source: Source, rows: int 
         m for s in plan.by_name.values() if s.parameters and s.parameters[0].endswith("_delay") for m in s.magnitudes
     ]
     longest = max(MAX_DELAY, *(math.ceil(m) for m in late)) if late else MAX_DELAY
-    on = {group: values.to(env.device) for group, values in scales.items()}
-    return Disturbed(env, names, scales=on, max_delay=longest, seed=args.seed)
+
+    def around(inner: VecEnv) -> VecEnv:
+        sizes = {group: space.shape[0] for group, space in inner.observation_spaces.items()}
+        on = {group: values.to(inner.device)[: sizes[group]] for group, values in scales.items()}
+        return Disturbed(inner, names, scales=on, max_delay=longest, seed=args.seed)
+
+    return disturbed_within(env, around)
