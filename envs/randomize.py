@@ -147,6 +147,10 @@ class Randomized(OwnState):
     def _everywhere(self) -> Tensor:
         return torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
 
+    def task_values(self) -> dict[str, Tensor]:
+        """What is drawn, ``[N]`` by name, in the parameters' own units."""
+        return dict(zip(self._names, self._scale.values(self._drawn), strict=True))
+
     def _seen(self) -> Tensor:
         """The group ``dynamics`` ``[N, P]``."""
         return torch.add(self._scale.lowest, self._drawn, alpha=2.0).t()

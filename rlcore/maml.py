@@ -7,111 +7,29 @@ al. 2017, arXiv:1707.09835) and a loss after every step of adaptation and not th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from rlcore.activations import MODULES
-from rlcore.actor_critic_config import ActorCriticConfig
+from rlcore.adaptation import TaskNetwork, advantages, joined, surrogate
 from rlcore.capture import Captured
-from rlcore.config import ConfigError, check, check_positive, settings_of
+from rlcore.config import ConfigError, check, settings_of
 from rlcore.dispatch import plain
-from rlcore.distributions import Distribution, GaussianHead, unstacked
-from rlcore.env import EnvSpec, VecEnv, name_of, spec_of, want_final_obs
+from rlcore.env import VecEnv, name_of, spec_of, want_final_obs
 from rlcore.family import is_family
 from rlcore.learn import Progress, Report, learn
 from rlcore.losses import ppo_loss
-from rlcore.networks import NetworkConfig
+from rlcore.maml_config import LONGEST
+from rlcore.maml_config import MAMLConfig as MAMLConfig
 from rlcore.normalization import broken_rewards
 from rlcore.observations import concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
-from rlcore.policies import ActorPolicy, build_policy
-from rlcore.returns import gae
+from rlcore.policies import build_policy
 from rlcore.rollout import Rollout, Samples, make_trace
 from rlcore.statistics import means_of_applied
-from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
-
-LONGEST = 10_000
-"""Steps of an episode beyond which their number has to be given: a rollout has some of every step of adaptation."""
-
-_RIDGE = 1e-5  # of the least squares, per sample
-
-
-def _small() -> NetworkConfig:
-    return NetworkConfig(hidden_dims=(64, 64), activation="tanh")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MAMLConfig(ActorCriticConfig):
-    """Settings of MAML; the defaults are for hundreds of envs. The critic is least squares, and has no settings."""
-
-    actor: NetworkConfig = field(default_factory=_small)
-    """Hidden layers of the policy: a perceptron, every layer of which adapts."""
-    num_tasks: int = 16
-    """Tasks that an iteration is played on (M); must divide num_envs, so that each has num_envs / M episodes at once."""
-    adapt_steps: int = 5
-    """Steps of policy gradient that a policy is to need for a task (K). Each is followed by a rollout of its own."""
-    num_steps: int | None = None
-    """Vector steps of each of these K + 1 rollouts (H), after which episodes begin anew; none: an episode."""
-    step_size: float = 0.1
-    """Size of the steps of adaptation (alpha), at the start if it is learned."""
-    learn_step_sizes: bool = True
-    """Learn it, one for each step and each tensor of the policy."""
-    first_order: bool = False
-    """Take the steps' own gradients for constants: half the time, and a biased gradient."""
-    early_weight: float = 0.1
-    """Weight of the return before adaptation; those after each step rise evenly from it to 1. With 0 the last step
-    alone counts in a policy that adapts in one step."""
-    learning_rate: float = 1e-3
-    """Adam's step size, of policy and step sizes."""
-    num_epochs: int = 5
-    """Gradient steps in an update, each on all that was collected."""
-    clip_range: float = 0.3
-    """The ratio of probabilities is clipped to 1 +- this, after every step of adaptation."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus."""
-    max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
-    gamma: float = 0.99
-    """Discount per step."""
-    gae_lambda: float = 1.0
-    """Lambda of generalized advantage estimation (arXiv:1506.02438)."""
-    mode: Mode = "graph"
-    """How an update runs on CUDA: recorded as a graph, or as written (eager)."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible values."""
-        super().__post_init__()
-        for key in ("num_tasks", "adapt_steps", "num_epochs"):
-            check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
-        check(self.num_steps is None or self.num_steps >= 2, "num_steps", self.num_steps, "set at least 2, or none")
-        check_positive(self, "step_size", "learning_rate", "clip_range", "max_grad_norm")
-        check(0 <= self.early_weight <= 1, "early_weight", self.early_weight, "set a number from 0 to 1")
-        check(0 <= self.entropy_coef < math.inf, "entropy_coef", self.entropy_coef, "set 0 or more")
-        for key in ("gamma", "gae_lambda"):
-            check(0 <= getattr(self, key) <= 1, key, getattr(self, key), "set a number from 0 to 1")
-        net, what = self.actor, "a perceptron alone is adapted"
-        check(net.kind == "mlp", "actor.kind", net.kind, f"{what}; set mlp")
-        check(net.rnn.type == "none", "actor.rnn.type", net.rnn.type, f"{what}; set none")
-        check(not net.layer_norm, "actor.layer_norm", net.layer_norm, f"{what}; set false")
-        for key, none in (("critic", NetworkConfig()), ("critic_obs", None), ("share_trunk", False)):
-            remedy = "maml has least squares for a critic, for each task anew; leave it out"
-            check(getattr(self, key) == none, key, getattr(self, key), remedy)
-        check(self.action_mask is None, "action_mask", self.action_mask, "maml has none; leave it out")
-        check("compile" not in self.mode, "mode", self.mode, "maml differentiates twice; set graph or eager")
-
-    def samples_at_once(self, num_envs: int) -> int:
-        """See ``agent.AgentConfig``: a step is on whole rollouts."""
-        return num_envs * (self.num_steps or 100)
-
-    def scheduled(self) -> str:
-        """Nothing changes over the run."""
-        return ""
+from rlcore.types import Metrics, Obs, State, Step, Timeout
 
 
 class MAML:
@@ -151,8 +69,8 @@ class MAML:
         count = len(self.network.parameters)
         self.step_sizes = nn.Parameter(torch.full((config.adapt_steps, count), config.step_size, device=device))
         self.step_sizes.requires_grad_(config.learn_step_sizes)
-        self.weights = torch.linspace(config.early_weight, 1.0, self.parts).div_(self.parts)  # [K + 1]
-        self.weights = (self.weights / self.weights.sum()).to(device)
+        weights = torch.linspace(config.early_weight, 1.0, self.parts, device=device)
+        self.weights = weights / weights.sum()  # [K + 1], of each part's loss
         learned = [*self.network.parameters, *([self.step_sizes] if config.learn_step_sizes else [])]
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         self.optimizer = FlatAdam(learned, self.learning_rate, config.max_grad_norm)
@@ -247,7 +165,7 @@ class MAML:
 
     def _descend(self) -> None:
         """Take each task's next step of adaptation, by the part of the rollout that is complete."""
-        data = self._by_task(lambda x: x.index_select(0, self.part))
+        data = self._by_task(lambda x: x.index_select(1, self.part))
         samples = _only(self._samples(data), 0)
         sizes = self.step_sizes.detach().index_select(0, self.part).squeeze(0)  # [P]
         for mine, new in zip(self.adapted, self._stepped(self.adapted, sizes, samples, False), strict=True):
@@ -282,8 +200,8 @@ class MAML:
         logs = [self._epoch(samples) for _ in range(self.config.num_epochs)]
         steps = data.get("valid", torch.ones_like(data["learned"]))
         about = {"rollout/dropped": (steps & ~data["learned"]).sum()}
-        episodes = data["done"].sum((1, 2, 3)).clamp(min=1)  # [K + 1]
-        returns = data["reward"].where(data["learned"], 0.0).sum((1, 2, 3)) / episodes
+        episodes = data["done"].sum((0, 2, 3)).clamp(min=1)  # [K + 1]
+        returns = data["reward"].where(data["learned"], 0.0).sum((0, 2, 3)) / episodes
         about |= {f"adapt/return_{k}": value for k, value in enumerate(returns.unbind())}
         about |= {f"adapt/step_size_{k + 1}": value.mean() for k, value in enumerate(self.step_sizes.detach().unbind())}
         return means_of_applied(logs) | about
@@ -321,9 +239,9 @@ class MAML:
         return total, means | {"loss/policy": total.detach()}
 
     def _by_task(self, pick: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The rollout ``[parts, H, M, N / M, ...]``, or of some parts."""
+        """The rollout, or some parts of it, ``[H, parts, M, N / M, ...]``."""
         shape = (self.parts, self.horizon, self.tasks, -1)
-        return {name: pick(x.view(*shape, *x.shape[2:])) for name, x in self.rollout.data.items()}
+        return {name: pick(x.view(*shape, *x.shape[2:]).transpose(0, 1)) for name, x in self.rollout.data.items()}
 
     @torch.no_grad()
     def _samples(self, data: dict[str, Tensor]) -> Samples:
@@ -331,14 +249,13 @@ class MAML:
         learned = data["sound"] & ~broken_rewards(data["reward"])
         learned = data["learned"] = learned & data["valid"] if "valid" in data else learned
         reward = data["reward"].where(learned, 0.0)
-        advantage, weight = advantages(
-            data["obs"], reward, data["done"], learned, self.config.gamma, self.config.gae_lambda
-        )
-        old = self.policy.head.kind(*(_joined(data[f"old_{name}"]) for name in self.policy.head.kind._fields))
-        action, advantage, weight = (_joined(x) for x in (data["action"], advantage, weight))
+        gamma, factor = self.config.gamma, self.config.gae_lambda
+        advantage, weight = advantages(data["obs"], reward, data["done"], learned, gamma, factor)
+        old = self.policy.head.kind(*(joined(data[f"old_{name}"]) for name in self.policy.head.kind._fields))
+        action, none = joined(data["action"]), torch.zeros_like(advantage)
         return Samples(
-            action=action, old=old, log_prob=old.log_prob(action), value=torch.zeros_like(advantage),
-            advantage=advantage, returns=torch.zeros_like(advantage), weight=weight, actor_obs=_joined(data["obs"]),
+            action=action, old=old, log_prob=old.log_prob(action), value=none, advantage=advantage, returns=none,
+            weight=weight, actor_obs=joined(data["obs"]),
         )  # fmt: skip
 
     def moved(self) -> list[Tensor]:
@@ -369,100 +286,6 @@ class MAML:
         self.trace.load_state_dict(state["trace"])
 
 
-class TaskNetwork:
-    """A policy's network with parameters of each task: products of M matrices at once.
-
-    Args:
-        policy: whose hidden layers and head it has.
-    """
-
-    def __init__(self, policy: ActorPolicy) -> None:
-        layers = [*policy.trunk.mlp.linear(), policy.head.linear]
-        self.parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
-        """Weight and bias of each layer, and the deviation where it is one for all states."""
-        self.head, self.layers, self.activation = policy.head, len(layers), MODULES[policy.config.actor.activation]()
-        self.own_std = isinstance(self.head, GaussianHead) and self.head.raw_std is not None
-        if self.own_std:
-            self.parameters.append(self.head.raw_std)  # type: ignore[arg-type]
-
-    def __call__(self, parameters: Sequence[Tensor], x: Tensor) -> Distribution:
-        """Distributions of actions for normalized observations ``[M, B, O]``, by parameters ``[M, ...]`` each."""
-        for layer in range(self.layers):
-            weight, bias = parameters[2 * layer : 2 * layer + 2]  # [M, out, in], [M, out]
-            x = torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
-            if layer < self.layers - 1:
-                x = self.activation(x)
-        if self.own_std:
-            return functional_call(self.head, {"raw_std": parameters[-1].unsqueeze(1)}, (x,))  # type: ignore[no-any-return]
-        return self.head(x)  # type: ignore[no-any-return]
-
-
-def surrogate(distribution: Distribution, samples: Samples) -> Tensor:
-    """The loss of each task that a step of adaptation follows, ``[M]``, of samples ``[M, B]``.
-
-    The mean of -ratio * advantage, whose ratio of probabilities is 1 where the data is from these parameters: its first
-    derivative is the policy gradient, and its second the low-variance curvature of ProMP (section 5 there), which the
-    logarithm in the place of the ratio would get wrong.
-    """
-    ratio = (distribution.log_prob(samples.action) - samples.log_prob).exp()
-    return -(samples.weight * ratio * samples.advantage).mean(1)
-
-
-def advantages(
-    obs: Tensor, reward: Tensor, done: Tensor, learned: Tensor, gamma: float, gae_lambda: float
-) -> tuple[Tensor, Tensor]:
-    """Advantages by a baseline of each task, standardized over the task, and the weights of samples.
-
-    The baseline is linear in the observation, its square and powers of the time (Duan et al. 2016, arXiv:1604.06778),
-    fitted to the task's own returns by least squares: nothing that would have to be adapted. Episodes and the rollout
-    end without a bootstrap, as the baseline knows the time that is left.
-
-    Args:
-        obs: ``[K, H, M, R, O]``, K rollouts of H steps in R envs of M tasks.
-        reward: ``[K, H, M, R]``.
-        done: bool, the same; where an episode ends.
-        learned: bool, the same; which steps count.
-        gamma: discount per step.
-        gae_lambda: of generalized advantage estimation.
-
-    Returns:
-        ``[K, H, M, R]`` each; the weights have a mean of 1 over each task.
-    """
-    parts, horizon, tasks, rows, _ = obs.shape
-    done = done.transpose(0, 1).reshape(horizon, -1).clone()
-    done[-1] = True
-    reward = reward.transpose(0, 1).reshape(horizon, -1)  # [H, K * M * R]
-    none = torch.zeros_like(reward)
-    _, returns = gae(reward, none, none, done, gamma, 1.0)
-
-    def by_task(x: Tensor) -> Tensor:
-        """``[H, K * M * R]`` as ``[K, M, H * R]``."""
-        return x.view(horizon, parts, tasks, rows).permute(1, 2, 0, 3).flatten(2)
-
-    time = torch.linspace(0.0, 1.0, horizon, device=obs.device, dtype=obs.dtype).view(1, horizon, 1, 1, 1)
-    time = time.expand(*obs.shape[:-1], 1)
-    features = torch.cat((obs, obs.square(), time, time.square(), time**3, torch.ones_like(time)), -1)
-    x = features.transpose(1, 2).flatten(2, 3).double()  # [K, M, H * R, F]
-    count = by_task(learned.transpose(0, 1).reshape(horizon, -1)).double().unsqueeze(-1)
-    weighted = (x * count).transpose(-1, -2)  # [K, M, F, H * R]
-    ridge = _RIDGE * x.shape[2] * torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
-    root, _ = torch.linalg.cholesky_ex(weighted @ x + ridge)
-    solution = torch.cholesky_solve(weighted @ by_task(returns).double().unsqueeze(-1), root)
-    values = (x @ solution).to(reward.dtype).view(parts, tasks, horizon, rows).permute(2, 0, 1, 3).reshape(horizon, -1)
-    following = torch.cat((values[1:], none[:1])).masked_fill(done, 0.0)
-    advantage = by_task(gae(reward, values, following, done, gamma, gae_lambda)[0])
-    weight = (count / count.mean(2, keepdim=True).clamp(min=1e-6)).squeeze(-1).to(reward.dtype)  # [K, M, H * R]
-    mean = (weight * advantage).mean(2, keepdim=True)
-    std = (weight * (advantage - mean).square()).mean(2, keepdim=True).sqrt()
-    advantage = (advantage - mean) / (std + 1e-8)
-    return tuple(y.view(parts, tasks, horizon, rows).transpose(1, 2) for y in (advantage, weight))  # type: ignore[return-value]
-
-
-def _joined(x: Tensor) -> Tensor:
-    """``[K, H, M, R, ...]`` as ``[K, M, H * R, ...]``."""
-    return x.transpose(1, 2).flatten(2, 3)
-
-
 def _only(samples: Samples, k: int) -> Samples:
     """One part ``[M, B, ...]`` of samples ``[K, M, B, ...]``."""
     old = type(samples.old)(*(part[k] for part in samples.old))
@@ -483,8 +306,8 @@ def _check_env(env: VecEnv, config: MAMLConfig) -> None:
     rows = env.num_envs % config.num_tasks
     check(rows == 0, "num_tasks", config.num_tasks, f"it must divide num_envs, which is {env.num_envs}")
     if config.num_tasks > 1 and not is_family(env):
-        known = ", ".join(getattr(env, "parameters", {}))
-        remedy = f"name what differs between its tasks, such as --env.randomize.{known.split(', ')[0]} true" if known else (
-            "it has no parameters that could; give it some, see rlcore.env.Randomizable"
-        )
+        known = next(iter(getattr(env, "parameters", {})), None)
+        remedy = "it has no parameters, see rlcore.env.Randomizable; give it some"
+        if known is not None:
+            remedy = f"name what differs between its tasks, such as --env.randomize.{known} true"
         raise ConfigError(f"{name_of(env)} is one task, and maml learns from many: {remedy}")
