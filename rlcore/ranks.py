@@ -28,8 +28,10 @@ COMPARED_EVERY = 100
 """Iterations between two comparisons of the parameters, beside that of the first one."""
 
 _SUMS = ("rollout/dropped", "replay/dropped")  # metrics that count; others are means
-_SHARED = ("policy", "critic", "critics", "target_critics", "value_normalizer", "log_temperature", "learning_rate")
-_ALL_THAT_LEARNS = ("optimizers", "actor_optimizer", "critic_optimizer", "temperature_optimizer")
+SHARED = ("policy", "critic", "critics", "target_critics", "value_normalizer", "log_temperature", "learning_rate")
+LEARNED = ("optimizers", "actor_optimizer", "critic_optimizer", "temperature_optimizer")
+"""Parts of agents' states that are the same on all ranks: ``SHARED``, and what optimizers keep."""
+
 _NOT_CHANGED = ("replay", "trace")  # by an update, and large
 _GRACE = 20.0  # seconds that a GPU may need after a signal; torchrun kills after 30
 
@@ -202,7 +204,7 @@ class Ranks:
         if iteration > 1 and iteration % COMPARED_EVERY:
             return
         state = self.agent.state_dict()
-        tensors = [t for name in (*_SHARED, *_ALL_THAT_LEARNS) for t in _leaves(state.get(name))]
+        tensors = [t for name in (*SHARED, *LEARNED) for t in _leaves(state.get(name))]
         sums = gathered(checksum(tensors))
         if len(set(sums)) > 1:
             other = next(rank for rank, own in enumerate(sums) if own != sums[0])
