@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlcore.distributed import world
 from rlcore.env import VecEnv
 from rlcore.normalization import RunningNormalizer
+from rlcore.ranks import MergedNormalizer
 from rlcore.types import Metrics, Step
 
 
@@ -137,7 +139,8 @@ def task_moments(x: Tensor, learned: Tensor, own: Tensor) -> tuple[Tensor, Tenso
 def balanced(config: Any, env: VecEnv) -> tuple[RunningNormalizer | TaskReturns | None, Balance | None]:
     """What normalizes returns, if anything does, and what balances advantages, as PPO's settings say."""
     if config.balance == "none":
-        return RunningNormalizer(1, warmup=10).to(env.device) if config.normalize_value else None, None
+        kind = MergedNormalizer if world().joined else RunningNormalizer
+        return kind(1, warmup=10 * world().size).to(env.device) if config.normalize_value else None, None
     index, names = env.task_index, list(env.tasks)  # type: ignore[attr-defined]
     device = torch.device(env.device)
     return TaskReturns(index, len(names)).to(device), Balance(config.balance, index, names).to(device)

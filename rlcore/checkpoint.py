@@ -125,7 +125,7 @@ def load_checkpoint(
     for key, value in content["agent"].items():
         if key != "replay":
             content["agent"][key] = _moved(value, there)
-    return {key: value if key == "agent" else _moved(value, there) for key, value in content.items()}
+    return {key: value if key in ("agent", "ranks") else _moved(value, there) for key, value in content.items()}
 
 
 @contextlib.contextmanager

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import torch
-from torch import Tensor
 
 from rlcore.agent import Agent
 from rlcore.capture import Captured
 from rlcore.config import ConfigError
+from rlcore.distributed import most, world
 from rlcore.env import VecEnv, generators_of, is_adaptive, is_capturable, is_scored, name_of
 from rlcore.env_check import StepCheck
 from rlcore.faults import PREFIX, culprits
+from rlcore.mark import Mark
+from rlcore.ranks import Ranks
 from rlcore.recurrent import cleared
 from rlcore.report import Faults as Faults
 from rlcore.report import Report as Report
@@ -53,7 +55,7 @@ def learn(
         on_report: called with each iteration's metrics. On CUDA they arrive while the next iteration runs, so that
             neither waits for the other. Without it, what they show to be broken is logged as a warning, once.
         on_iteration: called after each iteration, before its report, for checkpoints and evaluations.
-        should_stop: asked after each iteration; True ends the run early.
+        should_stop: asked after each iteration; True ends the run early, on all ranks where there are several.
         seed: for the env's first reset, if the run begins anew.
         capture_env: record the whole rollout, env included, as one CUDA graph; None does so where the env allows it.
 
@@ -75,7 +77,8 @@ def learn(
     if progress.broken_off:
         progress.restart(env, agent)
         progress.episodes.read()
-    mark = _Mark(agent.moved())
+    mark = Mark(agent.moved())
+    ranks = Ranks(env, agent, should_stop) if world().joined else None
     collect = _collector(env, agent, progress.episodes, capture_env)
     report_to = on_report or Faults().log
     underway: _Mail | None = None
@@ -85,7 +88,12 @@ def learn(
             mark.set()
             try:
                 progress.broken_off = "rollout"
+                if ranks is not None:
+                    ranks.begin()
                 progress.obs, progress.state = collect(progress.obs, progress.state)
+                if ranks is not None:
+                    progress.episodes.share()
+                    ranks.merge()
                 progress.broken_off = "update"
                 watch.mark()
                 metrics = progress.episodes.read() | agent.update()
@@ -93,16 +101,22 @@ def learn(
                     env.take_advantages(*agent.advantages)  # type: ignore[attr-defined]
                 if is_adaptive(env):
                     metrics |= env.adapt()
+                if ranks is not None:
+                    metrics = ranks.metrics(metrics)
+                    ranks.compare(progress.iteration + 1)
                 watch.mark()
                 progress.iteration += 1
-                progress.env_steps += agent.num_steps * env.num_envs
+                progress.env_steps += agent.num_steps * env.num_envs * world().size
                 progress.broken_off = ""
             except BaseException:
                 with suppress(Exception):  # after an error of CUDA nothing works; the first error is the one to tell
+                    if ranks is not None and progress.broken_off == "update":
+                        ranks.undo()
+                        progress.broken_off = "rollout"
                     if progress.broken_off == "rollout":
                         mark.go_back()
                 raise
-            mail, underway = underway, _Mail(progress, metrics, watch, env, agent)
+            mail, underway = underway, _Mail(progress, metrics, watch, env, agent, ranks)
             if mail is not None:
                 mail.deliver(progress, report_to)
             progress.underway = watch
@@ -111,7 +125,7 @@ def learn(
             if device.type != "cuda":  # nothing runs on beside us
                 mail, underway = underway, None
                 mail.deliver(progress, report_to)
-            if should_stop is not None and should_stop():
+            if most(int(should_stop is not None and should_stop())):  # one that stops, stops all
                 break
     except BaseException:
         with suppress(Exception):
@@ -134,26 +148,6 @@ def check_scored(env: VecEnv, agent: Agent) -> None:
             f"{name_of(env)}: env.curriculum.strategy is 'plr', which scores levels by the advantages of rollouts, and "
             f"{type(agent).__name__} has none; use success, threshold or per_env, or ppo"
         )
-
-
-class _Mark:
-    """A copy of tensors to go back to, taken in one operation for each type: it is taken at every iteration."""
-
-    def __init__(self, tensors: list[Tensor]) -> None:
-        by_type: dict[torch.dtype, list[Tensor]] = {}
-        for tensor in {id(tensor): tensor for tensor in tensors}.values():
-            by_type.setdefault(tensor.dtype, []).append(tensor)
-        self.pairs = [(group, [torch.empty_like(tensor) for tensor in group]) for group in by_type.values()]
-
-    @torch.no_grad()
-    def set(self) -> None:
-        for live, copies in self.pairs:
-            torch._foreach_copy_(copies, live)
-
-    @torch.no_grad()
-    def go_back(self) -> None:
-        for live, copies in self.pairs:
-            torch._foreach_copy_(live, copies)
 
 
 def _collector(
@@ -186,9 +180,11 @@ def _collector(
 class _Mail:
     """An iteration's metrics on their way to the host, in one transfer that nobody waits for."""
 
-    def __init__(self, progress: Progress, metrics: Metrics, watch: Stopwatch, env: VecEnv, agent: Agent) -> None:
+    def __init__(
+        self, progress: Progress, metrics: Metrics, watch: Stopwatch, env: VecEnv, agent: Agent, ranks: Ranks | None
+    ) -> None:
         self.iteration, self.env_steps, self.env, self.agent = progress.iteration, progress.env_steps, env, agent
-        self.steps = agent.num_steps * env.num_envs
+        self.steps, self.ranks = agent.num_steps * env.num_envs * world().size, ranks
         self.names = list(metrics)
         self.watch = watch
         self.values = torch.stack([value.float() for value in metrics.values()]).detach()
@@ -200,7 +196,9 @@ class _Mail:
 
     def deliver(self, progress: Progress, on_report: Callable[[Report], None]) -> None:
         """Wait until the metrics have arrived, and report those that have a value."""
-        if self.watch.cuda:
+        if self.watch.cuda and self.ranks is not None:
+            self.ranks.wait(self.arrived)
+        elif self.watch.cuda:
             self.arrived.synchronize()
         collect, learn = self.watch.seconds()
         progress.seconds += collect + learn

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlcore.dispatch import accelerated
+from rlcore.distributed import average, world
 
 NO_LIMIT = 1e30
 """Of a gradient's norm: ``clipped_adam`` with this one does not clip; a kernel takes it as a constant."""
@@ -230,15 +231,8 @@ class FlatAdam:
             part.zero_()
 
     @torch.no_grad()
-    def step(self, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """Clip and step, unless ``allowed`` is false, or a loss or gradient that is not finite: then nothing changes.
-
-        Args:
-            allowed: scalar, whether to take the step, or the loss that is to be finite.
-
-        Returns:
-            The gradient's norm before clipping, and 1 if the step was taken, else 0; scalars.
-        """
+    def collected(self) -> Tensor:
+        """The gradient in one buffer ``[P]``."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
         whole: Tensor | None = self.gradient
         if not all(map(operator.is_, gradients, self._parts)):
@@ -246,6 +240,27 @@ class FlatAdam:
         if whole is None:
             whole = self.gradient
             torch._foreach_copy_(self._own_parts(), gradients)
+        return whole
+
+    @torch.no_grad()
+    def step(self, allowed: Tensor, shared: bool = False) -> tuple[Tensor, Tensor]:
+        """Clip and step, unless ``allowed`` is false, or a loss or gradient that is not finite: then nothing changes.
+
+        With several ranks the gradient is its mean over them, and what is not allowed on one is so on none.
+
+        Args:
+            allowed: scalar, whether to take the step, or the loss that is to be finite.
+            shared: whether gradient and ``allowed`` are those of all ranks already; see
+                ``distributed.share_gradients``.
+
+        Returns:
+            The gradient's norm before clipping, and 1 if the step was taken, else 0; scalars.
+        """
+        whole = self.collected()
+        if not shared and world().joined:
+            loss = allowed.to(whole.dtype) if allowed.is_floating_point() else torch.where(allowed, 0.0, torch.nan)
+            together = average(torch.cat([whole, loss.view(1)]))
+            whole, allowed = together[:-1], together[-1]
         if self.moving is None or self.fixed_rate is None:
             return self._step(whole, self.learning_rate, allowed)
         changed = self.value, self.moment, self.square
@@ -275,12 +290,12 @@ class FlatAdam:
 
 
 def step_all(optimizers: Sequence[FlatAdam], allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Take a step with each optimizer; see ``FlatAdam.step``.
+    """Take a step with each optimizer, whose gradients are those of all ranks; see ``FlatAdam.step``.
 
     Returns:
         The norm of all gradients together, before clipping, and 1 if all steps were taken, else 0; scalars.
     """
-    results = [optimizer.step(allowed) for optimizer in optimizers]
+    results = [optimizer.step(allowed, shared=True) for optimizer in optimizers]
     if len(results) == 1:
         return results[0]
     norms, taken = torch.stack([torch.stack(result) for result in results]).unbind(1)

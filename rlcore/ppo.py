@@ -18,6 +18,7 @@ from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.classifier import told_column
 from rlcore.config import settings_of
 from rlcore.critics import Critic
+from rlcore.distributed import share_gradients, weights_of
 from rlcore.distributions import unstacked
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
@@ -275,8 +276,7 @@ class PPO:
                 advantages, data, signal_outputs, signal_timeouts, cut, lost, self.timeout_bootstrap, survival
             )
         learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
-        # 1 if all are learned from; and NaN if none is, so that steps are skipped.
-        weight = learned / learned.float().mean()
+        weight = weights_of(learned)
         self.advantages = (advantages, weight)
         about = {"policy/explained_variance": explained_variance(returns, values, learned)}
         about["rollout/dropped"] = (data.get("valid", torch.ones_like(learned)) & ~learned).sum()
@@ -328,6 +328,7 @@ class PPO:
             loss, metrics = self._loss(self, samples)
             loss.backward(self.optimizers[0].one)  # type: ignore[no-untyped-call]
         with torch.no_grad():
+            loss, metrics = share_gradients(self.optimizers, loss, metrics)
             allowed = (loss.abs() < torch.inf) & ~self.stopped  # which NaN fails; isfinite takes four operators
             if config.lr_schedule == "adaptive":
                 # Only where a step is allowed: while steps are skipped the KL stands still.

@@ -9,6 +9,7 @@ import torch
 
 from rlcore.agent import Agent
 from rlcore.checkpoint import fitting
+from rlcore.distributed import world
 from rlcore.env import VecEnv, is_exact, is_stateful
 from rlcore.env_check import check_obs
 from rlcore.report import Stopwatch
@@ -64,8 +65,13 @@ class Progress:
 
 
 def begin(env: VecEnv, agent: Agent, seed: int | None = None, stage: Stage | None = None) -> Progress:
-    """Reset the env, at a stage if one is given, and stand before the first iteration."""
-    obs = reset_at(env, stage, seed)
+    """Reset the env, at a stage if one is given, and stand before the first iteration.
+
+    From here on the random numbers of ranks differ, after those of the networks, which do not.
+    """
+    if world().rank > 0:
+        torch.manual_seed(world().seed(torch.initial_seed() % 2**31 if seed is None else seed))
+    obs = reset_at(env, stage, None if seed is None else world().seed(seed))
     check_obs(env, obs, "reset")
     obs = detached(obs)
     tasks = (env.task_index, list(env.tasks)) if hasattr(env, "task_index") and hasattr(env, "tasks") else None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlcore.dispatch import accelerated
+from rlcore.distributed import total, world
 
 
 def room_for_timeouts(steps: int, max_episode_length: int) -> int:
@@ -83,7 +84,15 @@ def standardized(x: Tensor, learned: Tensor) -> Tensor:
 
 
 def moments(x: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, which is not 0, of ``x`` ``[...]`` where bool ``learned`` says so; scalars."""
+    """Mean and standard deviation, which is not 0, of ``x`` ``[...]`` where bool ``learned`` says so; scalars.
+
+    Those of all ranks, where there are several.
+    """
+    if world().joined:
+        sums = torch.stack([learned.sum().to(x.dtype), x.where(learned, 0.0).sum()])
+        number, whole = total(sums).unbind()
+        mean = whole / number
+        return mean, (total((x - mean).where(learned, 0.0).square().sum()) / number).sqrt() + 1e-8
     number = learned.sum()
     mean = x.where(learned, 0.0).sum() / number
     std = x.where(learned, mean).std(correction=0) * (x.numel() / number).sqrt()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlcore.arrays import arrays
 from rlcore.capture import Captured
+from rlcore.distributed import total, union
 from rlcore.types import Metrics, Mode, Step
 
 
@@ -157,6 +158,20 @@ class EpisodeStatistics:
         if names not in self.logs:
             self.logs[names] = self.totals.new_zeros(2, len(names))
         self.logs[names] += torch.cat(parts, 1)
+
+    def share(self) -> None:
+        """Let the sums since the last read be those of all ranks, where there are several; see ``rlcore.distributed``.
+
+        Ranks differ in what their steps' logs have: what is the mean over episodes may have had none yet.
+        """
+        names = union(list(self.logs))
+        tables = [self.logs.setdefault(own, self.totals.new_zeros(2, len(own))) for own in names]
+        parts = [self.totals, *tables]
+        parts += [self._signal_totals] if self.signals else []
+        parts += [self._task_totals] if self.tasks else []
+        sums = total(torch.cat([part.flatten() for part in parts]))
+        for part, own in zip(parts, sums.split([part.numel() for part in parts]), strict=True):
+            part.copy_(own.view_as(part))
 
     def read(self) -> Metrics:
         """Return means as device scalars, NaN where nothing ended, and start anew.

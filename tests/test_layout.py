@@ -33,7 +33,8 @@ LAYERS = (
     | {"capture", "arrays", "dispatch", "kernels", "recurrent", "optimizer", "losses", "replay_rows", "device_memory"}
     | {"files", "statistics", "faults", "stage", "normalization", "device", "anchors", "encoders", "names", "rollout"}
     | {"activations", "observations", "perceptrons", "signals", "safety", "gate", "action_scale", "own_network"}
-    | {"risk", "user_code", "tasks", "squashed_tasks", "balance", "classifier", "family"},
+    | {"risk", "user_code", "tasks", "squashed_tasks", "balance", "classifier", "family", "distributed", "ranks"}
+    | {"mark"},
     {"replay", "learn", "resume", "report", "actor_critic_config", "ppo_config", "ppo_gradient", "safety_critic"}
     | {"off_policy", "off_policy_config", "policies", "critics", "cost_critics", "exploration"}
     | {"maml_config", "adaptation"},

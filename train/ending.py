@@ -300,7 +300,7 @@ def end_of_run(
             f", {'in' if progress.broken_off else 'after'} iteration {progress.iteration + bool(progress.broken_off)}"
         )
     if run is not None and not stopping and not mistake:
-        what += _write_traceback(error, run.path / CRASH_FILE)
+        what += write_traceback(error, run.path / CRASH_FILE)
     traceback.clear_frames(error.__traceback__)  # what they hold may be the memory that was missing
     kept = "" if run is None or progress is None else _kept(run, progress, save, error)
     with suppress(OSError, ValueError):
@@ -308,7 +308,8 @@ def end_of_run(
     return code
 
 
-def _write_traceback(error: BaseException, path: Path) -> str:
+def write_traceback(error: BaseException, path: Path) -> str:
+    """Add an error's traceback to a file; returns what is to be said of it."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}, process {os.getpid()}\n")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rlcore.agent import Agent, Policy, check_agent
 from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
+from rlcore.distributed import gathered, join, leave, local_device, most
 from rlcore.env import spec_of, want_final_obs
 from rlcore.env_check import check_obs
 from rlcore.envs import make_env
@@ -32,6 +33,7 @@ from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
 from rlcore.train.evaluate import ENDLESS, Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.run import RunFolder, locate
+from rlcore.train.several import end_of_follower, follow, of_rank, places, share_of, with_ranks
 from rlcore.train.threads import use_threads
 
 EVAL_SEED = 1_000_003
@@ -63,7 +65,11 @@ class Training:
         """
         self.run: RunFolder | None = None
         self.notes: list[str] = []
-        if resumed_from is not None:
+        self.device = resolve_device(local_device(config.device))
+        self.ranks = join(self.device)
+        if self.ranks.joined:
+            config = dataclasses.replace(config, device=self.device.type)  # of all of them
+        if resumed_from is not None and self.ranks.main:
             self.run, _ = locate(resumed_from)
             self.notes += self.run.take_over()
         try:
@@ -74,9 +80,9 @@ class Training:
             raise
 
     def _prepare(self, config: TrainConfig, console: Console, resumed_from: Path | None) -> None:
-        self.device = resolve_device(config.device)
-        self.config = dataclasses.replace(config, device=str(self.device))
-        self.console = console
+        self.config = config if self.ranks.joined else dataclasses.replace(config, device=str(self.device))
+        self.console = console if self.ranks.main else Console(quiet=True)
+        self.share = share_of(config, self.ranks)
         self.progress: Progress | None = None
         self.exact = True
         self.resumed_from = resumed_from
@@ -92,9 +98,10 @@ class Training:
                 f"give --num-iterations {done} or more"
             )
         # A simulator that cannot be restored must not repeat the episodes that it began with.
-        self.env = make_env(config.task, config.num_envs, self.device, seed=config.seed + done, **config.env)
+        seed = self.ranks.seed(config.seed + done)
+        self.env = make_env(config.task, self.share, self.device, seed=seed, **config.env)
         # Isaac Sim has one scene per process: there, evaluations borrow the training env.
-        self.shares_env = simulator_of(config.task) == "isaaclab"
+        self.shares_env = simulator_of(config.task) == "isaaclab" or not self.ranks.main
         if self.shares_env:
             self.eval_env = self.env
         else:
@@ -114,10 +121,13 @@ class Training:
         check_scored(self.env, self.agent)
         if config.init_from is not None and content is None:
             self.notes += take_weights(self.agent, config)
+        self.folder: Path | None = None  # of the run, where another rank writes it
         self.held = Held(self.agent, config.init)
-        samples = config.agent.samples_at_once(config.num_envs)
+        samples = config.agent.samples_at_once(self.share)
         self.notes += use_threads(config.threads, samples, self.agent.policy, self.device)
         if content is not None:
+            own, told = of_rank(content, self.ranks, self.agent)
+            self.notes += told
             altered, told = env_changes(content, self.config, self.env, resumed_from)
             self.notes += told
             refuse_broken_state(content["agent"], resumed_from)
@@ -132,6 +142,8 @@ class Training:
                 check_obs(self.env, self.progress.obs, "checkpoint")
                 if str(self.agent.timeout_bootstrap) not in TIMEOUTS:
                     raise ValueError(f"timeout_bootstrap is {shown(self.agent.timeout_bootstrap)}")
+            if not own:
+                torch.manual_seed(seed)
         stage = self._stage()
         if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
             with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
@@ -151,8 +163,10 @@ class Training:
         interrupt = Interrupt()
         try:
             with quiet_threads():
-                return self._train(interrupt)
+                return self._train(interrupt) if self.ranks.main else follow(self, interrupt)
         except BaseException as error:
+            if not self.ranks.main:
+                return end_of_follower(error, interrupt, self.ranks.rank, self.folder)
             return end_of_run(error, interrupt, self.run, self.progress, self._rescue)
         finally:
             if self.run is not None:
@@ -161,6 +175,7 @@ class Training:
     def _train(self, interrupt: Interrupt) -> int:
         config, resumed = self.config, self.progress
         self.run = self._folder()
+        gathered(str(self.run.path))
         self._say_what_is_ahead()
         if self.progress is None:
             self.progress = begin(self.env, self.agent, config.seed)
@@ -189,7 +204,7 @@ class Training:
                 evaluations[progress.iteration] = self._evaluate_if_due(progress)
                 every = config.save_interval
                 if every and progress.iteration % every == 0:
-                    self._save(progress)
+                    self.save(progress)
 
             progress = learn(
                 self.env,
@@ -202,7 +217,9 @@ class Training:
                 capture_env=config.capture_env,
             )
             if self.saved_iteration != progress.iteration:
-                self._save(progress)
+                self.save(progress)
+            interrupt.signal = most(interrupt.signal or 0) or None  # whichever rank it came to
+        leave()
         if interrupt.signal is not None:
             say(self.console, f"stopped after iteration {progress.iteration}; to go on:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
@@ -227,7 +244,7 @@ class Training:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # it may be memory that is missing
         if self.progress.iteration > self.saved_iteration:
-            self._save(self.progress)
+            self.save(self.progress, alone=True)
 
     def _folder(self) -> RunFolder:
         run = self.run
@@ -254,19 +271,22 @@ class Training:
     def _say_what_is_ahead(self) -> None:
         config, env, run = self.config, self.env, self.run
         assert run is not None
-        steps = self.agent.num_steps * env.num_envs
+        num_envs = env.num_envs * self.ranks.size
+        steps = self.agent.num_steps * num_envs
         endless = env.max_episode_length >= ENDLESS
         limit = "no time limit" if endless else f"episodes of {env.max_episode_length} steps"
         preset = "" if config.preset is None else f" with the preset {config.preset}"
         for line in (
             f"task         {config.task}, observations: {self.spec.observation_text}, action: {self.spec.action_text}",
             f"algorithm    {self.algorithm.name}{preset} on {self.device}, seed {config.seed}",
-            f"envs         {env.num_envs} x {self.agent.num_steps} steps = {steps:,} steps an iteration, "
+            f"envs         {num_envs} x {self.agent.num_steps} steps = {steps:,} steps an iteration, "
             f"{config.num_iterations} iteration{'s' * (config.num_iterations != 1)}, {limit}",
             f"time-outs    {TIMEOUTS[self.bootstrap]}",
             f"run folder   {run.path}",
         ):
             say(self.console, line)
+        if self.ranks.joined:
+            say(self.console, places(self.ranks, self.share))
         notes = [*self.notes, *getattr(env, "notes", ()), *self.agent.notes, *self.agent.policy.notes]
         if self.agent.policy.gate is not None:
             notes += self.agent.policy.gate.notes
@@ -355,11 +375,16 @@ class Training:
             yield
         progress.broken_off = ""
 
-    def _save(self, progress: Progress) -> None:
-        assert self.run is not None
-        self.run.save(self._content(progress), progress.iteration, self.config.keep_checkpoints)
+    def save(self, progress: Progress, alone: bool = False) -> None:
+        """Write a checkpoint, with what all ranks have of their own unless rank 0 is left ``alone``."""
+        content = self._content(progress)
+        if not alone:
+            content = with_ranks(content, self.ranks)
+        if self.run is not None:
+            self.run.save(content, progress.iteration, self.config.keep_checkpoints)
         self.saved_iteration = progress.iteration
 
     def _content(self, progress: Progress) -> dict[str, Any]:
         own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "ranges": dict(self.best.ranges)}
+        own |= {"world": self.ranks.size} if self.ranks.size > 1 else {}
         return own | snapshot(self.env, self.agent, progress)

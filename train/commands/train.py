@@ -12,6 +12,7 @@ import tyro
 from rlcore.train import arguments
 from rlcore.train.arguments import Job, UsageError
 from rlcore.train.commands.launching import launched, named_in, with_library
+from rlcore.train.elastic import processes_in, start
 
 SCENE_NUM_ENVS = "env.scene.num_envs"
 """What Isaac Lab and mjlab call the number of copies."""
@@ -19,6 +20,9 @@ SCENE_NUM_ENVS = "env.scene.num_envs"
 
 def train_command(words: Sequence[str]) -> Job:
     """Read the words of ``rlcore train``."""
+    number, words = processes_in(words) if not arguments.asks_help(words) else (0, list(words))
+    if number:
+        return lambda: start(number, words)
     words = launched(with_library(words))
     from rlcore.config import ConfigError, load_yaml
     from rlcore.train.algorithms import algorithm, find
@@ -59,6 +63,10 @@ def train_command(words: Sequence[str]) -> Job:
         """Run folder or checkpoint to go on from."""
         library: Annotated[str | None, tyro.conf.arg(name="from")] = None
         """Whose configuration of a simulator's task to take; None: rlcore's, else the first."""
+        gpus: int | None = None
+        """Train on so many GPUs of this machine, one process each; num_envs and the batches are shared among them."""
+        processes: int | None = None
+        """The same by a number of processes, for --device cpu."""
 
     pairs = arguments.pairs_of(words, TrainArguments, free="env")
     pairs = [(key, [named["algo"]] if key == "algo" else values) for key, values in pairs]

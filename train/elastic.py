@@ -1,0 +1,98 @@
+"""``rlcore train --gpus N``: the same command in N processes, started and watched by torchrun's own launcher."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from rlcore.train.arguments import UsageError
+
+MOST_PROCESSES = 1024
+
+
+def processes_in(words: Sequence[str]) -> tuple[int, list[str]]:
+    """How many processes a command line asks for, 0 where it does not, and what each of them is told.
+
+    ``--gpus`` gives each a GPU; ``--processes`` leaves that to ``--device``.
+
+    Raises:
+        UsageError: it is not a number, or torchrun has started this process already.
+    """
+    rest: list[str] = []
+    given: dict[str, str] = {}
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        found = re.fullmatch(r"(?:--)?(gpus|processes)=(.*)|--(gpus|processes)", word)
+        if found is None:
+            rest.append(word)
+        elif found[1]:
+            given[found[1]] = found[2]
+        else:
+            given[found[3]] = left.pop(0) if left else ""
+    if not given:
+        return 0, rest
+    if len(given) > 1:
+        raise UsageError("--gpus cannot go with --processes; --gpus N starts one process for each GPU")
+    ((name, value),) = given.items()
+    if not value.isdigit() or not 1 <= int(value) <= MOST_PROCESSES:
+        raise UsageError(f"--{name}: '{value}' is not a number of processes; write --{name} 2")
+    if "WORLD_SIZE" in os.environ:
+        raise UsageError(f"--{name} cannot go with torchrun, which says how many processes there are; leave it out")
+    if name == "gpus":
+        if any(re.match(r"(--)?device(=|$)", word) for word in rest):
+            raise UsageError("--device cannot go with --gpus, which gives each process its own; leave one out")
+        rest += ["--device", "cuda"]
+    return int(value), rest
+
+
+def start(number: int, words: Sequence[str]) -> int:
+    """Run ``rlcore train`` in so many processes on this machine, and wait for all of them.
+
+    When one ends with an error, the others are told to stop, and after 30 s are stopped. Signals are passed on.
+
+    Returns:
+        The exit code: 0, or that of the process that failed first, or 128 + signal.
+    """
+    _check_gpus(number, words)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from rlcore.train.threads import usable_cores
+
+    # Otherwise each process would take all cores for itself.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // number)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=number,
+        run_id=f"rlcore-{os.getpid()}",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "rlcore", "train", *words)
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0
+
+
+def _check_gpus(number: int, words: Sequence[str]) -> None:
+    if list(words[-2:]) == ["--device", "cuda"]:
+        import torch
+
+        have = torch.cuda.device_count()
+        if have < number:
+            raise UsageError(
+                f"--gpus is {number} and PyTorch sees {have} here; give at most {have}, or --processes "
+                f"{number} --device cpu"
+            )

@@ -1,0 +1,169 @@
+"""A run of several ranks: what each has of its own in a checkpoint, and how a rank ends that does not write one."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlcore.agent import Agent
+from rlcore.capture import rebuilt
+from rlcore.config import ConfigError, to_dict
+from rlcore.distributed import RankLost, World, differs, gathered, leave, most, received
+from rlcore.learn import Faults, Progress, Report, begin, learn
+from rlcore.ranks import LEARNED, SHARED
+from rlcore.train.conclude import close_env
+from rlcore.train.config import TrainConfig
+from rlcore.train.ending import FAILED, USAGE, Interrupt, describe, is_mistake, one_line, show_traceback
+
+if TYPE_CHECKING:
+    from rlcore.train.training import Training
+
+_OF_EPISODES = ("critic_state", "trace", "held")  # what an agent keeps by env, and what new episodes begin with
+
+
+def share_of(config: TrainConfig, world: World) -> int:
+    """Envs of each rank.
+
+    Raises:
+        ConfigError: they cannot be shared evenly, or the ranks were given different settings.
+    """
+    if differs(repr(to_dict(config) | {"device": ""})):
+        raise ConfigError("the ranks have different settings; start all of them with the same command")
+    share, left = divmod(config.num_envs, world.size)
+    if left:
+        near = max(1, share) * world.size
+        raise ConfigError(
+            f"num_envs is {config.num_envs}, of all {world.size} ranks together, which share it evenly; give {near} or "
+            f"{near + world.size}"
+        )
+    return share
+
+
+def places(world: World, share: int) -> str:
+    """What runs where."""
+    each = ", ".join(f"{rank} on {place}" for rank, place in enumerate(world.places))
+    return f"ranks        {world.size} with {share} envs each: {each}"
+
+
+def with_ranks(content: dict[str, Any], world: World) -> dict[str, Any]:
+    """A checkpoint's content with what every rank has of its own in it, on rank 0; all ranks have to call it."""
+    if world.size == 1:
+        return content
+    own = {key: content[key] for key in ("env", "progress", "rng")}
+    own["agent"] = {key: value for key, value in content["agent"].items() if key not in (*SHARED, *LEARNED)}
+    parts = received(rebuilt(own, lambda tensor: tensor.cpu()) if world.rank else None)
+    return content | {"ranks": parts[1:]}
+
+
+def of_rank(content: dict[str, Any], world: World, agent: Agent) -> tuple[bool, list[str]]:
+    """Make of a checkpoint's content that of a rank, in place.
+
+    Args:
+        content: as rank 0 saved it.
+        world: the ranks that go on.
+        agent: of this rank, just built.
+
+    Returns:
+        Whether each rank goes on with what it had of its own, and what is to be said.
+    """
+    before, parts = content.get("world", 1), content.pop("ranks", [])
+    if before == world.size and len(parts) == before - 1:
+        if world.rank:
+            part = parts[world.rank - 1]
+            content |= {key: part[key] for key in ("env", "progress", "rng")}
+            content["agent"] |= part["agent"]
+            device = next(agent.policy.parameters()).device
+            replay = content["agent"].pop("replay", None)
+            content |= rebuilt(content, lambda tensor: tensor.to(device))
+            if "replay" in part["agent"]:
+                content["agent"]["replay"] = replay
+        return True, []
+    content["env"] = None
+    present, saved = agent.state_dict(), content["agent"]
+    for name in _OF_EPISODES:
+        if name in saved:
+            saved[name] = present[name]
+    if saved.get("return_scale") is not None:
+        saved["return_scale"]["running"] = present["return_scale"]["running"]
+    notes = [f"{_ranks(before)} wrote the checkpoint, and {_ranks(world.size)} go{'es' * (world.size == 1)} on"]
+    if before == world.size:
+        notes = ["the checkpoint has rank 0's own state alone"]
+    notes[0] += ": random numbers are others, and episodes start anew"
+    if saved.get("replay") is not None:
+        saved["replay"] = None
+        notes.append("the replay memory, of each rank its own, is not carried over and fills anew")
+    return False, notes
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"
+
+
+def follow(training: Training, interrupt: Interrupt) -> int:
+    """Train as one of several ranks, which leaves it to rank 0 to log, to evaluate and to save.
+
+    Returns:
+        The exit code; 0 for a run that was interrupted, too, so that rank 0 says it.
+    """
+    config, known, rank = training.config, Faults(), training.ranks.rank
+    training.folder = Path(gathered("")[0])
+    if training.progress is None:
+        training.progress = begin(training.env, training.agent, config.seed)
+    training.held.begin(training.progress.iteration)
+    interrupt.show = lambda text: True  # as rank 0 does
+
+    def on_report(report: Report) -> None:
+        for text in known.new(report):
+            print(f"rlcore train: rank {rank}: {text}", file=sys.stderr, flush=True)
+
+    def on_iteration(progress: Progress) -> None:
+        training.held.after(progress.iteration)
+        if config.save_interval and progress.iteration % config.save_interval == 0:
+            training.save(progress)
+
+    with interrupt.handling():
+        progress = learn(
+            training.env,
+            training.agent,
+            config.num_iterations,
+            progress=training.progress,
+            on_report=on_report,
+            on_iteration=on_iteration,
+            should_stop=lambda: interrupt.signal is not None,
+            capture_env=config.capture_env,
+        )
+        if training.saved_iteration != progress.iteration:
+            training.save(progress)
+        most(interrupt.signal or 0)
+    leave()
+    close_env(training.env, training.console)
+    return 0
+
+
+def end_of_follower(error: BaseException, interrupt: Interrupt, rank: int, folder: Path | None) -> int:
+    """Say why a rank ended that does not write checkpoints, unless another says it.
+
+    Args:
+        error: what ended it.
+        interrupt: whether it had been asked to stop.
+        rank: of this process.
+        folder: of the run, for the traceback.
+
+    Returns:
+        The exit code.
+    """
+    show_traceback(error)
+    stopped = interrupt.signal is not None or isinstance(error, (KeyboardInterrupt, SystemExit))
+    if stopped or (isinstance(error, RankLost) and "rank 0 " not in str(error)):
+        return 128 + (interrupt.signal or 2) if stopped else FAILED
+    mistake = is_mistake(error)
+    where = ""
+    if folder is not None and folder.is_dir() and not mistake and not isinstance(error, RankLost):
+        from rlcore.train.ending import CRASH_FILE, write_traceback
+
+        where = write_traceback(error, folder / CRASH_FILE)
+    with suppress(OSError, ValueError):
+        print(f"rlcore train: error: rank {rank}: {one_line(describe(error))}{where}", file=sys.stderr, flush=True)
+    return USAGE if mistake else FAILED
