@@ -118,8 +118,8 @@ class AutomaticRanges:
         # Those of each env that are in no sum yet, by bound; the last is of what has not ended.
         self.tally = torch.zeros(2, 2 * count + 2, num_envs, device=device)
         self.kept = {"bounds": self.bounds, "played": self.played, "sums": self.sums, "tally": self.tally}
-        self._not_ended = torch.tensor(2 * count + 1, device=device)
         self._one = torch.ones(num_envs, device=device)
+        self._last = torch.tensor(2 * count + 1, device=device)
         self._limits = torch.arange(1, 2 * count + 1, device=device) / (4 * count)  # [2P], of numbers that choose
         # Between what each parameter is drawn where a bound is played, or none, [2, P, 2P + 1].
         self._between = torch.zeros(2, count, 2 * count + 1, device=device)
@@ -127,17 +127,13 @@ class AutomaticRanges:
 
     def draw(self, generator: torch.Generator, where: Tensor) -> Tensor:
         """See ``Fixed``."""
-        count = len(self.rows)
-        uniform = torch.rand(count + 1, len(self.played), generator=generator, device=self.device)
-        chosen = torch.bucketize(uniform[count], self._limits, right=True)  # [N], half of them beyond the last bound
-        torch.where(where, chosen, self.played, out=self.played)
-        low, high = self._between.index_select(2, chosen)  # [P, N]
-        return torch.lerp(low, high, uniform[:count])
+        size = (len(self.rows) + 1, len(self.played))
+        uniform = torch.rand(size, generator=generator, device=self.device)
+        return chosen(uniform, self._limits, self._between, where, self.played)
 
     def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
         """See ``Fixed``; what is told of each env is summed up in ``adapt``, which is not in every step."""
-        place = torch.where(done, self.played, self._not_ended)
-        self.tally.scatter_add_(1, place.expand(2, 1, -1), torch.stack((self._one, success))[:, None])
+        add_ended(self.tally, self.played, done, success, self._one, self._last)
 
     def adapt(self) -> Metrics:
         """Move the bounds of which enough is known."""
@@ -178,6 +174,33 @@ class AutomaticRanges:
         count = len(self.rows)
         self._between[1].diagonal().copy_(self.bounds[0])
         self._between[0, :, count:].diagonal().copy_(self.bounds[1])
+
+
+@accelerated("ranges:chosen")
+def chosen(uniform: Tensor, limits: Tensor, between: Tensor, where: Tensor, played: Tensor) -> Tensor:
+    """Positions ``[P, N]`` with one of B bounds played, or none, the last of them; ``played`` follows in place.
+
+    Args:
+        uniform: in 0..1, ``[P + 1, N]``; the last row chooses.
+        limits: of the numbers that choose a bound each, ``[B - 1]``.
+        between: between what a parameter is drawn by what is played, ``[2, P, B]``.
+        where: in which envs an episode begins, ``[N]``.
+        played: int64 ``[N]``.
+    """
+    bound = torch.bucketize(uniform[-1], limits, right=True)
+    torch.where(where, bound, played, out=played)
+    low, high = between.index_select(2, bound)  # [P, N]
+    return torch.lerp(low, high, uniform[:-1])
+
+
+@accelerated("ranges:add_ended")
+def add_ended(tally: Tensor, played: Tensor, done: Tensor, success: Tensor, one: Tensor, last: Tensor) -> None:
+    """Add 1 and the success ``[N]`` of episodes that are ``done`` to ``tally`` ``[2, B + 1, N]``, where they belong.
+
+    The last row, of number ``last``, is of no use to anybody: what has not ended goes there. ``one`` is 1, ``[N]``.
+    """
+    place = torch.where(done, played, last)
+    tally.scatter_add_(1, place.expand(2, 1, -1), torch.stack((one, success))[:, None])
 
 
 _CELLS = 1024
@@ -248,12 +271,8 @@ class MaximumEntropy:
     def draw(self, generator: torch.Generator, where: Tensor) -> Tensor:
         """See ``Fixed``."""
         size = (2, len(self.rows), len(self.log_density))
-        first, second = torch.rand(size, generator=generator, device=self.device)  # [P, N] each
-        cell = torch.searchsorted(self._cumulative, first)  # [P, N]
-        density = self._density.gather(1, cell).sum(0)
-        torch.where(where, density, self.log_density, out=self.log_density)
-        position: Tensor = (cell + second) / _CELLS
-        return position
+        uniform = torch.rand(size, generator=generator, device=self.device)
+        return inverted(uniform, self._cumulative, self._density, where, self.log_density)
 
     def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
         """See ``Fixed``."""
@@ -330,6 +349,22 @@ class MaximumEntropy:
         self._density.copy_((chance * _CELLS).log())
         self._cumulative.copy_(chance.cumsum(1))
         self._cumulative[:, -1] = torch.inf  # whatever is rounded
+
+
+@accelerated("ranges:inverted")
+def inverted(uniform: Tensor, cumulative: Tensor, density: Tensor, where: Tensor, kept: Tensor) -> Tensor:
+    """Positions ``[P, N]`` from distributions over cells, by inversion; ``kept`` ``[N]`` is their log density in place.
+
+    Args:
+        uniform: in 0..1, ``[2, P, N]``: which cell, and where in it.
+        cumulative: probability up to the end of each cell, ``[P, cells]``; the last is above any uniform number.
+        density: its logarithm in each cell, ``[P, cells]``.
+        where: in which envs an episode begins, ``[N]``.
+        kept: of the episodes in flight.
+    """
+    cell = torch.searchsorted(cumulative, uniform[0])  # [P, N]
+    torch.where(where, density.gather(1, cell).sum(0), kept, out=kept)
+    return (cell + uniform[1]) / density.shape[1]
 
 
 def log_beta(shape: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""What is drawn for new episodes, as it is written and as kernels, against numpy in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import INTERPRETED
+
+from rlcore import dispatch
+from rlcore.envs.ranges import Scale, add_ended, chosen, inverted, redrawn
+
+SHAPES = [(1, 1), (3, 5), (2, 300)]
+"""Parameters and envs."""
+
+
+@pytest.fixture(params=["plain", "interpreter", pytest.param("cuda", marks=pytest.mark.gpu)])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    if request.param == "interpreter":
+        if not INTERPRETED:
+            pytest.skip("needs TRITON_INTERPRET=1")
+        monkeypatch.setattr(dispatch, "_interpreted", True)
+    return torch.device("cuda" if request.param == "cuda" else "cpu")
+
+
+def close(got: torch.Tensor, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(got.double().cpu().numpy(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("special", [True, False])
+def test_what_begins_takes_its_positions_and_values(shape: tuple[int, int], special: bool, place: torch.device) -> None:
+    torch.manual_seed(0)
+    kept, position = torch.rand(2, *shape, device=place)
+    where = torch.rand(shape[1], device=place) < 0.5
+    low, span = torch.rand(2, shape[0], 1, device=place)
+    logarithmic, points = torch.rand(2, shape[0], 1, device=place) < 0.5
+    lowest = torch.tensor(-1.0, device=place)
+    scale = Scale(low, span, logarithmic if special else None, points if special else None, lowest)
+    old, new, begun = kept.double().cpu().numpy(), position.double().cpu().numpy(), where.cpu().numpy()
+    if special:
+        new = np.where(points.cpu().numpy(), 0.5, new)
+    value = low.double().cpu().numpy() + span.double().cpu().numpy() * new
+    if special:
+        value = np.where(logarithmic.cpu().numpy(), np.exp(value), value)
+    values, seen, before = redrawn(kept, position, where, scale)
+    now = np.where(begun, new, old)
+    for got, wanted in ((values, value), (kept, now), (seen, 2 * now.T - 1), (before, 2 * old.T - 1)):
+        close(got, wanted)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bounds_are_chosen_and_counted(shape: tuple[int, int], place: torch.device) -> None:
+    torch.manual_seed(0)
+    count, envs = shape
+    uniform, between = torch.rand(count + 1, envs, device=place), torch.rand(2, count, 2 * count + 1, device=place)
+    limits = torch.arange(1, 2 * count + 1, device=place) / (4 * count)
+    where, played = torch.rand(envs, device=place) < 0.5, torch.zeros(envs, dtype=torch.int64, device=place)
+    bound = np.minimum((uniform[-1].double().cpu().numpy() * 4 * count).astype(int), 2 * count)
+    low, high = between.double().cpu().numpy()[:, :, bound]
+    position = chosen(uniform, limits, between, where, played)
+    close(position, low + (high - low) * uniform[:-1].double().cpu().numpy())
+    now = np.where(where.cpu().numpy(), bound, 0)
+    assert played.tolist() == now.tolist()
+    tally, success = torch.zeros(2, 2 * count + 2, envs, device=place), torch.rand(envs, device=place)
+    success[~where] = torch.nan  # of episodes that go on nothing is known
+    for _ in range(2):
+        last = torch.tensor(2 * count + 1, device=place)
+        add_ended(tally, played, where, success, torch.ones_like(success), last)
+    wanted = np.zeros((2, 2 * count + 1, envs))
+    for env in np.flatnonzero(where.cpu().numpy()):
+        wanted[:, now[env], env] = 2.0, 2.0 * float(success[env])
+    close(tally[:, :-1], wanted)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_distributions_are_inverted(shape: tuple[int, int], place: torch.device) -> None:
+    torch.manual_seed(0)
+    count, envs = shape
+    chance = torch.rand(count, 64).softmax(1)
+    cumulative = chance.cumsum(1)
+    cumulative[:, -1] = torch.inf
+    uniform, kept = torch.rand(2, count, envs), torch.full((envs,), 7.0)
+    uniform[0, :, 0] = 0.0
+    where = torch.rand(envs) < 0.5
+    density = (chance * 64).log()
+    given = [x.to(place) for x in (uniform, cumulative, density, where, kept)]
+    position = inverted(*given)
+    cell = np.stack([np.searchsorted(c, u) for c, u in zip(cumulative.numpy(), uniform[0].numpy(), strict=True)])
+    close(position, (cell + uniform[1].double().numpy()) / 64)
+    total = np.take_along_axis(density.double().numpy(), cell, 1).sum(0)
+    close(given[-1], np.where(where.numpy(), total, 7.0))
