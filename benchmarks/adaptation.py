@@ -45,7 +45,9 @@ def from_scratch(task: str, options: dict[str, float], rows: int, updates: int, 
         actor=net, critic=net, normalize_value=True,
     )  # fmt: skip
     agent, returns = PPO(env, config, seed=seed), []
-    agent.learn(updates + 1, seed=seed, on_report=lambda report: returns.append(report.metrics["rollout/return"]))
+    agent.learn(
+        updates + 1, seed=seed, on_report=lambda report: returns.append(report.metrics["rollout/episode_return"])
+    )
     return returns
 
 

@@ -92,7 +92,9 @@ def advantages(
     ridge = _RIDGE * x.shape[2] * torch.eye(x.shape[-1], device=x.device, dtype=x.dtype)
     root, _ = torch.linalg.cholesky_ex(weighted @ x + ridge)
     returns = joined(estimated(none, none, 1.0)).double().unsqueeze(-1)
-    fitted = (x @ torch.cholesky_solve(weighted @ returns, root)).to(reward.dtype)  # [K, M, H * R, 1]
+    half = torch.linalg.solve_triangular(root, weighted @ returns, upper=False)
+    solution = torch.linalg.solve_triangular(root.mT, half, upper=True)  # by libraries that a CUDA graph may record
+    fitted = (x @ solution).to(reward.dtype)  # [K, M, H * R, 1]
     values = fitted.view(*fitted.shape[:2], len(obs), -1).movedim(2, 0)  # [H, K, M, R]
     following = torch.cat((values[1:], none[:1])).masked_fill(done, 0.0)
     advantage = joined(estimated(values, following, gae_lambda))

@@ -132,7 +132,7 @@ def test_meta_loss_is_that_of_a_loop_over_tasks() -> None:
                 parameters = [
                     (p - a * g).detach().requires_grad_() for p, a, g in zip(parameters, sizes, slopes, strict=True)
                 ]
-    assert float(agent.meta_loss(samples)[0]) == pytest.approx(total, rel=1e-6)  # weights are float32
+    assert agent.meta_loss(samples)[0].item() == pytest.approx(total, rel=1e-6)  # weights are float32
 
 
 def test_second_derivative_of_the_surrogate_is_that_of_expected_return() -> None:

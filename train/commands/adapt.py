@@ -111,8 +111,8 @@ def adapt_command(words: Sequence[str]) -> Job:
         try:
             with output_elsewhere(args.output, output):
                 report = export_onnx(
-                    made, replace(spec, task=source.task), output, recording=agent.recording(), env=source.env,
-                    extra_metadata=facts,
+                    made, replace(spec, task=source.task), output, recording=agent.trace.latest(agent.num_steps),
+                    env=source.env, extra_metadata=facts,
                 )  # fmt: skip
         except ExportError as error:
             print(f"rlcore adapt: refused: {error}", file=sys.stderr)
