@@ -49,8 +49,8 @@ class ActionHistory(OwnState):
         found = dict(env.observation_spaces)
         for group in self._groups:
             space = found[group]
-            ends = [np.concatenate(pair).astype(np.float32) for pair in ((space.low, low), (space.high, high))]
-            found[group] = spaces.Box(*ends, dtype=np.float32)
+            lower, upper = np.concatenate((space.low, low)), np.concatenate((space.high, high))
+            found[group] = spaces.Box(lower.astype(np.float32), upper.astype(np.float32), dtype=np.float32)
         self.observation_spaces = found
         terms: dict[str, Any] = self.deployment.get("observation_terms", {})
         own = [{"name": f"sent_action_{i + 1}", "size": size} for i in range(length)]

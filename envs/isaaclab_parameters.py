@@ -34,6 +34,13 @@ _TAKEN_BY = {
 """Isaac Lab's own events, and what they set."""
 
 
+NONE_OF_ISAACLAB3 = (
+    "no physical parameters with Isaac Lab 3, whose articulations are written by other functions than those of Isaac "
+    "Lab 2; disturbances of sensors and motors can be had, such as noise, action_delay and action_gain"
+)
+"""A note of its envs."""
+
+
 class IsaacLabParameters:
     """What can be varied of the robot of an env of Isaac Lab 2, relative to what it is when it is first varied.
 
@@ -41,7 +48,8 @@ class IsaacLabParameters:
     ``armature`` and ``joint_friction``; and ``payload``, a point mass at the center of mass of its first body, kg. Not
     there are materials, whose number PhysX limits, and gravity, which is one for all envs; what the articulation does
     not write; what a factor would not change; and what an event of the task sets at resets or intervals, as ``notes``
-    tell. Isaac Lab 3 keeps its data in arrays of another kind, for which there are no parameters yet.
+    tell. Isaac Lab 3 has none yet, as ``NONE_OF_ISAACLAB3`` says: data are arrays of Warp's
+    there, and its functions end in ``_index`` and ``_mask``.
 
     Args:
         core: the env as made.
@@ -57,7 +65,11 @@ class IsaacLabParameters:
     def parameters(self) -> dict[str, Parameter]:
         """By name."""
         robot = self.robot
-        if robot is None or not isinstance(getattr(robot.data, "joint_pos", None), Tensor):
+        if robot is None:
+            return {}
+        if not isinstance(getattr(robot.data, "joint_pos", None), Tensor):
+            if hasattr(getattr(robot.data, "joint_pos", None), "torch"):
+                self._notes.append(NONE_OF_ISAACLAB3)
             return {}
         view, drives = getattr(robot, "root_physx_view", None), list((getattr(robot, "actuators", None) or {}).values())
         there = ["mass"] if hasattr(view, "get_masses") and hasattr(view, "set_inertias") else []

@@ -290,7 +290,8 @@ def randomized(
         names = [name for name in config.parameters if name.partition("/")[0] in KINDS and name not in own]
         for name in config.parameters:
             if name not in own and name not in names:
-                hint = nearest(name, [*own, *disturbances(env), *SETTINGS])
+                why = [note for note in getattr(env, "notes", ()) if note.startswith("no physical parameters")]
+                hint = why[0] if why else nearest(name, [*own, *disturbances(env), *SETTINGS])
                 raise ConfigError(f"{name_of(env)}: env.randomize.{name}: there is no such parameter; {hint}")
         if names:
             for name in names:

@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore.envs.isaaclab_parameters import isaaclab_physics
+from rlcore.config import ConfigError
+from rlcore.envs import make_env
+from rlcore.envs.isaaclab_parameters import NONE_OF_ISAACLAB3, isaaclab_physics
+from rlcore.envs.randomize import randomized, split_randomize
 
 N = 4
 
@@ -166,3 +169,18 @@ def test_envs_without_such_a_robot_have_none() -> None:
     other = core()
     other.scene.articulations["robot"].data.joint_pos = object()  # an array of another kind
     assert isaaclab_physics("Task", other, []) is None
+
+
+def test_isaac_lab_3_is_refused_with_the_reason() -> None:
+    proxy = SimpleNamespace(torch=torch.zeros(N, 2))  # what its data are
+    robot = SimpleNamespace(num_joints=2, data=SimpleNamespace(joint_pos=proxy))
+    notes: list[str] = []
+    core: Any = SimpleNamespace(scene=SimpleNamespace(articulations={"robot": robot}), num_envs=N, device="cpu")
+    assert isaaclab_physics("Isaac-Reach-Franka", core, notes) is None
+    assert notes == [NONE_OF_ISAACLAB3]
+    env: Any = make_env("Memory", N)
+    env.notes = notes
+    config, _ = split_randomize({"randomize.mass": [0.7, 1.3]})
+    assert config is not None
+    with pytest.raises(ConfigError, match="env.randomize.mass: .* no physical parameters with Isaac Lab 3"):
+        randomized(env, config)
