@@ -93,6 +93,7 @@ class TaskClassifier(nn.Module):
     def __init__(self, inputs: int, tasks: int, config: ClassifierConfig) -> None:
         super().__init__()
         self.config, self.tasks = config, tasks
+        self.num_states = int(config.type == "gru" or config.window > 1)
         self.history: Window | RNN
         if config.type == "window":
             self.history = Window(inputs, config.window)
@@ -131,14 +132,13 @@ class TaskClassifier(nn.Module):
         Returns:
             ``[T, N, O + K]``; logits ``[T, N, K]``; the next state of its own; and that of others.
         """
-        count = len(self.initial_state(1))
         observed = normalized[..., : -self.tasks]
-        logits, own = self(observed, state[:count], keep)
+        logits, own = self(observed, state[: self.num_states], keep)
         if self.config.stop_gradient:
             told = F.softmax(logits.detach(), -1) if before is None else before
         else:
             told = F.softmax(logits, -1)
-        return torch.cat([observed, told], -1), logits, own, state[count:]
+        return torch.cat([observed, told], -1), logits, own, state[self.num_states :]
 
     def with_loss(self, loss: Tensor, metrics: Metrics, logits: Tensor, samples: Samples) -> Tensor:
         """Add the weighted cross entropy to a loss, and to the metrics that in nats and the share of right guesses.
@@ -179,6 +179,9 @@ def make_classifier(spec: EnvSpec, config: Any, inputs: int) -> TaskClassifier |
     key = "classifier.type"
     check(bool(spec.tasks), key, settings.type, f"{spec.task} is one task, which nobody has to infer; set none")
     check(not config.share_trunk, key, settings.type, "a critic that shares the trunk is told the task; set none")
+    full = config.actor.rnn.type == "lstm" and (settings.type == "gru" or settings.window > 1)
+    remedy = "an exported file has room for two states, which an LSTM takes up; set actor.rnn.type to gru"
+    check(not full, key, settings.type, remedy)
     (first, one), *others = spec.tasks.items()
     for name, other in others:
         same = all(

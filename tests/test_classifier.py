@@ -188,6 +188,7 @@ def test_without_one_a_policy_has_nothing_of_it() -> None:
         (CORNERS, {"classifier": {"type": "window", "window": 0}}, "classifier.window: 0 is not possible"),
         (CORNERS, {"classifier": {"type": "gru", "weight": 0.0}}, "classifier.weight: 0.0 is not possible"),
         (CORNERS, {"classifier": {"type": "lstm"}}, "classifier.type"),
+        (CORNERS, {"actor": {"rnn": {"type": "lstm"}}}, "an LSTM takes up; set actor.rnn.type to gru"),
     ],
 )
 def test_what_cannot_be_is_refused(task: str, settings: dict[str, Any], message: str) -> None:

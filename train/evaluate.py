@@ -344,9 +344,9 @@ def run_episodes(
             # Where no episode ended, the entries mean nothing and may be NaN.
             successes += torch.where(ended, _per_env(step.log["success"], n, device) * number, 0.0)
             goals += torch.where(ended, number, 0.0)
-        for name, value in step.log.items():  # of a task its name is before
+        for name, told in step.log.items():  # of a task its name is before
             if (key := name.rpartition("/")[2]).startswith(RETURN):
-                own = torch.as_tensor(value, dtype=torch.float64, device=device)  # [N]
+                own = torch.as_tensor(told, dtype=torch.float64, device=device)  # [N]
                 trial[key] = torch.where(ended & own.isfinite(), own, trial.get(key, torch.zeros_like(returns)))
         running = running & ~done
         controller.forget(begins(step))
