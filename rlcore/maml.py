@@ -218,8 +218,8 @@ class MAML:
     def meta_loss(self, samples: Samples) -> tuple[Tensor, Metrics]:
         """The loss of the policy before adaptation by what it and its adapted ones collected, ``[K + 1, M, B]``.
 
-        What equation 1 of arXiv:1703.03400 descends, with the clipped surrogate of PPO as in ProMP (section 6 there), of
-        every part of the rollout, by weight. Each is of the parameters that the steps before it lead to from the
+        What equation 1 of arXiv:1703.03400 descends, with the clipped surrogate of PPO as in ProMP (section 6 there),
+        of every part of the rollout, by weight. Each is of the parameters that the steps before it lead to from the
         present ones.
         """
         parameters = [p.expand(self.tasks, *p.shape) for p in self.network.parameters]
@@ -290,7 +290,7 @@ class MAML:
 def _only(samples: Samples, k: int) -> Samples:
     """One part ``[M, B, ...]`` of samples ``[K, M, B, ...]``."""
     old = type(samples.old)(*(part[k] for part in samples.old))
-    tensors = {name: x[k] for name, x in samples._asdict().items() if isinstance(x, Tensor)}
+    tensors: dict[str, Any] = {name: x[k] for name, x in samples._asdict().items() if isinstance(x, Tensor)}
     return samples._replace(**tensors, old=old)
 
 
