@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def curve(agent: MAML, seed: int) -> Tensor:
     return torch.stack([returns.view(agent.tasks, -1).mean(1) for returns in result.returns])
 
 
-def from_scratch(task: str, options: dict[str, float], rows: int, updates: int, rate: float, seed: int) -> list[float]:
+def from_scratch(task: str, options: dict[str, Any], rows: int, updates: int, rate: float, seed: int) -> list[float]:
     """Mean return of each rollout of PPO on one task: before learning, and after each update from ``rows`` episodes."""
     env = make_env(task, rows, seed=seed, **options)
     net = NetworkConfig(hidden_dims=(64, 64), activation="tanh")
@@ -75,14 +76,15 @@ def main(words: Sequence[str] | None = None) -> None:
     run, path = locate(args.run, args.checkpoint)
     _, _, content = restore_policy(path)
     settings = read_config(content["config"])
-    assert isinstance(settings.agent, MAMLConfig)
-    steps = settings.agent.adapt_steps
+    config: Any = settings.agent
+    assert isinstance(config, MAMLConfig)
+    steps = config.adapt_steps
     print(f"{settings.task}, {run.path.name}, {args.tasks} tasks, {args.rows} episodes before each step")
     print(f"| | {' | '.join(['before', *(f'step {k}' for k in range(1, steps + 1))])} |")
     print(f"|---|{'---|' * (steps + 1)}")
     for name in ("MAML", "untrained, the same steps"):
         env = make_env(settings.task, args.tasks * args.rows, seed=args.seed, **settings.env)
-        agent = MAML(env, dataclasses.replace(settings.agent, num_tasks=args.tasks), seed=args.seed)
+        agent = MAML(env, dataclasses.replace(config, num_tasks=args.tasks), seed=args.seed)
         if name == "MAML":
             agent.policy.load_state_dict(content["agent"]["policy"])
         with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class HalfCheetah(OwnState):
         max_episode_length: int = 200,
         vectorization: str = "sync",
     ) -> None:
-        options = {"max_episode_steps": max_episode_length, "vectorization": vectorization}
+        options: dict[str, Any] = {"max_episode_steps": max_episode_length, "vectorization": vectorization}
         env: VecEnv = make_gymnasium("HalfCheetah-v5", num_envs, device, seed, **options)
         super().__init__(env, seed)
         self.task = {"velocity": "HalfCheetah-Vel", "direction": "HalfCheetah-Dir"}[goal]

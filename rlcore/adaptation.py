@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from rlcore.activations import MODULES
 from rlcore.distributions import Distribution, GaussianHead
+from rlcore.networks import MLP
 from rlcore.policies import ActorPolicy
 from rlcore.returns import gae
 from rlcore.rollout import Samples
@@ -25,7 +26,9 @@ class TaskNetwork:
     """
 
     def __init__(self, policy: ActorPolicy) -> None:
-        layers = [*policy.trunk.mlp.linear(), policy.head.linear]
+        hidden = policy.trunk.mlp
+        assert isinstance(hidden, MLP)
+        layers = [*hidden.linear(), policy.head.linear]
         self.parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
         """Weight and bias of each layer, and the deviation where it is one for all states."""
         self.head, self.layers, self.activation = policy.head, len(layers), MODULES[policy.config.actor.activation]()
@@ -80,8 +83,8 @@ def advantages(
     none = torch.zeros_like(reward)
 
     def estimated(values: Tensor, following: Tensor, factor: float) -> Tensor:
-        flat = (x.flatten(1) for x in (reward, values, following, done))
-        return gae(*flat, gamma, factor)[0].view_as(reward)
+        parts = (reward.flatten(1), values.flatten(1), following.flatten(1), done.flatten(1))  # [H, K * M * R] each
+        return gae(*parts, gamma, factor)[0].view_as(reward)
 
     time = torch.linspace(0.0, 1.0, len(obs), device=obs.device, dtype=obs.dtype).view(-1, 1, 1, 1, 1)
     time = time.expand(*obs.shape[:-1], 1)

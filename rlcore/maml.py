@@ -173,7 +173,7 @@ class MAML:
         self.part += 1
 
     def _stepped(self, parameters: Sequence[Tensor], sizes: Tensor, samples: Samples, twice: bool) -> list[Tensor]:
-        """One step of adaptation, ``theta' = theta - alpha grad L(theta)``: equation 1 of arXiv:1703.03400.
+        """One step of adaptation, ``theta' = theta - alpha grad L(theta)``: section 2.2 of arXiv:1703.03400.
 
         L is ``surrogate`` of each task by itself.
 
@@ -218,8 +218,9 @@ class MAML:
     def meta_loss(self, samples: Samples) -> tuple[Tensor, Metrics]:
         """The loss of the policy before adaptation by what it and its adapted ones collected, ``[K + 1, M, B]``.
 
-        The clipped surrogate of PPO, which is ProMP's (section 6 there), of every part of the rollout, by weight. Each
-        is of the parameters that the steps before it lead to from the present ones.
+        What equation 1 of arXiv:1703.03400 descends, with the clipped surrogate of PPO as in ProMP (section 6 there),
+        of every part of the rollout, by weight. Each is of the parameters that the steps before it lead to from the
+        present ones.
         """
         parameters = [p.expand(self.tasks, *p.shape) for p in self.network.parameters]
         total, logs = torch.zeros_like(self.weights[0]), []
@@ -289,7 +290,7 @@ class MAML:
 def _only(samples: Samples, k: int) -> Samples:
     """One part ``[M, B, ...]`` of samples ``[K, M, B, ...]``."""
     old = type(samples.old)(*(part[k] for part in samples.old))
-    tensors = {name: x[k] for name, x in samples._asdict().items() if isinstance(x, Tensor)}
+    tensors: dict[str, Any] = {name: x[k] for name, x in samples._asdict().items() if isinstance(x, Tensor)}
     return samples._replace(**tensors, old=old)
 
 

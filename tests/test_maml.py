@@ -59,7 +59,9 @@ def in_double(agent: MAML) -> Any:
             parameter += 0.02 * torch.randn_like(parameter)
         agent.step_sizes *= 1 + 0.3 * torch.rand_like(agent.step_sizes)
     old = type(samples.old)(*(part.double() for part in samples.old))
-    tensors = {k: x.double() for k, x in samples._asdict().items() if isinstance(x, Tensor) and x.is_floating_point()}
+    tensors: dict[str, Any] = {
+        k: x.double() for k, x in samples._asdict().items() if isinstance(x, Tensor) and x.is_floating_point()
+    }
     return samples._replace(**tensors, old=old)
 
 
@@ -114,7 +116,10 @@ def test_meta_loss_is_that_of_a_loop_over_tasks() -> None:
         head = {n.partition(".")[2]: p for n, p in zip(order, parameters, strict=True) if n.startswith("head")}
         linear = {n.partition(".")[2]: p for n, p in head.items() if n.startswith("linear")}
         output = functional_call(policy.head.linear, linear, (features,))
-        return functional_call(policy.head, {"raw_std": head["raw_std"]}, (output,)).log_prob(part.action[task])
+        found: Tensor = functional_call(policy.head, {"raw_std": head["raw_std"]}, (output,)).log_prob(
+            part.action[task]
+        )
+        return found
 
     total = 0.0
     weights = np.linspace(SMALL.early_weight, 1.0, 3)
@@ -297,7 +302,7 @@ def test_graph_equals_eager(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_choices_adapt_too() -> None:
-    agent = agent_on(task="CartPole", **{"randomize.length": True})
+    agent = agent_on("cpu", SMALL, 12, "CartPole", **{"randomize.length": True})
     values: list[float] = []
     learn(agent.env, agent, 2, seed=1, on_report=lambda report: values.append(report.metrics["adapt/return_2"]))
     assert all(np.isfinite(values)) and len(values) == 2

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlcore.adaptation import TaskNetwork
 from rlcore.agent import Policy
 from rlcore.config import ConfigError
 from rlcore.env import VecEnv
 from rlcore.envs import make_env
 from rlcore.family import is_family
-from rlcore.maml import MAML, MAMLConfig, TaskNetwork
+from rlcore.maml import MAML, MAMLConfig
 from rlcore.policies import ActorPolicy
 from rlcore.train.intervals import t_interval
 
