@@ -117,6 +117,17 @@ def join(device: torch.device, limit: float = START_LIMIT) -> World:
     return _world
 
 
+def first_to_say(text: str) -> bool:
+    """Whether no other rank has said the same, such as what is wrong with the command that all of them were given."""
+    if not started_by_torchrun() or os.environ["WORLD_SIZE"] == "1":
+        return True
+    try:
+        store = _store(int(os.environ["RANK"]), 5.0)
+        return bool(store.add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1) == 1)
+    except RuntimeError:
+        return True
+
+
 def leave() -> None:
     """End the process group, where there is one."""
     global _world
@@ -145,8 +156,11 @@ def _place(device: torch.device) -> str:
 
 def _roll(store: Any, rank: int, size: int, place: str, limit: float) -> tuple[str, ...]:
     """Tell the others where this rank runs, and wait until all have done so."""
-    store.set(f"here/{rank}", place)
-    missing = _absent(store, "here", size, limit)
+    try:
+        store.set(f"here/{rank}", place)
+        missing = _absent(store, "here", size, limit)
+    except RuntimeError as error:
+        raise RankLost("where the ranks meet cannot be reached any more, so that one of them has ended") from error
     if missing:
         names = ", ".join(str(other) for other in missing)
         raise RankLost(
@@ -165,7 +179,7 @@ def _absent(store: Any, what: str, size: int, limit: float) -> list[int]:
     return missing
 
 
-def _lost(error: BaseException) -> RankLost:
+def _lost() -> RankLost:
     """Find out who is gone, after something that all ranks do together has failed."""
     text = "the connection between the ranks broke"
     try:
@@ -175,7 +189,7 @@ def _lost(error: BaseException) -> RankLost:
             text = f"rank {', '.join(map(str, missing))} of {_world.size} is gone"
     except Exception:
         text += ", and where they meet cannot be reached"
-    return RankLost(f"{text} ({str(error).splitlines()[0][-120:]})")
+    return RankLost(text)
 
 
 def _reduce(x: Tensor, op: Any) -> Tensor:
@@ -185,7 +199,7 @@ def _reduce(x: Tensor, op: Any) -> Tensor:
     try:
         dist.all_reduce(x, op)
     except RuntimeError as error:
-        raise _lost(error) from error
+        raise _lost() from error
     return x
 
 
@@ -217,7 +231,7 @@ def gathered(value: Any) -> list[Any]:
     try:
         dist.all_gather_object(found, value)
     except RuntimeError as error:
-        raise _lost(error) from error
+        raise _lost() from error
     return found
 
 
@@ -229,7 +243,7 @@ def received(value: Any) -> list[Any]:
     try:
         dist.gather_object(value, found)
     except RuntimeError as error:
-        raise _lost(error) from error
+        raise _lost() from error
     return found or []
 
 

@@ -60,7 +60,7 @@ class OffPolicy:
     ) -> None:  # fmt: skip
         if seed is not None:
             torch.manual_seed(seed)
-        spec, device = spec_of(env), torch.device(env.device)
+        config, spec, device = config.of_rank(), spec_of(env), torch.device(env.device)
         policy = build_policy(spec, config).to(device)
         check_signals(env, config.signals, config.safety)
         self.env, self.config, self.policy, self.device, self.mode = env, config, policy, device, config.mode
@@ -295,8 +295,8 @@ class OffPolicy:
         broken = self.replay.broken(self.num_steps)  # [num_steps, N]
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic_normalizer}
         found = {} if nothing(broken) else broken_steps({"step": broken.int() - 1})
-        far = far_numbers(limited, self.env.num_envs)
-        return {"replay/dropped": broken.sum()} | found | far | self.broken.read("actor")
+        far = far_numbers(limited, self.env.num_envs) | self.broken.read("actor")
+        return {"replay/dropped": broken.sum()} | found | far
 
     @torch.no_grad()
     def _batch(self, transitions: Transitions) -> Batch:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError, check, check_positive, nearest
+from rlcore.distributed import world
 from rlcore.env import WIDEST_ACTION, EnvSpec, VecEnv
 from rlcore.losses import Reduce
 from rlcore.networks import NetworkConfig
@@ -225,6 +226,23 @@ class OffPolicyConfig:
     def normalization(self) -> tuple[bool | tuple[str, ...], float | None, float]:
         """How observations are normalized: the arguments of ``normalization.make_normalizer`` after the sizes."""
         return self.normalize_obs, self.clip_obs, self.obs_epsilon
+
+    def of_rank(self: C) -> C:
+        """The settings of one of several ranks: batches, replay memory and first random steps are shared among them.
+
+        As many gradient steps follow a step of an env as in one process, and each is of as many samples, of all ranks.
+
+        Raises:
+            ConfigError: a batch cannot be shared evenly.
+        """
+        size = world().size
+        if size == 1:
+            return self
+        remedy = f"{size} ranks share it evenly; give {max(1, self.batch_size // size) * size}"
+        check(self.batch_size % size == 0, "batch_size", self.batch_size, remedy)
+        starts = min(-(-self.learning_starts // size), self.buffer_size // size)
+        share = {"batch_size": self.batch_size // size, "buffer_size": self.buffer_size // size}
+        return replace(self, **share, learning_starts=starts, update_ratio=self.update_ratio * size)
 
     def samples_at_once(self, num_envs: int) -> int:
         """Samples of a gradient step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -136,5 +137,11 @@ def _stoppable() -> Iterator[list[int]]:
 
 def _fail(prog: str, error: Exception, mistake: bool = True) -> int:
     show_traceback(error)
-    fail(prog, str(error) if mistake and full_disk(error) is None else describe(error))
+    text = str(error) if mistake and full_disk(error) is None else describe(error)
+    if "WORLD_SIZE" in os.environ:
+        from rlcore.distributed import first_to_say
+
+        if not first_to_say(text):
+            return USAGE if mistake else FAILED
+    fail(prog, text)
     return USAGE if mistake else FAILED

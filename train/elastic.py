@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
 from collections.abc import Sequence
 
 from rlcore.train.arguments import UsageError
+from rlcore.train.ending import FAILED, fail
 
 MOST_PROCESSES = 1024
 
@@ -76,11 +78,16 @@ def start(number: int, words: Sequence[str]) -> int:
         max_restarts=0,
         monitor_interval=0.1,
     )
+    if os.environ.get("RLCORE_DEBUG") != "1":  # processes say themselves what happens
+        logging.disable(logging.CRITICAL)
     try:
         elastic_launch(config, sys.executable)("-m", "rlcore", "train", *words)
     except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code
+        rank, failure = error.get_first_failure()
+        if failure.exitcode >= 0:
+            return failure.exitcode
+        fail("rlcore train", f"rank {rank} was ended by signal {-failure.exitcode}")  # it could not say so itself
+        return FAILED
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0

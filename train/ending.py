@@ -233,7 +233,7 @@ def describe(error: BaseException) -> str:
     full = full_disk(error)
     if full is not None:
         return f"the disk is full ({' '.join(str(full).split())}); make room"
-    if is_mistake(error):
+    if is_mistake(error) or _is_a("rlcore.distributed", "RankLost", error):
         return text
     if _of_an_env(error):
         _, file, line, function, _ = _origin(error.__cause__ or error)
@@ -243,8 +243,12 @@ def describe(error: BaseException) -> str:
 
 
 def _of_an_env(error: BaseException) -> bool:
-    module = sys.modules.get("rlcore.env")  # not imported for this, because it takes its time
-    return module is not None and isinstance(error, module.EnvFailed)
+    return _is_a("rlcore.env", "EnvFailed", error)
+
+
+def _is_a(module: str, name: str, error: BaseException) -> bool:
+    there = sys.modules.get(module)  # not imported for this, because it takes its time
+    return there is not None and isinstance(error, getattr(there, name))
 
 
 def _origin(error: BaseException) -> tuple[str, str, int, str, bool]:

@@ -1,0 +1,300 @@
+"""Several ranks on a CPU: they stay alike to the bit, and do together what one process does alone."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rlcore import distributed
+from rlcore.config import ConfigError
+from rlcore.distributed import RankLost, World, join, leave, total, world
+from rlcore.envs import make_env
+from rlcore.learn import Progress, Report, learn, resume, snapshot
+from rlcore.normalization import RunningNormalizer
+from rlcore.optimizer import FlatAdam
+from rlcore.ppo import PPO, PPOConfig
+from rlcore.ranks import MergedNormalizer, Moments, OutOfStep, Ranks, checksum
+from rlcore.returns import standardized
+from rlcore.sac import SAC, SACConfig
+
+SMALL: dict[str, Any] = {"num_steps": 16, "num_epochs": 2, "num_minibatches": 2}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return int(found.getsockname()[1])
+
+
+def _rank(fn: Callable[..., Any], rank: int, size: int, port: int, args: tuple[Any, ...], results: Any) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    try:
+        result = fn(*args)
+    except Exception as error:
+        result = error
+    results.put(pickle.dumps((rank, result)))  # tensors as they are, not as files that this process keeps open
+    results.close()
+    results.join_thread()
+    leave()
+
+
+def in_ranks(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
+    """What a function returns, or raises, in each of so many processes; None for one that ended without a word."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["rlcore.ppo", "rlcore.sac", "rlcore.envs"])
+    results = context.Queue()
+    port = free_port()
+    ranks = [context.Process(target=_rank, args=(fn, rank, size, port, args, results)) for rank in range(size)]
+    for process in ranks:
+        process.start()
+    found: dict[int, Any] = {}
+    while len(found) < size and (any(p.is_alive() for p in ranks) or not results.empty()):
+        if not results.empty():
+            rank, result = pickle.loads(results.get())
+            found[rank] = result
+        for process in ranks:
+            process.join(0.01)
+    for process in ranks:
+        process.join(30)
+        assert process.exitcode is not None, "a rank hangs"
+    return [found.get(rank) for rank in range(size)]
+
+
+def ppo(num_envs: int, task: str = "CartPole", **changes: Any) -> PPO:
+    env = make_env(task, num_envs // world().size, seed=world().seed(1))
+    return PPO(env, PPOConfig(**(SMALL | changes)), seed=1)
+
+
+def state_of(agent: Any) -> list[Tensor]:
+    return [part.value for part in optimizers_of(agent)] + [*agent.policy.buffers()]
+
+
+def optimizers_of(agent: Any) -> list[FlatAdam]:
+    return [part for value in vars(agent).values() for part in (value if isinstance(value, list) else [value])
+            if isinstance(part, FlatAdam)]  # fmt: skip
+
+
+def train(kind: str, iterations: int, num_envs: int = 12) -> tuple[int, dict[str, float], int, list[float]]:
+    join(torch.device("cpu"))
+    if kind == "sac":
+        env = make_env("Pendulum", num_envs // world().size, seed=world().seed(1))
+        config = SACConfig(learning_starts=24, batch_size=24, buffer_size=1200, update_ratio=0.1, num_steps=4)
+        agent: Any = SAC(env, config, seed=1, num_iterations=iterations)
+    else:
+        changes: dict[str, Any] = {"ppo": {}, "minibatch": {"normalize_advantage": "minibatch", "target_kl": 0.02}}[
+            kind
+        ]
+        agent = ppo(num_envs, **changes)
+    reports: list[Report] = []
+    progress = learn(agent.env, agent, iterations, on_report=reports.append, seed=1)
+    draw = torch.rand(4).tolist()
+    return checksum(state_of(agent)), reports[-1].metrics, progress.env_steps, draw
+
+
+@pytest.mark.parametrize(("kind", "size"), [("ppo", 2), ("ppo", 3), ("minibatch", 2), ("sac", 2)])
+def test_after_20_updates_ranks_have_the_same_bits_and_random_numbers_of_their_own(kind: str, size: int) -> None:
+    found = in_ranks(size, train, kind, 20)
+    sums, metrics, steps, draws = zip(*found, strict=True)
+    assert len(set(sums)) == 1
+    for own in metrics[1:]:
+        assert {k: v for k, v in own.items() if "time/" not in k} == pytest.approx(
+            {k: v for k, v in metrics[0].items() if "time/" not in k}, rel=1e-6
+        )
+    assert len(set(steps)) == 1 and steps[0] == 20 * 12 * (4 if kind == "sac" else 16)
+    assert len({tuple(draw) for draw in draws}) == size
+
+
+def gradient(rank_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of a loss over 24 samples, of which each rank has a share."""
+    join(torch.device("cpu"))
+    torch.manual_seed(0)
+    net = nn.Linear(5, 3)
+    x, y = torch.randn(24, 5), torch.randn(24, 3)
+    advantage, learned = torch.randn(24), torch.rand(24) > 0.3
+    mine = slice(world().rank * rank_rows, (world().rank + 1) * rank_rows)
+    adam = FlatAdam(list(net.parameters()), torch.tensor(1e-3), 1e9)
+    weight = distributed.weights_of(learned[mine])
+    loss = (weight * standardized(advantage, learned) if not world().joined else
+            weight * standardized(advantage[mine], learned[mine]))  # fmt: skip
+    loss = (loss * (net(x[mine]) - y[mine]).square().sum(1)).mean()
+    loss.backward()
+    shared, _ = distributed.share_gradients([adam], loss, {"loss": loss.detach()})
+    return adam.collected().clone(), shared.detach().clone(), weight
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_gradient_is_that_of_one_process_with_all_samples(size: int) -> None:
+    alone, loss, weight = gradient(24)
+    found = in_ranks(size, gradient, 24 // size)
+    for own, own_loss, _ in found:
+        torch.testing.assert_close(own, alone, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(own_loss, loss, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.cat([part for _, _, part in found]), weight)
+
+
+def merged(kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    join(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(3)
+    normalizer = MergedNormalizer(4) if kind == "each" else RunningNormalizer(4)
+    moments = Moments([normalizer])
+    for _ in range(6):  # rollouts
+        moments.set()
+        for _ in range(8 if kind == "rollout" else 1):
+            x = 1e3 + torch.randn(30, 4, generator=generator) * torch.tensor([1e-2, 1.0, 30.0, 400.0])
+            share = len(x) // world().size
+            normalizer.update(x[world().rank * share : (world().rank + 1) * share])
+        if kind == "rollout" and world().joined:
+            moments.merge()
+    return normalizer.mean, normalizer.var, normalizer.count
+
+
+@pytest.mark.parametrize("kind", ["each", "rollout"])
+def test_normalizers_are_those_of_one_process_with_all_envs(kind: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    batches = [1e3 + torch.randn(30, 4, generator=generator) * torch.tensor([1e-2, 1.0, 30.0, 400.0])
+               for _ in range(48 if kind == "rollout" else 6)]  # fmt: skip
+    exact = torch.cat(batches).double().numpy()
+    alone = RunningNormalizer(4)
+    for batch in batches:
+        alone.update(batch)
+    ranks = in_ranks(3, merged, kind)
+    for mean, var, count in ranks:
+        assert torch.equal(mean, ranks[0][0]) and torch.equal(var, ranks[0][1])
+        np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-6)
+        torch.testing.assert_close(mean, alone.mean, rtol=1e-6, atol=0)
+        # At 1e5 standard deviations from 0 a float32 mean has a rounding of its own; elsewhere to 1e-6 of one process.
+        np.testing.assert_allclose(var[1:], exact.var(0)[1:], rtol=2e-5)
+        torch.testing.assert_close(var[1:], alone.var[1:], rtol=2e-5, atol=0)
+        assert count.tolist() == [len(exact)] * 4
+
+
+def broken_loss(everywhere: bool) -> tuple[Tensor, Tensor]:
+    join(torch.device("cpu"))
+    value = nn.Parameter(torch.ones(3))
+    adam = FlatAdam([value], torch.tensor(0.1), 1.0)
+    value.grad = torch.ones(3)
+    loss = torch.tensor(float("nan") if everywhere or world().rank == 1 else 1.0)
+    _, taken = adam.step(loss)
+    return value.detach().clone(), taken
+
+
+def test_a_step_that_one_rank_cannot_take_is_taken_by_none() -> None:
+    for value, taken in in_ranks(2, broken_loss, False):
+        assert value.tolist() == [1, 1, 1] and taken == 0
+
+
+def resumed(path: str, halves: int) -> tuple[int, float]:
+    join(torch.device("cpu"))
+    from rlcore.train.several import of_rank, with_ranks
+
+    agent = ppo(12, "Pendulum")
+    progress: Progress | None = None
+    if halves == 2:
+        progress = learn(agent.env, agent, 3, seed=1)
+        content = with_ranks(snapshot(agent.env, agent, progress), world())
+        content["world"] = world().size
+        if world().main:
+            torch.save(content, path)
+        total(torch.zeros(1))
+        agent = ppo(12, "Pendulum")
+        content = torch.load(path, weights_only=True)
+        exact, _ = of_rank(content, world(), agent)
+        assert exact
+        progress, exact = resume(agent.env, agent, content)
+        assert exact
+    learn(agent.env, agent, 6, progress=progress, seed=1)
+    return checksum(state_of(agent)), float(torch.rand(()))
+
+
+def test_a_resumed_run_goes_on_bitwise_on_every_rank(tmp_path: Path) -> None:
+    whole = in_ranks(2, resumed, str(tmp_path / "ranks.pt"), 1)
+    assert in_ranks(2, resumed, str(tmp_path / "ranks.pt"), 2) == whole
+    assert whole[0][0] == whole[1][0] and whole[0][1] != whole[1][1]
+
+
+def died(in_update: bool) -> Any:
+    join(torch.device("cpu"))
+    agent = ppo(12)
+    progress = learn(agent.env, agent, 2, seed=1)
+    before = checksum([part.value for part in agent.optimizers] + list(agent.policy.buffers()))
+    if world().rank == 1:
+        if in_update:
+            agent._minibatch = lambda samples: os._exit(9)  # type: ignore[method-assign]
+        else:
+            agent.env.step = lambda action: os._exit(9)
+    try:
+        learn(agent.env, agent, 4, progress=progress)
+    except RankLost as error:
+        after = checksum([part.value for part in agent.optimizers] + list(agent.policy.buffers()))
+        snapshot(agent.env, agent, progress)
+        return str(error), before == after, progress.iteration, agent.iteration
+    return "it went on"
+
+
+@pytest.mark.parametrize("in_update", [False, True])
+def test_when_a_rank_dies_the_others_say_which_and_stand_after_the_last_iteration(in_update: bool) -> None:
+    first, gone, third = in_ranks(3, died, in_update)
+    assert gone is None
+    assert first == third == ("rank 1 of 3 is gone", True, 2, 2)
+
+
+def changed() -> Any:
+    join(torch.device("cpu"))
+    agent = ppo(12)
+    if world().rank == 1:
+        with torch.no_grad():
+            next(agent.policy.parameters())[0, 0] += 1e-7
+    try:
+        Ranks(agent.env, agent)
+    except ConfigError as error:
+        first = str(error)
+    ranks = Ranks.__new__(Ranks)
+    ranks.agent = agent
+    with pytest.raises(OutOfStep, match="ranks 0 and 1 have other parameters after iteration 100"):
+        ranks.compare(100)
+    ranks.compare(101)  # not then
+    return first
+
+
+def test_a_bit_that_differs_is_found() -> None:
+    assert in_ranks(2, changed) == ["seed: ranks 0 and 1 begin with other weights; give all ranks the same seed"] * 2
+
+
+def late() -> Any:
+    if os.environ["RANK"] == "1":
+        return "did not come"
+    return join(torch.device("cpu"), limit=1.0)
+
+
+def test_a_rank_that_does_not_come_is_named() -> None:
+    first, _, third = in_ranks(3, late)
+    assert str(first).startswith("rank 1 of 3 (numbered from 0) has not come within 1 s; see what it printed")
+    assert isinstance(third, RankLost)  # rank 0 kept the notes, and may have ended first
+
+
+def test_what_ranks_do_not_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "_world", World(0, 2, False))
+    agent = ppo(16)
+    agent.env.adapt = lambda: {}
+    with pytest.raises(ConfigError, match="a curriculum, or a range that follows success, is not shared among 2 ranks"):
+        Ranks(agent.env, agent)
+
+
+def test_alone_nothing_is_done() -> None:
+    x = torch.arange(3.0)
+    assert join(torch.device("cpu")) == World() == world()
+    assert total(x) is x and distributed.average(x) is x and distributed.union(["b", "a"]) == ["b", "a"]
+    assert distributed.most(3) == 3 and not distributed.differs("x") and distributed.gathered(1) == [1]
+    loss, metrics = torch.tensor(1.0), {"a": torch.tensor(2.0)}
+    assert distributed.share_gradients([], loss, metrics) == (loss, metrics)
