@@ -90,27 +90,23 @@ class Group(NamedTuple):
         return f"[{', '.join(map(str, self.shape))}] {'uint8' if self.uint8 else 'float32'}"
 
 
-_NUMBERS = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int64)": np.int64}
-
-
 class _Row:
     """A file of one row run on many: inputs and outputs are in memory of their own, which ONNX Runtime knows.
 
     Args:
         session: of the file.
         outputs: to be found.
+        feed: inputs of one row.
     """
 
-    def __init__(self, session: Any, outputs: list[str]) -> None:
-        self._run, self._binding = session.run_with_iobinding, session.io_binding()
-        self._inputs: dict[str, NDArray[Any]] = {}
-        self._outputs: dict[str, NDArray[Any]] = {}
-        places = [(self._binding.bind_input, self._inputs, each) for each in session.get_inputs()]
-        places += [(self._binding.bind_output, self._outputs, e) for e in session.get_outputs() if e.name in outputs]
-        for bind, table, each in places:
-            table[each.name] = memory = np.zeros(each.shape, _NUMBERS[each.type])
-            bind(each.name, "cpu", 0, memory.dtype.type, memory.shape, memory.ctypes.data)
-        self._order = outputs
+    def __init__(self, session: Any, outputs: list[str], feed: dict[str, NDArray[Any]]) -> None:
+        self._run, self._binding, self._order = session.run_with_iobinding, session.io_binding(), outputs
+        self._inputs = {name: np.array(x, order="C") for name, x in feed.items()}
+        found = zip(outputs, session.run(outputs, self._inputs))  # noqa: B905 - Python 3.9
+        self._outputs = {name: np.array(x, order="C") for name, x in found}
+        for bind, table in ((self._binding.bind_input, self._inputs), (self._binding.bind_output, self._outputs)):
+            for name, memory in table.items():
+                bind(name, "cpu", 0, memory.dtype.type, memory.shape, memory.ctypes.data)
 
     def __call__(self, feed: dict[str, NDArray[Any]], num_rows: int) -> list[NDArray[Any]]:
         """Outputs of rows, which are the second axis of states and the first of all else."""
@@ -331,7 +327,8 @@ class OnnxPolicy:
         """One row after the other, through memory that is bound once: handing arrays over takes longer than running."""
         try:
             if self._row is None:
-                self._row = _Row(self._session, self._outputs)
+                first = {name: x[:, :1] if name in self._state_in else x[:1] for name, x in feed.items()}
+                self._row = _Row(self._session, self._outputs, first)
             return self._row(feed, num_rows)
         except Exception as error:
             raise ValueError(f"ONNX Runtime cannot run the file row by row: {_first(error)}") from error
