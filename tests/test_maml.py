@@ -57,7 +57,7 @@ def in_double(agent: MAML) -> Any:
     with torch.no_grad():
         for parameter in agent.network.parameters:
             parameter += 0.02 * torch.randn_like(parameter)
-        agent.step_sizes *= 1 + 0.3 * torch.rand_like(agent.step_sizes)
+        agent.step_sizes.mul_(1 + 0.3 * torch.rand_like(agent.step_sizes))
     old = type(samples.old)(*(part.double() for part in samples.old))
     tensors: dict[str, Any] = {
         k: x.double() for k, x in samples._asdict().items() if isinstance(x, Tensor) and x.is_floating_point()
