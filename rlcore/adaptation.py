@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from rlcore.activations import MODULES
@@ -29,7 +29,7 @@ class TaskNetwork:
         hidden = policy.trunk.mlp
         assert isinstance(hidden, MLP)
         layers = [*hidden.linear(), policy.head.linear]
-        self.parameters = [p for layer in layers for p in (layer.weight, layer.bias)]
+        self.parameters: list[nn.Parameter] = [p for layer in layers for p in layer.parameters()]
         """Weight and bias of each layer, and the deviation where it is one for all states."""
         self.head, self.layers, self.activation = policy.head, len(layers), MODULES[policy.config.actor.activation]()
         self.own_std = isinstance(self.head, GaussianHead) and self.head.raw_std is not None

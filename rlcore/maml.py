@@ -17,7 +17,7 @@ from rlcore.adaptation import TaskNetwork, advantages, joined, surrogate
 from rlcore.capture import Captured
 from rlcore.config import ConfigError, check, settings_of
 from rlcore.dispatch import plain
-from rlcore.env import VecEnv, name_of, spec_of, want_final_obs
+from rlcore.env import EnvSpec, VecEnv, name_of, spec_of, want_final_obs
 from rlcore.family import is_family
 from rlcore.learn import Progress, Report, learn
 from rlcore.losses import ppo_loss
@@ -26,7 +26,7 @@ from rlcore.maml_config import MAMLConfig as MAMLConfig
 from rlcore.normalization import broken_rewards
 from rlcore.observations import concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
-from rlcore.policies import build_policy
+from rlcore.policies import ActorPolicy, build_policy
 from rlcore.rollout import Rollout, Samples, make_trace
 from rlcore.statistics import means_of_applied
 from rlcore.types import Metrics, Obs, State, Step, Timeout
@@ -59,11 +59,12 @@ class MAML:
         self.env, self.config, self.seed, self.mode = env, config, seed, config.mode
         self.tasks, self.parts, self.horizon = config.num_tasks, config.adapt_steps + 1, _horizon(env, config)
         self.num_steps, self.step, self.iteration = self.parts * self.horizon, 0, 0
-        _check_env(env, config)
+        spec, device = spec_of(env), torch.device(env.device)
+        _check_env(env, config, spec)
         if seed is not None:
             torch.manual_seed(seed)
-        spec, device = spec_of(env), torch.device(env.device)
         self.policy = build_policy(spec, config).to(device)
+        _check_groups(env, self.policy)
         want_final_obs(env, ())
         self.network = TaskNetwork(self.policy)
         count = len(self.network.parameters)
@@ -303,7 +304,15 @@ def _horizon(env: VecEnv, config: MAMLConfig) -> int:
     return length
 
 
-def _check_env(env: VecEnv, config: MAMLConfig) -> None:
+def _check_groups(env: VecEnv, policy: ActorPolicy) -> None:
+    remedy = "maml adapts what reads vectors; name groups of those"
+    check(not policy.raw_shapes, "actor_obs", [*policy.raw_shapes], f"{name_of(env)}: {remedy}")
+
+
+def _check_env(env: VecEnv, config: MAMLConfig, spec: EnvSpec) -> None:
+    if spec.tasks:
+        remedy = "maml learns from one family; give ppo or sac, or one --task with --env.randomize"
+        raise ConfigError(f"{name_of(env)} is of several tasks: {remedy}")
     rows = env.num_envs % config.num_tasks
     check(rows == 0, "num_tasks", config.num_tasks, f"it must divide num_envs, which is {env.num_envs}")
     if config.num_tasks > 1 and not is_family(env):

@@ -56,8 +56,8 @@ def in_double(agent: MAML) -> Any:
     agent.weights = agent.weights.double()
     with torch.no_grad():
         for parameter in agent.network.parameters:
-            parameter += 0.02 * torch.randn_like(parameter)
-        agent.step_sizes *= 1 + 0.3 * torch.rand_like(agent.step_sizes)
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        agent.step_sizes.mul_(1 + 0.3 * torch.rand_like(agent.step_sizes))
     old = type(samples.old)(*(part.double() for part in samples.old))
     tensors: dict[str, Any] = {
         k: x.double() for k, x in samples._asdict().items() if isinstance(x, Tensor) and x.is_floating_point()
@@ -246,7 +246,7 @@ def test_adapted_policies_are_those_that_the_meta_loss_comes_to() -> None:
     loss, metrics = agent.meta_loss(samples)
     assert float(metrics["policy/kl"]) == pytest.approx(0.0, abs=1e-6)
     assert float(metrics["policy/clip_fraction"]) == 0.0
-    assert float(loss) == pytest.approx(0.0, abs=1e-5)  # advantages have a mean of 0
+    assert loss.item() == pytest.approx(0.0, abs=1e-5)  # advantages have a mean of 0
 
 
 def test_parts_begin_with_episodes_and_rollouts_with_tasks() -> None:
@@ -301,6 +301,16 @@ def test_graph_equals_eager(caplog: pytest.LogCaptureFixture) -> None:
     assert told == pytest.approx(said, rel=1e-4)
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_step_sizes_are_learned_or_stay(learned: bool) -> None:
+    agent = agent_on(config=replace(SMALL, learn_step_sizes=learned, first_order=not learned))
+    before = [p.detach().clone() for p in agent.network.parameters]
+    collect(agent)
+    agent.update()
+    assert bool((agent.step_sizes != 0.3).any()) == learned
+    assert any((p != q).any() for p, q in zip(agent.network.parameters, before, strict=True))
+
+
 def test_choices_adapt_too() -> None:
     agent = agent_on("cpu", SMALL, 12, "CartPole", **{"randomize.length": True})
     values: list[float] = []
@@ -343,5 +353,10 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> Non
 def test_one_task_is_refused_with_what_could_differ() -> None:
     with pytest.raises(ConfigError, match=r"Pendulum is one task, .* such as --env\.randomize\.mass true"):
         agent_on(task="Pendulum")
+    with pytest.raises(ConfigError, match="maml learns from one family"):
+        MAML(make_env("tasks:Pendulum+Corner-NE", 12), SMALL)
+    images: dict[str, Any] = {"randomize.length": True}
+    with pytest.raises(ConfigError, match=r"actor_obs: .* is not possible; CartPole-Pixels: maml adapts what reads"):
+        MAML(make_env("CartPole-Pixels", 12, **images), SMALL)
     with pytest.raises(ConfigError, match="it has no parameters"):
         agent_on(task="Corner-NE")
