@@ -26,6 +26,7 @@ from rlcore.envs.levels import (
     with_floor,
 )
 from rlcore.envs.terrain import TerrainLevels
+from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.envs.wrappers import Wrapper
 from rlcore.stage import rows_of
 from rlcore.types import Metrics, Obs, Step
@@ -64,6 +65,11 @@ class Curriculum(Wrapper):
         else:
             self._terrain, number = own_levels_of(env, config, self._where)
             self._ahead = True
+        if self._ahead and self.deployment.get(TRIAL_EPISODES, 1) > 1:
+            raise ConfigError(
+                f"{self._where}: its levels count from the next episode on, which is of the same trial; leave "
+                f"env.{TRIAL_EPISODES} out"
+            )
         self.num_levels = number
         self._key = "curriculum_level" if self._terrain is None else "terrain_levels"  # in a stage
         first = torch.zeros(number, device=device)

@@ -256,6 +256,11 @@ def test_each_of_several_tasks_has_trials() -> None:
         ("Pendulum", {"trial_episodes": 0}, "env.trial_episodes: 0 is not possible; give a whole number"),
         ("Pendulum", {"trial_episodes": 2.5}, "env.trial_episodes: 2.5"),
         ("Pendulum", {"trial_episodes": True}, "env.trial_episodes: True"),
+        (
+            "Reach-UR5e-JointPos",
+            {"trial_episodes": 2, "curriculum.parameters.command_range": [0.1, 1.0], "curriculum.success_return": 0.0},
+            "which is of the same trial; leave env.trial_episodes out",
+        ),
         ("CartPole-Pixels", {"trial_episodes": 2}, "no vector among its observations"),
     ],
 )
