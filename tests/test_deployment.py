@@ -48,7 +48,10 @@ def reach(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("control", ["JointPos", "JointVel", "Torque"])
 def test_a_controller_from_the_file_alone_has_the_episode_of_the_env(control: str, tmp_path: Path) -> None:
-    make = lambda: Reach(control=control, num_envs=1, seed=5, noise=0.0)  # noqa: E731
+
+    def make() -> Reach:
+        return Reach(control=control, num_envs=1, seed=5, noise=0.0)
+
     path = exported(make(), tmp_path / "policy.onnx")
     env, arm, policy = make(), make(), OnnxPolicy(path)
     obs = env.reset(1)["policy"]
@@ -108,7 +111,12 @@ def test_history_clip_and_scale_are_those_of_the_file(tmp_path: Path) -> None:
     export_onnx(build_policy(spec, PPOConfig()), spec, tmp_path / "policy.onnx", recording=None)
     controller = controller_class()(tmp_path / "policy.onnx", ["a", "b"])
     seen: list[np.ndarray[Any, Any]] = []
-    controller.policy = lambda obs: seen.append(obs) or np.array([[0.3, -0.2], [0.9, 0.1]][len(seen) > 1], np.float32)
+
+    def act(obs: Any) -> Any:
+        seen.append(obs)
+        return np.array([[0.3, -0.2], [0.9, 0.1]][len(seen) > 1], np.float32)
+
+    controller.policy = act
     first = controller.step({"joint_position": [1.25, -0.5], "mine": [4.0]})
     assert seen[0].tolist() == [1.0, 0.75] * 3 + [2.0]
     second = controller.step({"joint_position": [4.0, -3.0], "mine": [2.0]})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,6 @@ def test_what_a_terminal_sends_is_read_as_keys() -> None:
 def test_keys_of_a_terminal_come_without_return_and_it_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     import pty
     import termios
-    import time
 
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "r") as file:
@@ -207,8 +207,8 @@ def test_ctrl_c_ends_it_and_tells() -> None:
 
 def test_pace_is_kept_and_lost_time_not_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     now, costs, at = [0.0], iter([0.0, 0.0, 0.5, 0.0, 0.0]), list[float]()
-    monkeypatch.setattr(windows.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(windows.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
 
     def step() -> bool:
         at.append(now[0])
@@ -278,7 +278,7 @@ def test_pictures_are_shown_until_the_window_is_closed(monkeypatch: pytest.Monke
     shown: list[Any] = []
     monkeypatch.setitem(sys.modules, "tkinter", Tk("tkinter"))
     image = SimpleNamespace(PhotoImage=lambda picture, master: shown.append(np.asarray(picture)))
-    monkeypatch.setitem(sys.modules, "PIL.ImageTk", image)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "PIL.ImageTk", image)
     import PIL
 
     monkeypatch.setattr(PIL, "ImageTk", image, raising=False)
@@ -316,7 +316,8 @@ class Viewer:
     opens = True
 
     def __init__(self, env: Any, policy: Any, key_callback: Any) -> None:
-        self.env, self.key_callback, self.viewer = env, key_callback, None
+        self.env, self.key_callback = env, key_callback
+        self.viewer: Any = None
 
     def is_running(self) -> bool:
         return True
@@ -336,7 +337,7 @@ class Viewer:
 @pytest.fixture
 def viewer(monkeypatch: pytest.MonkeyPatch) -> type[Viewer]:
     module = types.ModuleType("mjlab.viewer")
-    module.NativeMujocoViewer = Viewer  # type: ignore[attr-defined]
+    vars(module)["NativeMujocoViewer"] = Viewer
     monkeypatch.setitem(sys.modules, "mjlab", types.ModuleType("mjlab"))
     monkeypatch.setitem(sys.modules, "mjlab.viewer", module)
     monkeypatch.setattr(Viewer, "opens", True)
