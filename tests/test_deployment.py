@@ -305,6 +305,29 @@ def test_show_of_a_file_that_tells_little(tmp_path: Path) -> None:
     assert "policy/policy" in shown(read_metadata(tmp_path / "policy.onnx"))
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("joints", "[1, 2]", "joints is no list of tables"),
+        ("joints", '{"a": 1}', "joints is no list of tables"),
+        ("observation_terms", '[{"name": "q"}]', "observation_terms: a row is .*; each needs a 'size'"),
+        ("action_terms", '[{"size": 6}]', "each needs a 'name'"),
+        ("commands", '[{"name": "pose", "ranges": 3}]', "ranges 3; give a table"),
+        ("schema_version", "2", "has schema_version 2, and this is 1; export it anew"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(
+    key: str, text: str, message: str, reach: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(str(reach))
+    for entry in model.metadata_props:
+        entry.value = text if entry.key == key else entry.value
+    onnx.save(model, str(tmp_path / "policy.onnx"))
+    assert main(["export", "--onnx", str(tmp_path / "policy.onnx"), "--show"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and len(said.splitlines()) == 1
+
+
 def test_the_commands_of_the_page_write_and_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
