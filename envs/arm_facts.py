@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from rlcore.envs.arm import JOINT_NAMES, ArmModel
 from rlcore.envs.drives import DECIMATION, PHYSICS_DT
@@ -27,8 +30,24 @@ _ACTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def arm_facts(model: ArmModel, stiffness: float, damping: float) -> dict[str, Any]:
-    """The joints, times and frame; the damping is the joints' own where there are no drives."""
+def arm_facts(
+    model: ArmModel,
+    stiffness: float,
+    damping: float,
+    low: tuple[float, ...],
+    span: tuple[float, ...],
+    seconds: list[float],
+) -> dict[str, Any]:
+    """Joints, times, frame and command of an arm.
+
+    Args:
+        model: the arm.
+        stiffness: of the drives, N m/rad.
+        damping: of the drives, N m s/rad, or the joints' own where there are no drives.
+        low: of the place where commands are drawn, m.
+        span: from there on, m.
+        seconds: how long a command lasts, least and most.
+    """
     columns = (JOINT_NAMES, model.home, model.position_limit, model.effort_limit, model.velocity_limit)
     rows = [
         {
@@ -43,8 +62,9 @@ def arm_facts(model: ArmModel, stiffness: float, damping: float) -> dict[str, An
         }
         for name, home, limit, effort, speed in zip(*columns, strict=True)
     ]
-    times = {"physics_dt": PHYSICS_DT, "decimation": DECIMATION}
-    return {**times, "joints": rows, "frame": _FRAME, "quaternions": "w, x, y, z with x >= 0"}
+    times = {"control_dt": PHYSICS_DT * DECIMATION, "physics_dt": PHYSICS_DT, "decimation": DECIMATION}
+    commands = [_pose_command(low, span, seconds)]
+    return {**times, "joints": rows, "commands": commands, "frame": _FRAME, "quaternions": "w, x, y, z with x >= 0"}
 
 
 def observed(name: str, size: int, noise: float) -> dict[str, Any]:
@@ -62,7 +82,7 @@ def driven(name: str, scale: list[float], offset: list[float]) -> dict[str, Any]
     return {"name": name, "size": len(scale), **_ACTIONS[name], "scale": scale, "offset": offset}
 
 
-def pose_command(low: tuple[float, ...], span: tuple[float, ...], seconds: list[float]) -> dict[str, Any]:
+def _pose_command(low: tuple[float, ...], span: tuple[float, ...], seconds: list[float]) -> dict[str, Any]:
     """The command: a pose of the tool, which points down, drawn anew after a number of seconds in a range."""
     places = {f"pos_{axis}": [a, a + b] for axis, a, b in zip("xyz", low, span, strict=True)}
     angles = {"roll": [-math.pi, -math.pi], "pitch": [0.0, 0.0], "yaw": [-math.pi, math.pi]}
@@ -75,3 +95,22 @@ def pose_command(low: tuple[float, ...], span: tuple[float, ...], seconds: list[
         "ranges": {**places, **angles},
         "resampling_time": seconds,
     }
+
+
+class _Arms(Protocol):
+    task: str
+    command: Tensor
+    command_left: Tensor
+
+
+def hold_pose(arms: _Arms, name: str, values: Tensor) -> None:
+    """Write a command given by hand ``[7]`` into those of all envs, but for what is NaN.
+
+    Raises:
+        ValueError: it is of another name or size.
+    """
+    if name != "pose" or values.shape != (7,):
+        raise ValueError(f"{arms.task}: the command '{name}' {list(values.shape)} came; steer 'pose', of 7 numbers")
+    values = values.to(arms.command)
+    torch.where(values.isnan(), arms.command, values, out=arms.command)
+    arms.command_left.fill_(2.0)  # control steps: it does not end while it is held anew in each

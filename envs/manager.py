@@ -22,6 +22,7 @@ from rlcore.envs.parameters import STAGE_ENTRY
 from rlcore.envs.sim_parameters import SimulatorPhysics, event_ranges, set_event_range
 from rlcore.envs.sim_spaces import read_action_space, read_groups
 from rlcore.envs.stages import COUNTERS, Curricula, hold, reads_counters, terrain_of
+from rlcore.envs.steer import HeldCommands
 from rlcore.envs.terrain import TerrainLevels
 from rlcore.envs.watch import Watch
 from rlcore.types import Obs
@@ -92,6 +93,9 @@ class SimulatorEnv:
         self._curricula = Curricula(self.core)
         self._physics: SimulatorPhysics | None = None
         self._watch = Watch(self.core, self.device)
+        self._held = HeldCommands(self.core)
+        if self.deployment.get("commands"):
+            self.steer = self._held.steer
         terrain = terrain_of(self.core)
         self.own_levels = None if terrain is None else TerrainLevels(self.core, terrain)
         if terrain is not None:
@@ -210,6 +214,7 @@ class SimulatorEnv:
     def close(self) -> None:
         """Close the env."""
         self._watch.close()
+        self._held.release()
         self.env.close()
 
     def vary(self, physics: SimulatorPhysics | None) -> None:

@@ -27,7 +27,7 @@ from rlcore.envs.arm import (
     rotation_angle,
     unique_quaternion,
 )
-from rlcore.envs.arm_facts import arm_facts, driven, observed, pose_command
+from rlcore.envs.arm_facts import arm_facts, driven, hold_pose, observed
 from rlcore.envs.drives import DAMPING, DECIMATION, FRICTION, PHYSICS_DT, STIFFNESS, DrivenArm
 from rlcore.types import Obs, Step
 
@@ -169,9 +169,7 @@ class Reach(DrivenArm):
         self.control = control
         drives = (STIFFNESS if control in ("JointPos", "IK") else 0.0, FRICTION if control == "Torque" else DAMPING)
         super().__init__(ARMS[arm], *drives, num_envs, device, seed, EPISODE_STEPS)
-        self.noise = noise
-        self.reset_range = reset_range
-        self.ik_damping = ik_damping
+        self.noise, self.reset_range, self.ik_damping = noise, reset_range, ik_damping
         self.position_weight, self.orientation_weight = position_weight, orientation_weight
         self.velocity_weight, self.fine_weight = velocity_weight, fine_weight
         bound = 1.0 if control == "Torque" else math.inf
@@ -181,11 +179,9 @@ class Reach(DrivenArm):
         scale = [self.action_scale * x for x in (self.model.effort_limit if control == "Torque" else (1.0,) * 6)]
         offset = list(self.model.home) if control == "JointPos" else [0.0] * 6
         self.deployment: dict[str, Any] = {
-            "control_dt": CONTROL_DT,
             "observation_terms": {"policy": [observed(name, size, noise) for name, size in OBSERVATION_TERMS]},
             "action_terms": [driven(term, scale, offset)],
-            "commands": [pose_command(_COMMAND_LOW, _COMMAND_SPAN, [x * CONTROL_DT for x in _INTERVAL_STEPS])],
-            **arm_facts(self.model, *drives),
+            **arm_facts(self.model, *drives, _COMMAND_LOW, _COMMAND_SPAN, [x * CONTROL_DT for x in _INTERVAL_STEPS]),
         }
 
         self._home = torch.tensor(self.model.home, device=self.device)  # [6]
@@ -279,6 +275,10 @@ class Reach(DrivenArm):
             raise ValueError(f"there is no '{name}'; {nearest(name, WATCHED)}")
         self._seen[name] = getattr(self, name).clone()
         return lambda: self._seen[name]
+
+    def steer(self, name: str, values: Tensor) -> None:
+        """Hold the command; see ``rlcore.envs.steer.Steerable``."""
+        hold_pose(self, name, values)
 
     def set_parameters(self, values: Mapping[str, Tensor], where: Tensor) -> None:
         """Give envs other parameters; see ``rlcore.env.Randomizable.set_parameters``.

@@ -173,7 +173,7 @@ def _measured(core: Any, config: Any, joints: Joints) -> dict[str, Any]:
 
 def _joints_of(function: Any, params: dict[str, Any], joints: Joints) -> dict[str, Any]:
     """The joints that a function reads, and their robot."""
-    chosen = params.get("asset_cfg")
+    chosen: Any = params.get("asset_cfg")
     if chosen is None:
         default = inspect.signature(function).parameters.get("asset_cfg")
         chosen = None if default is None else default.default
@@ -246,7 +246,7 @@ def action_terms(core: Any, joints: Joints) -> list[dict[str, Any]]:
         if body:
             term["body"] = body if isinstance(body, str) else next(iter(body))
         term |= _driven(action, joints)
-        cfg = getattr(action, "cfg", None)
+        cfg: Any = getattr(action, "cfg", None)
         if kind == "relative_pose" and "scale" not in term and hasattr(cfg, "delta_pos_scale"):
             both = [cfg.delta_pos_scale] * 3 + [cfg.delta_ori_scale] * 3
             term["scale"] = [float(x) for x in both[: term["size"]]]
@@ -298,7 +298,7 @@ def commands_of(core: Any) -> list[dict[str, Any]]:
         pairs = {key: pair for key, pair in (vars(ranges) if ranges is not None else {}).items() if _is_pair(pair)}
         if pairs:
             facts["ranges"] = {key: [float(x) for x in pair] for key, pair in pairs.items()}
-        every = getattr(term.cfg, "resampling_time_range", None)
+        every: Any = getattr(term.cfg, "resampling_time_range", None)
         if _is_pair(every):
             facts["resampling_time"] = [float(x) for x in every]
         found.append(facts)

@@ -61,7 +61,14 @@ def check_facts(facts: Mapping[str, Any]) -> None:
         if name in facts and not _is(kind, facts[name]):
             raise SchemaError(f"{name} is {facts[name]!r}; give a {kind}")
     for table, known in TABLES.items():
-        for row in facts.get(table) or ():
+        rows = facts.get(table) or []
+        needed = ("name", "size") if table.endswith("_terms") else ("name",)
+        if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Mapping) for row in rows):
+            raise SchemaError(f"{table} is no list of tables; export the policy anew")
+        for row in rows:
+            lacking = [name for name in needed if name not in row]
+            if lacking:
+                raise SchemaError(f"{table}: a row is {dict(row)!r:.80}; each needs a '{lacking[0]}'")
             for name, value in row.items():
                 if name in known and value is not None and not _is(known[name], value):
                     raise SchemaError(f"{table}: {_called(row)} has {name} {value!r}; give {_WANTED[known[name]]}")

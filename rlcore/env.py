@@ -294,8 +294,8 @@ class EnvSpec:
     image_types: dict[str, str] = field(default_factory=dict)
     """``uint8``, 0 to 255, or ``float32`` for each of them."""
     deployment: dict[str, Any] = field(default_factory=dict)
-    """For the exported file: ``control_dt`` in seconds, ``observation_terms`` (group to list of ``{name, size}``),
-    ``action_terms`` (list of ``{name, size, scale, offset}``), ``joint_names``; whatever the env knows of these."""
+    """For the exported file, whatever the env knows of what docs/deployment.md lists: ``control_dt`` in seconds,
+    ``observation_terms`` (group to list of ``{name, size}``), ``action_terms``, ``joints``, ``commands``."""
     tasks: dict[str, EnvSpec] = field(default_factory=dict)
     """Each by itself, where the env is of several tasks: the same groups, without what pads them. See ``tasks``."""
 

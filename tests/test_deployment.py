@@ -48,7 +48,10 @@ def reach(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("control", ["JointPos", "JointVel", "Torque"])
 def test_a_controller_from_the_file_alone_has_the_episode_of_the_env(control: str, tmp_path: Path) -> None:
-    make = lambda: Reach(control=control, num_envs=1, seed=5, noise=0.0)  # noqa: E731
+
+    def make() -> Reach:
+        return Reach(control=control, num_envs=1, seed=5, noise=0.0)
+
     path = exported(make(), tmp_path / "policy.onnx")
     env, arm, policy = make(), make(), OnnxPolicy(path)
     obs = env.reset(1)["policy"]
@@ -108,7 +111,12 @@ def test_history_clip_and_scale_are_those_of_the_file(tmp_path: Path) -> None:
     export_onnx(build_policy(spec, PPOConfig()), spec, tmp_path / "policy.onnx", recording=None)
     controller = controller_class()(tmp_path / "policy.onnx", ["a", "b"])
     seen: list[np.ndarray[Any, Any]] = []
-    controller.policy = lambda obs: seen.append(obs) or np.array([[0.3, -0.2], [0.9, 0.1]][len(seen) > 1], np.float32)
+
+    def act(obs: Any) -> Any:
+        seen.append(obs)
+        return np.array([[0.3, -0.2], [0.9, 0.1]][len(seen) > 1], np.float32)
+
+    controller.policy = act
     first = controller.step({"joint_position": [1.25, -0.5], "mine": [4.0]})
     assert seen[0].tolist() == [1.0, 0.75] * 3 + [2.0]
     second = controller.step({"joint_position": [4.0, -3.0], "mine": [2.0]})
@@ -295,6 +303,29 @@ def test_show_of_a_file_that_tells_little(tmp_path: Path) -> None:
     spec = EnvSpec(task="Bare", observation_sizes={"policy": 3}, discrete=True, action_size=2)
     export_onnx(build_policy(spec, PPOConfig()), spec, tmp_path / "policy.onnx", recording=None)
     assert "policy/policy" in shown(read_metadata(tmp_path / "policy.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "message"),
+    [
+        ("joints", "[1, 2]", "joints is no list of tables"),
+        ("joints", '{"a": 1}', "joints is no list of tables"),
+        ("observation_terms", '[{"name": "q"}]', "observation_terms: a row is .*; each needs a 'size'"),
+        ("action_terms", '[{"size": 6}]', "each needs a 'name'"),
+        ("commands", '[{"name": "pose", "ranges": 3}]', "ranges 3; give a table"),
+        ("schema_version", "2", "has schema_version 2, and this is 1; export it anew"),
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(
+    key: str, text: str, message: str, reach: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(str(reach))
+    for entry in model.metadata_props:
+        entry.value = text if entry.key == key else entry.value
+    onnx.save(model, str(tmp_path / "policy.onnx"))
+    assert main(["export", "--onnx", str(tmp_path / "policy.onnx"), "--show"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and len(said.splitlines()) == 1
 
 
 def test_the_commands_of_the_page_write_and_show(

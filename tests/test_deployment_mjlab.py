@@ -22,7 +22,7 @@ pytest.importorskip("mjlab", reason="mjlab is not installed")
 pytestmark = pytest.mark.cpu_seconds(1800)  # the simulator compiles its kernels when it runs for the first time
 
 GO1 = "Mjlab-Velocity-Flat-Unitree-Go1"
-QUIET = {"observations.actor.enable_corruption": False, "events.push_robot": None, "terminations": {}}
+QUIET: dict[str, Any] = {"observations.actor.enable_corruption": False, "events.push_robot": None, "terminations": {}}
 
 
 def file_of(env: Any, path: Path, scale: float) -> Path:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from rlcore.train.evaluate import evaluation_options
 from rlcore.train.play import find_renderer
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.tasks import MAKERS
+from rlcore.train.window import render_mode_of
 
 
 @dataclass
@@ -54,7 +55,11 @@ class Source:
 
 
 def policy_and_env(
-    args: Any, options: dict[str, Any], num_envs: int, render: bool = False, without: Sequence[str] = ()
+    args: Any,
+    options: dict[str, Any],
+    num_envs: int,
+    render: bool | Literal["window"] = False,
+    without: Sequence[str] = (),
 ) -> Source:
     """Find the policy that the arguments of a command name, and make its env.
 
@@ -63,7 +68,7 @@ def policy_and_env(
             where a policy that infers its task may be told it.
         options: of the env, over those that the policy was trained with.
         num_envs: copies of the task.
-        render: whether pictures are wanted.
+        render: whether pictures are wanted, or a window.
         without: groups of options of the training that do not hold here, such as ``randomize``.
 
     Raises:
@@ -136,9 +141,10 @@ def policy_and_env(
     if stage is None and any(name.partition(".")[0] == "randomize" for name in options):
         stage = "start"  # what is asked for is to be drawn, in place of what training stood at
     options = evaluation_options(trained_with | options)
-    if render and simulator_of(task) != "builtin":
-        options = {"render_mode": "rgb_array"} | options
-    if render:
+    mode = render_mode_of(task) if render == "window" else "rgb_array" if render else None
+    if mode is not None and simulator_of(task) != "builtin":
+        options = {"render_mode": mode} | options
+    if render is True:
         find_renderer(task)
     env = make_env(task, num_envs, device, seed=args.seed, **options)
     want_final_obs(env, ())  # nobody reads them

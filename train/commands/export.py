@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlcore.train.arguments import Job, read
 from rlcore.train.commands.common import output_elsewhere, required_run
@@ -105,12 +105,29 @@ def _check_alone(args: ExportArguments) -> None:
             raise ValueError(f"{flag} is for a run, and --onnx names a file that is written already; leave one out")
 
 
+def _check_told(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Refuse a file of which nobody knows what it tells: somebody else's, or a damaged one."""
+    from rlcore.export.schema import SCHEMA_VERSION, SchemaError, check_facts
+
+    version = metadata.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"'{path}' has schema_version {version}, and this is {SCHEMA_VERSION}; export it anew with --run RUN"
+        )
+    try:
+        check_facts(metadata)
+    except SchemaError as error:
+        raise ValueError(f"'{path}': {error}") from error
+
+
 def _tell(args: ExportArguments, path: Path, source: CppReport | None) -> None:
     """Write the other forms of a file, and print what was asked for."""
     from rlcore.export import deploy_yaml, read_metadata, shown
     from rlcore.files import whole_file
 
     metadata = read_metadata(path)
+    if args.onnx is not None and (args.show or args.deploy_yaml is not None):
+        _check_told(path, metadata)
     if source is not None:
         kept = f"; {', '.join(source.kept)} left as they were" if source.kept else ""
         print(
