@@ -50,6 +50,22 @@ def processes_in(words: Sequence[str]) -> tuple[int, list[str]]:
     return int(value), rest
 
 
+def on_own_device(words: Sequence[str]) -> list[str]:
+    """Name this rank's GPU to a simulator that starts before PyTorch, unless it is to run on the CPU."""
+    words = list(words)
+    if "LOCAL_RANK" not in os.environ:
+        return words
+    for i, word in enumerate(words):
+        found = re.fullmatch(r"(?:--)?device=(.*)|--device", word)
+        if found is not None:
+            value = words[i + 1] if found[1] is None and i + 1 < len(words) else found[1]
+            if value not in ("cuda", "auto"):
+                return words
+            del words[i : i + (2 if found[1] is None else 1)]
+            break
+    return [*words, "--device", f"cuda:{os.environ['LOCAL_RANK']}"]
+
+
 def start(number: int, words: Sequence[str]) -> int:
     """Run ``rlcore train`` in so many processes on this machine, and wait for all of them.
 

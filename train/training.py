@@ -386,5 +386,5 @@ class Training:
 
     def _content(self, progress: Progress) -> dict[str, Any]:
         own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "ranges": dict(self.best.ranges)}
-        own |= {"world": self.ranks.size} if self.ranks.size > 1 else {}
-        return own | snapshot(self.env, self.agent, progress)
+        content = own | snapshot(self.env, self.agent, progress)
+        return content if self.ranks.size == 1 else content | {"world": self.ranks.size}
