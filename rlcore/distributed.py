@@ -103,11 +103,12 @@ def join(device: torch.device, limit: float = START_LIMIT) -> World:
         return _world
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = _store(rank, limit)
-    places = _roll(store, rank, size, _place(device), limit)
-    twice = next((place for place in places if places.count(place) > 1 and " cuda" in place), None)
+    found = _roll(store, rank, size, _place(device), limit)
+    places = tuple(place.partition("|")[0] for place in found)
+    twice = next((place for place in found if found.count(place) > 1 and " cuda" in place), None)
     if twice is not None:
-        ranks = " and ".join(str(i) for i, place in enumerate(places) if place == twice)
-        raise ConfigError(f"ranks {ranks} share the GPU {twice}; start one process for each GPU")
+        ranks = " and ".join(str(i) for i, place in enumerate(found) if place == twice)
+        raise ConfigError(f"ranks {ranks} share the GPU of {twice.partition('|')[0]}; start one process for each GPU")
     gpu: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     if device.type == "cuda" and device.index is None:
@@ -116,9 +117,9 @@ def join(device: torch.device, limit: float = START_LIMIT) -> World:
     dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=_PATIENCE, **gpu)
     _world = World(rank, size, True, store, places)
     for where in dict.fromkeys([torch.device("cpu"), device]):  # in the same order on all
-        found = float(total(torch.tensor(float(rank), device=where)))
-        if found != size * (size - 1) / 2:
-            raise RankLost(f"the sum of ranks 0 to {size - 1} on {where} is {found:g}; see NCCL_DEBUG=INFO")
+        number = float(total(torch.tensor(float(rank), device=where)))
+        if number != size * (size - 1) / 2:
+            raise RankLost(f"the sum of ranks 0 to {size - 1} on {where} is {number:g}; see NCCL_DEBUG=INFO")
     return _world
 
 
@@ -156,7 +157,9 @@ def _store(rank: int, limit: float) -> Any:
 
 
 def _place(device: torch.device) -> str:
-    return f"{socket.gethostname()} {device}"
+    """Host and device, and after a bar what tells GPUs apart where hosts have the same name."""
+    own = getattr(torch.cuda.get_device_properties(device), "uuid", "") if device.type == "cuda" else ""
+    return f"{socket.gethostname()} {device}|{own}"
 
 
 def _roll(store: Any, rank: int, size: int, place: str, limit: float) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class Training:
         self.first_stage = stage_of(self.eval_env)
         self.spec = spec_of(self.env)
         self.algorithm = find(config.algo)
-        with notes_shown(console), settings_as_typed(config.agent):
+        with notes_shown(self.console), settings_as_typed(config.agent):
             self.agent: Agent = self.algorithm.agent(
                 self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations
             )
