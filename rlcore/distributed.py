@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
+import torch.distributed
 from torch import Tensor
 
 from rlcore.config import ConfigError
@@ -24,6 +24,8 @@ from rlcore.types import Metrics
 
 START_LIMIT = 60.0
 """Seconds in which all ranks have to be there."""
+
+dist: Any = torch.distributed  # whose names are not all declared
 
 _PATIENCE = timedelta(minutes=30)  # with a rank that is alive, such as the one that evaluates
 _ROLL_CALL = 3.0  # seconds in which those that are left find each other, to tell which one is not
@@ -76,9 +78,10 @@ def local_device(name: str) -> str:
     """
     if not started_by_torchrun() or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return name
-    if name not in ("auto", "cuda") and int(os.environ["WORLD_SIZE"]) > 1:
-        raise ConfigError(f"device is {name!r}, one for all ranks; leave the number out, each rank takes its own")
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name in ("auto", "cuda") else name
+    own = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if name not in ("auto", "cuda", own):
+        raise ConfigError(f"device is {name!r} and this rank's is {own}; leave the number out, each rank takes its own")
+    return own
 
 
 def join(device: torch.device, limit: float = START_LIMIT) -> World:
@@ -100,20 +103,23 @@ def join(device: torch.device, limit: float = START_LIMIT) -> World:
         return _world
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     store = _store(rank, limit)
-    places = _roll(store, rank, size, _place(device), limit)
-    twice = next((place for place in places if places.count(place) > 1 and " cuda" in place), None)
+    found = _roll(store, rank, size, _place(device), limit)
+    places = tuple(place.partition("|")[0] for place in found)
+    twice = next((place for place in found if found.count(place) > 1 and " cuda" in place), None)
     if twice is not None:
-        ranks = " and ".join(str(i) for i, place in enumerate(places) if place == twice)
-        raise ConfigError(f"ranks {ranks} share the GPU {twice}; start one process for each GPU")
+        ranks = " and ".join(str(i) for i, place in enumerate(found) if place == twice)
+        raise ConfigError(f"ranks {ranks} share the GPU of {twice.partition('|')[0]}; start one process for each GPU")
     gpu: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=_PATIENCE, **gpu)
     _world = World(rank, size, True, store, places)
-    for where in {torch.device("cpu"), device}:
-        found = float(total(torch.tensor(float(rank), device=where)))
-        if found != size * (size - 1) / 2:
-            raise RankLost(f"the sum of ranks 0 to {size - 1} on {where} is {found:g}; see NCCL_DEBUG=INFO")
+    for where in dict.fromkeys([torch.device("cpu"), device]):  # in the same order on all
+        number = float(total(torch.tensor(float(rank), device=where)))
+        if number != size * (size - 1) / 2:
+            raise RankLost(f"the sum of ranks 0 to {size - 1} on {where} is {number:g}; see NCCL_DEBUG=INFO")
     return _world
 
 
@@ -151,7 +157,9 @@ def _store(rank: int, limit: float) -> Any:
 
 
 def _place(device: torch.device) -> str:
-    return f"{socket.gethostname()} {device}"
+    """Host and device, and after a bar what tells GPUs apart where hosts have the same name."""
+    own = getattr(torch.cuda.get_device_properties(device), "uuid", "") if device.type == "cuda" else ""
+    return f"{socket.gethostname()} {device}|{own}"
 
 
 def _roll(store: Any, rank: int, size: int, place: str, limit: float) -> tuple[str, ...]:
@@ -287,7 +295,7 @@ def share_gradients(optimizers: Iterable[Any], loss: Tensor, metrics: Metrics) -
     buffers = [optimizer.collected() for optimizer in optimizers]
     scalars = torch.stack([loss.detach(), *(value.to(loss.dtype) for value in metrics.values())])
     together = average(torch.cat([*buffers, scalars]))
-    *parts, scalars = together.split([*map(len, buffers), len(scalars)])
+    *parts, scalars = torch.split(together, [*map(len, buffers), len(scalars)])
     for optimizer, part in zip(optimizers, parts, strict=True):
         optimizer.gradient.copy_(part)
         optimizer.gather()

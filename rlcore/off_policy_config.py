@@ -241,7 +241,7 @@ class OffPolicyConfig:
         remedy = f"{size} ranks share it evenly; give {max(1, self.batch_size // size) * size}"
         check(self.batch_size % size == 0, "batch_size", self.batch_size, remedy)
         starts = min(-(-self.learning_starts // size), self.buffer_size // size)
-        share = {"batch_size": self.batch_size // size, "buffer_size": self.buffer_size // size}
+        share: dict[str, Any] = {"batch_size": self.batch_size // size, "buffer_size": self.buffer_size // size}
         return replace(self, **share, learning_starts=starts, update_ratio=self.update_ratio * size)
 
     def samples_at_once(self, num_envs: int) -> int:

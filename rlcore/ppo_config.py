@@ -13,6 +13,7 @@ from torch import Tensor
 from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.arrays import arrays
 from rlcore.config import ConfigError, check, check_positive
+from rlcore.distributed import world
 from rlcore.env import EnvSpec
 from rlcore.safety import SafetyConfig
 from rlcore.signals import SignalConfig
@@ -142,9 +143,10 @@ def sequences_of(config: PPOConfig, num_envs: int, recurrent: bool) -> tuple[int
     """
     length = (config.sequence_length or config.num_steps) if recurrent else 1
     number = num_envs * config.num_steps // length
-    remedy = f"it must divide the {number} sequences of {length} steps in a rollout"
+    where = "a rollout" if world().size == 1 else f"the rollout of each of {world().size} ranks"
+    remedy = f"it must divide the {number} sequences of {length} steps in {where}"
     check(number % config.num_minibatches == 0, "num_minibatches", config.num_minibatches, remedy)
-    if too_small := small_minibatches(config, num_envs):
+    if too_small := small_minibatches(config, num_envs * world().size):
         _log.warning(too_small)
     return length, number
 

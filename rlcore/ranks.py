@@ -94,7 +94,7 @@ class Moments:
 
     def _put(self, name: str, values: Tensor) -> None:
         parts = [getattr(normalizer, name) for normalizer in self.normalizers]
-        for part, value in zip(parts, values.split([len(part) for part in parts]), strict=True):
+        for part, value in zip(parts, torch.split(values, [len(part) for part in parts]), strict=True):
             part.copy_(value)
 
 

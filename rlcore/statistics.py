@@ -170,7 +170,7 @@ class EpisodeStatistics:
         parts += [self._signal_totals] if self.signals else []
         parts += [self._task_totals] if self.tasks else []
         sums = total(torch.cat([part.flatten() for part in parts]))
-        for part, own in zip(parts, sums.split([part.numel() for part in parts]), strict=True):
+        for part, own in zip(parts, torch.split(sums, [part.numel() for part in parts]), strict=True):
             part.copy_(own.view_as(part))
 
     def read(self) -> Metrics:

@@ -20,10 +20,12 @@ from rlcore.config import ConfigError
 from rlcore.distributed import RankLost, World, join, leave, total, world
 from rlcore.envs import make_env
 from rlcore.learn import Progress, Report, learn, resume, snapshot
+from rlcore.networks import NetworkConfig
 from rlcore.normalization import RunningNormalizer
 from rlcore.optimizer import FlatAdam
 from rlcore.ppo import PPO, PPOConfig
 from rlcore.ranks import MergedNormalizer, Moments, OutOfStep, Ranks, checksum
+from rlcore.recurrent import RNNConfig
 from rlcore.returns import standardized
 from rlcore.sac import SAC, SACConfig
 
@@ -92,17 +94,20 @@ def train(kind: str, iterations: int, num_envs: int = 12) -> tuple[int, dict[str
         config = SACConfig(learning_starts=24, batch_size=24, buffer_size=1200, update_ratio=0.1, num_steps=4)
         agent: Any = SAC(env, config, seed=1, num_iterations=iterations)
     else:
-        changes: dict[str, Any] = {"ppo": {}, "minibatch": {"normalize_advantage": "minibatch", "target_kl": 0.02}}[
-            kind
-        ]
-        agent = ppo(num_envs, **changes)
+        lstm = NetworkConfig(rnn=RNNConfig(type="lstm", hidden_size=8))
+        changes: dict[str, dict[str, Any]] = {
+            "ppo": {},
+            "minibatch": {"normalize_advantage": "minibatch", "target_kl": 0.02},
+            "recurrent": {"actor": lstm, "critic": lstm, "grad_clip": "separate"},
+        }
+        agent = ppo(num_envs, **changes[kind])
     reports: list[Report] = []
     progress = learn(agent.env, agent, iterations, on_report=reports.append, seed=1)
     draw = torch.rand(4).tolist()
     return checksum(state_of(agent)), reports[-1].metrics, progress.env_steps, draw
 
 
-@pytest.mark.parametrize(("kind", "size"), [("ppo", 2), ("ppo", 3), ("minibatch", 2), ("sac", 2)])
+@pytest.mark.parametrize(("kind", "size"), [("ppo", 2), ("ppo", 3), ("minibatch", 2), ("recurrent", 2), ("sac", 2)])
 def test_after_20_updates_ranks_have_the_same_bits_and_random_numbers_of_their_own(kind: str, size: int) -> None:
     found = in_ranks(size, train, kind, 20)
     sums, metrics, steps, draws = zip(*found, strict=True)
@@ -230,9 +235,9 @@ def died(in_update: bool) -> Any:
     before = checksum([part.value for part in agent.optimizers] + list(agent.policy.buffers()))
     if world().rank == 1:
         if in_update:
-            agent._minibatch = lambda samples: os._exit(9)  # type: ignore[method-assign]
+            vars(agent)["_minibatch"] = lambda samples: os._exit(9)
         else:
-            agent.env.step = lambda action: os._exit(9)
+            vars(agent.env)["step"] = lambda action: os._exit(9)
     try:
         learn(agent.env, agent, 4, progress=progress)
     except RankLost as error:
@@ -286,7 +291,7 @@ def test_a_rank_that_does_not_come_is_named() -> None:
 def test_what_ranks_do_not_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "_world", World(0, 2, False))
     agent = ppo(16)
-    agent.env.adapt = lambda: {}
+    vars(agent.env)["adapt"] = dict
     with pytest.raises(ConfigError, match="a curriculum, or a range that follows success, is not shared among 2 ranks"):
         Ranks(agent.env, agent)
 

@@ -62,7 +62,7 @@ _VIDEO = "leave it out, and see a run afterwards with rlcore play --run RUN"
 
 INSTEAD = {
     "checkpoint": _RESUME,
-    "distributed": "one process trains on one device; leave it out",
+    "distributed": "--gpus N trains on N GPUs, and so does torchrun; leave it out",
     "enable_cameras": _ISAAC,
     "experiment_name": "a run's folder is RUNS_DIR/TASK/ALGO/TIME-NAME, of --runs_dir and --name",
     "headless": _ISAAC,

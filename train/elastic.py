@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from rlcore.train.arguments import UsageError
 from rlcore.train.ending import FAILED, fail
@@ -50,6 +53,22 @@ def processes_in(words: Sequence[str]) -> tuple[int, list[str]]:
     return int(value), rest
 
 
+def on_own_device(words: Sequence[str]) -> list[str]:
+    """Name this rank's GPU to a simulator that starts before PyTorch, unless it is to run on the CPU."""
+    words = list(words)
+    if "LOCAL_RANK" not in os.environ:
+        return words
+    for i, word in enumerate(words):
+        found = re.fullmatch(r"(?:--)?device=(.*)|--device", word)
+        if found is not None:
+            value = words[i + 1] if found[1] is None and i + 1 < len(words) else found[1]
+            if value not in ("cuda", "auto"):
+                return words
+            del words[i : i + (2 if found[1] is None else 1)]
+            break
+    return [*words, "--device", f"cuda:{os.environ['LOCAL_RANK']}"]
+
+
 def start(number: int, words: Sequence[str]) -> int:
     """Run ``rlcore train`` in so many processes on this machine, and wait for all of them.
 
@@ -65,8 +84,6 @@ def start(number: int, words: Sequence[str]) -> int:
 
     from rlcore.train.threads import usable_cores
 
-    # Otherwise each process would take all cores for itself.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // number)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -78,10 +95,13 @@ def start(number: int, words: Sequence[str]) -> int:
         max_restarts=0,
         monitor_interval=0.1,
     )
-    if os.environ.get("RLCORE_DEBUG") != "1":  # processes say themselves what happens
-        logging.disable(logging.CRITICAL)
     try:
-        elastic_launch(config, sys.executable)("-m", "rlcore", "train", *words)
+        with _as_it_was():
+            # Otherwise each process would take all cores for itself.
+            os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // number)))
+            if os.environ.get("RLCORE_DEBUG") != "1":  # processes say themselves what happens
+                logging.disable(logging.CRITICAL)
+            elastic_launch(config, sys.executable)("-m", "rlcore", "train", *words)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode >= 0:
@@ -91,6 +111,24 @@ def start(number: int, words: Sequence[str]) -> int:
     except SignalException as error:
         return 128 + int(error.sigval)
     return 0
+
+
+@contextmanager
+def _as_it_was() -> Iterator[None]:
+    """Bring back what the launcher changes of this process: signals, environment and logging."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT") if hasattr(signal, name)]
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    environment, disabled = dict(os.environ), logging.root.manager.disable
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        for name in set(os.environ) - set(environment):
+            del os.environ[name]
+        os.environ.update(environment)
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _check_gpus(number: int, words: Sequence[str]) -> None:

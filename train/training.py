@@ -113,7 +113,7 @@ class Training:
         self.first_stage = stage_of(self.eval_env)
         self.spec = spec_of(self.env)
         self.algorithm = find(config.algo)
-        with notes_shown(console), settings_as_typed(config.agent):
+        with notes_shown(self.console), settings_as_typed(config.agent):
             self.agent: Agent = self.algorithm.agent(
                 self.env, config.agent, seed=config.seed, num_iterations=config.num_iterations
             )
@@ -386,5 +386,5 @@ class Training:
 
     def _content(self, progress: Progress) -> dict[str, Any]:
         own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "ranges": dict(self.best.ranges)}
-        own |= {"world": self.ranks.size} if self.ranks.size > 1 else {}
-        return own | snapshot(self.env, self.agent, progress)
+        content = own | snapshot(self.env, self.agent, progress)
+        return content if self.ranks.size == 1 else content | {"world": self.ranks.size}

@@ -12,6 +12,7 @@ from typing import Any
 
 from rlcore.train import arguments
 from rlcore.train.arguments import UsageError
+from rlcore.train.elastic import on_own_device
 
 _apps: list[Any] = []
 """Simulators that ``launched`` started and ``close_simulator`` will close."""
@@ -40,6 +41,8 @@ def launched(words: Sequence[str]) -> list[str]:
             f"unknown task '{task}': tasks of simulators begin with Isaac- or Mjlab-; for others write "
             f"isaaclab:{task} or mjlab:{task}, and {PYTHON_PREFIX}{task} for the class of an env"
         )
+    if simulator_of(task) == "isaaclab":
+        words = on_own_device(words)
     app, words = launch(task, words)
     if app is not None:
         _apps.append(app)

@@ -1,0 +1,185 @@
+"""``rlcore train`` in several processes: what is asked for, what runs, and what is said when one of them dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_distributed import in_ranks, optimizers_of, ppo
+
+from rlcore.config import ConfigError
+from rlcore.distributed import World, join, local_device, world
+from rlcore.learn import learn
+from rlcore.ranks import checksum
+from rlcore.sac import SACConfig
+from rlcore.train.arguments import UsageError
+from rlcore.train.config import TrainConfig
+from rlcore.train.elastic import on_own_device, processes_in
+from rlcore.train.several import of_rank, share_of
+
+ROOT = Path(__file__).parent.parent
+RANKS = "--processes 2 --device cpu --num-envs 16 --agent.num-steps 16 --eval-interval 0 --eval-envs 2 --log-interval 1"
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "rest"),
+    [
+        ("--task A --gpus 4", 4, "--task A --device cuda"),
+        ("gpus=2 --task A", 2, "--task A --device cuda"),
+        ("--processes=3 --device cpu", 3, "--device cpu"),
+        ("--task A", 0, "--task A"),
+    ],
+)
+def test_processes_are_taken_out_of_the_words(words: str, number: int, rest: str) -> None:
+    assert processes_in(words.split()) == (number, rest.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--gpus x", "--gpus: 'x' is not a number of processes; write --gpus 2"),
+        ("--gpus 0", "--gpus: '0' is not a number"),
+        ("--task A --processes", "--processes: '' is not a number"),
+        ("--gpus 2 --processes 2", "--gpus cannot go with --processes"),
+        ("--gpus 2 --device cuda:1", "--device cannot go with --gpus"),
+    ],
+)
+def test_what_cannot_be_started_is_refused(words: str, error: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(error)):
+        processes_in(words.split())
+
+
+def test_under_torchrun_there_are_processes_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="--gpus cannot go with torchrun"):
+        processes_in(["--gpus", "2"])
+
+
+def test_each_rank_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert local_device("cuda:1") == "cuda:1" and on_own_device(["a"]) == ["a"]
+    for name, value in {
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "MASTER_ADDR": "x",
+        "MASTER_PORT": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert local_device("cuda") == local_device("cuda:1") == "cuda:1" and local_device("cpu") == "cpu"
+    with pytest.raises(ConfigError, match="device is 'cuda:0' and this rank's is cuda:1; leave the number out"):
+        local_device("cuda:0")
+    assert on_own_device(["--device", "cuda", "--task", "A"]) == ["--task", "A", "--device", "cuda:1"]
+    assert on_own_device(["device=auto"]) == on_own_device([]) == ["--device", "cuda:1"]
+    assert on_own_device(["--device", "cpu"]) == ["--device", "cpu"]
+
+
+def test_envs_are_shared_evenly() -> None:
+    assert share_of(TrainConfig(task="CartPole", num_envs=12), World(1, 3)) == 4
+    remedy = "num_envs is 13, of all 3 ranks together, which share it evenly; give 12 or 15"
+    with pytest.raises(ConfigError, match=remedy):
+        share_of(TrainConfig(task="CartPole", num_envs=13), World(1, 3))
+
+
+def test_batches_and_replay_memory_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SACConfig(batch_size=96, buffer_size=3000, learning_starts=100, update_ratio=0.5)
+    assert config.of_rank() == config
+    monkeypatch.setattr("rlcore.distributed._world", World(1, 3))
+    own = config.of_rank()
+    assert (own.batch_size, own.buffer_size, own.learning_starts, own.update_ratio) == (32, 1000, 34, 1.5)
+    with pytest.raises(ConfigError, match="batch_size: 100 is not possible; 3 ranks share it evenly; give 99"):
+        SACConfig(batch_size=100).of_rank()
+
+
+def test_with_another_number_of_ranks_episodes_start_anew_and_it_is_said() -> None:
+    agent = ppo(4)
+    content: dict[str, Any] = {"world": 2, "ranks": [{}], "env": {}, "agent": agent.state_dict()}
+    own, told = of_rank(content, World(), agent)
+    assert not own and content["env"] is None
+    assert told == [
+        "2 ranks wrote the checkpoint, and 1 rank goes on: random numbers are others, and episodes start anew"
+    ]
+    assert of_rank({"agent": agent.state_dict()}, World(), agent) == (True, [])
+
+
+def commands(parent: int) -> Iterator[tuple[int, str]]:
+    """Processes that a process has started, by their rank."""
+    for task in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            child, own = task.read_text().rpartition(")")[2].split()[1], (task.parent / "environ").read_bytes()
+        except OSError:
+            continue
+        rank = re.search(rb"(?:^|\0)RANK=(\d+)\0", own)
+        if int(child) == parent and rank:
+            yield int(task.parent.name), rank[1].decode()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes as Linux lists them")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, 70), (signal.SIGINT, 130)])
+def test_a_rank_that_dies_or_is_interrupted_ends_all_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    words = f"train --task CartPole {RANKS} --num-iterations 100000 --save-interval 0".split()
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    output = tmp_path / "output"
+    with output.open("w") as file:
+        command = [sys.executable, "-m", "rlcore", *words]
+        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        while "[     2/" not in output.read_text():
+            assert run.poll() is None, output.read_text()
+            time.sleep(0.2)
+        (victim,) = [process for process, rank in commands(run.pid) if rank == "1"]
+        began = time.monotonic()
+        os.kill(victim, number)
+        ended = run.wait(60)
+    assert time.monotonic() - began < 30
+    text = output.read_text()
+    assert ended == code
+    assert "ranks        2 with 8 envs each: 0 on " in text
+    (saved,) = tmp_path.glob("runs/CartPole/ppo/*/checkpoints/*.pt")
+    if number == signal.SIGKILL:
+        assert "rank 1 was ended by signal 9" in text
+        assert f"rank 1 of 2 is gone, in iteration {int(saved.stem) + 1}; traceback in" in text
+        assert f"to go on from iteration {int(saved.stem)}, with new episodes: rlcore train --resume" in text
+    else:
+        assert f"stopped after iteration {int(saved.stem)}" in text
+        assert len(torch.load(saved, weights_only=True)["ranks"]) == 1
+
+
+def on_gpu(mode: str) -> tuple[int, bool, float]:
+    device = torch.device(f"cuda:{os.environ['RANK']}")
+    torch.cuda.set_device(device)
+    join(device)
+    from rlcore.envs import make_env
+    from rlcore.ppo import PPO, PPOConfig
+
+    env = make_env("CartPole", 64 // world().size, device, seed=world().seed(1))
+    agent = PPO(env, PPOConfig(num_steps=16, num_epochs=2, num_minibatches=2, mode=mode), seed=1)  # type: ignore[arg-type]
+    rewards: list[float] = []
+    learn(env, agent, 20, seed=1, on_report=lambda report: rewards.append(report.metrics["rollout/reward"]))
+    captured = agent._update.graph is not None
+    return checksum([part.value for part in optimizers_of(agent)]), captured, rewards[-1]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_sum_over_ranks_is_part_of_the_graph() -> None:
+    ((graph, captured, reward),) = in_ranks(1, on_gpu, "graph")
+    assert captured and reward == 1
+    ((eager, captured, _),) = in_ranks(1, on_gpu, "eager")
+    assert not captured and graph == eager
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_have_the_same_parameters_after_20_updates() -> None:
+    (first, captured, _), (second, other, _) = in_ranks(2, on_gpu, "graph")
+    assert captured and other and first == second
