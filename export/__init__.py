@@ -1,4 +1,4 @@
-"""One self-contained ONNX file per policy: writer, parity check, metadata and a reference runner.
+"""One self-contained file per policy, ONNX or TorchScript: writers, parity check, metadata and a reference runner.
 
 ``onnx`` and ``onnxruntime`` are imported on first use, so that importing this package costs nothing.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from rlcore.export.cpp_policy import CppReport, write_cpp
 from rlcore.export.metadata import ExportError, config_hash, read_metadata
-from rlcore.export.onnx import ExportReport, broken_weights, export_onnx
+from rlcore.export.onnx import broken_weights, export_onnx
 from rlcore.export.parity import ParityReport, verify
+from rlcore.export.prepared import ExportReport
 from rlcore.export.runner import OnnxPolicy
+from rlcore.export.torchscript import TorchScriptPolicy, export_torchscript
 
 __all__ = [
     "CppReport",
@@ -17,9 +19,11 @@ __all__ = [
     "ExportReport",
     "OnnxPolicy",
     "ParityReport",
+    "TorchScriptPolicy",
     "broken_weights",
     "config_hash",
     "export_onnx",
+    "export_torchscript",
     "read_metadata",
     "verify",
     "write_cpp",

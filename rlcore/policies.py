@@ -15,7 +15,7 @@ from rlcore.action_scale import about_one, action_scaling, bounded
 from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.agent import Policy
 from rlcore.config import ConfigError, check
-from rlcore.distributions import CategoricalHead, Distribution, Gaussian, GaussianHead, unstacked
+from rlcore.distributions import CategoricalHead, Distribution, Gaussian, GaussianHead
 from rlcore.encoders import Encoders
 from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.gate import Gate, Gated
@@ -111,13 +111,13 @@ class ActorPolicy(Policy):
     def distribution(
         self, normalized: Tensor, state: State = (), keep: Tensor | None = None, raw: Obs | None = None
     ) -> tuple[Distribution, State]:
-        """Map a sequence of observations to action distributions and the next state.
+        """Map a sequence of observations, or those of one step, to action distributions and the next state.
 
         Args:
-            normalized: vectors ``[T, N, O]``.
+            normalized: vectors ``[T, N, O]``, or ``[N, O]`` of one step.
             state: before the first step.
             keep: ``[T, N, 1]``, 0 where an episode begins.
-            raw: the groups of ``raw_shapes``, ``[T, N, ...]`` each.
+            raw: the groups of ``raw_shapes``, ``[T, N, ...]`` each, or ``[N, ...]``.
         """
         output, state = self.trunk(normalized, self.head.linear, state, keep, raw)
         if self.tasks is not None:
@@ -211,9 +211,8 @@ class ActorPolicy(Policy):
         """Normalized vectors ``[N, O]``, the distribution of actions for them, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
         state = state or self.initial_state(normalized.shape[0])
-        raw = {group: value.unsqueeze(0) for group, value in as_stored(obs, self.raw_shapes).items()}
-        distribution, state = self.distribution(normalized.unsqueeze(0), state, None, raw)
-        return normalized, unstacked(distribution), state
+        distribution, state = self.distribution(normalized, state, None, as_stored(obs, self.raw_shapes))
+        return normalized, distribution, state
 
 
 def _check_mask(spec: EnvSpec, group: str) -> None:
