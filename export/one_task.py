@@ -60,8 +60,8 @@ class OneTask(Policy):
         """Map the task's own observations to its own actions: ``[N, A]``, or choices ``[N]`` or ``[N, parts]``."""
         joint: Obs = {}
         for group, size in self.joint_sizes.items():
-            own = obs[group]
-            joint[group] = torch.cat([own, own.new_zeros(own.shape[0], size - self.observation_sizes[group])], -1)
+            own, missing = obs[group], size - self.observation_sizes[group]
+            joint[group] = torch.cat([own, own.new_zeros(own.shape[0], missing)], -1) if missing else own
         first = next(iter(joint.values()))
         joint[TASK_GROUP] = self.one_hot.expand(first.shape[0], -1)
         action, state = self.policy(joint, state)

@@ -19,7 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -199,8 +198,8 @@ class _Session:
     @torch.no_grad()
     def run(self, outputs: list[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         for name in self.states:
-            setattr(self.module, BUFFERS[name], torch.from_numpy(np.ascontiguousarray(feed[f"{name}_in"])))
-        actions = self.module(*(torch.from_numpy(np.ascontiguousarray(feed[name])) for name in self.names))
+            setattr(self.module, BUFFERS[name], torch.tensor(feed[f"{name}_in"]))
+        actions = self.module(*(torch.tensor(feed[name]) for name in self.names))
         found = {"actions": actions} | {f"{name}_out": getattr(self.module, BUFFERS[name]) for name in self.states}
         if "risk" in outputs:
             found["risk"] = self.module.risk

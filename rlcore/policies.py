@@ -21,7 +21,7 @@ from rlcore.env import WIDEST_ACTION, EnvSpec
 from rlcore.gate import Gate, Gated
 from rlcore.networks import Network, network_output, orthogonal_
 from rlcore.observations import (
-    as_stored,
+    as_read,
     check_normalized,
     choose_groups,
     concatenate,
@@ -211,7 +211,7 @@ class ActorPolicy(Policy):
         """Normalized vectors ``[N, O]``, the distribution of actions for them, and the next state."""
         normalized = self.normalizer(concatenate(obs, self.groups))
         state = state or self.initial_state(normalized.shape[0])
-        distribution, state = self.distribution(normalized, state, None, as_stored(obs, self.raw_shapes))
+        distribution, state = self.distribution(normalized, state, None, as_read(obs, self.raw_shapes))
         return normalized, distribution, state
 
 
@@ -341,7 +341,7 @@ class SquashedPolicy(Policy):
     def _read(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """Normalized vectors ``[N, O]``, and the head's output for them and the images beside them."""
         vectors = self.normalizer(concatenate(obs, self.groups))
-        return vectors, self.output(self.encoders(as_stored(obs, self.raw_shapes), vectors))
+        return vectors, self.output(self.encoders(as_read(obs, self.raw_shapes), vectors))
 
     def output_of(self, vectors: Tensor) -> Tensor:
         """See ``Policy.output_of``."""
