@@ -91,9 +91,9 @@ class _Tidy:
         """What subgraphs read by name, which therefore keeps its name."""
 
     def run(self) -> None:
-        self._fold()
         before = None
         while before != (before := self._picture()):
+            self._fold()
             self.producer = {name: node for node in self.graph.node for name in node.output}
             self.readers: dict[str, list[Any]] = {}
             for node in self.graph.node:
@@ -161,6 +161,9 @@ class _Tidy:
                 node.input[0] = softmax.input[0]
         elif kind == "MatMul":
             self._to_gemm(node)
+        elif kind in ("Split", "Slice") and self._kind(first) == "Concat" and (parts := self._parts(node)):
+            for name, source in zip(node.output, parts, strict=True):
+                self._pass(node, source, name)
         elif (source := self._same(node)) is not None:
             self._pass(node, source)
         elif kind in RESHAPES and self._kind(first) in RESHAPES:
@@ -188,14 +191,48 @@ class _Tidy:
             return str(first)
         if kind in (*RESHAPES, "Expand") and unchanged:
             return str(first)
+        if (
+            kind == "Where"
+            and first in self.weights
+            and len(set(chosen := self._number(first).flatten().tolist())) == 1
+        ):
+            taken = str(node.input[1 if chosen[0] else 2])
+            return taken if self._shapes(taken) == self._shapes(after) else None
         if kind in ("Mul", "Div") and unchanged and self._is_one(node.input[1]):
             return str(first)
         forward = len(node.input) < 5 or (node.input[4] in self.weights and (self._number(node.input[4]) > 0).all())
         return str(first) if kind == "Slice" and unchanged and forward else None
 
-    def _pass(self, node: Any, source: str) -> None:
-        """Let all that read a node's output read its source."""
-        (name, *_) = node.output
+    def _parts(self, node: Any) -> list[str]:
+        """What was joined to the value that a node takes apart, if it gives just that; else nothing."""
+        join = self.producer[node.input[0]]
+        rank = len(self._shapes(node.input[0])[0])
+        axis = _axis(join, 0) % rank
+        widths = [{shape[axis] for shape in self._shapes(name)} for name in join.input]
+        if any(len(width) > 1 for width in widths):
+            return []
+        ends = np.cumsum([width.pop() for width in widths]).tolist()
+        places = dict(zip(zip([0, *ends], ends, strict=False), join.input, strict=True))
+        if node.op_type == "Split":
+            sizes = [{shape[axis] for shape in self._shapes(name)} for name in node.output]
+            cut = np.cumsum([size.pop() for size in sizes]).tolist()
+            same = _axis(node, 0) % rank == axis and cut == ends
+            return list(join.input) if same else []
+        if len(node.input) < 4 or not set(node.input[1:]) <= set(self.weights):
+            return []
+        numbers = [self._number(name).tolist() for name in node.input[1:]]
+        if (
+            any(len(number) != 1 for number in numbers)
+            or numbers[2][0] % rank != axis
+            or numbers[3:] not in ([], [[1]])
+        ):
+            return []
+        start, end, _ = slice(numbers[0][0], numbers[1][0]).indices(ends[-1])
+        return [places[start, end]] if (start, end) in places else []
+
+    def _pass(self, node: Any, source: str, name: str | None = None) -> None:
+        """Let all that read a node's output read its source; its first output unless ``name`` says another."""
+        name = name or node.output[0]
         if name in self.inside:
             return
         if name in self.outputs:
@@ -206,7 +243,7 @@ class _Tidy:
             for reader in self.readers.get(source, []):
                 _rename(reader.input, source, name)
             _rename(maker.output, source, name)
-            node.output[0] = f"{name}_unused"
+            _rename(node.output, name, f"{name}_unused")
             for run in self.runs:
                 run.setdefault(name, run[source])  # type: ignore[attr-defined]
             self.producer[name] = maker

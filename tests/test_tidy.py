@@ -14,8 +14,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from test_cpp import KINDS
 
+from rlcore import NetworkConfig, PPOConfig
+from rlcore.env import spec_of
+from rlcore.envs import make_env
 from rlcore.export import OnnxPolicy, export_onnx
+from rlcore.export.one_task import OneTask
 from rlcore.export.tidy import tidy, trial
+from rlcore.policies import build_policy
 
 SHAPES = {"Shape", "Gather", "ConstantOfShape", "Constant", "Expand", "If", "Cast", "Identity"}
 CASES = ("mlp", "layer norm", "lstm", "gru", "sac", "discrete", "gate recovery")
@@ -70,6 +75,15 @@ def test_a_recurrent_layer_is_one_operator_or_none(cell: str, tmp_path: Path) ->
     for _ in range(50):
         obs = generator.standard_normal(first.observation_size).astype(np.float32)
         np.testing.assert_allclose(first(obs), second(obs), atol=1e-6)
+
+
+def test_a_file_for_one_of_several_tasks_does_not_ask_for_the_task(tmp_path: Path) -> None:
+    spec = spec_of(make_env("tasks:Pendulum+Reach-UR5e-JointPos", 4, seed=0))
+    policy = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(8,))))
+    one = OneTask(policy, "Pendulum").eval()
+    report = export_onnx(one, one.spec, tmp_path / "policy.onnx", recording=None)
+    assert report.parity.error <= 1e-6
+    assert not {"ArgMax", "Gather", "Split", *SHAPES} & set(operators(onnx.load(str(report.path))))
 
 
 def test_a_gate_that_takes_any_batch_has_no_condition(tmp_path: Path) -> None:
@@ -137,6 +151,20 @@ node = helper.make_node
             node("Add", ["a", "c"], ["y"])],
             {"w": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)},
             ["MatMul", "Add", "Add"], id="a product that others read"),
+        pytest.param([node("Relu", ["x"], ["r"]), node("Concat", ["r", "w"], ["c"], axis=1),
+            node("Split", ["c"], ["a", "b"], axis=1, split=[4, 2]), node("ReduceSum", ["b"], ["n"], axes=[1]),
+            node("Mul", ["a", "n"], ["y"])], {"w": np.full((1, 2), 2, np.float32)}, ["Relu", "Mul"],
+            id="a constant that is joined and taken apart"),
+        pytest.param([node("Concat", ["x", "w"], ["c"], axis=1), node("Slice", ["c", "s", "e", "t"], ["b"]),
+            node("Mul", ["x", "b"], ["y"])],
+            {"w": np.full((1, 1), 2, np.float32), "s": ZERO - 1, "e": ZERO + 2**62, "t": ZERO - 1}, ["Mul"],
+            id="the part of a constant"),
+        pytest.param([node("Concat", ["x", "x"], ["c"], axis=1), node("Slice", ["c", "s", "e", "t"], ["y"])],
+            {"s": ZERO + 1, "e": ZERO + 5, "t": ZERO + 1}, ["Concat", "Slice"], id="a part of each"),
+        pytest.param([node("Relu", ["x"], ["r"]), node("Where", ["t", "r", "x"], ["y"])], {"t": [[True] * 4]}, ["Relu"],
+            id="always the first"),
+        pytest.param([node("Relu", ["x"], ["r"]), node("Where", ["t", "r", "x"], ["y"])],
+            {"t": [[True, False] * 2]}, ["Relu", "Where"], id="now the first and now the second"),
         pytest.param([node("Identity", ["x"], ["y"])], {}, ["Identity"], id="an input that is the output"),
         pytest.param([node("Softmax", ["x"], ["p"], axis=1), node("ArgMax", ["p"], ["i"], axis=1, keepdims=1),
             node("Cast", ["i"], ["f"], to=TensorProto.FLOAT), node("Add", ["x", "f"], ["y"])], {},
