@@ -156,7 +156,8 @@ def write(kind: str, folder: Path) -> None:
         row |= dict(zip([*ready.outputs, *(f"{name}_out" for name in STATE_NAMES)], given, strict=False))
         rows.append(row)
         state = given[len(ready.outputs) :]
-    np.savez(folder / "steps.npz", **{name: torch.stack([row[name] for row in rows]).numpy() for name in rows[0]})
+    arrays: dict[str, Any] = {name: torch.stack([row[name] for row in rows]).numpy() for name in rows[0]}
+    np.savez(folder / "steps.npz", **arrays)
 
 
 def _drawn(name: str, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -7,7 +7,8 @@ file is run once (with a dynamic batch for two sizes of it), which tells each va
 - what depends on weights and shapes alone, and is the same for all batches, becomes a constant;
 - a shape that depends on the batch in one place becomes a constant with -1 there;
 - what changes nothing goes: a cast to the type that it has, a slice of all, a reshape to the same shape, a split that
-  is joined again, a softmax before the choice of the largest;
+  is joined again, a join that is split again, a product with 1, a choice that is always the same, a softmax before the
+  choice of the largest;
 - a product and the sum after it become Gemm.
 
 What remains computes what it did, in the same order and to the same rounding but for that sum.
@@ -162,8 +163,8 @@ class _Tidy:
         elif kind == "MatMul":
             self._to_gemm(node)
         elif kind in ("Split", "Slice") and self._kind(first) == "Concat" and (parts := self._parts(node)):
-            for name, source in zip(node.output, parts, strict=True):
-                self._pass(node, source, name)
+            for name, part in zip(node.output, parts, strict=True):
+                self._pass(node, part, name)
         elif (source := self._same(node)) is not None:
             self._pass(node, source)
         elif kind in RESHAPES and self._kind(first) in RESHAPES:
@@ -283,7 +284,8 @@ class _Tidy:
     def _number(self, name: str) -> NDArray[Any]:
         import onnx
 
-        return onnx.numpy_helper.to_array(self.weights[name])
+        array: NDArray[Any] = onnx.numpy_helper.to_array(self.weights[name])
+        return array
 
     def _is_one(self, name: str) -> bool:
         return name in self.weights and bool((self._number(name) == 1).all())

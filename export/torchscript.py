@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec, VecEnv
@@ -82,9 +83,8 @@ def export_torchscript(
 def _scripted(ready: Prepared, dynamic_batch: bool) -> Any:
     """The traced policy inside a module that remembers its state."""
     outputs = len(ready.outputs) + len(ready.state)
-    traced: Any = torch.jit.trace(
-        _Single(ready.module) if outputs == 1 else ready.module, ready.example, check_trace=False
-    )
+    flat = _Single(ready.module) if outputs == 1 else ready.module
+    traced: Any = torch.jit.trace(flat, ready.example, check_trace=False)  # type: ignore[no-untyped-call]
     module = nn.Module()
     module.policy = traced
     states = [BUFFERS[name] for name in STATE_NAMES[: len(ready.state)]]
@@ -150,7 +150,7 @@ def _quiet() -> Iterator[None]:
     """Silence that TorchScript is deprecated, which who asks for such a file knows, and what a trace says of itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit\..* (is|are) (deprecated|not supported)")
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=r"(rlcore|torch)\.")
+        warnings.filterwarnings("ignore", category=TracerWarning, module=r"(rlcore|torch)\.")
         yield
 
 
@@ -177,7 +177,8 @@ class _Session:
                 for kind in ("inputs", "outputs")
             }
             with _quiet():
-                self.module: Any = torch.jit.load(os.fspath(path), map_location="cpu").eval()
+                found: Any = torch.jit.load(os.fspath(path), map_location="cpu")  # type: ignore[no-untyped-call]
+            self.module = found.eval()
         except Exception as error:  # whatever a damaged archive makes torch raise
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"'{os.fspath(path)}' is no TorchScript file of rlcore or damaged: {reason}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,7 +48,7 @@ def export_command(words: Sequence[str]) -> Job:
         return lambda: 0
     args, _ = given
 
-    from rlcore.export import ExportError, export_onnx, export_torchscript, write_cpp
+    from rlcore.export import ExportError, ExportReport, export_onnx, export_torchscript, write_cpp
     from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
     from rlcore.train.config import safe_name
     from rlcore.train.run import locate
@@ -58,7 +58,10 @@ def export_command(words: Sequence[str]) -> Job:
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
     if args.cpp is not None and "onnx" not in args.format:
         raise ValueError("--cpp writes what an ONNX file does; add onnx to --format")
-    writers = {"onnx": functools.partial(export_onnx, cells=args.cells), "torchscript": export_torchscript}
+    writers: dict[str, Callable[..., ExportReport]] = {
+        "onnx": functools.partial(export_onnx, cells=args.cells),
+        "torchscript": export_torchscript,
+    }
     own = run.exported if args.for_task is None else run.exported.with_name(f"{safe_name(args.for_task)}.onnx")
     for number, kind in enumerate(dict.fromkeys(args.format)):
         file = args.output or own
