@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rlcore.export.cpp_layout import MOVES, number, panels
 from rlcore.export.metadata import ExportError
+from rlcore.export.tidy import trial
 
 ALIGNMENT = 16  # numbers
 
@@ -78,27 +79,6 @@ def translate(model: Any, inputs: Mapping[str, str]) -> Program:
         ExportError: it has an operator that is not in ``rlcore_policy.hpp``; the message names it.
     """
     return _Translation(model, inputs).run()
-
-
-def trial(model: Any) -> dict[str, NDArray[Any]]:
-    """Run a model once and return every value in it by name, with ones for inputs."""
-    import onnx
-    import onnxruntime
-
-    opened = onnx.ModelProto()
-    opened.CopyFrom(model)
-    known = {output.name for output in opened.graph.output}
-    for node in opened.graph.node:
-        names = [name for name in node.output if name and name not in known]
-        opened.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(opened.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    shapes = {i.name: [n if isinstance(n, int) else 1 for n in i.shape] for i in session.get_inputs()}
-    feed = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    names = [output.name for output in session.get_outputs()]
-    return {**feed, **dict(zip(names, session.run(names, feed), strict=True))}
 
 
 class _Translation:

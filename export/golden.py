@@ -34,17 +34,19 @@ BITS = 11
 
 
 def golden_trace(
-    path: str | os.PathLike[str], recording: Mapping[str, Tensor] | None, shapes: Mapping[str, tuple[int, ...]]
+    file: str | os.PathLike[str] | OnnxPolicy,
+    recording: Mapping[str, Tensor] | None,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any] | None:
     """Record steps of a file; None where it reads images, which would make it many times as large.
 
     Args:
-        path: the file.
+        file: the ONNX file, or what runs another.
         recording: as for ``verify``, whose first env's observations are taken, from the first on again where it is
             short; None draws random ones.
         shapes: of the groups that the policy reads, as ``group_shapes`` tells; vectors of ``obs`` first.
     """
-    policy = OnnxPolicy(path)
+    policy = file if isinstance(file, OnnxPolicy) else OnnxPolicy(file)
     if any(len(shape) != 1 for shape in shapes.values()) or not policy.observation_size:
         return None
     if recording is None:

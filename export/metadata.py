@@ -28,6 +28,7 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``trial_episodes`` | episodes of a trial, within which the recurrent state is kept: see ``rlcore.envs.trials`` |
 | ``violations`` | signals of the env that are a violation where they are above a number |
 | ``inputs``, ``outputs``, ``types`` | shape by name of each; type by name of all |
+| ``format``, ``state`` | of TorchScript: ``torchscript``; shape by name of each buffer that is remembered |
 | ``parity_max_abs_error``, ``parity_samples``, … | how closely the file follows the policy: see ``parity.py`` |
 | ``golden_trace`` | steps to replay, to see that a controller does as the file does: see ``golden.py`` |
 """
@@ -39,6 +40,7 @@ import importlib.util
 import json
 import math
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,6 +54,11 @@ from rlcore.export.runner import NAME_LISTS, decode_metadata
 from rlcore.export.schema import SCHEMA_VERSION, SchemaError, check_facts
 from rlcore.tasks import choice_sizes, numbers_of
 
+_OF_THE_FILE = ("opset", "format", "inputs", "outputs", "types", "state", "golden_trace")
+
+EXTRA = "metadata.json"
+"""What a TorchScript file keeps its properties in."""
+
 
 class ExportError(ValueError):
     """A policy cannot be exported, or the file would not do what the policy does."""
@@ -63,21 +70,34 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what an exported file says about itself, with ``onnx`` or else ``onnxruntime``.
+    """Read what an exported file says about itself, ONNX (with ``onnx`` or else ``onnxruntime``) or TorchScript.
 
     Numbers, lists and tables are decoded; a single number under a name that is not in this file's table stays text.
 
     Raises:
-        ValueError: there is no such file, or it is not ONNX.
+        ValueError: there is no such file, or it is not ONNX, nor TorchScript that was exported here.
     """
     if not os.path.isfile(path):
         raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
+    if zipfile.is_zipfile(path):
+        return decode_metadata(_extra(path))
     if importlib.util.find_spec("onnx") is None:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
         return decode_metadata(session.get_modelmeta().custom_metadata_map)
     return decode_metadata({p.key: p.value for p in load_model(path).metadata_props})
+
+
+def _extra(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The text properties that a TorchScript file keeps; nothing in it is executed."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}"))
+            properties = json.loads(archive.read(name))
+        return {str(key): str(value) for key, value in properties.items()}
+    except (OSError, ValueError, AttributeError, RecursionError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise ValueError(f"'{os.fspath(path)}' has no {EXTRA}; it is no TorchScript file of rlcore") from error
 
 
 def load_model(path: str | os.PathLike[str]) -> Any:
@@ -171,7 +191,11 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         raise ExportError(f"{spec.task}: {error}") from error
     facts |= mjlab_properties(facts)
     for key, value in (extra or {}).items():
-        if key in facts or key in ("opset", "inputs", "outputs", "types", "golden_trace") or key.startswith("parity_"):
+        if (
+            key in facts
+            or key in ("opset", "format", "state", "inputs", "outputs", "types", "golden_trace")
+            or key.startswith("parity_")
+        ):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
         facts[key] = value
     return {key: value for key, value in facts.items() if value is not None}

@@ -71,8 +71,8 @@ class OneTask(Policy):
     def _joint(self, obs: Obs) -> Obs:
         joint: Obs = {}
         for group, size in self.joint_sizes.items():
-            own = obs[group]
-            joint[group] = torch.cat([own, own.new_zeros(own.shape[0], size - self.observation_sizes[group])], -1)
+            own, missing = obs[group], size - self.observation_sizes[group]
+            joint[group] = torch.cat([own, own.new_zeros(own.shape[0], missing)], -1) if missing else own
         first = next(iter(joint.values()))
         joint[TASK_GROUP] = self.one_hot.expand(first.shape[0], -1)
         return joint

@@ -124,7 +124,7 @@ class ParityReport:
 
 
 def verify(
-    path: str | os.PathLike[str],
+    file: str | os.PathLike[str] | OnnxPolicy,
     policy: Policy,
     recording: Mapping[str, Tensor] | None = None,
     *,
@@ -136,7 +136,7 @@ def verify(
     say nothing about the file. The policy itself is left as it is.
 
     Args:
-        path: the ONNX file.
+        file: the ONNX file, or what runs another.
         policy: what it should do.
         recording: observation groups ``[T, M, ...]`` and ``done [T, M]`` (the episode ended after that step), as
             ``Agent.recording`` returns them. Without it only random observations are replayed.
@@ -147,7 +147,7 @@ def verify(
             own output is not finite.
         ValueError: the file cannot be loaded, or reads observations of another size.
     """
-    runner = OnnxPolicy(path)
+    runner = file if isinstance(file, OnnxPolicy) else OnnxPolicy(file)
     reference = cpu_copy(policy)
     report = ParityReport(tolerance=tolerance)
     generator = np.random.default_rng(0)

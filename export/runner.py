@@ -160,19 +160,9 @@ class OnnxPolicy:
     """Recurrent state, each ``[layers, N, hidden]``; empty before the first call and for a feed-forward policy."""
 
     def __init__(self, path: str | os.PathLike[str], num_threads: int = 1) -> None:
-        import onnxruntime
-
         if not os.path.isfile(path):
             raise ValueError(f"there is no ONNX file '{os.fspath(path)}'; check the path")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = num_threads
-        options.inter_op_num_threads = 1
-        try:
-            self._session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no common base below Exception
-            raise ValueError(
-                f"ONNX Runtime cannot load '{os.fspath(path)}', which is no ONNX file or a damaged one: {_first(error)}"
-            ) from error
+        self._session = self._open(path, num_threads)
         inputs = {i.name: i.shape for i in self._session.get_inputs()}
         types = {i.name: i.type for i in self._session.get_inputs()}
         outputs = [o.name for o in self._session.get_outputs()]
@@ -215,6 +205,20 @@ class OnnxPolicy:
         self._row: _Row | None = None
         self.risk, self.threshold, self.task_probability = None, self._limit(), None
         self._vectors, self._terms = self._described()
+
+    def _open(self, path: str | os.PathLike[str], num_threads: int) -> Any:
+        """What runs the file."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.inter_op_num_threads = 1
+        try:
+            return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no common base below Exception
+            raise ValueError(
+                f"ONNX Runtime cannot load '{os.fspath(path)}', which is no ONNX file or a damaged one: {_first(error)}"
+            ) from error
 
     def __call__(self, obs: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
         """Choose actions and advance the recurrent state.

@@ -69,7 +69,13 @@ class Window(nn.Module):
         return (self.like.new_zeros(self.length - 1, num_envs, self.width),) if self.length > 1 else ()
 
     def forward(self, x: Tensor, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
-        """Windows ``[T, N, size]`` of a sequence ``[T, N, inputs]``, and the next state; see ``RNN.forward``."""
+        """Windows of a sequence ``[T, N, inputs]``, or of one step ``[N, inputs]``, and the next state.
+
+        See ``RNN.forward``; windows are ``[T, N, size]`` or ``[N, size]``.
+        """
+        if x.dim() == 2:
+            windows, state = self(x.unsqueeze(0), state, keep)
+            return windows.squeeze(0), state
         marked = torch.cat([x, torch.ones_like(x[..., :1])], -1)
         if not state:
             return marked, ()
@@ -111,7 +117,7 @@ class TaskClassifier(nn.Module):
         return self.history.initial_state(num_envs)
 
     def forward(self, x: Tensor, state: State, keep: Tensor | None = None) -> tuple[Tensor, State]:
-        """Logits ``[T, N, K]`` after each observation of a sequence ``[T, N, O]``, and the next state."""
+        """Logits ``[T, N, K]`` after each observation of a sequence ``[T, N, O]``, or one step, and the next state."""
         seen, state = self.history(x, state, keep)
         return self.mlp(seen, self.head), state
 

@@ -228,7 +228,8 @@ class Gate(nn.Module):
         least, safest = logits.topk(2, 0, largest=False)
         some = near[0] < FAR
         place = torch.where(some, nearest[0], safest[0])
-        other = options.gather(0, place.view(1, -1, 1).expand(-1, -1, self.actions)).squeeze(0)
+        # Not squeezed, which would be a condition in an exported file that takes any batch.
+        other = options.gather(0, place.view(1, -1, 1).expand(-1, -1, self.actions)).flatten(0, 1)
         nearer = (near[1] - near[0]) / near[1].clamp(min=1.0)
         safer = (least[1] - least[0]) / least.abs().amax(0).clamp(min=1.0)
         # Another would be chosen, too, were this one above the threshold, or one that is nearer within.

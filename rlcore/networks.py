@@ -286,14 +286,14 @@ class Network(nn.Module):
     def forward(
         self, x: Tensor, head: nn.Linear, state: State, keep: Tensor | None = None, raw: Obs | None = None
     ) -> tuple[Tensor, State]:
-        """Map a sequence to a linear head's output and the next state; see ``RNN.forward``.
+        """Map a sequence, or one step, to a linear head's output and the next state; see ``RNN.forward``.
 
         Args:
-            x: ``[T, N, inputs]``, or ``[B, inputs]`` without a recurrent layer.
+            x: ``[T, N, inputs]``, or ``[N, inputs]`` of one step.
             head: what follows the last layer.
             state: before the first step.
             keep: ``[T, N, 1]``, 0 where an episode begins.
-            raw: images ``[T, N, C, H, W]`` by group, where it reads any; it may hold others.
+            raw: images ``[T, N, C, H, W]``, or ``[N, C, H, W]``, by group, where it reads any; it may hold others.
         """
         if self.encoders is not None:
             if raw is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
@@ -97,6 +98,13 @@ def check_normalized(spec: EnvSpec, read: Iterable[str], wanted: bool | Sequence
 def as_stored(obs: Obs, groups: Iterable[str]) -> Obs:
     """The groups that a network reads as they come, images and masks, with 0 for what is not a number."""
     return {g: x if x.dtype == torch.uint8 else torch.nan_to_num(x, 0.0, 0.0, 0.0) for g in groups for x in [obs[g]]}
+
+
+def as_read(obs: Obs, groups: Iterable[str]) -> Obs:
+    """What ``as_stored`` gives, to the bit, by comparisons that every runtime of an exported file has."""
+    return {
+        g: x if x.dtype == torch.uint8 else torch.where(x.abs() < math.inf, x, 0.0) for g in groups for x in [obs[g]]
+    }
 
 
 def unread(spec: EnvSpec, read: Iterable[str]) -> list[str]:

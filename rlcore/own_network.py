@@ -80,7 +80,10 @@ class OwnNetwork(nn.Module):
         return features if head is None else head(features)
 
     def unroll(self, x: Tensor, state: State, keep: Tensor | None) -> tuple[Tensor, State]:
-        """Run over a sequence ``[T, N, inputs]``; see ``RNN.forward``."""
+        """Run over a sequence ``[T, N, inputs]``, or one step ``[N, inputs]``; see ``RNN.forward``."""
+        if x.dim() == 2:
+            features, state = self.unroll(x.unsqueeze(0), state, keep)
+            return features.squeeze(0), state
         with self._autocast(x):
             features, after = self.network(self._input(x), state, keep)
         return self._input(features), tuple(part.to(before) for part, before in zip(after, state, strict=True))

@@ -15,13 +15,13 @@ from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.agent import Policy
 from rlcore.classifier import make_classifier
 from rlcore.config import check
-from rlcore.distributions import CategoricalHead, Distribution, Gaussian, GaussianHead, unstacked
+from rlcore.distributions import CategoricalHead, Distribution, Gaussian, GaussianHead
 from rlcore.encoders import Encoders
 from rlcore.env import EnvSpec
 from rlcore.gate import Gate, Gated
 from rlcore.networks import Network, network_output, orthogonal_
 from rlcore.observations import (
-    as_stored,
+    as_read,
     check_normalized,
     choose_groups,
     concatenate,
@@ -123,13 +123,13 @@ class ActorPolicy(Policy):
     def distribution(
         self, normalized: Tensor, state: State = (), keep: Tensor | None = None, raw: Obs | None = None
     ) -> tuple[Distribution, State]:
-        """Map a sequence of observations to action distributions and the next state.
+        """Map a sequence of observations, or those of one step, to action distributions and the next state.
 
         Args:
-            normalized: vectors ``[T, N, O]``.
+            normalized: vectors ``[T, N, O]``, or ``[N, O]`` of one step.
             state: before the first step.
             keep: ``[T, N, 1]``, 0 where an episode begins.
-            raw: the groups of ``raw_shapes``, ``[T, N, ...]`` each.
+            raw: the groups of ``raw_shapes``, ``[T, N, ...]`` each, or ``[N, ...]``.
         """
         return self.outputs(normalized, state, keep, raw)[:2]
 
@@ -255,9 +255,8 @@ class ActorPolicy(Policy):
             vector = torch.cat([vector, vector.new_zeros(vector.shape[0], len(self.inferred_tasks))], -1)
         normalized = self.normalizer(vector)
         state = state or self.initial_state(normalized.shape[0])
-        raw = {group: value.unsqueeze(0) for group, value in as_stored(obs, self.raw_shapes).items()}
-        distribution, state, logits = self.outputs(normalized.unsqueeze(0), state, None, raw)
-        return normalized, unstacked(distribution), state, None if logits is None else logits.squeeze(0)
+        distribution, state, logits = self.outputs(normalized, state, None, as_read(obs, self.raw_shapes))
+        return normalized, distribution, state, logits
 
 
 def _check_mask(spec: EnvSpec, group: str) -> None:
@@ -386,7 +385,7 @@ class SquashedPolicy(Policy):
     def _read(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """Normalized vectors ``[N, O]``, and the head's output for them and the images beside them."""
         vectors = self.normalizer(concatenate(obs, self.groups))
-        return vectors, self.output(self.encoders(as_stored(obs, self.raw_shapes), vectors))
+        return vectors, self.output(self.encoders(as_read(obs, self.raw_shapes), vectors))
 
     def output_of(self, vectors: Tensor) -> Tensor:
         """See ``Policy.output_of``."""

@@ -65,18 +65,21 @@ class RNN(nn.Module):
     def forward(
         self, x: Tensor, state: State, keep: Tensor | None = None, precision: str = "fp32"
     ) -> tuple[Tensor, State]:
-        """Run over a sequence.
+        """Run over a sequence, or one step.
 
         Args:
-            x: ``[T, N, inputs]``.
+            x: ``[T, N, inputs]``, or ``[N, inputs]`` of one step.
             state: before the first step, ``[layers, N, hidden]`` each.
             keep: ``[T, N, 1]`` float, 0 where an episode begins at that step and the state is to be cleared first;
                 None keeps it throughout.
             precision: how CUDA multiplies, see ``sequence``.
 
         Returns:
-            Outputs ``[T, N, hidden]`` and the state after the last step.
+            Outputs ``[T, N, hidden]``, or ``[N, hidden]``, and the state after the last step.
         """
+        if x.dim() == 2:
+            x, state = self(x.unsqueeze(0), state, keep, precision)
+            return x.squeeze(0), state
         last: list[tuple[Tensor, ...]] = []
         for layer, cell in enumerate(self.cells):
             assert isinstance(cell, (nn.LSTMCell, nn.GRUCell))
@@ -115,9 +118,8 @@ def sequence(
     Returns:
         Outputs ``[T, N, hidden]`` and the state after the last step.
     """
-    weight_ih, weight, bias_ih, bias = parameters
-    # [T, N, gates * hidden], one product for the sequence; an LSTM's biases only ever appear as a sum.
-    gates = F.linear(x, weight_ih, bias_ih + bias if len(state) == 2 else bias_ih)
+    _, weight, _, bias = parameters
+    gates = by_input(x, parameters, state)  # [T, N, gates * hidden], one product for the sequence
     # unbind, not an index: its gradient is one stack, where that of an index is a tensor of zeros for every step.
     steps = gates.unbind()
     masks = [None] * len(steps) if keep is None else keep.unbind()
@@ -125,20 +127,38 @@ def sequence(
     for step, mask in zip(steps, masks, strict=True):
         if mask is not None:
             state = tuple(part * mask for part in state)
-        if len(state) == 2:
-            h, c = state
-            i, f, g, o = (step + F.linear(h, weight)).chunk(4, -1)
-            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-            state = (o.sigmoid() * c.tanh(), c)
-        else:
-            (h,) = state
-            r, z, n = step.chunk(3, -1)
-            r_h, z_h, n_h = F.linear(h, weight, bias).chunk(3, -1)
-            z = (z + z_h).sigmoid()
-            n = (n + (r + r_h).sigmoid() * n_h).tanh()
-            state = ((1 - z) * n + z * h,)
+        state = after(step, state, weight, bias)
         outputs.append(state[0])
     return torch.stack(outputs), state
+
+
+def by_input(x: Tensor, parameters: tuple[Tensor, Tensor, Tensor, Tensor], state: State) -> Tensor:
+    """What an input ``[..., inputs]`` gives the gates of a layer with such a state; see ``sequence``."""
+    weight, _, bias, other = parameters
+    # An LSTM's biases only ever appear as a sum.
+    return F.linear(x, weight, bias + other if len(state) == 2 else bias)
+
+
+def after(gates: Tensor, state: State, weight: Tensor, bias: Tensor) -> State:
+    """One step of a recurrent layer: its state from the one before, and from what the input gives the gates.
+
+    Args:
+        gates: of ``by_input``, ``[N, 4 * hidden]`` for an LSTM and ``[N, 3 * hidden]`` for a GRU.
+        state: before the step, ``[N, hidden]`` each.
+        weight: ``weight_hh``.
+        bias: ``bias_hh``, which an LSTM does not read here.
+    """
+    if len(state) == 2:
+        h, c = state
+        i, f, g, o = (gates + F.linear(h, weight)).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+    (h,) = state
+    r, z, n = gates.chunk(3, -1)
+    r_h, z_h, n_h = F.linear(h, weight, bias).chunk(3, -1)
+    z = (z + z_h).sigmoid()
+    n = (n + (r + r_h).sigmoid() * n_h).tanh()
+    return ((1 - z) * n + z * h,)
 
 
 def forgetful(broken: Tensor, done: Tensor, length: int) -> Tensor:

@@ -22,9 +22,9 @@ from rlcore.activations import MODULES
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec
 from rlcore.export import ExportError, OnnxPolicy, export_onnx, read_metadata, write_cpp
-from rlcore.export.cpp_graph import trial
 from rlcore.export.cpp_layout import number, panels
 from rlcore.export.golden import decoded, rounded
+from rlcore.export.tidy import trial
 from rlcore.gate import GateConfig
 from rlcore.policies import build_policy
 from rlcore.recurrent import RNNConfig

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,9 @@ def export_checkpoint(
     gate: bool = True,
     for_task: str | None = None,
     given_task: bool = False,
+    write: Callable[..., ExportReport] = export_onnx,
 ) -> ExportReport:
-    """Write a checkpoint's policy as ONNX, checked on the observations that the checkpoint recorded.
+    """Write a checkpoint's policy, checked on the observations that the checkpoint recorded.
 
     Args:
         checkpoint: whose policy.
@@ -106,6 +107,7 @@ def export_checkpoint(
         gate: write the policy's gate, if it has one.
         for_task: of several tasks the one that the file is for, with observations and actions of its own size.
         given_task: let a policy that infers its task take it as an input.
+        write: ``export_onnx`` or ``export_torchscript``, with what options they have of their own.
 
     Raises:
         ExportError: the file does not do what the policy does.
@@ -124,7 +126,7 @@ def export_checkpoint(
     if given_task or (for_task is not None and policy.inferred_tasks):
         give_task(policy, checkpoint)
     if for_task is not None:
-        return _export_one(policy, spec, output, for_task, content["recording"], facts, dynamic_batch)
+        return _export_one(policy, spec, output, for_task, content["recording"], facts, dynamic_batch, write)
     own: VecEnv | None = None
     _, finite, left_out = finite_part(content["recording"], group_shapes(policy))
     if env is None and too_few(finite.size, left_out) and simulator_of(task) not in SIMULATORS:
@@ -133,7 +135,7 @@ def export_checkpoint(
         spec = dataclasses.replace(spec, task=task)  # with the module that registers it
     recording = content["recording"]
     try:
-        return export_onnx(
+        return write(
             policy, spec, output, recording=recording, env=env, dynamic_batch=dynamic_batch, gate=gate,
             extra_metadata=facts,
         )  # fmt: skip
@@ -143,13 +145,14 @@ def export_checkpoint(
 
 
 def _export_one(
-    policy: Policy, spec: EnvSpec, output: Path, name: str, recording: Any, facts: dict[str, Any], dynamic_batch: bool
-) -> ExportReport:
+    policy: Policy, spec: EnvSpec, output: Path, name: str, recording: Any, facts: dict[str, Any], dynamic_batch: bool,
+    write: Callable[..., ExportReport],
+) -> ExportReport:  # fmt: skip
     own = task_spec(spec, name)
     assert isinstance(policy, ActorPolicy)  # alone has several tasks
     options = options_by_task(list(spec.tasks), facts["env_options"])[name]
     options.pop(SHARE, None)
-    return export_onnx(
+    return write(
         OneTask(policy, name).eval(), own, output, recording=recording_of(recording, spec, name),
         dynamic_batch=dynamic_batch, extra_metadata=facts | {"env_options": options},
     )  # fmt: skip

@@ -134,7 +134,7 @@ def _settings(
     known = own is not None
     if own is None:
         own = dict(convert(weights.source, library, num_envs=num_envs or 64, task=task, algo=weights.algo).config)
-        notes.append(f"settings are {library}'s defaults, but for what the file tells; --config takes others")
+        notes.append(_unknown_settings(library))
     if simulated:
         own["env"] = {**env_options(weights.algo), **own.get("env", {})}
     agent: dict[str, Any] = _merged({}, own.get("agent", {}))
@@ -155,6 +155,16 @@ def _settings(
     _widen_std(agent, weights)
     own["agent"] = agent
     return own, notes
+
+
+def _unknown_settings(library: str) -> str:
+    """What is said where no configuration is known; the archive of SB3 has its settings inside."""
+    if library == "sb3":
+        return "settings are sb3's defaults, but for what the file tells; --config takes others"
+    return (
+        f"settings are {library}'s defaults, for its files tell none: before training on give those of the training by "
+        "--config, as another discount or shorter rollouts can lose what was learned"
+    )
 
 
 def _widen_std(agent: dict[str, Any], weights: Weights) -> None:

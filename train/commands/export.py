@@ -1,12 +1,13 @@
-"""``rlcore export``: write a policy as ONNX."""
+"""``rlcore export``: write a policy as ONNX or TorchScript."""
 
 from __future__ import annotations
 
+import functools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rlcore.train.arguments import Job, read
 from rlcore.train.commands.common import output_elsewhere, required_run
@@ -14,10 +15,12 @@ from rlcore.train.commands.common import output_elsewhere, required_run
 if TYPE_CHECKING:
     from rlcore.export import CppReport
 
+_ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportArguments:
-    """Write a trained policy as one self-contained ONNX file, checked against the policy; needs no simulator."""
+    """Write a trained policy as one self-contained file, checked against the policy; needs no simulator."""
 
     run: Path | None = None
     """Run folder or checkpoint."""
@@ -25,10 +28,15 @@ class ExportArguments:
     """Exported file to be shown, or written in other forms, instead of a run."""
     checkpoint: str = "best"
     """best, last, or an iteration."""
+    format: tuple[Literal["onnx", "torchscript"], ...] = ("onnx",)
+    """onnx, or torchscript, which Isaac Lab's controllers load as policy.pt; or both."""
     output: Path | None = None
-    """File to write; None: export/policy.onnx in the run folder, or export/TASK.onnx for one of several tasks."""
+    """File to write; None: export/policy.onnx in the run folder, or export/TASK.onnx for one of several tasks; of
+    TorchScript policy.pt or TASK.pt. Of both formats the second takes the name with its own ending."""
     dynamic_batch: bool = False
     """Let the file take any number of observations at once instead of one."""
+    cells: Literal["operator", "decomposed"] = "operator"
+    """How an ONNX file has recurrent layers: as the operators LSTM and GRU, or decomposed into products and sums."""
     for_task: str | None = None
     """Of a policy of several tasks the one that the file is for: observations and actions of its own size, as a robot
     needs them. None: for all, with the task as an input."""
@@ -64,7 +72,7 @@ def export_command(words: Sequence[str]) -> Job:
 
 
 def _written(args: ExportArguments) -> Job:
-    from rlcore.export import write_cpp
+    from rlcore.export import ExportReport, export_onnx, export_torchscript, read_metadata, write_cpp
     from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
     from rlcore.train.config import safe_name
     from rlcore.train.run import locate
@@ -73,24 +81,40 @@ def _written(args: ExportArguments) -> Job:
         raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
     if args.onnx is not None:
         _check_alone(args)
-        source = None if args.cpp is None else write_cpp(args.onnx, args.cpp)
-        _tell(args, args.onnx, source)
+        metadata = read_metadata(args.onnx)
+        if args.show or args.deploy_yaml is not None:
+            _check_told(args.onnx, metadata)
+        if args.cpp is not None:
+            print(_told_source(write_cpp(args.onnx, args.cpp)))
+        _tell(args, metadata)
         return lambda: 0
     run, checkpoint = locate(required_run(args.run), args.checkpoint)
     if args.output is not None and args.output.is_dir():
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
+    if args.cpp is not None and "onnx" not in args.format:
+        raise ValueError("--cpp writes what an ONNX file does; add onnx to --format")
+    writers: dict[str, Callable[..., ExportReport]] = {
+        "onnx": functools.partial(export_onnx, cells=args.cells),
+        "torchscript": export_torchscript,
+    }
     own = run.exported if args.for_task is None else run.exported.with_name(f"{safe_name(args.for_task)}.onnx")
-    with output_elsewhere(args.output, own):
-        report = export_checkpoint(
-            checkpoint, args.output or own, args.dynamic_batch, gate=args.gate, for_task=args.for_task,
-            given_task=args.given_task,
-        )  # fmt: skip
-        source = None if args.cpp is None else write_cpp(report.path, args.cpp)
-    print(f"parity    {report.parity}")
-    for note in report.notes:
-        print(f"note      {note}")
-    print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
-    _tell(args, report.path, source)
+    for number, kind in enumerate(dict.fromkeys(args.format)):
+        file = args.output or own
+        if args.output is None or number > 0:
+            file = file.with_suffix(_ENDINGS[kind])
+        with output_elsewhere(args.output, file):
+            report = export_checkpoint(
+                checkpoint, file, args.dynamic_batch, gate=args.gate, for_task=args.for_task,
+                given_task=args.given_task, write=writers[kind],
+            )  # fmt: skip
+            source = write_cpp(report.path, args.cpp) if args.cpp is not None and kind == "onnx" else None
+        print(f"parity    {report.parity}")
+        for note in report.notes if number == 0 else ():
+            print(f"note      {note}")
+        print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
+        if source is not None:
+            print(_told_source(source))
+    _tell(args, report.metadata)
     if drop_stale_figures(run):
         print(DROPPED)
     return lambda: 0
@@ -99,7 +123,7 @@ def _written(args: ExportArguments) -> Job:
 def _check_alone(args: ExportArguments) -> None:
     """Refuse what is for writing a file together with one that is there already."""
     defaults = ExportArguments()
-    for name in ("run", "checkpoint", "output", "dynamic_batch", "for_task", "gate"):
+    for name in ("run", "checkpoint", "format", "output", "dynamic_batch", "cells", "for_task", "given_task", "gate"):
         if getattr(args, name) != getattr(defaults, name):
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} is for a run, and --onnx names a file that is written already; leave one out")
@@ -120,19 +144,16 @@ def _check_told(path: Path, metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"'{path}': {error}") from error
 
 
-def _tell(args: ExportArguments, path: Path, source: CppReport | None) -> None:
-    """Write the other forms of a file, and print what was asked for."""
-    from rlcore.export import deploy_yaml, read_metadata, shown
+def _told_source(source: CppReport) -> str:
+    kept = f"; {', '.join(source.kept)} left as they were" if source.kept else ""
+    return f"c++       {source.folder} ({source.parameters:,} weights{kept}); make -C {source.folder} check tries it"
+
+
+def _tell(args: ExportArguments, metadata: Mapping[str, Any]) -> None:
+    """Write what a file tells in another layout, and print what was asked for."""
+    from rlcore.export import deploy_yaml, shown
     from rlcore.files import whole_file
 
-    metadata = read_metadata(path)
-    if args.onnx is not None and (args.show or args.deploy_yaml is not None):
-        _check_told(path, metadata)
-    if source is not None:
-        kept = f"; {', '.join(source.kept)} left as they were" if source.kept else ""
-        print(
-            f"c++       {source.folder} ({source.parameters:,} weights{kept}); make -C {source.folder} check tries it"
-        )
     if args.deploy_yaml is not None:
         text = deploy_yaml(metadata, args.motors)
         with whole_file(args.deploy_yaml) as file:
