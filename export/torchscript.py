@@ -5,7 +5,8 @@
     policy.reset()         # before a new episode
 
 The recurrent state is kept inside, in the buffers ``hidden_state`` and ``cell_state``; ``risk`` is that of the latest
-call, where the policy has a gate, and ``task_probability``, where it infers its task. What ``metadata.py`` tells of a file stands in an extra file, ``metadata.json``.
+call, where the policy has a gate, and ``task_probability``, where it infers its task. What ``metadata.py`` tells of a
+file stands in an extra file, ``metadata.json``.
 """
 
 from __future__ import annotations

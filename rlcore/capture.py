@@ -88,6 +88,9 @@ def side_by_side(first: Callable[[], A], second: Callable[[], B], samples: int) 
     return one, other
 
 
+_recorded: weakref.WeakSet[Captured] = weakref.WeakSet()
+
+
 class Captured:
     """A function that is recorded as a CUDA graph in its third call and replayed from then on.
 
@@ -184,11 +187,16 @@ class Captured:
             _log.warning("%s cannot run as a CUDA graph and runs slower, as written: %s", self.name, reason)
             return self.fn(*args)
         self.graph, self.outputs, self.inputs = graph, outputs, list(_tensors(static))
+        _recorded.add(self)
         # Recording computes nothing but what PyTorch before 2.13 begins it with: it resets the place in the sequence of
         # random numbers, one for all graphs, on the stream that is recorded. No replay must have set its own before.
         torch.cuda.current_stream(self.device).wait_stream(side)
         graph.replay()
         return self.outputs
+
+    def forget(self) -> None:
+        """Drop the recording; the next call records anew."""
+        self.graph, self.outputs, self.inputs = None, None, []
 
     def _index(self) -> int:
         return torch.cuda.current_device() if self.device.index is None else self.device.index
@@ -212,6 +220,12 @@ class Captured:
                     f"and is given {new.dtype} {tuple(new.shape)} on {new.device}; "
                     "shapes cannot change during a run: build the agent anew for another number of envs"
                 )
+
+
+def forget_recordings() -> None:
+    """Drop all recordings of this process, which NCCL needs before it ends: it waits for graphs with sums of its own."""
+    for captured in _recorded:
+        captured.forget()
 
 
 def _branch(aside: torch.cuda.Stream, here: torch.cuda.Stream) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from rlcore.capture import forget_recordings
 from rlcore.config import ConfigError
 from rlcore.types import Metrics
 
@@ -138,6 +139,9 @@ def leave() -> None:
     """End the process group, where there is one."""
     global _world
     if _world.joined:
+        if torch.cuda.is_available():
+            forget_recordings()
+            torch.cuda.synchronize()
         dist.destroy_process_group()
         _world = World()
 
