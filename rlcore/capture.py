@@ -223,7 +223,7 @@ class Captured:
 
 
 def forget_recordings() -> None:
-    """Drop all recordings of this process, which NCCL needs before it ends: it waits for graphs with sums of its own."""
+    """Drop all recordings of this process, which NCCL needs before it ends: it waits for those of its sums."""
     for captured in _recorded:
         captured.forget()
 
