@@ -67,7 +67,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--checkpoint", default="last")
     parser.add_argument("--tasks", type=int, default=64, help="that are drawn for it")
-    parser.add_argument("--scratch-tasks", type=int, default=8, help="of these, on which PPO begins anew")
+    parser.add_argument("--scratch-tasks", type=int, default=8, help="on which PPO begins anew; 0: it does not")
     parser.add_argument("--rows", type=int, default=8, help="episodes of a task before each step")
     parser.add_argument("--seed", type=int, default=4_000_003)
     args = parser.parse_args(words)
@@ -91,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> None:
             agent.step_sizes.copy_(content["agent"]["step_sizes"])
         print(row(name, curve(agent, args.seed)), flush=True)
     best = None
-    for rate in RATES:
+    for rate in RATES if args.scratch_tasks else ():
         found = []
         for k in range(args.scratch_tasks):
             options = one_task(settings.task, settings.env, torch.device("cpu"), args.seed + k)
@@ -99,8 +99,9 @@ def main(words: Sequence[str] | None = None) -> None:
         values = torch.tensor(found, dtype=torch.float64).t()  # [K + 1, tasks]
         if best is None or values[-1].mean() > best[1][-1].mean():
             best = (rate, values)
-    assert best is not None
-    print(row(f"PPO from nothing, {args.scratch_tasks} tasks, learning rate {best[0]:g}", best[1]))
+    if args.scratch_tasks:
+        assert best is not None
+        print(row(f"PPO from nothing, {args.scratch_tasks} tasks, learning rate {best[0]:g}", best[1]))
 
 
 if __name__ == "__main__":

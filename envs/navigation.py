@@ -19,9 +19,9 @@ class Navigation(PhysicalEnv):
     """Go to a hidden goal in a square of 1 m; the 2-D navigation of Finn et al. 2017, arXiv:1703.03400, section 5.3.
 
     Observation group ``policy`` ``[N, 2]``: position (m). Action ``[N, 2]``: displacement of a step, within ±0.1 m each
-    way. Episodes start in the middle and are cut after ``max_episode_length`` steps. The reward of a step is minus the
-    squared distance (m²) between the goal and where the step ends. ``Step.log["success"]`` ``[N]``: whether an episode
-    ended within 0.1 m of the goal. The parameters ``goal_x`` and ``goal_y`` say where that is.
+    way. Episodes start in the middle and are cut after ``max_episode_length`` steps of 0.1 s. The reward of a step is
+    minus the squared distance (m²) between the goal and where the step ends. ``Step.log["success"]`` ``[N]``: whether
+    an episode ended within 0.1 m of the goal. The parameters ``goal_x`` and ``goal_y`` say where that is.
 
     There the episode ends within 0.01 m of the goal as well, which makes haste worth less than it is here.
     """
@@ -32,7 +32,9 @@ class Navigation(PhysicalEnv):
         name: Parameter(nominal=0.0, low=-0.5, high=0.5, unit="m") for name in ("goal_x", "goal_y")
     }
     deployment: ClassVar[dict[str, Any]] = {
+        "control_dt": 0.1,
         "observation_terms": {"policy": [{"name": "position", "size": 2}]},
+        "action_terms": [{"name": "displacement", "size": 2}],
     }
     _buffers: ClassVar[tuple[str, ...]] = ("position", "steps")
 

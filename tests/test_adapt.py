@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,20 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Steps of adaptation" in capsys.readouterr().out
     assert main([]) == 0
     assert "rlcore adapt --run RUN" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_page_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "adaptation.md").read_text(encoding="utf-8")
+    (block,) = [found for found in re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL) if "rlcore adapt" in found]
+    train, *adapting = block.splitlines()
+    assert len(adapting) == 2
+    few = "--num-iterations 1 --num-envs 32 --eval-envs 4 --env.max_episode_length 5 --threads 1"
+    assert main([*shlex.split(train)[1:], *few.split()]) == 0
+    for line in adapting:
+        words = [found for word in shlex.split(line)[1:] for found in glob.glob(word) or [word]]
+        assert main([*words, "--threads", "1"]) == 0
+    assert glob.glob("runs/Navigation-2D/maml/*-first/adapted/policy.onnx")
 
 
 def test_a_step_goes_towards_the_goal_and_leaves_the_run_as_it_was() -> None:
