@@ -17,7 +17,7 @@ _FRAME = "base_link"
 _TERMS: Mapping[str, Mapping[str, Any]] = {
     "joint_pos_rel": {"quantity": "joint_position", "unit": "rad", "relative_to": "default"},
     "ee_position": {"quantity": "position", "unit": "m", "frame": _FRAME, "body": "end_effector"},
-    "ee_orientation": {"quantity": "orientation", "frame": _FRAME, "body": "end_effector"},
+    "ee_orientation": {"quantity": "orientation", "components": [*"wxyz"], "frame": _FRAME, "body": "end_effector"},
     "pose_command": {"quantity": "command", "command": "pose"},
     "joint_vel_rel": {"quantity": "joint_velocity", "unit": "rad/s"},
     "last_action": {"quantity": "last_action"},

@@ -74,7 +74,9 @@ def _of_isaaclab(asset: Any, names: Sequence[str]) -> dict[str, Row]:
     for actuator in (getattr(asset, "actuators", None) or {}).values():
         own = [names.index(name) for name in getattr(actuator, "joint_names", ()) if name in names]
         for fact in ("stiffness", "damping", "effort_limit", "velocity_limit", "armature"):
-            values = _row(getattr(actuator, fact, None))
+            # Isaac Lab 3 has limits of actuators under another name, and warns of this one.
+            name = f"actuator_{fact}" if hasattr(actuator, f"actuator_{fact}") else fact
+            values = _row(getattr(actuator, name, None))
             if values is not None and values.shape == (len(own),):
                 columns.setdefault(fact, np.full(len(names), np.nan))[own] = values
     for fact in ("stiffness", "damping", "armature"):  # which events leave alone; Isaac Lab 3 has none such

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from rlcore.envs.sim_joints import short
@@ -69,11 +70,10 @@ _POSES = ("DifferentialInverseKinematicsAction", "DifferentialIKAction")
 
 _COMMANDS = {
     "UniformVelocityCommand": ({"lin_vel_x": "m/s", "lin_vel_y": "m/s", "ang_vel_z": "rad/s"}, "base"),
-    "UniformPoseCommand": (
-        {"pos_x": "m", "pos_y": "m", "pos_z": "m"} | {f"quat_{axis}": "" for axis in "wxyz"}, "base"),
+    "UniformPoseCommand": ({"pos_x": "m", "pos_y": "m", "pos_z": "m", "quat": ""}, "base"),
     "UniformPose2dCommand": ({"pos_x": "m", "pos_y": "m", "pos_z": "m", "heading": "rad"}, "base"),
 }  # fmt: skip
-"""Components of commands by class, with their units, and the frame that they are in."""
+"""Components of commands by class, with their units, and the frame that they are in; ``quat`` is four numbers."""
 
 
 class Joints:
@@ -160,6 +160,8 @@ def _measured(core: Any, config: Any, joints: Joints) -> dict[str, Any]:
         return facts | ({"unit": unit} if isinstance(unit, str) else {})
     facts |= {"quantity": quantity.name}
     facts |= {key: value for key, value in (("unit", quantity.unit), ("frame", quantity.frame)) if value}
+    if quantity.name == "orientation":
+        facts["components"] = list(_quaternions(module))
     if name.endswith("_rel"):
         facts["relative_to"] = "default"
     if quantity.name.startswith("joint_"):
@@ -169,6 +171,16 @@ def _measured(core: Any, config: Any, joints: Joints) -> dict[str, Any]:
     if quantity.name == "last_action" and params.get("action_name"):
         facts["action"] = params["action_name"]
     return facts
+
+
+def _quaternions(module: str) -> str:
+    """The order of a quaternion's numbers: Isaac Lab 3 has its real part last, whatever its descriptors tell."""
+    if not module.startswith("isaaclab."):
+        return "wxyz"
+    math: Any = importlib.import_module("isaaclab.utils.math")
+    nothing = torch.zeros(1)
+    identity = math.quat_from_euler_xyz(nothing, nothing, nothing)
+    return "wxyz" if float(identity[0, 0]) == 1 else "xyzw"
 
 
 def _joints_of(function: Any, params: dict[str, Any], joints: Joints) -> dict[str, Any]:
@@ -291,9 +303,13 @@ def commands_of(core: Any) -> list[dict[str, Any]]:
         facts: dict[str, Any] = {"name": name, "class": type(term).__name__}
         if isinstance(value, Tensor) and value.dim() > 1:
             facts["size"] = int(value[0].numel())
-        known = next((_COMMANDS[c.__name__] for c in type(term).__mro__ if c.__name__ in _COMMANDS), None)
-        if known is not None and facts.get("size") == len(known[0]):
-            facts |= {"components": list(known[0]), "units": list(known[0].values()), "frame": known[1]}
+        kind = next((cls for cls in type(term).__mro__ if cls.__name__ in _COMMANDS), None)
+        if kind is not None:
+            known = _COMMANDS[kind.__name__]
+            quaternion = [f"quat_{axis}" for axis in _quaternions(kind.__module__)]
+            parts = {p: unit for part, unit in known[0].items() for p in (quaternion if part == "quat" else [part])}
+            if facts.get("size") == len(parts):
+                facts |= {"components": list(parts), "units": list(parts.values()), "frame": known[1]}
         ranges = getattr(term.cfg, "ranges", None)
         pairs = {key: pair for key, pair in (vars(ranges) if ranges is not None else {}).items() if _is_pair(pair)}
         if pairs:

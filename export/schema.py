@@ -18,7 +18,8 @@ SCHEMA_VERSION = 1
 
 OBSERVATION = {
     "group": "text", "name": "text", "size": "count", "slice": "pair",
-    "quantity": "text", "unit": "text", "frame": "text", "relative_to": "text", "joints": "names", "body": "text",
+    "quantity": "text", "components": "names", "unit": "text", "frame": "text",
+    "relative_to": "text", "joints": "names", "body": "text",
     "command": "text", "action": "text", "function": "text",
     "clip": "numbers", "scale": "numbers", "history_length": "count", "history_order": "text",
     "delay_min_lag": "count", "delay_max_lag": "count", "noise": "table", "modifiers": "names",

@@ -123,6 +123,18 @@ def configurations() -> dict[str, Any]:
     return {"tasks": len(names), "refused": refused, "failed": failed}
 
 
+def told(task: str) -> dict[str, Any]:
+    """What a task tells a controller."""
+    from rlcore.envs import make_env
+    from rlcore.envs.sim_terms import _quaternions
+
+    warnings.simplefilter("ignore")
+    env: Any = make_env(task, 2, presets="newton_mjwarp")
+    facts = {**env.deployment, "quaternions": _quaternions("isaaclab.envs.mdp")}
+    env.close()
+    return facts
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))

@@ -159,3 +159,16 @@ def test_lift_cube_tells_of_eight_joints_and_drives_seven(tmp_path: Path) -> Non
     assert units["joint1"] == "rad" and units["right_finger"] == units["left_finger"] == "m"
     assert "unit" not in facts["observation_terms"][0]  # of hinges and slides
     assert "stiffness" not in facts["joints"][-1] and facts["joint_stiffness"].count(",") == 6
+
+
+def test_commands_can_be_given_by_hand(go1: tuple[Any, Any]) -> None:
+    env, _ = go1
+    env.reset(7)
+    first, end = 45, 48  # the command is the last term
+    env.steer("twist", torch.tensor([0.5, float("nan"), -0.2]))
+    for _ in range(3):
+        obs = env.step(torch.zeros(1, 12)).obs["actor"]
+        assert obs[0, [first, end - 1]].tolist() == pytest.approx([0.5, -0.2])
+    with pytest.raises(ValueError, match="no command 'go' to steer; there are twist"):
+        env.steer("go", torch.zeros(3))
+    env._held.release()

@@ -56,6 +56,20 @@ def test_observations_are_those_of_an_env_that_nobody_looked_at(assets: Path, ta
     assert result["resets"] >= 16 and result["different"] == [] and result["finals"] >= 16
 
 
+def test_tasks_tell_of_joints_actions_and_units(assets: Path) -> None:
+    facts = checked(assets, "told", "Isaac-Ant")
+    assert facts["control_dt"] == pytest.approx(facts["physics_dt"] * facts["decimation"])
+    names = [joint["name"] for joint in facts["joints"]]
+    assert len(set(names)) == 8 and facts["quaternions"] == "xyzw"
+    (action,) = facts["action_terms"]
+    assert (action["kind"], sorted(action["joints"])) == ("effort", sorted(names))
+    terms = {term["name"]: term for term in facts["observation_terms"]["policy"]}
+    assert (terms["base_lin_vel"]["quantity"], terms["base_lin_vel"]["unit"]) == ("linear_velocity", "m/s")
+    assert terms["joint_vel_rel"]["joints"] == names
+    direct = checked(assets, "told", "Isaac-Cartpole-Direct")
+    assert [joint["name"] for joint in direct["joints"]] == ["slider_to_cart", "cart_to_pole"]
+
+
 def test_configurations_of_all_tasks_are_read(assets: Path) -> None:
     result = checked(assets, "configurations")
     assert result["tasks"] >= 100 and not result["failed"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import subprocess
 import sys
 import time
 import types
@@ -28,6 +30,7 @@ from rlcore.train.cli import main
 from rlcore.train.live import show
 from rlcore.train.steering import Steering, keys_in, steering_of, terminal_keys
 
+ROOT = Path(__file__).parent.parent
 TWIST = {
     "name": "twist",
     "size": 3,
@@ -367,3 +370,17 @@ def test_what_fails_in_mjlabs_viewer_is_told(viewer: type[Viewer]) -> None:
     viewer.opens = False
     with pytest.raises(ValueError, match="viewer cannot be opened: could not create window; it needs a display with"):
         show(still(Reach(num_envs=1, seed=0)), 3, 0, True, shown_by_mjlab(env))
+
+
+@pytest.mark.skipif(shutil.which("xvfb-run") is None, reason="there is no Xvfb")
+def test_a_real_window_opens_on_a_virtual_display(tmp_path: Path) -> None:
+    pytest.importorskip("tkinter")
+    env = Reach(num_envs=1, seed=0)
+    spec = spec_of(env)
+    policy = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(8,))))
+    export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None)
+    words = ["play", "--onnx", str(tmp_path / "policy.onnx"), "--window", "--steps", "3", "--no-real-time"]
+    command = ["xvfb-run", "-a", sys.executable, "-m", "rlcore", *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "Reach-UR5e-JointPos: 3 steps, 0.1 s" in done.stdout

@@ -33,7 +33,7 @@ from isaaclab_tasks.utils import load_cfg_from_registry
 
 from rlcore import NetworkConfig, PPOConfig
 from rlcore.env import VecEnv, spec_of
-from rlcore.envs import make_env
+from rlcore.envs import make_env, sim_terms
 from rlcore.envs.costs import CostSource, WithSignals
 from rlcore.envs.deployment import describe
 from rlcore.envs.isaaclab import IsaacLabEnv
@@ -379,6 +379,7 @@ def check_description_for_deployment() -> None:
     assert [x.get("quantity") for x in facts["observation_terms"]["policy"]] == ["joint_position", "joint_velocity"]
     assert facts["observation_terms"]["policy"][0]["joints"] == ["slider_to_cart", "cart_to_pole"]
     assert "action_terms" not in direct.deployment
+    assert sim_terms._quaternions("isaaclab.envs.mdp") == "wxyz"  # 3 has another order, and is asked in the same way
 
 
 def driven_by_position(cfg: Any) -> None:
