@@ -103,6 +103,8 @@ def join(device: torch.device, limit: float = START_LIMIT) -> World:
     if _world.joined or not started_by_torchrun():
         return _world
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if str(device) == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())
     store = _store(rank, limit)
     found = _roll(store, rank, size, _place(device), limit)
     places = tuple(place.partition("|")[0] for place in found)
@@ -112,8 +114,6 @@ def join(device: torch.device, limit: float = START_LIMIT) -> World:
         raise ConfigError(f"ranks {ranks} share the GPU of {twice.partition('|')[0]}; start one process for each GPU")
     gpu: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=_PATIENCE, **gpu)
     _world = World(rank, size, True, store, places)

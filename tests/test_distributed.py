@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import socket
@@ -148,6 +149,44 @@ def test_the_gradient_is_that_of_one_process_with_all_samples(size: int) -> None
     torch.testing.assert_close(torch.cat([part for _, _, part in found]), weight)
 
 
+def one_update(normalize_advantage: str) -> tuple[Tensor, Tensor, dict[str, float], dict[str, float]]:
+    """The gradient of PPO's only minibatch in one process, and that of ranks that share its rollout's envs."""
+    changes: dict[str, Any] = {"num_epochs": 1, "num_minibatches": 1, "normalize_advantage": normalize_advantage}
+    changes |= {"normalize_value": True}
+    one = ppo(12, "Pendulum", **changes)
+    obs, state = one.env.reset(seed=5), one.initial_state()
+    for _ in range(one.num_steps):
+        action, state = one.act(obs, state)
+        step = one.env.step(action)
+        one.record(obs, action, state, step)
+        obs = step.obs
+    one.rollout.data["reward"][3, 4] = torch.nan  # of which that step is left out
+    saved = copy.deepcopy(one.state_dict())
+    alone = one.update()
+
+    join(torch.device("cpu"))
+    agent = ppo(12, "Pendulum", **changes)
+    for name in ("policy", "critic", "value_normalizer"):
+        getattr(agent, name).load_state_dict(saved[name])
+    mine = slice(world().rank * 12 // world().size, (world().rank + 1) * 12 // world().size)
+    for row in range(one.num_steps):
+        agent.rollout.write({name: column[row, mine].clone() for name, column in one.rollout.data.items()})
+        agent.rollout.advance()
+    agent.next_obs = {group: value[mine].clone() for group, value in one.next_obs.items()}
+    shared = agent.update()
+    numbers = [{name: float(value) for name, value in metrics.items()} for metrics in (alone, shared)]
+    return one.optimizers[0].collected().clone(), agent.optimizers[0].collected().clone(), numbers[0], numbers[1]
+
+
+@pytest.mark.parametrize(("size", "kind"), [(2, "batch"), (3, "minibatch")])
+def test_ppo_has_the_gradient_of_one_process_with_the_same_rollout(size: int, kind: str) -> None:
+    for alone, shared, before, after in in_ranks(size, one_update, kind):
+        assert 0 < alone.norm() < 1e3
+        torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-6 * float(alone.norm()))
+        for name in ("loss/policy", "loss/value", "policy/kl", "policy/entropy", "policy/gradient_norm"):
+            assert after[name] == pytest.approx(before[name], rel=1e-5, abs=1e-6), name
+
+
 def merged(kind: str) -> tuple[Tensor, Tensor, Tensor]:
     join(torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
@@ -286,6 +325,18 @@ def test_a_rank_that_does_not_come_is_named() -> None:
     first, _, third = in_ranks(3, late)
     assert str(first).startswith("rank 1 of 3 (numbered from 0) has not come within 1 s; see what it printed")
     assert isinstance(third, RankLost)  # rank 0 kept the notes, and may have ended first
+
+
+def started() -> float:
+    join(torch.device("cpu"))
+    return float(total(torch.tensor(float(world().rank))))
+
+
+@pytest.mark.slow
+def test_fifty_starts_in_a_row() -> None:
+    for start in range(50):
+        size = 2 + start % 2
+        assert in_ranks(size, started) == [size * (size - 1) / 2] * size
 
 
 def test_what_ranks_do_not_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
