@@ -39,6 +39,8 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "Detour": ("rlcore.envs.constrained:Detour", {}),
     "Null": ("rlcore.envs.null:Null", {}),
     "Navigation-2D": ("rlcore.envs.navigation:Navigation", {}),
+    "HalfCheetah-Vel": ("rlcore.envs.cheetah:HalfCheetah", {"goal": "velocity"}),
+    "HalfCheetah-Dir": ("rlcore.envs.cheetah:HalfCheetah", {"goal": "direction"}),
     **{f"Corner-{corner}": ("rlcore.envs.corner:Corner", {"corner": corner}) for corner in ("NE", "NW", "SW", "SE")},
 }
 """Built-in tasks: where the env's class is, and the arguments that make it this task."""
@@ -52,6 +54,8 @@ TASKS |= {
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "Navigation-2D": {"randomize.goal_x": True, "randomize.goal_y": True},
+    "HalfCheetah-Vel": {"randomize.velocity": True},
+    "HalfCheetah-Dir": {"randomize.direction": True},
 }
 """Tasks that are whole families, see ``rlcore.family``, and the options that make them so where nobody says others."""
 

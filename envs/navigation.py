@@ -76,7 +76,7 @@ class Navigation(PhysicalEnv):
         truncated = steps >= self.max_episode_length  # [N]
         self.position.copy_(reached.masked_fill(truncated.unsqueeze(1), 0.0))
         self.steps.copy_(steps.masked_fill(truncated, 0))
-        log = {"success": (square < self.near**2).float()}
+        log: dict[str, Tensor | float] = {"success": (square < self.near**2).float()}
         seen = {"policy": self.position.clone()}
         return Step(seen, -square, torch.zeros_like(truncated), truncated, {"policy": reached}, log)
 

@@ -152,10 +152,17 @@ class Randomized(OwnState):
         if self._points is not None:
             drawn = drawn.masked_fill(self._points, 0.5)
         torch.where(where, drawn, self._drawn, out=self._drawn)
+        self.env.set_parameters(self._scaled(drawn), where)  # type: ignore[attr-defined]
+
+    def task_values(self) -> dict[str, Tensor]:
+        """What is drawn, ``[N]`` by name, in the parameters' own units."""
+        return self._scaled(self._drawn)
+
+    def _scaled(self, drawn: Tensor) -> dict[str, Tensor]:
         values = torch.addcmul(self._low, self._span, drawn)
         if self._logarithmic is not None:
             values = torch.where(self._logarithmic, values.exp(), values)
-        self.env.set_parameters(dict(zip(self._names, values, strict=True)), where)  # type: ignore[attr-defined]
+        return dict(zip(self._names, values, strict=True))
 
     def _seen(self) -> Tensor:
         """The group ``dynamics`` ``[N, P]``."""

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rlcore.env import EnvSpec as EnvSpec
     from rlcore.env import VecEnv as VecEnv
     from rlcore.env import spec_of as spec_of
+    from rlcore.maml import MAML as MAML
+    from rlcore.maml import MAMLConfig as MAMLConfig
     from rlcore.networks import NetworkConfig as NetworkConfig
     from rlcore.ppo import PPO as PPO
     from rlcore.ppo_config import PPOConfig as PPOConfig
@@ -32,6 +34,7 @@ else:
         "ddpg": ("DDPG", "DDPGConfig"),
         "dispatch": ("kernels_off",),
         "env": ("EnvSpec", "VecEnv", "spec_of"),
+        "maml": ("MAML", "MAMLConfig"),
         "networks": ("NetworkConfig",),
         "ppo": ("PPO",),
         "ppo_config": ("PPOConfig",),
@@ -49,6 +52,7 @@ else:
 
 __all__ = [
     "DDPG",
+    "MAML",
     "PPO",
     "SAC",
     "Agent",
@@ -56,6 +60,7 @@ __all__ = [
     "ConfigError",
     "DDPGConfig",
     "EnvSpec",
+    "MAMLConfig",
     "NetworkConfig",
     "PPOConfig",
     "Policy",

@@ -39,6 +39,10 @@ class Family(VecEnv, Protocol):
         """
         ...
 
+    def task_values(self) -> dict[str, Tensor]:
+        """What makes the task of each row, ``[N]`` of each parameter by name."""
+        ...
+
 
 def is_family(env: VecEnv) -> TypeGuard[Family]:
     """Whether an env draws tasks, and can be told when."""

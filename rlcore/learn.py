@@ -24,7 +24,7 @@ from rlcore.resume import begin as begin
 from rlcore.resume import resume as resume
 from rlcore.resume import snapshot as snapshot
 from rlcore.statistics import EpisodeStatistics as EpisodeStatistics
-from rlcore.types import Metrics, Obs, State, begins, detached_step
+from rlcore.types import Metrics, Obs, State, Step, begins, detached_step
 
 
 def learn(
@@ -40,6 +40,9 @@ def learn(
     capture_env: bool | None = None,
 ) -> Progress:
     """Train an agent on an env.
+
+    An agent that has ``renew(step) -> step`` is asked after each step of the env, and may begin new episodes
+    everywhere: it resets the env, and what it returns has the observations of these, and ends those in flight.
 
     Args:
         env: N envs on one device.
@@ -158,6 +161,7 @@ def _collector(
 ) -> Callable[[Obs, State], tuple[Obs, State]]:
     """The rollout between two updates: from observation and state to those after it."""
     check = StepCheck(env)  # of a rollout that is recorded as one graph, while that is done
+    renew: Callable[[Step], Step] | None = getattr(agent, "renew", None)
 
     def collect(obs: Obs, state: State) -> tuple[Obs, State]:
         for _ in range(agent.num_steps):
@@ -165,6 +169,8 @@ def _collector(
             step = env.step(action)
             check(step)
             step = detached_step(step)
+            if renew is not None:
+                step = renew(step)
             agent.record(obs, action, state, step)
             episodes.record(step)
             obs, state = step.obs, cleared(next_state, begins(step)) if next_state else ()

@@ -247,7 +247,7 @@ def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(
     ("algo", "part"),
     [
         ("sac", "--algo is 'ddpg', and my.yaml has the settings of 'sac'; leave one out"),
-        ("[1]", "my.yaml: algo: [1] is no algorithm; valid: ddpg, ppo, sac"),
+        ("[1]", "my.yaml: algo: [1] is no algorithm; valid: ddpg, maml, ppo, sac"),
     ],
 )
 def test_a_file_of_another_algorithm_is_refused_as_such(

@@ -35,8 +35,9 @@ LAYERS = (
     | {"activations", "observations", "perceptrons", "signals", "safety", "gate", "action_scale", "own_network"}
     | {"risk", "user_code", "tasks", "squashed_tasks", "balance", "classifier", "family"},
     {"replay", "learn", "resume", "report", "actor_critic_config", "ppo_config", "ppo_gradient", "safety_critic"}
-    | {"off_policy", "off_policy_config", "policies", "critics", "cost_critics", "exploration"},
-    {"ppo", "sac", "ddpg"},
+    | {"off_policy", "off_policy_config", "policies", "critics", "cost_critics", "exploration"}
+    | {"maml_config", "adaptation"},
+    {"ppo", "sac", "ddpg", "maml"},
 )
 CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite"}
 IMPORT_NAMES = {"PyYAML": "yaml", "pillow": "PIL"}  # of requirements that are imported under another name

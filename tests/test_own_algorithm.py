@@ -91,7 +91,7 @@ def test_help_and_config_show_its_settings(folder: Path, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("algo", "message"),
     [
-        ("a2", "--algo: 'a2' is no algorithm; valid: ddpg, ppo, sac, td3"),
+        ("a2", "--algo: 'a2' is no algorithm; valid: ddpg, maml, ppo, sac, td3"),
         ("sca", "did you mean 'sac'?"),
         ("no.py", "there is no file '{folder}/no.py'; put it there, or run in the folder that has it"),
         ("a2c.py:A2C", "'A2C' in it is no rlcore.Algorithm; there is RECORD: write {folder}/a2c.py:NAME"),

@@ -393,7 +393,10 @@ def test_make_env_takes_ranges() -> None:
     ("options", "message"),
     [
         ({"nois": [0, 1]}, r"Pendulum: env.randomize.nois: there is no such parameter; did you mean 'noise'"),
-        ({"sucess_return": 1}, "env.randomize.sucess_return: 1 is not possible; write '\\[low, high\\]'"),
+        (
+            {"sucess_return": 1},
+            "env.randomize.sucess_return: there is no such parameter; did you mean 'success_return'",
+        ),
         ({"noise/angl": [0, 1]}, r"no disturbance 'noise/angl'; did you mean 'noise/\w+angle'"),
         ({"noise": [1, 0]}, r"noise.range: \[1.0, 0.0\] is not possible; give \[low, high\] with low <= high"),
         ({"noise": [1, 2, 3]}, r"env.randomize.noise: \[1, 2, 3\] is not possible; write '\[low, high\]'"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlcore import ddpg, sac, user_code
+from rlcore import ddpg, maml, sac, user_code
 from rlcore.agent import Algorithm, Preset
 from rlcore.config import ConfigError, nearest
 from rlcore.policies import build_policy
@@ -62,6 +62,15 @@ ALGORITHMS: dict[str, Algorithm[Any]] = {
                 cuda=True,
             ),
         },
+    ),
+    "maml": Algorithm(
+        name="maml",
+        agent=maml.MAML,
+        config=maml.MAMLConfig,
+        policy=build_policy,
+        num_envs=512,
+        num_iterations=300,
+        shipped=CONFIGS / "maml",
     ),
 }
 """By name. One of a user's own stands in a file of its own, see ``find``."""

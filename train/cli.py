@@ -30,6 +30,7 @@ usage: rlcore COMMAND ...
   train       train a policy:            rlcore train --task Reach-UR5e-JointPos
   eval        measure a trained policy:  rlcore eval --run RUN
   robustness  measure it disturbed:      rlcore robustness --run RUN
+  adapt       fit one to a new task:     rlcore adapt --run RUN
   export      write a policy as ONNX:    rlcore export --run RUN
   play        show a policy as GIF/MP4:  rlcore play --run RUN
   tasks       list what can be trained:  rlcore tasks [FILTER]
@@ -42,7 +43,7 @@ line says what and how to correct it), 70 something failed, such as the env (its
 folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any more, as after
 | head. What was trained is kept, and --resume goes on."""
 
-COMMANDS = ("train", "eval", "robustness", "export", "play", "tasks", "config", "import")
+COMMANDS = ("train", "eval", "robustness", "adapt", "export", "play", "tasks", "config", "import")
 """Commands, each in a module of ``rlcore.train.commands`` that is imported on demand: PyTorch takes its time."""
 
 _MODULES = {"import": "importing"}

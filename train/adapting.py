@@ -1,0 +1,146 @@
+"""A policy learned by MAML fitted to one task: rollouts and steps of policy gradient in turn."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlcore.adaptation import TaskNetwork
+from rlcore.agent import Policy
+from rlcore.config import ConfigError
+from rlcore.env import VecEnv
+from rlcore.envs import make_env
+from rlcore.family import is_family
+from rlcore.maml import MAML, MAMLConfig
+from rlcore.policies import ActorPolicy
+from rlcore.train.intervals import t_interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """What came of an adaptation."""
+
+    returns: list[Tensor]
+    """Of the episodes that were played before it and after each step, ``[N]`` each: one of every env, exploring."""
+    parameters: list[list[Tensor]]
+    """Those of the policy, before it and after each step."""
+
+    @property
+    def best(self) -> int:
+        """The step after which the mean return was highest; 0 is before adaptation."""
+        return max(range(len(self.returns)), key=lambda k: float(self.returns[k].mean()))
+
+    def policy(self, base: ActorPolicy, step: int) -> ActorPolicy:
+        """The policy after a step, which acts alone; the base is left as it is."""
+        made = copy.deepcopy(base)
+        with torch.no_grad():
+            for mine, value in zip(TaskNetwork(made).parameters, self.parameters[step], strict=True):
+                mine.copy_(value)
+        return made.eval()
+
+    def lines(self) -> list[str]:
+        """A table for people."""
+        rows = ["step  return  95% interval"]
+        for k, returns in enumerate(self.returns):
+            low, high = t_interval(returns)
+            rows.append(f"{k:4}  {float(returns.mean()):.4g}  {low:.4g} to {high:.4g}{'  best' * (k == self.best)}")
+        return rows
+
+    def as_dict(self) -> list[dict[str, Any]]:
+        """The same as plain values."""
+        means = [float(returns.mean()) for returns in self.returns]
+        return [
+            {"step": k, "return_mean": m, "return_ci95": list(t_interval(self.returns[k]))} for k, m in enumerate(means)
+        ]
+
+
+def learner(env: VecEnv, config: MAMLConfig, state: Mapping[str, Any], steps: int | None, seed: int) -> MAML:
+    """An agent that adapts a policy to the one task of an env.
+
+    Args:
+        env: all rows are the same task.
+        config: of the run.
+        state: of the run's agent.
+        steps: of adaptation; None: as many as it was trained for. More take the sizes of the last.
+        seed: of what it explores by.
+    """
+    sizes = state["step_sizes"]
+    steps = len(sizes) if steps is None else steps
+    agent = MAML(env, dataclasses.replace(config, num_tasks=1, adapt_steps=steps), seed=seed)
+    agent.policy.load_state_dict(state["policy"])
+    with torch.no_grad():
+        agent.step_sizes.copy_(sizes[torch.arange(steps).clamp(max=len(sizes) - 1)])
+    return agent
+
+
+@torch.no_grad()
+def adapt(env: VecEnv, agent: MAML, seed: int) -> Adapted:
+    """Play a rollout, take a step, and so on; the policy and its statistics are left as they were.
+
+    Args:
+        env: of one task.
+        agent: of ``learner``, built on it.
+        seed: of the env's reset.
+    """
+    statistics = copy.deepcopy(agent.policy.normalizer.state_dict())
+    agent.initial_state()
+    obs = env.reset(seed)
+    parameters = [[p.clone() for p in agent.network.parameters]]
+    for index in range(1, agent.num_steps + 1):
+        action, _ = agent.act(obs, ())
+        step = agent.renew(env.step(action))
+        agent.record(obs, action, (), step)
+        agent.policy.normalizer.load_state_dict(statistics)
+        obs = step.obs
+        if index % agent.horizon == 0 and index < agent.num_steps:
+            parameters.append([p[0].clone() for p in agent.adapted])
+    shape = (agent.parts, agent.horizon, env.num_envs)
+    total = agent.rollout.data["reward"].view(shape).double().cumsum(1)
+    first = agent.rollout.data["done"].view(shape).int().argmax(1, keepdim=True)  # where each env's first episode ended
+    return Adapted(list(total.gather(1, first).squeeze(1).cpu().unbind()), parameters)
+
+
+def one_task(task: str, options: Mapping[str, Any], device: torch.device, seed: int) -> dict[str, Any]:
+    """Options that hold an env to one task of its family: the one that they spell, or else one that a seed draws.
+
+    Args:
+        task: name.
+        options: of the env.
+        device: where it is made.
+        seed: of the draw.
+    """
+    env = make_env(task, 1, device, seed=seed, **options)
+    try:
+        if not is_family(env):
+            return dict(options)
+        env.reset(seed)
+        drawn = {f"randomize.{name}": float(value) for name, value in env.task_values().items()}
+    finally:
+        env.close()
+    return {name: value for name, value in options.items() if name.partition(".")[0] != "randomize"} | drawn
+
+
+def checked(config: Any, algo: str, policy: Policy) -> tuple[MAMLConfig, ActorPolicy]:
+    """The settings and the policy of a run that can adapt.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if not isinstance(config, MAMLConfig) or not isinstance(policy, ActorPolicy):
+        raise ConfigError(f"--run is of {algo}, whose policies do not adapt; train one with --algo maml")
+    return config, policy
+
+
+def told(options: Mapping[str, Any]) -> str:
+    """The task that options hold an env to, in words."""
+    values: Sequence[str] = [
+        f"{name.removeprefix('randomize.')} {value:.4g}"
+        for name, value in options.items()
+        if name.startswith("randomize.") and isinstance(value, float)
+    ]
+    return ", ".join(values) or "as the env has it"
