@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -214,3 +215,15 @@ class TorchScriptPolicy(OnnxPolicy):
 
     def _open(self, path: str | os.PathLike[str], num_threads: int) -> Any:
         return _Session(path)
+
+    def _run_rows(self, feed: dict[str, NDArray[Any]], num_rows: int) -> list[NDArray[Any]]:
+        """One row after the other; the second axis of states, and the first of all else."""
+        axes = {name: int(name.endswith(("_in", "_out"))) for name in (*feed, *self._outputs)}
+        rows = [
+            self._session.run(self._outputs, {name: np.take(x, [i], axes[name]) for name, x in feed.items()})
+            for i in range(num_rows)
+        ]
+        return [
+            np.concatenate(found, axes[name])
+            for name, found in zip(self._outputs, zip(*rows, strict=True), strict=True)
+        ]

@@ -226,9 +226,8 @@ class PPO:
         with matmul_precision(config.precision):
             batch, about = self._targets(next_obs)
             self.stopped = torch.zeros((), dtype=torch.bool, device=batch.weight.device)
-            logs = [
-                self._minibatch(x) for _ in range(config.num_epochs) for x in shuffled(batch, config.num_minibatches)
-            ]
+            parts = (part for _ in range(config.num_epochs) for part in shuffled(batch, config.num_minibatches))
+            logs = [self._minibatch(samples) for samples in parts]
         metrics = means_of_applied(logs) | about | self.safety_critic.improve()
         return metrics | {"policy/learning_rate": self.learning_rate.clone()}
 
