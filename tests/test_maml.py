@@ -288,6 +288,13 @@ def test_a_run_in_two_halves_is_the_same(device: torch.device) -> None:
     assert torch.equal(run(True), run(False))
 
 
+def test_the_loop_begins_new_episodes_for_it_and_counts_those_that_it_cut() -> None:
+    agent, reports = agent_on(config=replace(SMALL, num_steps=4)), []
+    learn(agent.env, agent, 1, seed=1, on_report=reports.append)
+    assert agent.rollout.data["done"].view(3, 4, 12).sum((1, 2)).tolist() == [12, 12, 12]
+    assert reports[0].metrics["rollout/episodes"] == 36 and reports[0].metrics["rollout/episode_length"] == 4
+
+
 @pytest.mark.gpu
 def test_graph_equals_eager(caplog: pytest.LogCaptureFixture) -> None:
     def run(mode: Any) -> tuple[Tensor, list[float]]:
