@@ -113,7 +113,9 @@ class Trials(OwnState):
         if self.episodes > 1:
             log |= {f"{RETURN}{k + 1}": x.clone() for k, x in enumerate(self._returns.unbind(1))}
         if "success" in log:
-            success, goals = (torch.as_tensor(log.get(name, 1.0)).to(step.reward) for name in ("success", "num_goals"))
+            # Made on the device: a number from the host would be waited for in every step.
+            goals = log["num_goals"].to(step.reward) if "num_goals" in log else torch.ones_like(step.reward)
+            success = torch.as_tensor(log["success"]).to(step.reward)
             self._goals.add_(torch.where(ended, goals, 0.0))
             self._successes.add_(torch.where(ended, success * goals, 0.0))
             log["success"] = self._successes / self._goals.clamp(min=1e-8)
