@@ -22,6 +22,9 @@ MAX_DELAY = 5
 KINDS = ("noise", "bias", "dropout", "observation_delay", "action_delay", "action_drop", "action_gain", "push")
 """Names of disturbances; those of noise and bias may go on with ``/TERM``."""
 
+SHARES = ("dropout", "action_drop")
+"""Those that are chances, 0 to 1."""
+
 PUSH_INTERVAL = 4.0
 """Between pushes: seconds, or steps where the env does not tell ``control_dt``."""
 
