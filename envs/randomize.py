@@ -292,7 +292,9 @@ def randomized(
         for name in config.parameters:
             if name not in own and name not in names:
                 why = [note for note in getattr(env, "notes", ()) if note.startswith("no physical parameters")]
-                hint = why[0] if why else nearest(name, [*own, *disturbances(env), *SETTINGS])
+                tasks = list(getattr(env, "tasks", ()))
+                own_of = f"write env.{tasks[0]}.randomize.{name} for what a task has" if tasks else None
+                hint = why[0] if why else own_of or nearest(name, [*own, *disturbances(env), *SETTINGS])
                 raise ConfigError(f"{name_of(env)}: env.randomize.{name}: there is no such parameter; {hint}")
         if names:
             for name in names:

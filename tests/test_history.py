@@ -103,3 +103,16 @@ def test_a_run_with_it_is_measured_with_late_actions(tmp_path: Path, capsys: pyt
     for subject in (["--run", str(run)], ["--onnx", str(run / "export" / "policy.onnx")]):
         assert main(["robustness", *subject, "--output", str(tmp_path / "out"), *measured]) == 0
     assert "differs by 0 in a return" in capsys.readouterr().out
+
+
+def test_of_several_tasks_each_remembers_its_own_actions() -> None:
+    env = make_env("tasks:Pendulum+Corner-NE", 4, seed=1, action_history=2)
+    sizes = {name: spec.observation_sizes["policy"] for name, spec in env.tasks.items()}  # type: ignore[attr-defined]
+    assert sizes == {"Pendulum": 3 + 2 * 1, "Corner-NE": 4 + 2 * 2}
+    assert env.observation_spaces["task"].shape == (2,), "which task it is comes with no history"
+    env.reset()
+    obs = env.step(torch.full((4, 2), 0.5)).obs["policy"]
+    assert torch.equal(obs[:2, 3:], torch.tensor([0.5, 0, 0, 0, 0]).expand(2, 5))
+    assert torch.equal(obs[2:, 4:], torch.tensor([0.5, 0.5, 0, 0]).expand(2, 4))
+    with pytest.raises(ValueError, match="CartPole: action_history is for actions that are numbers"):
+        make_env("tasks:CartPole+Pendulum", 4, action_history=2)

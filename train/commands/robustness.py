@@ -93,6 +93,9 @@ def robustness_command(words: Sequence[str]) -> Job:
                 )
             if simulator_of(first.task) == "isaaclab" and (args.compare or args.batch == "one"):
                 raise ValueError("Isaac Sim has one scene a process; leave --compare and --batch one out")
+            histories = [name for name in sources[-1].options if name.rpartition(".")[2] == "action_history"]
+            if histories and getattr(sources[-1].env, "tasks", ()):
+                raise ValueError(f"env.{histories[0]}: disturbances of several tasks would reach it; give one --task")
             if args.batch == "one" and len(getattr(first.env, "tasks", ())) > 1:
                 raise ValueError(
                     f"--batch one: {first.task} is measured cell by cell; leave it out, or choose a --task"
@@ -258,13 +261,10 @@ def _disturbed(args: RobustnessArguments, plan: Plan, source: Source, rows: int 
     """The env with the disturbances of a plan; around the source's own for None."""
     import math
 
-    import torch
-
     from rlcore.env import is_randomizable, want_final_obs
     from rlcore.envs import make_env
     from rlcore.envs.disturb import MAX_DELAY, Disturbed
     from rlcore.envs.history import disturbed_within
-    from rlcore.tasks import TASK_GROUP
 
     env = source.env
     if rows is not None:
@@ -282,8 +282,6 @@ def _disturbed(args: RobustnessArguments, plan: Plan, source: Source, rows: int 
     def around(inner: VecEnv) -> VecEnv:
         sizes = {group: space.shape[0] for group, space in inner.observation_spaces.items()}
         on = {group: values.to(inner.device)[: sizes[group]] for group, values in scales.items()}
-        if getattr(inner, "tasks", ()):  # which task it is is told, not measured
-            on[TASK_GROUP] = torch.zeros(sizes[TASK_GROUP], device=inner.device)
         return Disturbed(inner, names, scales=on, max_delay=longest, seed=args.seed)
 
     return disturbed_within(env, around)
