@@ -98,7 +98,8 @@ def make_env(
 
 def _made(task: str, num_envs: int, device: str | torch.device, seed: int | None, **options: Any) -> VecEnv:
     """See ``make_env``: the wrappers that options ask for, around what has none."""
-    if "action_history" in options:
+    several = task.startswith(TASKS_PREFIX)  # whose history and trials are each task's own
+    if "action_history" in options and not several:
         from rlcore.envs.history import with_history
 
         length = options.pop("action_history")
@@ -118,10 +119,10 @@ def _made(task: str, num_envs: int, device: str | torch.device, seed: int | None
         from rlcore.envs.randomize import randomized, split_randomize
 
         config, options = split_randomize(options)
-        episodes = None if config is None else options.pop("trial_episodes", None)
+        episodes = None if config is None or several else options.pop("trial_episodes", None)
         bare = _made(task, num_envs, device, seed, **options)
         return bare if config is None else randomized(bare, config, seed, trial_episodes=episodes)
-    if "trial_episodes" in options and not task.startswith(TASKS_PREFIX):  # several tasks: each its own
+    if "trial_episodes" in options and not several:
         from rlcore.envs.trials import with_trials
 
         episodes = options.pop("trial_episodes")

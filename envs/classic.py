@@ -124,9 +124,9 @@ class CartPole(_Classic):
     _start_range = (0.05, 0.05, 0.05, 0.05)
 
     parameters: Mapping[str, Parameter] = {
-        "pole_mass": Parameter(nominal=0.1, low=0.05, high=0.5, unit="kg"),
-        "cart_mass": Parameter(nominal=1.0, low=0.5, high=2.0, unit="kg"),
-        "length": Parameter(nominal=1.0, low=0.5, high=2.0, unit="m"),
+        "pole_mass": Parameter(nominal=0.1, low=0.05, high=0.5, unit="kg", positive=True),
+        "cart_mass": Parameter(nominal=1.0, low=0.5, high=2.0, unit="kg", positive=True),
+        "length": Parameter(nominal=1.0, low=0.5, high=2.0, unit="m", positive=True),
         "force": Parameter(nominal=10.0, low=5.0, high=15.0, unit="N"),
         "gravity": Parameter(nominal=9.8, low=7.8, high=11.8, unit="m/s²"),
     }
@@ -221,8 +221,8 @@ class Pendulum(_Classic):
     _start_range = (math.pi, 1.0)
 
     parameters: Mapping[str, Parameter] = {
-        "mass": Parameter(nominal=1.0, low=0.7, high=1.5, unit="kg"),
-        "length": Parameter(nominal=1.0, low=0.7, high=1.5, unit="m"),
+        "mass": Parameter(nominal=1.0, low=0.7, high=1.5, unit="kg", positive=True),
+        "length": Parameter(nominal=1.0, low=0.7, high=1.5, unit="m", positive=True),
         "gravity": Parameter(nominal=10.0, low=8.0, high=12.0, unit="m/s²"),
         "damping": Parameter(nominal=0.0, low=0.0, high=0.2, unit="N·m·s/rad"),
         "gain": Parameter(nominal=1.0, low=0.7, high=1.3),

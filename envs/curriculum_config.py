@@ -125,6 +125,8 @@ def table_of(env: VecEnv, config: CurriculumConfig, where: str) -> Tensor:
         drawn = name in getattr(getattr(env, "randomized", None), "parameters", ())
         check(not drawn, key, values, f"env.randomize.{name} draws it; leave one of them out")
         given[name] = numbers_of(config, name, where)
+        sound = min(given[name]) > 0 or not env.parameters[name].positive
+        check(sound, key, values, "give values above 0")
         if len(values) > 2:
             number = len(values) if number is None else number
     number = 10 if number is None else number

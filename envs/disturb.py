@@ -14,6 +14,7 @@ from rlcore.config import nearest
 from rlcore.env import Parameter, VecEnv, dtype_of, is_image, is_pushable, is_randomizable
 from rlcore.envs.disturb_rows import Errors, Lag, interpolates, late, like, sent, shown
 from rlcore.envs.wrappers import OwnState
+from rlcore.tasks import TASK_GROUP
 from rlcore.types import Obs, Step
 
 MAX_DELAY = 5
@@ -21,6 +22,9 @@ MAX_DELAY = 5
 
 KINDS = ("noise", "bias", "dropout", "observation_delay", "action_delay", "action_drop", "action_gain", "push")
 """Names of disturbances; those of noise and bias may go on with ``/TERM``."""
+
+SHARES = ("dropout", "action_drop")
+"""Those that are chances, 0 to 1."""
 
 PUSH_INTERVAL = 4.0
 """Between pushes: seconds, or steps where the env does not tell ``control_dt``."""
@@ -287,8 +291,11 @@ class Disturbed(OwnState):
     def _patterns(self, kind: str, scales: Mapping[str, Tensor]) -> dict[str, list[tuple[Tensor, Tensor]]]:
         """By group the parameters of noise or bias that are on, ``[N]``, and what each is multiplied by, ``[O]``."""
         found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        several = bool(getattr(self.env, "tasks", ()))
         for group, space in self._vectors.items():
             size, parts = space.shape[0], []
+            if several and group == TASK_GROUP:  # which task it is is told, and not measured
+                continue
             if kind in self._value:
                 scale = torch.as_tensor(scales.get(group, 1.0), dtype=torch.float32, device=self.device)
                 if scale.shape not in ((), (size,)):

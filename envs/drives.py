@@ -95,7 +95,10 @@ class DrivenArm(PhysicalEnv):
         self.model = model
         ranges = {name: x for name, x in _RANGES.items() if stiffness or name != "stiffness"}
         self._num_factors = len(ranges)
-        self.parameters = {name: Parameter(nominal=1.0, low=low, high=high) for name, (low, high) in ranges.items()}
+        self.parameters = {
+            name: Parameter(nominal=1.0, low=low, high=high, positive=name == "inertia")
+            for name, (low, high) in ranges.items()
+        }
         self.parameters["payload"] = Parameter(nominal=0.0, low=0.0, high=PAYLOAD[model.name], unit="kg")
         self.parameters |= self.task_parameters
         super().__init__(num_envs, device, seed, max_episode_length)

@@ -65,7 +65,9 @@ class MujocoPhysics:
         there["friction"] &= touches(model, slice(None))
         there |= {"gain": there["gain"] and muscle not in model.actuator_gaintype, "gravity": bool(self._gravity.any())}
         self.parameters = {
-            name: Parameter(nominal=1.0, low=low, high=high) for name, (low, high) in RANGES.items() if there[name]
+            name: Parameter(nominal=1.0, low=low, high=high, positive=name == "mass")
+            for name, (low, high) in RANGES.items()
+            if there[name]
         }
         self._rows = ParameterRows(task, self.parameters, len(self._subs), torch.device("cpu"))
         self._scratch = self._mujoco.MjData(model)

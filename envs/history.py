@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlcore.env import DYNAMICS, VecEnv, is_image, signal_names
+from rlcore.envs.trials import Trials
 from rlcore.envs.wrappers import OwnState
 from rlcore.types import Obs, Step, begins
 
@@ -93,10 +94,12 @@ def with_history(env: VecEnv, length: int | None) -> VecEnv:
 
 
 def without_history(env: VecEnv) -> VecEnv:
-    """The env within its history, if it has one: what disturbs sensors and motors does not reach what is remembered."""
-    return env.env if isinstance(env, ActionHistory) else env
+    """The env within its history and trials, if it has such: what disturbs sensors and motors reaches none of these."""
+    return without_history(env.env) if isinstance(env, (ActionHistory, Trials)) else env
 
 
 def disturbed_within(env: VecEnv, wrap: Callable[[VecEnv], VecEnv]) -> VecEnv:
-    """Wrap an env within its history, if it has one."""
-    return ActionHistory(wrap(env.env), env.length) if isinstance(env, ActionHistory) else wrap(env)
+    """Wrap an env within its history and trials, if it has such."""
+    if isinstance(env, ActionHistory):
+        return ActionHistory(disturbed_within(env.env, wrap), env.length)
+    return Trials(disturbed_within(env.env, wrap), env.episodes) if isinstance(env, Trials) else wrap(env)

@@ -349,11 +349,11 @@ def divided(total: int, shares: Sequence[float]) -> list[int]:
 def options_by_task(tasks: Sequence[str], options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The options of each task, under its own name as a table or before a point; see ``make_tasks``.
 
-    ``trial_episodes`` without a name is for all of them.
+    ``trial_episodes`` and ``action_history`` without a name are for all of them.
     """
     own: dict[str, dict[str, Any]] = {task: {} for task in tasks}
     for key, value in options.items():
-        if key == TRIAL_EPISODES:
+        if key in (TRIAL_EPISODES, "action_history"):
             own = {task: {key: value} | given for task, given in own.items()}
             continue
         spelled = {name: task for task in tasks for name in (task, task.replace("-", "_"))}  # as words of a command are

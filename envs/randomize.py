@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlcore.config import ConfigError, check, nearest
 from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, name_of
-from rlcore.envs.disturb import KINDS, Disturbed, disturbances
+from rlcore.envs.disturb import KINDS, SHARES, Disturbed, disturbances
 from rlcore.envs.randomize_config import SETTINGS as SETTINGS
 from rlcore.envs.randomize_config import ParameterRange as ParameterRange
 from rlcore.envs.randomize_config import RandomizeConfig as RandomizeConfig
@@ -265,6 +265,7 @@ def _limits(task: str, name: str, wanted: ParameterRange, known: Mapping[str, Pa
     low, high = wanted.range or (own.low, own.high)
     if wanted.range is None and own.low == own.high:
         raise ConfigError(f"{task}: env.randomize.{name} has no range of its own; give '[low, high]'")
+    check(low > 0 or not own.positive, f"{task}: env.randomize.{name}", [low, high], "give a range above 0")
     if wanted.distribution == "log_uniform" and low <= 0:
         raise ConfigError(f"{task}: env.randomize.{name}: log_uniform needs a lower limit above 0, not {low:g}")
     return low, high
@@ -291,12 +292,14 @@ def randomized(
         for name in config.parameters:
             if name not in own and name not in names:
                 why = [note for note in getattr(env, "notes", ()) if note.startswith("no physical parameters")]
-                hint = why[0] if why else nearest(name, [*own, *disturbances(env), *SETTINGS])
+                tasks = list(getattr(env, "tasks", ()))
+                own_of = f"write env.{tasks[0]}.randomize.{name} for what a task has" if tasks else None
+                hint = why[0] if why else own_of or nearest(name, [*own, *disturbances(env), *SETTINGS])
                 raise ConfigError(f"{name_of(env)}: env.randomize.{name}: there is no such parameter; {hint}")
         if names:
             for name in names:
                 low, high = config.parameters[name].range or (0.0, 0.0)
-                most = 1.0 if name in ("dropout", "action_drop") else math.inf
+                most = 1.0 if name in SHARES else math.inf
                 remedy = "give a range within 0..1" if most == 1 else "give a range from 0 on"
                 check(low >= 0 and high <= most, f"env.randomize.{name}", [low, high], remedy)
             delays = [config.parameters[name].range or (0.0, 2.0) for name in names if name.endswith("_delay")]

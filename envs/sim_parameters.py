@@ -33,7 +33,8 @@ PAYLOAD = 0.2
 
 def factors(names: Sequence[str]) -> dict[str, Parameter]:
     """Parameters that are factors."""
-    return {name: Parameter(nominal=1.0, low=RANGES[name][0], high=RANGES[name][1]) for name in names}
+    ranges = {name: RANGES[name] for name in names}
+    return {name: Parameter(nominal=1.0, low=x[0], high=x[1], positive=name == "mass") for name, x in ranges.items()}
 
 
 class SimulatorPhysics:

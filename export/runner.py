@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -216,6 +217,9 @@ class OnnxPolicy:
         try:
             return onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base below Exception
+            if zipfile.is_zipfile(path):
+                told = f"'{os.fspath(path)}' is a checkpoint or a TorchScript file of PyTorch's; name an ONNX file"
+                raise ValueError(told) from error
             raise ValueError(
                 f"ONNX Runtime cannot load '{os.fspath(path)}', which is no ONNX file or a damaged one: {_first(error)}"
             ) from error

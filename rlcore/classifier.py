@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,9 @@ class ClassifierConfig:
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
+        for field in fields(self) if self.type == "none" else ():
+            value = getattr(self, field.name)
+            check(value == field.default, field.name, value, "nothing reads it with type none; set type window or gru")
         for key in ("window", "hidden_size"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
         check(all(d > 0 for d in self.hidden_dims), "hidden_dims", self.hidden_dims, "widths are at least 1")

@@ -128,6 +128,8 @@ class Parameter:
     """Such as ``kg``; empty for factors."""
     next_episode: bool = False
     """Whether it counts from the next episode of an env on, as where goals are drawn; else from the next step on."""
+    positive: bool = False
+    """Whether nothing moves with it at 0 or below, as with a mass or a length; such values are refused."""
 
 
 DYNAMICS = "dynamics"
@@ -333,10 +335,8 @@ def spec_of(env: VecEnv) -> EnvSpec:
     task = name_of(env)
     found_as = str(getattr(env, "registered_as", None) or task)
     if not isinstance(env.observation_spaces, Mapping):
-        raise ValueError(
-            f"{task}: observation_spaces is {env.observation_spaces!r}; give a dict of groups, "
-            "such as {'policy': Box(...)}"
-        )
+        given = repr(env.observation_spaces)
+        raise ValueError(f"{task}: observation_spaces is {given}; give a dict of groups, as {{'policy': Box(...)}}")
     sizes: dict[str, int] = {}
     image_shapes: dict[str, list[int]] = {}
     image_types: dict[str, str] = {}

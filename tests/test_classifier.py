@@ -351,3 +351,8 @@ def test_a_policy_is_rebuilt_from_its_settings() -> None:
     again.load_state_dict(agent.policy.state_dict())
     obs = {"policy": torch.randn(3, 7)}
     assert torch.equal(again(obs)[0], agent.policy(obs)[0])
+
+
+def test_settings_that_nothing_reads_are_refused() -> None:
+    with pytest.raises(ValueError, match="window: 4 is not possible; nothing reads it with type none; set type window"):
+        ClassifierConfig(window=4)

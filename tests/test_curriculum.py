@@ -803,3 +803,8 @@ def test_nothing_is_asked_of_the_host(strategy: Any) -> None:
         env.adapt()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_levels_of_a_mass_are_above_zero() -> None:
+    with pytest.raises(ConfigError, match=r"parameters\.mass: \[0, 1\] is not possible; give values above 0"):
+        make_env("Pendulum", 2, **{"curriculum.parameters.mass": [0, 1], "curriculum.success_return": -1000})

@@ -328,6 +328,21 @@ def test_a_damaged_file_is_refused_in_one_line(
     assert re.search(message, said) and len(said.splitlines()) == 1
 
 
+def test_a_file_of_another_kind_or_nothing_to_do_is_told(
+    reach: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.onnx").touch()
+    torch.save({}, tmp_path / "checkpoint.pt")
+    for words, fault in (
+        (["export", "--onnx", str(reach)], "add --show, --cpp DIR or --deploy-yaml FILE"),
+        (["export", "--onnx", str(tmp_path / "empty.onnx"), "--show"], "has no schema_version: rlcore did not"),
+        (["eval", "--onnx", str(tmp_path / "checkpoint.pt")], "is a checkpoint or a TorchScript file of PyTorch's"),
+    ):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert fault in said and len(said.splitlines()) == 1
+
+
 def test_the_commands_of_the_page_write_and_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

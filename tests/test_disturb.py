@@ -418,3 +418,14 @@ def test_recorded_training_equals_eager_and_waits_for_nothing() -> None:
             env.set_parameters({name: torch.full((64,), 0.2, device="cuda") for name in EVERYTHING}, everywhere)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_noise_leaves_out_which_of_several_tasks_it_is() -> None:
+    env = make_env("tasks:Pendulum+Corner-NE", 4, seed=1, **{"randomize.noise": [1, 1], "randomize.bias": [1, 1]})
+    obs = env.reset()
+    assert torch.equal(obs["task"], torch.eye(2).repeat_interleave(2, 0))
+    assert obs["policy"][:2, :2].square().sum(1).sub(1).abs().min() > 1e-3  # of the pendulum's angle cosine and sine
+    with pytest.raises(
+        ValueError, match=r"no such parameter; write env\.Pendulum\.randomize\.mass for what a task has"
+    ):
+        make_env("tasks:Pendulum+Corner-NE", 4, **{"randomize.mass": [1, 2]})

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rlcore.envs import make_env
-from rlcore.envs.history import ActionHistory, without_history
+from rlcore.envs.disturb import Disturbed
+from rlcore.envs.history import ActionHistory, disturbed_within, without_history
 from rlcore.train.cli import main
 
 
@@ -103,3 +104,32 @@ def test_a_run_with_it_is_measured_with_late_actions(tmp_path: Path, capsys: pyt
     for subject in (["--run", str(run)], ["--onnx", str(run / "export" / "policy.onnx")]):
         assert main(["robustness", *subject, "--output", str(tmp_path / "out"), *measured]) == 0
     assert "differs by 0 in a return" in capsys.readouterr().out
+
+
+def test_of_several_tasks_each_remembers_its_own_actions() -> None:
+    env = make_env("tasks:Pendulum+Corner-NE", 4, seed=1, action_history=2)
+    sizes = {name: spec.observation_sizes["policy"] for name, spec in env.tasks.items()}  # type: ignore[attr-defined]
+    assert sizes == {"Pendulum": 3 + 2 * 1, "Corner-NE": 4 + 2 * 2}
+    assert env.observation_spaces["task"].shape == (2,), "which task it is comes with no history"
+    env.reset()
+    obs = env.step(torch.full((4, 2), 0.5)).obs["policy"]
+    assert torch.equal(obs[:2, 3:], torch.tensor([0.5, 0, 0, 0, 0]).expand(2, 5))
+    assert torch.equal(obs[2:, 4:], torch.tensor([0.5, 0.5, 0, 0]).expand(2, 4))
+    with pytest.raises(ValueError, match="CartPole: action_history is for actions that are numbers"):
+        make_env("tasks:CartPole+Pendulum", 4, action_history=2)
+
+
+def test_disturbances_do_not_reach_what_a_trial_remembers() -> None:
+    env = disturbed_within(
+        make_env("Pendulum", 3, seed=1, trial_episodes=2, action_history=1, max_episode_length=5),
+        lambda inner: Disturbed(inner, ["noise", "action_delay"], seed=2),
+    )
+    assert isinstance(env, ActionHistory) and isinstance(without_history(env), Disturbed)
+    where, one = torch.ones(3, dtype=torch.bool), torch.ones(3)
+    env.reset(seed=1)
+    env.set_parameters({"noise": one, "action_delay": one}, where)  # type: ignore[attr-defined]
+    step = env.step(torch.full((3, 1), 0.25))
+    obs = step.obs["policy"]  # [3, 3 numbers, previous action, reward, end, sent action]
+    assert torch.equal(obs[:, 3], torch.full((3,), 0.25)) and torch.equal(obs[:, 4], step.reward)
+    assert obs[:, 5].eq(0).all() and torch.equal(obs[:, 6], torch.full((3,), 0.25))
+    assert obs[:, :2].square().sum(1).sub(1).abs().min() > 1e-3  # noise is on what sensors show

@@ -448,6 +448,7 @@ def test_make_env_takes_ranges() -> None:
         ({"noise": True, "narrow_below": 0.9}, "narrow_below: 0.9 is not possible; set it below widen_above"),
         ({"noise": True, "success_rate": 0}, "success_rate: 0.0 is not possible"),
         ({"noise": True, "interval": 0}, "interval: 0 is not possible; set 1 or more"),
+        ({"mass": [0, 1.5]}, r"Pendulum: env.randomize.mass: \[0.0, 1.5\] is not possible; give a range above 0"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:

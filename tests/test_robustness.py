@@ -331,6 +331,38 @@ def test_what_was_asked_for_and_cannot_be_done_is_refused(types: list[str], word
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("types", "words"),
+    [
+        (["mass=-1:1"], "mass: mass would be -1, which is not possible; keep it above 0"),
+        (["model_uncertainty=0:5"], "would be -0.5, which is not possible; keep it above 0"),  # 1 - 5 * 0.3
+        (["dropout=0:2"], "dropout: magnitude 1.2 is not one; give 0 to 1"),
+        (["action_delay=-1:1"], "action_delay: magnitude -1 is not one; give 0 or more"),
+    ],
+)
+def test_values_that_mean_nothing_are_refused(types: list[str], words: str) -> None:
+    env = make_env("Pendulum", 2)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        planned(env, disturbances(env), types)
+    planned(env, disturbances(env), ["damping=-1:1", "model_uncertainty=0:3"])
+
+
+def test_several_tasks_are_measured_cell_by_cell() -> None:
+    env = make_env("tasks:CartPole+Pendulum", 8)
+    plan, _ = planned(env, disturbances(env), ["action_delay=0:1:2"])
+
+    def disturbed(rows: int | None, scales: dict[str, Tensor]) -> VecEnv:
+        assert rows is None, "rows of a larger batch are those of the first task before those of the second"
+        return Disturbed(env, ["action_delay"], scales=scales, seed=1)
+
+    result = measure(env, disturbed, Zero(), plan, seed=3)
+    assert result.batch == "cells"
+    assert torch.equal(result.outcomes[0].returns, result.nominal.returns)  # no delay is nominal, task by task
+    with pytest.raises(ValueError, match="several tasks are measured cell by cell"):
+        measure(env, disturbed, Zero(), plan, seed=3, batch="one")
+    env.close()
+
+
 def test_a_term_has_no_range_of_its_own() -> None:
     env = make_env("Pendulum", 2)
     with pytest.raises(ValueError, match="noise/cos_angle has no range of its own; write noise/cos_angle=LOW:HIGH"):

@@ -333,3 +333,9 @@ def test_iterations_do_not_synchronize_with_the_host(capture_env: bool | None) -
         agent.learn(15, progress=progress, on_report=lambda report: None, capture_env=capture_env)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_trials_stay_those_of_each_task_where_all_are_disturbed() -> None:
+    env = make_env("tasks:Pendulum+Corner-NE", 4, seed=1, trial_episodes=2, **{"randomize.noise": [0, 0.1]})
+    sizes = [spec.observation_sizes["policy"] for spec in env.tasks.values()]  # type: ignore[attr-defined]
+    assert sizes == [3 + 1 + 2, 4 + 2 + 2] and env.observation_spaces["task"].shape == (2,)

@@ -39,7 +39,7 @@ usage: rlcore COMMAND ...
   import      take over a checkpoint:    rlcore import FILE --task TASK
 
 rlcore COMMAND --help lists the settings of a command, rlcore --version tells the version.
-Exit codes: 0 done, 1 the export failed its check, 2 what cannot be done, such as wrong usage or a full disk (one
+Exit codes: 0 done, 1 the export was refused, 2 what cannot be done, such as wrong usage or a full disk (one
 line says what and how to correct it), 70 something failed, such as the env (its traceback is in crash.txt of the run
 folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any more, as after
 | head. What was trained is kept, and --resume goes on."""

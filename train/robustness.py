@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlcore.agent import Policy
-from rlcore.env import Pushable, Randomizable, VecEnv, is_capturable, is_image, is_randomizable
+from rlcore.env import Pushable, Randomizable, VecEnv, is_capturable, is_image, is_randomizable, name_of
 from rlcore.stage import Stage
 from rlcore.train.degradation import nominal_band, recovery_steps
 from rlcore.train.evaluate import ActionFunction, Rows, run_episodes
@@ -76,7 +76,7 @@ def measure(
     blocks of one batch of envs; where the env draws its numbers so that a CUDA graph could record it, the blocks share
     them (``SharedDraws``). As ``cells`` they are evaluated one after the other, from the same seed; which takes longer,
     and is paired wherever the env draws the same numbers in each step whatever happened. ``auto`` is ``one`` where
-    draws are shared, or on a GPU.
+    draws are shared, or on a GPU, and ``cells`` for several tasks, whose envs have rows of their own in a batch.
 
     Args:
         bare: E copies of the task; it is reset here.
@@ -92,8 +92,11 @@ def measure(
     """
     episodes, cells = bare.num_envs, plan.cells
     shared = is_capturable(bare)
+    several = len(getattr(bare, "tasks", ())) > 1  # then rows of a batch are in the order of tasks, not of cells
+    if several and batch == "one":
+        raise ValueError(f"{name_of(bare)}: several tasks are measured cell by cell; leave --batch one out")
     if batch == "auto":
-        batch = "one" if shared or bare.device.type == "cuda" else "cells"
+        batch = "one" if (shared or bare.device.type == "cuda") and not several else "cells"
     clock = _Clock(bare.max_episode_length * (2 if batch == "one" else 1 + len(cells)), on_step)
     kept: list[Tensor] = []
     spread = _Spread(bare)

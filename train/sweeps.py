@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlcore.config import nearest
 from rlcore.env import Parameter, VecEnv, is_pushable, is_randomizable, name_of
+from rlcore.envs.disturb import SHARES
 
 PUSH, NOISE, DELAY, MODEL = "external_force", "sensor_noise", "actuator_delay", "model_uncertainty"
 TYPES = (PUSH, NOISE, DELAY, MODEL)
@@ -176,9 +177,17 @@ def _sweep(
         every = [*TYPES, *known]
         raise ValueError(f"{task} has no '{name}'; {nearest(name, every)}")
     chosen = _range(name, given) if given else tuple(magnitudes or default)
-    bad = next((m for m in chosen if not math.isfinite(m) or (name in (PUSH, NOISE, DELAY, MODEL) and m < 0)), None)
+    least = 0.0 if name in (PUSH, NOISE, DELAY, MODEL) or not set(parameters) & own.keys() else -math.inf
+    most = 1.0 if parameters[0] in SHARES and parameters[0] not in own else math.inf
+    bad = next((m for m in chosen if not math.isfinite(m) or not least <= m <= most), None)
     if bad is not None:
-        raise ValueError(f"{name}: magnitude {bad:g} is not one; give {'0 or more' if bad < 0 else 'a number'}")
+        remedy = "a number" if not math.isfinite(bad) else "0 or more" if most == math.inf else "0 to 1"
+        raise ValueError(f"{name}: magnitude {bad:g} is not one; give {remedy}")
+    for part in own.keys() & parameters:
+        told = own[part]
+        least = min(chosen) if name != MODEL else told.nominal - max(chosen) * (told.nominal - told.low)
+        if told.positive and least <= 0:
+            raise ValueError(f"{name}: {part} would be {least:g}, which is not possible; keep it above 0")
     return Sweep(
         name=name, unit=unit, nominal=nominal, parameters=parameters,
         magnitudes=tuple(sorted({*map(float, chosen), *([nominal] if alone else [])})),

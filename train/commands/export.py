@@ -81,6 +81,8 @@ def _written(args: ExportArguments) -> Job:
         raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
     if args.onnx is not None:
         _check_alone(args)
+        if not (args.show or args.cpp or args.deploy_yaml):
+            raise ValueError("--onnx names a file that is written already; add --show, --cpp DIR or --deploy-yaml FILE")
         metadata = read_metadata(args.onnx)
         if args.show or args.deploy_yaml is not None:
             _check_told(args.onnx, metadata)
@@ -134,6 +136,10 @@ def _check_told(path: Path, metadata: Mapping[str, Any]) -> None:
     from rlcore.export.schema import SCHEMA_VERSION, SchemaError, check_facts
 
     version = metadata.get("schema_version")
+    if version is None:
+        raise ValueError(
+            f"'{path}' has no schema_version: rlcore did not write it, or long ago; export it with --run RUN"
+        )
     if version != SCHEMA_VERSION:
         raise ValueError(
             f"'{path}' has schema_version {version}, and this is {SCHEMA_VERSION}; export it anew with --run RUN"
