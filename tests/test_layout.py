@@ -22,6 +22,7 @@ PACKAGES = {
     "rlcore.train": "train",
     "rlcore.train.commands": "train/commands",
     "rlcore.train.importers": "train/importers",
+    "rlcore.train.reports": "train/reports",
     "rlcore.export": "export",
 }
 FOLDERS = {*(folder for folder in PACKAGES.values() if "/" not in folder), "benchmarks", "docs", "examples", "tests"}
