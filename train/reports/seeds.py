@@ -68,12 +68,12 @@ def grouped(runs: Sequence[RunFacts]) -> list[Group]:
 
 def apart_of(settings: Sequence[dict[str, Any]]) -> list[str]:
     """Names of settings that are not the same in all."""
-    names = dict.fromkeys(key for own in settings for key in own)
+    names = dict.fromkeys(key for own in settings for key, value in own.items() if value != {})
     return [key for key in names if any(own.get(key) != settings[0].get(key) for own in settings)]
 
 
 def mean_interval(values: Numbers) -> tuple[Numbers, Numbers, Numbers]:
-    """Mean over seeds ``[R, ...]`` and the ends of its 95% interval, Student's t; NaN for the ends of fewer than two."""
+    """Mean over seeds ``[R, ...]`` and the ends of its 95% interval, Student's t; these are NaN for one seed."""
     n = len(values)
     mean = values.mean(axis=0)
     half = t_quantile(0.975, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else mean * math.nan
