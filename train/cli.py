@@ -34,6 +34,7 @@ usage: rlcore COMMAND ...
   adapt       fit one to a new task:     rlcore adapt --run RUN
   export      write a policy as ONNX:    rlcore export --run RUN
   play        show a policy as GIF/MP4:  rlcore play --run RUN
+  report      show a run as a page:      rlcore report RUN
   tasks       list what can be trained:  rlcore tasks [FILTER]
   config      show or convert settings:  rlcore config --task TASK [--from rsl_rl] [--show]
   import      take over a checkpoint:    rlcore import FILE --task TASK
@@ -44,7 +45,7 @@ line says what and how to correct it), 70 something failed, such as the env (its
 folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any more, as after
 | head. What was trained is kept, and --resume goes on."""
 
-COMMANDS = ("train", "eval", "robustness", "adapt", "export", "play", "tasks", "config", "import")
+COMMANDS = ("train", "eval", "robustness", "adapt", "export", "play", "report", "tasks", "config", "import")
 """Commands, each in a module of ``rlcore.train.commands`` that is imported on demand: PyTorch takes its time."""
 
 _MODULES = {"import": "importing"}

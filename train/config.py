@@ -48,6 +48,7 @@ RESUMABLE = frozenset(
         "eval_stage",
         "log_interval",
         "export",
+        "report",
         "capture_env",
         "device",
         "threads",
@@ -123,6 +124,8 @@ class TrainConfig:
     """On CUDA, record the whole rollout, env included, as one graph. None: where the env allows it."""
     export: bool = True
     """Export the best checkpoint to ONNX at the end, and evaluate the file."""
+    report: bool = True
+    """Write report.html into the run folder at the end: curves, figures and settings on one page."""
     agent: PPOConfig = field(default_factory=PPOConfig)
     """Settings of the algorithm."""
     init_from: str | None = None

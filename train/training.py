@@ -32,6 +32,8 @@ from rlcore.train.continuation import env_changes
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
 from rlcore.train.evaluate import ENDLESS, Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
 from rlcore.train.logger import RunLogger, notes_shown
+from rlcore.train.machine import write_machine
+from rlcore.train.reports.page import report_at_end
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.several import end_of_follower, follow, of_rank, places, share_of, with_ranks
 from rlcore.train.threads import use_threads
@@ -176,6 +178,7 @@ class Training:
         config, resumed = self.config, self.progress
         self.run = self._folder()
         gathered(str(self.run.path))
+        write_machine(self.run.path, self.device)
         self._say_what_is_ahead()
         if self.progress is None:
             self.progress = begin(self.env, self.agent, config.seed)
@@ -235,6 +238,9 @@ class Training:
             say(self.console, "stopped before evaluation and export were done; to do them:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             code = int(str(stop.code))
+        else:
+            if config.report:
+                report_at_end(self.run.path, self.console)
         close_env(self.eval_env, self.console)
         return code
 
