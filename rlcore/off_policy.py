@@ -24,7 +24,7 @@ from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
 from rlcore.networks import unit_weights
 from rlcore.observations import as_stored, concatenate, unread, vectors
-from rlcore.off_policy_config import OffPolicyConfig, memory, steps_note, warnings
+from rlcore.off_policy_config import OffPolicyConfig, all_envs, memory, steps_note, warnings
 from rlcore.optimizer import NO_LIMIT, FlatAdam, descend, flat, learned
 from rlcore.own_network import refuse_state
 from rlcore.policies import SquashedPolicy
@@ -123,7 +123,7 @@ class OffPolicy:
         """What a run prints when it begins; gradient steps last."""
         source = "env" if self.config.action_low is None and self.config.action_high is None else "settings"
         told = [*told, f"actions within {self.policy.bounds_text}, from the {source}"]
-        return (*told, steps_note(self.num_updates, f"from step {self.first_rows * self.env.num_envs:,} on"))
+        return (*told, steps_note(self.num_updates, f"from step {self.first_rows * all_envs(self.env):,} on"))
 
     def warnings(self, num_iterations: int) -> list[str]:
         """What makes a run of so many further iterations slow or useless."""
@@ -394,7 +394,7 @@ class OffPolicy:
         if state["replay"] is not None:
             self.replay.load_state_dict(state["replay"])
         elif state["stored"]:
-            first = self.first_rows * self.env.num_envs
+            first = self.first_rows * all_envs(self.env)
             wait = f"after {first:,} new steps: the replay memory was not saved (save_buffer)"
             self.notes = (*self.notes[:-1], steps_note(self.num_updates, wait))
         self.trace.load_state_dict(state["trace"])

@@ -274,6 +274,11 @@ class OffPolicyConfig:
         return cls(**{**known[name], **changes})
 
 
+def all_envs(env: VecEnv) -> int:
+    """The envs of all ranks."""
+    return env.num_envs * world().size
+
+
 def memory(
     config: OffPolicyConfig, env: VecEnv, spec: EnvSpec, groups: tuple[str, ...], signals: Mapping[str, SignalConfig],
     first_rows: int,
