@@ -223,6 +223,8 @@ def refuse(env: VecEnv, agent: Agent) -> None:
         return
     config: Any = getattr(agent, "config", None)
     remedy = f"is not shared among {world().size} ranks; train on one GPU, or leave it out"
+    if hasattr(agent, "renew"):  # which plays tasks of its own choice, and takes its steps without the others
+        raise ConfigError(f"algo: {type(agent).__name__} {remedy}")
     if is_adaptive(env) or is_scored(env):
         raise ConfigError(f"{name_of(env)}: a curriculum, or a range that follows success, {remedy}")
     for name in ("safety", "signals"):
