@@ -23,6 +23,9 @@ NAMES = {
 UNSMOOTHED = "eval"
 """Metrics that begin so are means of many episodes with one policy, and few."""
 
+FEWEST = 25
+"""Points of a curve that is smoothed: in a shorter one the average would be late for most of it."""
+
 
 def figure_text(value: float | None) -> str:
     """A number for people."""
@@ -69,7 +72,8 @@ def _section(
         note = f"{missing} value{'s' * (missing != 1)} not finite" if missing else ""
         caption = tag("figcaption", tag("b", metric), tag("span", last), *([tag("em", note)] if note else []))
         by_kind.setdefault(kind, []).append(tag("figure", caption, class_="chart", data_chart=len(charts)))
-        charts.append({"name": metric, "lines": drawn, "smooth": kind != UNSMOOTHED})
+        smooth = kind != UNSMOOTHED and max(len(line["x"]) for line in drawn) >= FEWEST
+        charts.append({"name": metric, "lines": drawn, "smooth": smooth})
     if not charts:
         return tag("p", "There are no curves."), {"charts": []}
     order = [kind for kind in FIRST if kind in by_kind]
