@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from rlcore.train.reports.markup import Html, folded, joined, tag
-from rlcore.train.reports.run import RunFacts
-from rlcore.train.reports.seeds import Curve, Group, Numbers, group_curve, run_line
+from rlcore.train.reports.run import Numbers, RunFacts
+from rlcore.train.reports.seeds import Curve, Group, group_curve, run_line
 
 FIRST = ("eval", "rollout", "env", "curriculum")
 """Beginnings of metrics that are shown first; the others are folded."""
