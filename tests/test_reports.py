@@ -123,7 +123,8 @@ def test_the_page_needs_no_network_and_runs_its_own_program_alone(tmp_path: Path
 
 
 def test_nothing_of_a_run_can_break_out_of_the_page(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run<b>", **{HOSTILE: HOSTILE, "plain": [HOSTILE, "\x00\ud800"]})
+    options: dict[str, Any] = {HOSTILE: HOSTILE, "plain": [HOSTILE, "\x00\ud800"]}
+    run = make_run(tmp_path / "run<b>", **options)
     config = (
         (run / "config.yaml").read_text(errors="surrogateescape").replace("task: CartPole", f"task: '{HOSTILE[:-2]}'''")
     )

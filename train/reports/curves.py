@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from rlcore.train.reports.markup import Html, folded, joined, tag
-from rlcore.train.reports.run import RunFacts
-from rlcore.train.reports.seeds import Curve, Group, Numbers, group_curve, run_line
+from rlcore.train.reports.run import Numbers, RunFacts
+from rlcore.train.reports.seeds import Curve, Group, group_curve, run_line
 
 FIRST = ("eval", "rollout", "env", "curriculum")
 """Beginnings of metrics that are shown first; the others are folded."""
@@ -22,6 +22,9 @@ NAMES = {
 
 UNSMOOTHED = "eval"
 """Metrics that begin so are means of many episodes with one policy, and few."""
+
+FEWEST = 25
+"""Points of a curve that is smoothed: in a shorter one the average would be late for most of it."""
 
 
 def figure_text(value: float | None) -> str:
@@ -69,7 +72,8 @@ def _section(
         note = f"{missing} value{'s' * (missing != 1)} not finite" if missing else ""
         caption = tag("figcaption", tag("b", metric), tag("span", last), *([tag("em", note)] if note else []))
         by_kind.setdefault(kind, []).append(tag("figure", caption, class_="chart", data_chart=len(charts)))
-        charts.append({"name": metric, "lines": drawn, "smooth": kind != UNSMOOTHED})
+        smooth = kind != UNSMOOTHED and max(len(line["x"]) for line in drawn) >= FEWEST
+        charts.append({"name": metric, "lines": drawn, "smooth": smooth})
     if not charts:
         return tag("p", "There are no curves."), {"charts": []}
     order = [kind for kind in FIRST if kind in by_kind]

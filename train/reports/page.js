@@ -135,7 +135,7 @@
         const row = document.createElement("div"), key = document.createElement("span");
         key.className = `key ${color(line)}`;
         const ends = line.low && there(line.low[i]) ? ` (${short(line.low[i])} to ${short(line.high[i])})` : "";
-        row.append(key, `${line.label ? line.label + ": " : ""}${short(line.mid[i])}${ends}`);
+        row.append(key, `${short(line.mid[i])}${ends} ${line.label}`);
         tip.append(row);
       }
       tip.hidden = !marks.childNodes.length;
@@ -149,8 +149,17 @@
   }
 
   const figures = [...document.querySelectorAll(".chart")];
-  // Tells the width at first, when a window or a folded part changes, and so draws only what is to be seen.
-  const seen = new ResizeObserver((entries) => entries.forEach((entry) => draw(entry.target)));
+  // Tells of a width at first, and when a window or a folded part changes, so that only what is to be seen is drawn.
+  const widths = new Map();
+  const seen = new ResizeObserver((entries) =>
+    requestAnimationFrame(() => {
+      for (const { target } of entries)
+        if (widths.get(target) !== target.clientWidth) {
+          widths.set(target, target.clientWidth);
+          draw(target);
+        }
+    }),
+  );
   figures.forEach((figure) => seen.observe(figure));
   const all = () => figures.forEach(draw);
   slider?.addEventListener("input", () => { document.getElementById("weight").value = (+slider.value).toFixed(2); all(); });

@@ -13,12 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rlcore.config import ConfigError, load_yaml, to_dict
 from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.export.metadata import read_metadata
 from rlcore.train.algorithms import ALGORITHMS
 from rlcore.train.defaults import default_config
 from rlcore.train.machine import MACHINE_FILE
+
+Numbers = NDArray[np.float64]
 
 LARGEST_TABLE = 200_000_000
 """Bytes of metrics.csv that are read."""
@@ -46,25 +51,27 @@ UNCOMPARED = ("task", "algo", "preset", "name", "runs_dir")
 class Metrics:
     """Columns of ``metrics.csv``, NaN where there is no value."""
 
-    columns: dict[str, array[float]] = field(default_factory=dict)
+    columns: dict[str, Numbers] = field(default_factory=dict)
     not_finite: dict[str, int] = field(default_factory=dict)
     """Values by metric that were written as NaN or infinity."""
     notes: list[str] = field(default_factory=list)
 
     @property
-    def steps(self) -> array[float]:
+    def steps(self) -> Numbers:
         """The x-axis: env steps of each row."""
-        return self.columns.get("env_steps", array("d"))
+        return self.columns.get("env_steps", np.empty(0))
 
     @property
     def names(self) -> list[str]:
         """Metrics that have any value."""
         axes = ("iteration", "env_steps")
-        return [key for key, column in self.columns.items() if key not in axes and any(map(math.isfinite, column))]
+        return [key for key, column in self.columns.items() if key not in axes and np.isfinite(column).any()]
 
     def last(self, name: str) -> float | None:
         """The last value of a metric."""
-        return next((value for value in reversed(self.columns.get(name, ())) if math.isfinite(value)), None)
+        column = self.columns.get(name, np.empty(0))
+        known = column[np.isfinite(column)]
+        return float(known[-1]) if len(known) else None
 
 
 @dataclass
@@ -149,37 +156,27 @@ def read_metrics(path: Path) -> Metrics:
             header = next(reader, [])
             if "env_steps" not in header or len(set(header)) != len(header):
                 raise ValueError("its first line does not name columns, env_steps among them")
-            columns = [array("d") for _ in header]
-            steps = header.index("env_steps")
+            steps, table = header.index("env_steps"), array("d")
             for row in reader:
-                values = [_number(text) for text in row]
-                if len(row) != len(header) or None in values or not math.isfinite(_or_nan(values[steps])):
+                try:
+                    values = [float(text) if text else math.nan for text in row]
+                except ValueError:
+                    values = []
+                if len(values) != len(header) or not math.isfinite(values[steps]):
                     left_out += 1
                     continue
-                for name, text, value, column in zip(header, row, values, columns, strict=True):
-                    number = _or_nan(value)
-                    if text and not math.isfinite(number):
-                        metrics.not_finite[name] = metrics.not_finite.get(name, 0) + 1
-                        number = math.nan
-                    column.append(number)
-            metrics.columns = dict(zip(header, columns, strict=True))
+                if sum(map(math.isfinite, values)) + row.count("") < len(row):
+                    for i, (name, text) in enumerate(zip(header, row, strict=True)):
+                        if text and not math.isfinite(values[i]):
+                            metrics.not_finite[name] = metrics.not_finite.get(name, 0) + 1
+                            values[i] = math.nan
+                table.extend(values)
+            metrics.columns = dict(zip(header, np.array(table).reshape(-1, len(header)).T, strict=True))
     except (OSError, ValueError, csv.Error) as error:
         metrics.notes.append(f"metrics.csv cannot be read: {error}")
     if left_out:
         metrics.notes.append(f"metrics.csv: {left_out} row{'s' * (left_out != 1)} cut short or damaged, left out")
     return metrics
-
-
-def _number(text: str) -> float | None:
-    """The number of a cell, NaN where it is empty; None where it is none."""
-    try:
-        return float(text) if text else math.nan
-    except ValueError:
-        return None
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def leaves(data: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rlcore.train.intervals import t_quantile
-from rlcore.train.reports.run import RunFacts, leaves
+from rlcore.train.reports.run import Numbers, RunFacts, leaves
 
 POINTS = 400
 """Most points of a curve: more than a screen shows, and less than makes a page slow."""
@@ -22,8 +21,6 @@ SAME = {
     "report", "capture_env",
 }  # fmt: skip
 """Settings that may differ within a group: none of them is part of what is tried."""
-
-Numbers = NDArray[np.float64]
 
 
 @dataclass
@@ -103,7 +100,7 @@ def group_curve(group: Group, metric: str) -> Curve | None:
 def run_line(run: RunFacts, metric: str, axis: str = "env_steps") -> tuple[Numbers, Numbers]:
     """Points of one run's metric, at most ``POINTS``: means of as many neighbouring rows as that takes."""
     columns = run.metrics.columns
-    x, y = (np.asarray(columns.get(name, ()), dtype=np.float64) for name in (axis, metric))
+    x, y = (columns.get(name, np.empty(0)) for name in (axis, metric))
     if len(x) != len(y):
         return np.empty(0), np.empty(0)
     there = np.isfinite(x) & np.isfinite(y)
