@@ -96,7 +96,7 @@ def adapt_command(words: Sequence[str]) -> Job:
         if agent.config.adapt_steps > trained:
             say(
                 console,
-                f"note         it was trained with steps up to {trained}; further ones are as large as the last",
+                f"note         it was trained for {trained} steps; further ones are as large as the last",
             )
         result = adapt(source.env, agent, args.seed)
         for line in result.lines():
