@@ -335,8 +335,7 @@ def spec_of(env: VecEnv) -> EnvSpec:
     task = name_of(env)
     found_as = str(getattr(env, "registered_as", None) or task)
     if not isinstance(env.observation_spaces, Mapping):
-        given = repr(env.observation_spaces)
-        raise ValueError(f"{task}: observation_spaces is {given}; give a dict of groups, as {{'policy': Box(...)}}")
+        raise ValueError(f"{task}: observation_spaces is {env.observation_spaces!r}; give a dict of groups by name")
     sizes: dict[str, int] = {}
     image_shapes: dict[str, list[int]] = {}
     image_types: dict[str, str] = {}

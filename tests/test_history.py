@@ -127,7 +127,7 @@ def test_disturbances_do_not_reach_what_a_trial_remembers() -> None:
     assert isinstance(env, ActionHistory) and isinstance(without_history(env), Disturbed)
     where, one = torch.ones(3, dtype=torch.bool), torch.ones(3)
     env.reset(seed=1)
-    env.set_parameters({"noise": one, "action_delay": one}, where)  # type: ignore[attr-defined]
+    env.set_parameters({"noise": one, "action_delay": one}, where)
     step = env.step(torch.full((3, 1), 0.25))
     obs = step.obs["policy"]  # [3, 3 numbers, previous action, reward, end, sent action]
     assert torch.equal(obs[:, 3], torch.full((3,), 0.25)) and torch.equal(obs[:, 4], step.reward)

@@ -344,7 +344,7 @@ def test_values_that_mean_nothing_are_refused(types: list[str], words: str) -> N
     env = make_env("Pendulum", 2)
     with pytest.raises(ValueError, match=re.escape(words)):
         planned(env, disturbances(env), types)
-    planned(env, disturbances(env), ["damping=-1:1", "model_uncertainty=0:3"])
+    planned(env, disturbances(env), ["damping=-1:1", "model_uncertainty=0:3", "external_force"])
 
 
 def test_several_tasks_are_measured_cell_by_cell() -> None:

@@ -137,7 +137,7 @@ def _check_gpus(number: int, words: Sequence[str]) -> None:
 
         have = torch.cuda.device_count()
         if have < number:
+            fewer = f"give at most {have}, or" if have else "give"
             raise UsageError(
-                f"--gpus is {number} and PyTorch sees {have} here; give at most {have}, or --processes "
-                f"{number} --device cpu"
+                f"--gpus is {number} and PyTorch sees {have} here; {fewer} --processes {number} --device cpu"
             )

@@ -72,7 +72,7 @@ class RunFolder:
             FileNotFoundError: there is no run there; the message says what a run folder has.
         """
         if path.is_file() and path.suffix == ".onnx":
-            raise FileNotFoundError(f"'{path}' is an exported file; give it to --onnx, or its run folder to --run")
+            raise FileNotFoundError(f"'{path}' is an exported file; name its run folder, or give it to --onnx")
         if path.parent.name != "checkpoints":
             _refuse_others(path)
         for folder in (path, path.parent, path.parent.parent):

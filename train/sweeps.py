@@ -178,7 +178,7 @@ def _sweep(
         raise ValueError(f"{task} has no '{name}'; {nearest(name, every)}")
     chosen = _range(name, given) if given else tuple(magnitudes or default)
     least = 0.0 if name in (PUSH, NOISE, DELAY, MODEL) or not set(parameters) & own.keys() else -math.inf
-    most = 1.0 if parameters[0] in SHARES and parameters[0] not in own else math.inf
+    most = 1.0 if name in SHARES and name not in own else math.inf
     bad = next((m for m in chosen if not math.isfinite(m) or not least <= m <= most), None)
     if bad is not None:
         remedy = "a number" if not math.isfinite(bad) else "0 or more" if most == math.inf else "0 to 1"

@@ -226,6 +226,8 @@ class Training:
         if interrupt.signal is not None:
             say(self.console, f"stopped after iteration {progress.iteration}; to go on:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
+            if self.ranks.size > 1:
+                say(self.console, f"  with --processes or --gpus {self.ranks.size}, as it was started, bit for bit")
             return 128 + interrupt.signal
         if not self.shares_env:
             close_env(self.env, self.console)

@@ -94,7 +94,10 @@ def adapt_command(words: Sequence[str]) -> Job:
         say(console, f"adapting to  {told(source.options)}, by {rows} episodes before each step")
         trained = content["agent"]["step_sizes"].shape[0]
         if agent.config.adapt_steps > trained:
-            say(console, f"note         it was trained for {trained} steps; further ones are as large as the last")
+            say(
+                console,
+                f"note         it was trained for {trained} steps; further ones are as large as the last",
+            )
         result = adapt(source.env, agent, args.seed)
         for line in result.lines():
             say(console, line)

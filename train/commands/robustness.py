@@ -94,7 +94,7 @@ def robustness_command(words: Sequence[str]) -> Job:
             if simulator_of(first.task) == "isaaclab" and (args.compare or args.batch == "one"):
                 raise ValueError("Isaac Sim has one scene a process; leave --compare and --batch one out")
             histories = [name for name in sources[-1].options if name.rpartition(".")[2] == "action_history"]
-            if histories and getattr(sources[-1].env, "tasks", ()):
+            if getattr(sources[-1].env, "tasks", ()) and histories:
                 raise ValueError(f"env.{histories[0]}: disturbances of several tasks would reach it; give one --task")
             if args.batch == "one" and len(getattr(first.env, "tasks", ())) > 1:
                 raise ValueError(
