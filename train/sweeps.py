@@ -177,8 +177,9 @@ def _sweep(
         every = [*TYPES, *known]
         raise ValueError(f"{task} has no '{name}'; {nearest(name, every)}")
     chosen = _range(name, given) if given else tuple(magnitudes or default)
-    least = 0.0 if name in (PUSH, NOISE, DELAY, MODEL) or not set(parameters) & own.keys() else -math.inf
     most = 1.0 if name in SHARES and name not in own else math.inf
+    late = name.endswith("_delay") and name not in own
+    least = 0.0 if most == 1 or late or name in (PUSH, NOISE, DELAY, MODEL) else -math.inf
     bad = next((m for m in chosen if not math.isfinite(m) or not least <= m <= most), None)
     if bad is not None:
         remedy = "a number" if not math.isfinite(bad) else "0 or more" if most == math.inf else "0 to 1"
