@@ -74,7 +74,12 @@ def write_cpp(onnx: str | os.PathLike[str], folder: str | os.PathLike[str]) -> C
         )
     states = [name for name in ("h", "c") if f"{name}_in" in inputs]
     names = {"obs": "obs", **dict.fromkeys(masks, "mask"), **{f"{name}_in": name for name in states}}
-    program = translate(model, names)
+    try:
+        program = translate(model, names)
+    except ExportError as error:
+        if metadata.get("tasks"):
+            raise ExportError(f"{error}; of several tasks a file for one can be written: --for-task NAME") from error
+        raise
     folder.mkdir(parents=True, exist_ok=True)
     written = {"policy.hpp": _policy(program, metadata, inputs, masks), **{h: _source(h) for h in HEADERS}}
     trace = decoded(metadata.get("golden_trace"))

@@ -94,7 +94,8 @@ class GateConfig:
         check(kind == "none", "network.rnn.type", kind, "the safety critic has no memory; set none")
         named = self.costs is None or len(self.costs) > 0
         check(named, "costs", self.costs, "name one signal or more, or set none for those of safety.costs")
-        told = self.threshold is not None or (self.cost_shaping == 0 and self.costs is None and self.pose is None)
+        unset = self.cost_shaping == 0 and self.costs is None and self.pose is None and self.fallback == "candidates"
+        told = self.threshold is not None or unset
         check(told, "threshold", threshold, "other settings of the gate need one; set a number such as 0.1")
 
     @property

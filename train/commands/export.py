@@ -79,6 +79,10 @@ def _written(args: ExportArguments) -> Job:
 
     if args.motors and args.deploy_yaml is None:
         raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
+    if args.deploy_yaml is not None and args.deploy_yaml.is_dir():
+        raise ValueError(
+            f"--deploy-yaml is '{args.deploy_yaml}', which is a folder; name a file in it, such as deploy.yaml"
+        )
     if args.onnx is not None:
         _check_alone(args)
         if not (args.show or args.cpp or args.deploy_yaml):
