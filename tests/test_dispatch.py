@@ -79,9 +79,9 @@ def test_choosing_asks_nothing_of_pytorch() -> None:
 
 
 def registered() -> list[tuple[str, str]]:
-    """File and kernel of every registration in the core."""
+    """File and kernel of every registration, in the core and in envs."""
     found = []
-    for path in ROOT.glob("*.py"):
+    for path in (*ROOT.glob("*.py"), *(ROOT / "envs").glob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "accelerated":
                 found.append((path.name, ast.literal_eval(node.args[0])))

@@ -561,7 +561,10 @@ def test_frames_in_which_the_gate_acts_have_a_border(trained: Any) -> None:
         ({"horizon": 0.5}, "horizon: 0.5 is not possible; set at least 1"),
         ({"costs": ()}, "costs: () is not possible; name signals|costs: .* name one signal or more"),
         ({"threshold": None}, "threshold: None is not possible; other settings of the gate need one"),
-        ({"threshold": None, "costs": None, "fallback": "pose"}, "threshold: None .* other settings of the gate need one"),
+        (
+            {"threshold": None, "costs": None, "fallback": "pose"},
+            "threshold: None .* other settings of the gate need one",
+        ),
         ({"held_out": 1.0}, "held_out: 1.0 is not possible"),
         ({"tau": 0.0}, "tau: 0.0 is not possible"),
         ({"num_around": -1}, "num_around: -1 is not possible; set 0 or more"),

@@ -59,7 +59,9 @@ class Walkers(gymnasium.Env[Any, Any]):
         # What a curriculum by performance changes: it has no counter to go by.
         self.ranges = SimpleNamespace(speed=(0.0, 1.0))
         self.term = SimpleNamespace(cfg=SimpleNamespace(ranges=self.ranges))
-        self.command_manager = SimpleNamespace(active_terms=["speed"], get_term=lambda name: self.term)
+        self.command_manager = SimpleNamespace(
+            active_terms=["speed"], get_term=lambda name: self.term, get_command=lambda name: self.command[:, None]
+        )
         self.position, self.command = torch.zeros(n, 3), torch.zeros(n)
 
     @property
