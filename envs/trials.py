@@ -114,7 +114,8 @@ class Trials(OwnState):
             log |= {f"{RETURN}{k + 1}": x.clone() for k, x in enumerate(self._returns.unbind(1))}
         if "success" in log:
             # Made on the device: a number from the host would be waited for in every step.
-            goals = log["num_goals"].to(step.reward) if "num_goals" in log else torch.ones_like(step.reward)
+            told = "num_goals" in log
+            goals = torch.as_tensor(log["num_goals"]).to(step.reward) if told else torch.ones_like(step.reward)
             success = torch.as_tensor(log["success"]).to(step.reward)
             self._goals.add_(torch.where(ended, goals, 0.0))
             self._successes.add_(torch.where(ended, success * goals, 0.0))
