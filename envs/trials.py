@@ -78,9 +78,7 @@ class Trials(OwnState):
         n = self.num_envs
         self._nothing = torch.zeros(n, size, device=self.device)
         self._numbers = torch.arange(episodes, device=self.device)
-        self._episode = torch.zeros(
-            n, dtype=torch.int64, device=self.device
-        )  # [N], the present one of the trial, from 0
+        self._episode = torch.zeros(n, dtype=torch.int64, device=self.device)  # [N], the present one, from 0
         self._returns = torch.zeros(n, episodes, device=self.device)
         self._successes, self._goals = torch.zeros(2, n, device=self.device)  # [N] each, of the trial so far
         self._kept |= {"episode": self._episode, "returns": self._returns}

@@ -20,6 +20,7 @@ from rlcore.env_check import check_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
 from rlcore.learn import check_scored, learn
+from rlcore.ranks import refuse
 from rlcore.report import Report
 from rlcore.resume import Progress, begin, restore, snapshot
 from rlcore.stage import Stage, lent, reset_at, stage_of, stage_where
@@ -121,6 +122,7 @@ class Training:
             )
         check_agent(self.agent, self.algorithm.name)
         check_scored(self.env, self.agent)
+        refuse(self.env, self.agent)  # here, before there is a run folder
         if config.init_from is not None and content is None:
             self.notes += take_weights(self.agent, config)
         self.folder: Path | None = None  # of the run, where another rank writes it
