@@ -1,6 +1,6 @@
 """Time iterations of PPO in several ranks: what more GPUs bring, and what their sums cost.
 
-    python benchmarks/scaling.py --ranks 1 2 4 --num-envs 4096 --rounds 2 --json scaling.json
+    python benchmarks/scaling.py --ranks 1 2 4 --num-envs 4096 --rounds 2 --libraries rlcore rsl_rl --json scaling.json
 
 All configurations take turns in one run, round after round, so that a machine that drifts favors none:
 
@@ -9,7 +9,8 @@ All configurations take turns in one run, round after round, so that a machine t
 - ``strong``: so many ranks that share ``--num-envs`` envs; ideal is that time over their number.
 
 Each is timed with the env alone (random actions) and with the learner. Ratios are of env steps per second, to those of
-one rank. On a CPU ranks have one thread each, so that more ranks are more cores.
+one rank of the same library. On a CPU ranks have one thread each, so that more ranks are more cores;
+rsl_rl has none there.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
 from facts import header, write
+from peers import rsl_rl
 from rich.console import Console
 from rich.table import Table
+from work import Work
 
-from rlcore.distributed import gathered, join, leave, world
+from rlcore.distributed import join, leave
+from rlcore.env import VecEnv
 from rlcore.envs import make_env
 from rlcore.networks import NetworkConfig
 from rlcore.ppo import PPO, PPOConfig
@@ -43,6 +47,10 @@ class Settings:
 
     ranks: tuple[int, ...] = (1, 2)
     """Numbers of ranks; 1 comes first, as what the others are measured by."""
+    libraries: tuple[Literal["rlcore", "rsl_rl"], ...] = ("rlcore",)
+    """Whose PPO: rsl_rl is given the same env, networks, steps and matrix products in TF32."""
+    kinds: tuple[Literal["alone", "weak", "strong"], ...] = ("alone", "weak", "strong")
+    """What to time beside one rank, which is always there."""
     num_envs: int = 4096
     """Envs of a rank where scaling is weak, of all together where it is strong."""
     task: str = "Null"
@@ -69,16 +77,8 @@ class Settings:
     """For the processes that this one starts: what to measure, and where to write it."""
 
 
-def measure(task: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds of an iteration, with the env alone and with the learner, in the ranks that torchrun has started."""
-    cuda = task["device"] == "cuda"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(1)
-    join(device)
-    env = make_env(task["task"], task["envs"] // world().size, device, seed=world().seed(1))
+def rlcore_ms(env: VecEnv, task: dict[str, Any]) -> list[float]:
+    """Milliseconds of each iteration of rlcore."""
     network = NetworkConfig(hidden_dims=tuple(task["hidden"]))
     config = PPOConfig(
         num_steps=task["num_steps"],
@@ -87,8 +87,39 @@ def measure(task: dict[str, Any]) -> dict[str, float]:
         actor=network,
         critic=network,
     )
-    agent = PPO(env, config, seed=1)
-    env.reset(seed=1)
+    learned: list[float] = []
+    PPO(env, config, seed=1).learn(
+        task["warmup"] + task["iterations"],
+        on_report=lambda report: learned.append(
+            1e3 * (report.metrics["time/collect_s"] + report.metrics["time/learn_s"])
+        ),
+    )
+    return learned
+
+
+def rsl_rl_ms(env: VecEnv, task: dict[str, Any]) -> list[float]:
+    """Milliseconds of each iteration of rsl_rl, by its own clock; under torchrun its runner joins the ranks."""
+    torch.set_float32_matmul_precision("high")
+    shape = {name: task[name] for name in ("num_steps", "epochs", "minibatches", "hidden")}
+    work = Work(num_envs=env.num_envs, precision="tf32", **shape | {"hidden": tuple(shape["hidden"])})
+    subject = rsl_rl(env, work, "")
+    subject.run(task["warmup"] + task["iterations"], lambda phase: None)
+    return [sum(times) for times in zip(*(subject.reported[phase] for phase in ("collect", "learn")), strict=True)]
+
+
+def measure(task: dict[str, Any]) -> None:
+    """Milliseconds of an iteration, with the env alone and with the learner, in the ranks that torchrun has started."""
+    cuda = task["device"] == "cuda"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        torch.set_num_threads(1)
+    ranks, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if task["library"] == "rlcore":
+        join(device)
+    env = make_env(task["task"], task["envs"] // ranks, device, seed=1 + rank)
+    env.reset(seed=1 + rank)
     size = env.action_space.shape or ()
     action = torch.rand(env.num_envs, *size, device=device) if size else torch.zeros(env.num_envs, dtype=torch.int64)
     action, spent = action.to(device), []
@@ -99,41 +130,39 @@ def measure(task: dict[str, Any]) -> dict[str, float]:
         if cuda:
             torch.cuda.synchronize()
         spent.append(time.perf_counter() - began)
-    learned: list[float] = []
-    agent.learn(
-        task["warmup"] + task["iterations"],
-        on_report=lambda report: learned.append(report.metrics["time/collect_s"] + report.metrics["time/learn_s"]),
-    )
-    own = [1e3 * statistics.median(times[task["warmup"] :]) for times in (spent, learned)]
-    # The slowest rank is the one that all wait for.
-    env_ms, iteration_ms = (max(times) for times in zip(*gathered(own), strict=True))
-    found = {"env_ms": env_ms, "iteration_ms": iteration_ms}
-    if world().main:
-        Path(task["result"]).write_text(json.dumps(found))
-    leave()
-    return found
+    learned = (rlcore_ms if task["library"] == "rlcore" else rsl_rl_ms)(env, task)
+    own = [statistics.median(times[task["warmup"] :]) for times in ([1e3 * took for took in spent], learned)]
+    Path(f"{task['result']}.{rank}").write_text(json.dumps(own))
+    if task["library"] == "rlcore":
+        leave()
+    elif ranks > 1:
+        torch.distributed.destroy_process_group()
 
 
-def turn(settings: Settings, kind: str, ranks: int, folder: Path) -> dict[str, float]:
+def turn(settings: Settings, library: str, kind: str, ranks: int, folder: Path) -> dict[str, float]:
     """One configuration in processes of its own.
 
     Raises:
         RuntimeError: it failed; its output is the message.
     """
     envs = settings.num_envs * (ranks if kind == "weak" else 1)
-    result = folder / "result.json"
-    result.unlink(missing_ok=True)
-    task = {key: value for key, value in asdict(settings).items() if key not in ("json", "worker", "ranks", "rounds")}
-    task |= {"envs": envs, "result": str(result)}
+    for old in folder.iterdir():
+        old.unlink()
+    left_out = ("json", "worker", "ranks", "rounds", "libraries", "kinds")
+    task = {key: value for key, value in asdict(settings).items() if key not in left_out}
+    task |= {"library": library, "envs": envs, "result": str(folder / "result.json")}
     command = [sys.executable]
     if kind != "alone":
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += [str(Path(__file__).resolve()), "--worker", json.dumps(task)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode or not result.is_file():
-        raise RuntimeError(f"{kind}, {ranks} ranks: {(done.stdout + done.stderr)[-2000:]}")
-    return {"envs": envs, **json.loads(result.read_text())}
+    results = [json.loads(file.read_text()) for file in folder.iterdir()]
+    if done.returncode or len(results) != ranks:
+        raise RuntimeError(f"{library}, {kind}, {ranks} ranks: {(done.stdout + done.stderr)[-2000:]}")
+    # The slowest rank is the one that all wait for.
+    env_ms, iteration_ms = (max(times) for times in zip(*results, strict=True))
+    return {"envs": envs, "env_ms": env_ms, "iteration_ms": iteration_ms}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -143,33 +172,36 @@ def main(arguments: list[str] | None = None) -> int:
     if settings.worker is not None:
         measure(json.loads(settings.worker))
         return 0
-    kinds = [
-        ("alone", 1),
-        *((kind, n) for n in settings.ranks for kind in (("weak",) if n == 1 else ("weak", "strong"))),
-    ]
-    samples: dict[tuple[str, int], list[dict[str, float]]] = {kind: [] for kind in kinds}
+    turns = [("alone", 1)] if "alone" in settings.kinds else []
+    for ranks in settings.ranks:
+        turns += [("weak", 1)] if ranks == 1 else [(kind, ranks) for kind in settings.kinds if kind != "alone"]
+    kinds = [(library, kind, ranks) for kind, ranks in turns for library in settings.libraries]
+    samples: dict[tuple[str, str, int], list[dict[str, float]]] = {kind: [] for kind in kinds}
     report = header("scaling", arguments, settings) | {"results": []}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(settings.rounds):
-            for kind, ranks in kinds:
-                samples[kind, ranks].append(turn(settings, kind, ranks, Path(folder)))
-    table = Table("scaling", "ranks", "envs", "env alone ms", "ratio", "iteration ms", "spread", "env steps/s", "ratio")
-    first: dict[str, float] = {}
-    for (kind, ranks), found in samples.items():
-        row: dict[str, Any] = {"scaling": kind, "ranks": ranks, "envs": found[0]["envs"]}
+            for library, kind, ranks in kinds:
+                samples[library, kind, ranks].append(turn(settings, library, kind, ranks, Path(folder)))
+    table = Table(
+        "library", "scaling", "ranks", "envs", "env alone ms", "ratio", "iteration ms", "spread", "env steps/s", "ratio"
+    )
+    first: dict[tuple[str, str], float] = {}
+    for (library, kind, ranks), found in samples.items():
+        row: dict[str, Any] = {"library": library, "scaling": kind, "ranks": ranks, "envs": found[0]["envs"]}
         for name in ("env_ms", "iteration_ms"):
             times = [sample[name] for sample in found]
             row[name], row[f"{name}_range"] = statistics.median(times), [min(times), max(times)]
             row[f"{name}_steps_per_s"] = row["envs"] * settings.num_steps / row[name] * 1e3
             if (kind, ranks) == ("weak", 1):
-                first[name] = row[f"{name}_steps_per_s"]
+                first[library, name] = row[f"{name}_steps_per_s"]
         report["results"].append(row)
     for row in report["results"]:
         for name in ("env_ms", "iteration_ms"):
-            row[f"{name}_ratio"] = row[f"{name}_steps_per_s"] / first[name] if first else None
+            row[f"{name}_ratio"] = row[f"{name}_steps_per_s"] / first[row["library"], name] if first else None
         low, high = row["iteration_ms_range"]
         numbers = [row["env_ms"], row["env_ms_ratio"], row["iteration_ms"]]
         table.add_row(
+            row["library"],
             row["scaling"],
             str(row["ranks"]),
             f"{row['envs']:,.0f}",
