@@ -276,10 +276,7 @@ class MaximumEntropy:
 
     def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
         """See ``Fixed``."""
-        number = torch.cumsum(done, 0).add_(self.cursor)  # [N], of the episodes that ended
-        place = torch.where(done, number % (len(self.seen) - 1), self._not_ended)
-        self.seen.index_copy_(0, place, torch.cat((position, self.log_density[None], success[None])).t())
-        self.cursor.copy_(number[-1])
+        remember(self.seen, self.cursor, position, self.log_density, success, done, self._not_ended)
 
     def adapt(self) -> Metrics:
         """Change the distributions, every so often."""
@@ -365,6 +362,21 @@ def inverted(uniform: Tensor, cumulative: Tensor, density: Tensor, where: Tensor
     cell = torch.searchsorted(cumulative, uniform[0])  # [P, N]
     torch.where(where, density.gather(1, cell).sum(0), kept, out=kept)
     return (cell + uniform[1]) / density.shape[1]
+
+
+@accelerated("ranges:remember")
+def remember(
+    seen: Tensor, cursor: Tensor, position: Tensor, density: Tensor, success: Tensor, done: Tensor, waste: Tensor
+) -> None:
+    """Write ``position`` ``[P, N]``, log density and success of episodes that are ``done`` over the oldest.
+
+    ``seen`` has the latest M >= N in its rows, ``[M + 1, P + 2]``; what has not ended goes to the last row, of number
+    ``waste``. ``cursor`` is the number of the latest episode, from -1, and follows in place.
+    """
+    number = torch.cumsum(done, 0).add_(cursor)  # [N], of the episodes that ended
+    place = torch.where(done, number % (len(seen) - 1), waste)
+    seen.index_copy_(0, place, torch.cat((position, density[None], success[None])).t())
+    cursor.copy_(number[-1])
 
 
 def log_beta(shape: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from conftest import INTERPRETED
 
 from rlcore import dispatch
-from rlcore.envs.ranges import Scale, add_ended, chosen, inverted, redrawn
+from rlcore.envs.ranges import Scale, add_ended, chosen, inverted, redrawn, remember
 
 SHAPES = [(1, 1), (3, 5), (2, 300)]
 """Parameters and envs."""
@@ -90,3 +90,22 @@ def test_distributions_are_inverted(shape: tuple[int, int], place: torch.device)
     close(position, (cell + uniform[1].double().numpy()) / 64)
     total = np.take_along_axis(density.double().numpy(), cell, 1).sum(0)
     close(given[-1], np.where(where.numpy(), total, 7.0))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 5000)])
+def test_the_latest_episodes_are_remembered_in_order(shape: tuple[int, int], place: torch.device) -> None:
+    torch.manual_seed(0)
+    count, envs = shape
+    size = envs + envs // 2
+    seen = torch.full((size + 1, count + 2), 9.0, device=place)
+    cursor, waste = torch.tensor(-1, device=place), torch.tensor(size, device=place)
+    wanted, number = seen.cpu().numpy()[:-1].copy(), -1
+    for _ in range(3):
+        position, density, success = torch.rand(count, envs), torch.rand(envs), torch.rand(envs)
+        done = torch.rand(envs) < 0.7
+        remember(seen, cursor, *(x.to(place) for x in (position, density, success, done)), waste)
+        for env in np.flatnonzero(done.numpy()):
+            number += 1
+            wanted[number % size] = [*position[:, env].tolist(), float(density[env]), float(success[env])]
+    assert int(cursor) == number
+    np.testing.assert_array_equal(seen[:-1].cpu().numpy(), wanted)

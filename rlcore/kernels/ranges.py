@@ -143,3 +143,34 @@ def inverted(uniform: Tensor, cumulative: Tensor, density: Tensor, where: Tensor
         rows, cells, cells.bit_length(), _BLOCK,
     )  # fmt: skip
     return position
+
+
+@triton.jit
+def _remember_kernel(
+    seen: array, cursor: array, position: array, density: array, success: array, done: array, N: array, SIZE: array,
+    P: constexpr, BLOCK: constexpr,
+) -> None:  # fmt: skip
+    """Do as ``ranges.remember`` does, in one program: episodes are numbered in the order of their envs."""
+    number = tl.load(cursor)
+    for begin in range(0, N, BLOCK):
+        env = begin + tl.arange(0, BLOCK)
+        ended = (env < N) & (tl.load(done + env, mask=env < N, other=0) != 0)
+        rank = tl.cumsum(ended.to(tl.int32), 0)
+        row = seen + (number + rank) % SIZE * (P + 2)
+        for i in range(P):
+            tl.store(row + i, tl.load(position + i * N + env, mask=ended, other=0.0), mask=ended)
+        tl.store(row + P, tl.load(density + env, mask=ended, other=0.0), mask=ended)
+        tl.store(row + P + 1, tl.load(success + env, mask=ended, other=0.0), mask=ended)
+        number += tl.sum(ended.to(tl.int32), 0)
+    tl.store(cursor, number)
+
+
+def remember(
+    seen: Tensor, cursor: Tensor, position: Tensor, density: Tensor, success: Tensor, done: Tensor, waste: Tensor
+) -> None:
+    """See ``ranges.remember``."""
+    rows, envs = position.shape
+    _remember_kernel[(1,)](
+        seen, cursor, position.contiguous(), density, success.contiguous(), done.view(torch.uint8), envs,
+        len(seen) - 1, rows, min(4096, triton.next_power_of_2(envs)), num_warps=8,
+    )  # fmt: skip
