@@ -56,7 +56,7 @@ class Randomized(OwnState):
         logarithmic = [config.parameters[name].distribution == "log_uniform" for name in self._limits]
         limits = torch.tensor(list(self._limits.values()), dtype=torch.float64)  # [P, 2]
         scaled = torch.where(torch.tensor(logarithmic)[:, None], limits.log(), limits)
-        low, high = scaled.float().to(self.device)[:, :, None].unbind(1)  # [P, 1]
+        low, high = scaled.float().to(self.device).t().contiguous()[:, :, None]  # [P, 1] each
         points = torch.tensor([[low == high] for low, high in self._limits.values()], device=self.device)
         logarithm = torch.tensor(logarithmic, device=self.device)[:, None]
         equal = any(low == high for low, high in self._limits.values())

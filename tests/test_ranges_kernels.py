@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from conftest import INTERPRETED
 
 from rlcore import dispatch
+from rlcore.envs import make_env
+from rlcore.envs.classic import Pendulum
+from rlcore.envs.randomize import Randomized
 from rlcore.envs.ranges import Scale, add_ended, chosen, inverted, redrawn, remember
 
 SHAPES = [(1, 1), (3, 5), (2, 300)]
@@ -33,7 +38,7 @@ def test_what_begins_takes_its_positions_and_values(shape: tuple[int, int], spec
     torch.manual_seed(0)
     kept, position = torch.rand(2, *shape, device=place)
     where = torch.rand(shape[1], device=place) < 0.5
-    low, span = torch.rand(2, shape[0], 1, device=place)
+    low, span = torch.rand(shape[0], 2, 1, device=place).unbind(1)  # not in one piece
     logarithmic, points = torch.rand(2, shape[0], 1, device=place) < 0.5
     lowest = torch.tensor(-1.0, device=place)
     scale = Scale(low, span, logarithmic if special else None, points if special else None, lowest)
@@ -47,6 +52,23 @@ def test_what_begins_takes_its_positions_and_values(shape: tuple[int, int], spec
     now = np.where(begun, new, old)
     for got, wanted in ((values, value), (kept, now), (seen, 2 * now.T - 1), (before, 2 * old.T - 1)):
         close(got, wanted)
+
+
+@pytest.mark.parametrize("mode", ["fixed", "adr", "doraemon"])
+def test_several_parameters_of_an_env_stay_within_ranges_of_their_own(mode: str, place: torch.device) -> None:
+    ranges = {"mass": [0.5, 2.0], "length": [0.7, 1.5], "gravity": [8.0, 12.0], "action_delay": [0, 3]}
+    settings = {"mode": mode, **({} if mode == "fixed" else {"success_return": 0.0}), **ranges}
+    env = make_env("Pendulum", 64, place, seed=1, randomize=settings)
+    env.reset(seed=1)
+    assert isinstance(env, Randomized)
+    physics: Any = env
+    while not isinstance(physics, Pendulum):
+        physics = physics.env
+    for name, values in env.task_values().items():
+        low, high = ranges[name]
+        assert low - 1e-6 <= values.min() and values.max() <= high + 1e-6, name
+        if name in physics.parameters:
+            torch.testing.assert_close(physics._values[name], values)  # what the physics has is what was drawn
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -47,8 +47,9 @@ def redrawn(kept: Tensor, position: Tensor, where: Tensor, scale: Any) -> tuple[
     values, seen, before = torch.empty_like(kept), kept.new_empty(envs, rows), kept.new_empty(envs, rows)
     masks = [where if mask is None else mask.contiguous() for mask in (where, scale.logarithmic, scale.points)]
     _redrawn_kernel[(num_blocks(rows * envs, _BLOCK),)](
-        kept, position, masks[0].view(torch.uint8), scale.low, scale.span, *(m.view(torch.uint8) for m in masks[1:]),
-        values, seen, before, envs, rows, scale.logarithmic is not None, scale.points is not None, _BLOCK,
+        kept, position, masks[0].view(torch.uint8), scale.low.contiguous(), scale.span.contiguous(),
+        *(mask.view(torch.uint8) for mask in masks[1:]), values, seen, before, envs, rows,
+        scale.logarithmic is not None, scale.points is not None, _BLOCK,
     )  # fmt: skip
     return values, seen, before
 
@@ -81,8 +82,9 @@ def chosen(uniform: Tensor, limits: Tensor, between: Tensor, where: Tensor, play
     rows, envs = uniform.shape[0] - 1, uniform.shape[1]
     position = uniform.new_empty(rows, envs)
     _chosen_kernel[(num_blocks(envs, _BLOCK),)](
-        uniform, limits, between, where.view(torch.uint8), played, position, envs, rows, len(limits) + 1, _BLOCK
-    )
+        uniform.contiguous(), limits.contiguous(), between.contiguous(), where.contiguous().view(torch.uint8), played,
+        position, envs, rows, len(limits) + 1, _BLOCK,
+    )  # fmt: skip
     return position
 
 
@@ -103,7 +105,7 @@ def add_ended(tally: Tensor, played: Tensor, done: Tensor, success: Tensor, one:
     """See ``ranges.add_ended``."""
     envs = tally.shape[2]
     _ended_kernel[(num_blocks(envs, _BLOCK),)](
-        tally, played, done.view(torch.uint8), success.contiguous(), envs, tally.shape[1], _BLOCK
+        tally, played, done.contiguous().view(torch.uint8), success.contiguous(), envs, tally.shape[1], _BLOCK
     )
 
 
@@ -139,7 +141,8 @@ def inverted(uniform: Tensor, cumulative: Tensor, density: Tensor, where: Tensor
     _, rows, envs = uniform.shape
     position, cells = uniform.new_empty(rows, envs), density.shape[1]
     _inverted_kernel[(num_blocks(envs, _BLOCK),)](
-        uniform, cumulative, density, where.view(torch.uint8), kept, position, envs,
+        uniform.contiguous(), cumulative.contiguous(), density.contiguous(), where.contiguous().view(torch.uint8), kept,
+        position, envs,
         rows, cells, cells.bit_length(), _BLOCK,
     )  # fmt: skip
     return position
@@ -171,6 +174,6 @@ def remember(
     """See ``ranges.remember``."""
     rows, envs = position.shape
     _remember_kernel[(1,)](
-        seen, cursor, position.contiguous(), density, success.contiguous(), done.view(torch.uint8), envs,
+        seen, cursor, position.contiguous(), density, success.contiguous(), done.contiguous().view(torch.uint8), envs,
         len(seen) - 1, rows, min(4096, triton.next_power_of_2(envs)), num_warps=8,
     )  # fmt: skip
