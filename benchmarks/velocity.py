@@ -1,6 +1,6 @@
 """HalfCheetah-Vel: what policies that remember or adapt are worth beside one that is told the speed, on equal goals.
 
-    python benchmarks/velocity.py --run told=runs/HalfCheetah-Vel/ppo/RUN --run "RL²=..." --run MAML=... --png curves.png
+    python benchmarks/velocity.py --run told=runs/HalfCheetah-Vel/ppo/RUN --run "RL²=..." --run MAML=... --png out.png
 
 A loss is a negative return of an episode. All runs are evaluated without exploring in the same envs of the same goals,
 which one seed draws: a policy with a memory in every episode of a trial, one of MAML before adaptation and after all
