@@ -40,7 +40,7 @@ class StepSuccess:
     def of_each(self, infos: Sequence[Mapping[str, Any]], done: NDArray[np.bool_]) -> None:
         """Take in a step of N envs that were stepped one by one, of which some ended an episode ``[N]``."""
         if self._known(infos[0]):
-            self._take(np.array([bool(info.get(self._name, False)) for info in infos]), done)
+            self._take(np.array([bool(info.get(self._name or "", False)) for info in infos]), done)
 
     def of_vector(self, infos: Mapping[str, Any], done: NDArray[np.bool_], begun: NDArray[np.bool_] | None) -> None:
         """Take in a step of a vector env; arguments as for ``gym_costs.StepCosts.of_vector``."""

@@ -164,8 +164,8 @@ class GymnasiumEnv:
         own = bool(self._sub_envs)
         obs, (reward, ended, cut, *valid) = to_torch(self.observation_spaces, groups, others, self.device, own)
         final_obs = obs if final is groups else to_torch(self.observation_spaces, final, (), self.device, own)[0]
-        signals = self._costs.signals(self.device)
-        return Step(obs, reward, ended, cut, final_obs, self._success.log(self.device), *(valid or [None]), signals)
+        log, signals = self._success.log(self.device), self._costs.signals(self.device)
+        return Step(obs, reward, ended, cut, final_obs, log, valid[0] if valid else None, signals)
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
