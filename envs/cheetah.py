@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rlcore.env import Parameter, VecEnv, is_randomizable
+from rlcore.envs.envpool import make_envpool
 from rlcore.envs.gymnasium import make_gymnasium
 from rlcore.envs.parameters import ParameterRows
 from rlcore.envs.wrappers import OwnState
@@ -37,10 +38,11 @@ class HalfCheetah(OwnState):
         device: where observations and rewards go.
         seed: of the envs.
         max_episode_length: steps after which an episode is cut.
-        vectorization: of ``make_gymnasium``: ``sync``, or ``async`` for a process each.
+        vectorization: of ``make_gymnasium``: ``sync``, or ``async`` for a process each; or ``envpool``, whose threads
+            step the same physics several times as fast, but cannot change its parameters.
 
     Raises:
-        ValueError: gymnasium[mujoco] is not installed, or a number is out of range.
+        ValueError: gymnasium[mujoco] or envpool is not installed, or a number is out of range.
     """
 
     def __init__(
@@ -52,8 +54,11 @@ class HalfCheetah(OwnState):
         max_episode_length: int = 200,
         vectorization: str = "sync",
     ) -> None:
-        options: dict[str, Any] = {"max_episode_steps": max_episode_length, "vectorization": vectorization}
-        env: VecEnv = make_gymnasium("HalfCheetah-v5", num_envs, device, seed, **options)
+        options: dict[str, Any] = {"max_episode_steps": max_episode_length}
+        if vectorization == "envpool":  # trials of several episodes cannot have steps that are no steps
+            env: VecEnv = make_envpool("HalfCheetah-v5", num_envs, device, seed, autoreset="same_step", **options)
+        else:
+            env = make_gymnasium("HalfCheetah-v5", num_envs, device, seed, vectorization=vectorization, **options)
         super().__init__(env, seed)
         self.task = {"velocity": "HalfCheetah-Vel", "direction": "HalfCheetah-Dir"}[goal]
         self.goal = goal

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import random
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from numpy.typing import NDArray
 
 from rlcore.envs import unknown_option
 from rlcore.names import nearest_names
@@ -34,14 +36,14 @@ def is_pool(env: Any) -> bool:
     return all(hasattr(env, name) for name in ("config", "all_env_ids", "send", "recv"))
 
 
-def with_reset_seed(env: Any) -> Any:
-    """A pool, or vector wrappers around one, as a ``SeededPool``; everything else as it is.
+def with_reset_seed(env: Any, same_step: bool = False) -> Any:
+    """A pool, or vector wrappers around one, as a ``SeededPool``; everything else, and such a one, as it is.
 
     Raises:
         ValueError: the pool is none of gymnasium's, or does not step all its envs together.
     """
     pool = getattr(env, "unwrapped", env)
-    if not is_pool(pool):
+    if not is_pool(pool) or isinstance(env, SeededPool):
         return env
     name, config = type(pool).__name__, pool.config
     if not isinstance(env, VectorEnv):
@@ -56,7 +58,7 @@ def with_reset_seed(env: Any) -> Any:
         )
     if config.get("max_num_players", 1) != 1:
         raise ValueError(f"{name}: max_num_players is {config['max_num_players']}; give a task of one player")
-    return SeededPool(env)
+    return SeededPool(env, same_step)
 
 
 class SeededPool(VectorWrapper[Any, Any, Any]):
@@ -64,10 +66,17 @@ class SeededPool(VectorWrapper[Any, Any, Any]):
 
     Args:
         env: a pool, or vector wrappers around one.
+        same_step: whoever steps it begins episodes in the step that ended others, by ``reset`` with a mask.
     """
 
     spec = None
     """A pool's is none of gymnasium's."""
+
+    def __init__(self, env: Any, same_step: bool = False) -> None:
+        super().__init__(env)
+        self._latest: Any = None
+        if same_step:
+            self.metadata = {**env.metadata, "autoreset_mode": AutoresetMode.DISABLED}
 
     @property
     def max_episode_steps(self) -> int | None:
@@ -75,8 +84,20 @@ class SeededPool(VectorWrapper[Any, Any, Any]):
         limit = int(self.unwrapped.config.get("max_episode_steps", NO_LIMIT))  # type: ignore[attr-defined]
         return limit if limit < NO_LIMIT else None
 
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step every env."""
+        answer = self.env.step(actions)
+        self._latest = answer[0]
+        return answer
+
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start a new episode in every env; env i is seeded with ``seed + i``."""
+        """Start a new episode in every env, or where ``options["reset_mask"]`` is; env i is seeded with ``seed + i``.
+
+        Observations are those of all envs, where a pool gives those of the envs that begin.
+        """
+        if options and "reset_mask" in options:
+            begun, info = self.env.reset(options=options)
+            return _put(self._latest, options["reset_mask"], begun), info
         if seed is not None:
             inner: Any = self
             while isinstance(inner.env, VectorWrapper):
@@ -90,8 +111,25 @@ class SeededPool(VectorWrapper[Any, Any, Any]):
         return self.env.reset(options=options)
 
 
+def _put(whole: Any, where: NDArray[np.bool_], rows: Any) -> Any:
+    """Observations of all envs with those of some in their place."""
+    if isinstance(whole, Mapping):
+        return {name: _put(part, where, rows[name]) for name, part in whole.items()}
+    if isinstance(whole, tuple):
+        return tuple(_put(part, where, own) for part, own in zip(whole, rows, strict=True))
+    whole = np.array(whole)
+    whole[where] = rows
+    return whole
+
+
 def make_envpool(
-    env_id: str, num_envs: int, device: str | torch.device = "cpu", seed: int | None = None, **options: Any
+    env_id: str,
+    num_envs: int,
+    device: str | torch.device = "cpu",
+    seed: int | None = None,
+    *,
+    autoreset: str = "next_step",
+    **options: Any,
 ) -> GymnasiumEnv:
     """Build a pool from an id of envpool's.
 
@@ -100,6 +138,9 @@ def make_envpool(
         num_envs: N.
         device: where observations and rewards go.
         seed: of the pool; ``None`` draws one, where envpool itself would take 42.
+        autoreset: ``next_step``, as pools do: the step after an episode's last begins the next one, and is none of
+            either; ``same_step``: the last step does so, which trials need, and where episodes end at different times
+            the others wait for it.
         **options: for ``envpool.make``, such as ``max_episode_steps``, ``num_threads`` and ``render_mode``, and the
             task's own.
 
@@ -109,6 +150,8 @@ def make_envpool(
     from rlcore.envs.gymnasium import GymnasiumEnv
 
     task = f"{ENVPOOL_PREFIX}{env_id}"
+    if autoreset not in ("next_step", "same_step"):
+        raise ValueError(f"{task}: autoreset is {autoreset!r:.80}; use 'next_step' or 'same_step'")
     try:
         envpool: Any = importlib.import_module("envpool")
     except ModuleNotFoundError as error:
@@ -124,13 +167,13 @@ def make_envpool(
     except Exception as error:
         refused = re.search(r"argument '(\w+)'", str(error)) if isinstance(error, TypeError) else None
         if refused is not None and refused[1] in options:
-            valid = [*envpool.make_spec(env_id).config._fields, "render_mode"]
+            valid = [*envpool.make_spec(env_id).config._fields, "render_mode", "autoreset"]
             raise ValueError(unknown_option(task, refused[1], [x for x in valid if x not in _OURS])) from error
         given = ", ".join(f"{name}={value!r:.80}" for name, value in options.items()) or "no options"
         reason = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
         raise ValueError(f"{task}: cannot be made with {given}: {reason}; check the options") from error
     try:
-        return GymnasiumEnv(pool, device, task=task)
+        return GymnasiumEnv(with_reset_seed(pool, autoreset == "same_step"), device, task=task)
     except ValueError:
         pool.close()
         raise

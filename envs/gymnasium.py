@@ -23,6 +23,7 @@ from rlcore.envs.envpool import with_reset_seed
 from rlcore.envs.gym_costs import COST, StepCosts
 from rlcore.envs.gym_mujoco import with_physics
 from rlcore.envs.gym_spaces import Arrays, flat_action_space, layouts_of, terms_of, to_torch
+from rlcore.envs.gym_success import StepSuccess
 from rlcore.envs.gym_wrappers import CopyObservation, WithActionMask, autoreset_mode, masked, wrapper_of
 from rlcore.envs.parameters import STAGE_ENTRY
 from rlcore.envs.stages import gymnasium_stage, load_gymnasium_stage
@@ -50,7 +51,8 @@ class GymnasiumEnv:
     (see ``gym_spaces.image_axes``), stacked ones too, become ``[N, C, H, W]``. Actions (``Box``, ``Discrete``,
     ``MultiDiscrete``) are passed on as they are, without clipping: the policy applies its own action limits, and an env
     may clip again (gymnasium's MuJoCo tasks do, by the actuators' control range).
-    A number ``info["cost"]`` in each step, as Safety-Gymnasium has it, becomes the signal ``cost``.
+    A number ``info["cost"]`` in each step, as Safety-Gymnasium has it, becomes the signal ``cost``; and whether an
+    episode succeeded is told by ``info["success"]`` or ``info["is_success"]``, see ``gym_success``.
     Sub-envs must not return one observation array again and again: gymnasium resets them before it hands over
     ``final_obs``. ``make_gymnasium`` guards against that; for your own vector env, copy in the sub-env.
     MuJoCo's sub-envs in this process have ``parameters``, see ``rlcore.envs.gym_mujoco.MujocoPhysics``.
@@ -108,7 +110,8 @@ class GymnasiumEnv:
         if isinstance(control_dt, float):
             self.deployment["control_dt"] = control_dt
         self._seed = seed
-        self._costs, self.signal_names = StepCosts(self.task, env.num_envs), (COST,)
+        self._costs, self._success = StepCosts(self.task, env.num_envs), StepSuccess(env.num_envs)
+        self.signal_names = (COST,)
         self._physics = with_physics(self, env, seed)
         self._discrete = not isinstance(self.action_space, spaces.Box)
         self._action_shape = (self.num_envs, *(self.action_space.shape or ()))
@@ -137,6 +140,7 @@ class GymnasiumEnv:
         seed = self._seed if seed is None else seed
         self._seed = None
         self._ended[:] = False
+        self._success.begin()
         if self._physics is not None:
             self._physics.seed(seed)
         try:
@@ -160,8 +164,8 @@ class GymnasiumEnv:
         own = bool(self._sub_envs)
         obs, (reward, ended, cut, *valid) = to_torch(self.observation_spaces, groups, others, self.device, own)
         final_obs = obs if final is groups else to_torch(self.observation_spaces, final, (), self.device, own)[0]
-        signals = self._costs.signals(self.device)
-        return Step(obs, reward, ended, cut, final_obs, {}, valid[0] if valid else None, signals)
+        log, signals = self._success.log(self.device), self._costs.signals(self.device)
+        return Step(obs, reward, ended, cut, final_obs, log, valid[0] if valid else None, signals)
 
     def stage_dict(self) -> dict[str, Any]:
         """Running statistics of wrappers, such as NormalizeObservation's, and what sub-envs tell of their stage."""
@@ -217,6 +221,7 @@ class GymnasiumEnv:
         except Exception as error:
             raise EnvFailed(_failed(self.task, "step()", error)) from error
         self._costs.of_each(infos)
+        self._success.of_each(infos, terminated | truncated)
         return groups, final, reward, terminated, truncated
 
     def _put(self, groups: Arrays, i: int, observation: Any) -> None:
@@ -236,6 +241,7 @@ class GymnasiumEnv:
         groups, done = self._groups(observation), np.logical_or(terminated, truncated)
         begun = self._ended if self._mode is AutoresetMode.NEXT_STEP else None
         self._costs.of_vector(infos, done, begun)
+        self._success.of_vector(infos, done, begun)
         if self._mode is AutoresetMode.NEXT_STEP:
             # An episode's last observation is still there; the step after it begins the next one, whatever the action.
             valid, self._ended = ~self._ended, done & ~self._ended

@@ -102,7 +102,7 @@ class Trials(OwnState):
         if step.valid is not None:
             raise ConfigError(
                 f"env.{TRIAL_EPISODES}: {self.task} begins an episode in a step that takes no action, which a trial "
-                "cannot have within; train it without trials"
+                "cannot have within; of envpool's tasks set env.autoreset to same_step, others train without trials"
             )
         ended = step.terminated | step.truncated  # [N]
         over = ended & (self._episode == self.episodes - 1)  # [N]

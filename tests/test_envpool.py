@@ -19,6 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from rlcore import PPO, PPOConfig
 from rlcore.env_check import check_step
 from rlcore.envs import make_env
+from rlcore.envs.envpool import with_reset_seed
 from rlcore.envs.gymnasium import NO_TIME_LIMIT, GymnasiumEnv
 from rlcore.learn import Report
 from rlcore.train.cli import main
@@ -62,9 +63,12 @@ class CountingPool(VectorEnv[Any, Any, Any]):
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         assert seed is None  # the library warns of one, and ignores it
-        assert not options
-        self.begin(np.full(self.num_envs, True))
-        return self.observation(), {"env_id": self.all_env_ids}
+        where = (options or {}).get("reset_mask", np.full(self.num_envs, True))
+        assert where.any()  # of none the library complains
+        self.begin(where)
+        obs = self.observation()
+        rows = {name: x[where] for name, x in obs.items()} if isinstance(obs, dict) else obs[where]
+        return rows, {"env_id": self.all_env_ids[where]}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         assert self.is_open
@@ -155,6 +159,33 @@ def test_the_row_in_which_a_pool_resets_is_no_step_and_the_last_observation_is_k
             assert step.obs["room"].tolist() == [[0.0, 0.0, 1.0, 0.0]] * 3
     env.close()
     assert not pool.is_open
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("named", [False, True])
+def test_an_episode_may_begin_in_the_step_that_ended_another(named: bool) -> None:
+    pool = pool_of(named=named)
+    env: Any = GymnasiumEnv(with_reset_seed(pool, same_step=True))
+    group = "position" if named else "policy"
+    env.reset()
+    t, length = torch.zeros(3), torch.arange(3) + 2
+    for _ in range(12):
+        step = env.step(torch.ones(3, dtype=torch.int64))
+        check_step(env, step)
+        t += 1
+        ended = t == length
+        assert step.valid is None and step.final_obs is not None and (step.reward == 1).all()
+        assert torch.equal(step.terminated | step.truncated, ended)
+        assert torch.equal(step.final_obs[group][:, 0], t)
+        t = torch.where(ended, 0.0, t)
+        assert torch.equal(step.obs[group][:, 0], t)
+        assert torch.equal(step.obs[group][:, 1], (~ended).float())
+    with pytest.raises(ValueError, match="autoreset is 'never'; use 'next_step' or 'same_step'"):
+        make_env("envpool:Count-v1", 2, autoreset="never")
+    trials: Any = make_env("envpool:Count-v1", 2, autoreset="same_step", trial_episodes=2)
+    trials.reset(1)
+    ends = torch.stack([trials.step(torch.zeros(2, dtype=torch.int64)).terminated for _ in range(8)])
+    assert ends[:, 0].tolist() == [False, False, False, True] * 2  # each of its episodes has two steps
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

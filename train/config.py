@@ -251,8 +251,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def safe_name(task: str) -> str:
-    """A task's name as the name of a file: ``gym:ALE/Pong-v5`` gives ``gym_ALE_Pong-v5``."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", task)
+    """A task's name as the name of a file: ``gym:ALE/Pong-v5`` gives ``gym_ALE_Pong-v5``.
+
+    It is cut to 200 characters, as file systems take 255, which the names of ten tasks have together.
+    """
+    return re.sub(r"[^A-Za-z0-9._-]", "_", task)[:200]
 
 
 def changes(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:

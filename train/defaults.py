@@ -30,7 +30,7 @@ def shipped_config(task: str, algo: str = TrainConfig.algo, preset: str | None =
     if folder is None:
         return None
     task = re.sub("^envpool:", "gym:", task)
-    name = safe_name(task)[:200]  # file systems take no longer names
+    name = safe_name(task)
     names = [name]
     while "-" in name:
         name = name.rpartition("-")[0]
