@@ -40,7 +40,8 @@ RANKS = "--processes 2 --device cpu --num-envs 16 --agent.num-steps 16 --eval-in
     ],
 )
 def test_processes_are_taken_out_of_the_words(words: str, number: int, rest: str) -> None:
-    assert processes_in(words.split()) == (number, rest.split())
+    option = "" if number == 0 else "--processes" if "processes" in words else "--gpus"
+    assert processes_in(words.split()) == (number, rest.split(), option)
 
 
 @pytest.mark.parametrize(
