@@ -349,7 +349,7 @@ class SafetyCritic:
         """
         if self.gate is None:
             return
-        saved = state["ring"]["cut"].shape
+        saved = state["ring"].get("cut", self.acted.expand(self.ring.num_steps, -1)).shape  # or none has been written
         remedy = f"it was saved with {saved[0]} steps of {saved[1]} envs; set {saved.numel()}, and as many envs"
         fits = tuple(saved) == (self.ring.num_steps, self.num_envs)
         check(fits, "safety.gate.buffer_size", self.config.buffer_size, remedy)
