@@ -43,7 +43,7 @@ from rlcore.train.algorithms import algorithm, find
 from rlcore.train.config import TrainConfig
 from rlcore.train.defaults import default_config
 from rlcore.train.evaluate import evaluate
-from rlcore.train.training import EVAL_SEED
+from rlcore.train.judging import EVAL_SEED
 from rlcore.types import Mode
 
 Algo = Literal["ppo", "sac", "ddpg", "td3"]

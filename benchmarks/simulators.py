@@ -52,8 +52,8 @@ from rlcore.train.config import TrainConfig
 from rlcore.train.defaults import default_config
 from rlcore.train.evaluate import Evaluation, evaluate
 from rlcore.train.importers.registered import registered_config
+from rlcore.train.judging import EVAL_SEED
 from rlcore.train.logger import RunLogger
-from rlcore.train.training import EVAL_SEED
 
 STEPS = 24
 """Steps of a PPO rollout in the configurations that the tasks ship; SAC and DDPG get a row of the results as often."""

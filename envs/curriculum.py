@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError
+from rlcore.distributed import average, largest, total, world
 from rlcore.env import VecEnv, is_adaptive, is_exact, is_staggered, is_stateful
 from rlcore.envs.curriculum_config import CurriculumConfig, disturbed, own_levels_of, table_of
 from rlcore.envs.levels import (
@@ -28,6 +29,7 @@ from rlcore.envs.levels import (
 from rlcore.envs.terrain import TerrainLevels
 from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.envs.wrappers import Wrapper
+from rlcore.ranks import merged_in, merges
 from rlcore.stage import rows_of
 from rlcore.types import Metrics, Obs, Step
 
@@ -100,6 +102,8 @@ class Curriculum(Wrapper):
         if is_stateful(env):  # else the wrapper must not be so either
             self._stateful = env
             self.state_dict, self.load_state_dict = self._state_dict, self._load_state_dict
+        if merges(env):
+            self.merged = self._merged
         if hasattr(env, "at_stage"):
             self.at_stage = self._at_stage
         if hasattr(env, "hold"):
@@ -155,7 +159,7 @@ class Curriculum(Wrapper):
         """
         metrics: Metrics = self.env.adapt() if is_adaptive(self.env) else {}
         config, highest = self.config, self.num_levels - 1
-        outcomes = torch.stack((self._outcomes.sum(0), self._outcomes[1]))  # episodes and successes, [2, L]
+        outcomes = total(torch.stack((self._outcomes.sum(0), self._outcomes[1])))  # episodes and successes, [2, L]
         if config.strategy == "threshold":
             self._block += outcomes.index_select(1, self._reached)
             decided = (config.episodes, config.promote, config.demote, highest)
@@ -173,10 +177,14 @@ class Curriculum(Wrapper):
             self._give(torch.ones_like(self._whole))
         share = (self.level == torch.arange(highest + 1, device=self.level.device).unsqueeze(1)).float().mean(1)  # [L]
         level, (episodes, successes) = self.level.float(), outcomes.sum(1)
+        least, most = level.min(), level.max()
+        if world().joined:
+            share, (least, most) = average(share), largest(torch.stack((-least, most))).unbind()
+            least = -least
         figures = {
             "level_mean": level.mean(),
-            "level_min": level.min(),
-            "level_max": level.max(),
+            "level_min": least,
+            "level_max": most,
             "level_top": share[-1],
             "level_entropy": -torch.xlogy(share, share).sum() / math.log(highest + 1),
             "success": successes / episodes,  # NaN, so not reported, if nothing ended
@@ -277,8 +285,8 @@ class Curriculum(Wrapper):
         magnitude = advantages.flatten().double().abs().where(known, 0.0)
         sums = torch.zeros(2, self.num_levels, dtype=torch.float64, device=level.device)
         sums.index_add_(1, level, torch.stack((magnitude, known.double())))
-        total, number = sums
-        latest = (total / number).to(self._score)
+        whole, number = total(sums)
+        latest = (whole / number).to(self._score)
         rate = self.config.average
         score = torch.where(self._score.isinf(), latest, (1 - rate) * self._score + rate * latest)
         self._score.copy_(torch.where(number > 0, score, self._score))
@@ -322,6 +330,9 @@ class Curriculum(Wrapper):
         self._next.copy_(self.level)
         self._own.copy_(self.level)
         self._give(torch.ones_like(self._whole))
+
+    def _merged(self) -> list[Tensor]:
+        return [*merged_in(self.env), *self._learned().values()]
 
     def _flight(self) -> dict[str, Tensor]:
         names = ("level", "_next", "_own", "_whole", "_returns", "_outcomes")

@@ -30,6 +30,7 @@ from rlcore.env import (
 from rlcore.envs.launch import TASKS_PREFIX, simulator_of
 from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.observations import choose_groups, concatenate, groups_of
+from rlcore.ranks import merged_in, merges
 from rlcore.stage import Stage, reset_at, stage_of, stage_where
 from rlcore.tasks import TASK_GROUP, chosen, numbers_of
 from rlcore.types import Metrics, Obs, Step
@@ -114,6 +115,8 @@ class MultiTask:
             self.load_state_dict = self._load_state_dict
         if any(map(is_adaptive, members)):
             self.adapt = self._adapt
+            if all(map(merges, members)):
+                self.merged = lambda: [tensor for env in members for tensor in merged_in(env)]
         if any(hasattr(env, "stage_where") for env in members):
             self.stage_where = self._stage_where
         if is_renderable(first):

@@ -22,6 +22,7 @@ from rlcore.envs.randomize_config import split_randomize as split_randomize
 from rlcore.envs.ranges import AutomaticRanges, Fixed, MaximumEntropy, Row, Scale, redrawn, stage_of_rows
 from rlcore.envs.trials import with_trials
 from rlcore.envs.wrappers import OwnState
+from rlcore.ranks import merged_in, merges
 from rlcore.stage import stage_of
 from rlcore.types import Metrics, Obs, Step
 
@@ -86,6 +87,8 @@ class Randomized(OwnState):
         if not isinstance(self._ranges, Fixed):
             self._adaptive = self._ranges
             self.adapt, self.stage_dict, self.load_stage_dict = self._adapt, self._stage_dict, self._load_stage_dict
+            if merges(env):
+                self.merged = self._merged
             if hasattr(env, "at_stage"):
                 self.at_stage = self._at_stage
 
@@ -190,6 +193,9 @@ class Randomized(OwnState):
         for name, lower, upper in zip(self._names, *ends, strict=True):
             metrics |= {f"randomize/{name}_low": lower, f"randomize/{name}_high": upper}
         return metrics
+
+    def _merged(self) -> list[Tensor]:
+        return [*merged_in(self.env), *self._adaptive.merged()]
 
     def _stage_dict(self) -> dict[str, Any]:
         inner = stage_of(self.env)

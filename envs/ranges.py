@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlcore.capture import Captured
 from rlcore.dispatch import accelerated
+from rlcore.distributed import joined_rows, of_main, total, world
 from rlcore.types import Metrics
 
 
@@ -136,8 +137,8 @@ class AutomaticRanges:
         add_ended(self.tally, self.played, done, success, self._one, self._last)
 
     def adapt(self) -> Metrics:
-        """Move the bounds of which enough is known."""
-        told = self.tally[:, :-1].sum(2)  # [2, 2P + 1]
+        """Move the bounds of which enough is known, on all ranks together."""
+        told = total(self.tally[:, :-1].sum(2))  # [2, 2P + 1]
         self.tally.zero_()
         self.sums.add_(told[:, :-1])
         number, successes = self.sums.view(2, 2, -1)  # [2, P] each
@@ -154,6 +155,10 @@ class AutomaticRanges:
         self.loaded()
         ended, succeeded = told.sum(1)
         return {"randomize/success": succeeded / ended}  # 0 / 0 is no number
+
+    def merged(self) -> list[Tensor]:
+        """What is the same on all ranks."""
+        return [self.bounds, self.sums]
 
     def ends(self) -> Tensor:
         """Lower and upper ends of what is drawn, ``[2, P]``."""
@@ -228,7 +233,7 @@ class MaximumEntropy:
         device: where everything lives.
         success_rate: what is to be expected at least.
         max_kl: of one change, in nats.
-        episodes: the latest so many are remembered, at least N.
+        episodes: the latest so many are remembered, at least N; by several ranks together.
         interval: calls of ``adapt`` from one change to the next.
     """
 
@@ -248,7 +253,7 @@ class MaximumEntropy:
         count = len(rows)
         mean = torch.tensor([min(max(row.start, 0.05), 0.95) for row in rows], device=device)
         self.shape = 200.0 * torch.stack((mean, 1.0 - mean))  # [2, P], a and b
-        size = max(episodes, num_envs)
+        size = max(-(-episodes // world().size), num_envs)
         self.seen = torch.full((size + 1, count + 2), 0.5, device=device)  # position, log density, success; last: waste
         self.seen[:, count] = torch.inf  # of a weight of 0
         self.cursor = torch.tensor(-1, device=device)  # number of the latest episode
@@ -282,7 +287,7 @@ class MaximumEntropy:
         """Change the distributions, every so often."""
         self.calls += 1
         if int(self.calls) % self.interval == 0:
-            self.shape.copy_(self._improve())
+            self.shape.copy_(of_main(self._improve()))  # GPUs of other kinds might differ in the last bit
             self.loaded()
         entropy, _ = beta_entropy_and_kl(self.shape.double(), self.shape.double())
         return {"randomize/success": self._success(), "randomize/entropy": entropy.float()}
@@ -293,11 +298,14 @@ class MaximumEntropy:
         number = (self.cursor - self.told).clamp(max=size)
         recent = (self.cursor - torch.arange(size, device=self.device)) % size < number
         self.told.copy_(self.cursor)
-        return self.seen[:-1, -1].where(recent, 0.0).sum() / number  # 0 / 0 is no number
+        successes = self.seen[:-1, -1].where(recent, 0.0).sum()
+        if world().joined:
+            successes, number = total(torch.stack([successes, number.to(successes)])).unbind()
+        return successes / number  # 0 / 0 is no number
 
     def _improved(self) -> Tensor:
         """Shapes ``[2, P]`` of the next distributions."""
-        seen = self.seen[:-1].double()
+        seen = joined_rows(self.seen[:-1]).double()
         log_density, success = seen[:, -2], seen[:, -1]
         position = seen[:, :-2].clamp(1e-7, 1.0 - 1e-7)
         logs = torch.cat((position.log(), (-position).log1p()), 1)  # [M, 2P]
@@ -325,6 +333,10 @@ class MaximumEntropy:
             free = (free.detach() - _RATE * move).clamp(0.0, 9.0).requires_grad_()  # a and b from 1: no poles
         enough = log_density.isfinite().sum() >= _FEWEST
         return torch.where(enough, best, before).float()
+
+    def merged(self) -> list[Tensor]:
+        """What is the same on all ranks."""
+        return [self.shape]
 
     def ends(self) -> Tensor:
         """5 % and 95 % quantiles of what is drawn, ``[2, P]``."""

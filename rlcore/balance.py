@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlcore.distributed import world
+from rlcore.distributed import total, world
 from rlcore.env import VecEnv
 from rlcore.normalization import RunningNormalizer
 from rlcore.ranks import MergedNormalizer
@@ -27,7 +27,8 @@ class TaskReturns(nn.Module):
 
     def __init__(self, index: Tensor, tasks: int) -> None:
         super().__init__()
-        self.statistics = RunningNormalizer(tasks, warmup=10)
+        kind = MergedNormalizer if world().joined else RunningNormalizer
+        self.statistics = kind(tasks, warmup=10 * world().size)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("own", nn.functional.one_hot(index, tasks) > 0, persistent=False)
 
@@ -116,13 +117,15 @@ class Balance(nn.Module):
 
     def _count(self, success: Tensor) -> None:
         ended = success.isfinite() & self.own.unsqueeze(1)  # [K, T, N]
-        number = ended.sum((1, 2)).float()
-        rate = (success.nan_to_num(0.0) * ended).sum((1, 2)) / number.clamp(min=1)
+        number, successes = ended.sum((1, 2)).float(), (success.nan_to_num(0.0) * ended).sum((1, 2))
+        if world().joined:
+            number, successes = total(torch.stack([number, successes])).unbind()
+        rate = successes / number.clamp(min=1)
         self.success.lerp_(rate, 1 - self.KEPT**number)
 
 
 def task_moments(x: Tensor, learned: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """``returns.moments`` of each task, ``[K]`` each.
+    """``returns.moments`` of each task, ``[K]`` each; of all ranks, where there are several.
 
     Args:
         x: ``[T, N]``.
@@ -130,10 +133,13 @@ def task_moments(x: Tensor, learned: Tensor, own: Tensor) -> tuple[Tensor, Tenso
         own: bool ``[K, N]``, the envs of each task.
     """
     counts = (learned & own.unsqueeze(1)).flatten(1)  # [K, T * N]
-    number = counts.sum(1).clamp(min=1)
-    mean = x.flatten().where(counts, 0.0).sum(1) / number
+    number, whole = counts.sum(1), x.flatten().where(counts, 0.0).sum(1)
+    if world().joined:
+        number, whole = total(torch.stack([number.to(whole), whole])).unbind()
+    number = number.clamp(min=1)
+    mean = whole / number
     error = (x.flatten() - mean.unsqueeze(1)).where(counts, 0.0)
-    return mean, (error.square().sum(1) / number).sqrt() + 1e-8
+    return mean, (total(error.square().sum(1)) / number).sqrt() + 1e-8
 
 
 def balanced(config: Any, env: VecEnv) -> tuple[RunningNormalizer | TaskReturns | None, Balance | None]:

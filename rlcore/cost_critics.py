@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlcore.config import check
 from rlcore.critics import set_precision
+from rlcore.distributed import average, total, world
 from rlcore.env import VecEnv
 from rlcore.networks import Network, NetworkConfig, network_outputs, unit_weights
 from rlcore.off_policy_config import OffPolicyConfig
@@ -109,6 +110,17 @@ class CostCritics(nn.Module):
         if not self.config.normalize_reward:
             self.price.copy_(reward_size)
 
+    @torch.no_grad()
+    def share(self, reward_size: Tensor) -> None:
+        """Let sizes be those of what all ranks have seen; see ``rlcore.ranks``.
+
+        Args:
+            reward_size: as for ``record``, of all ranks.
+        """
+        average(self.square)  # of as many steps on each
+        if not self.config.normalize_reward:
+            self.price.copy_(reward_size)
+
     def forget(self) -> None:
         """Leave out of the next move what was measured so far, as while actions are drawn at random."""
         self.measured.zero_()
@@ -131,7 +143,9 @@ class CostCritics(nn.Module):
     def move(self, gradient_steps: int) -> Metrics:
         """Move the multipliers where it is time, after so many more gradient steps; what to log."""
         self.since.add_(gradient_steps)
-        cost = self.measured[0] / self.measured[1]  # [K], NaN where nothing was measured
+        # What a rank has measured stays its own until it counts, once.
+        costs, number = total(self.measured.clone()) if world().joined else self.measured
+        cost = costs / number  # [K], NaN where nothing was measured
         due = (self.since >= self.config.safety.interval) & cost.isfinite()
         self.safety.move(cost, due)
         self.latest.copy_(torch.where(due, cost, self.latest))

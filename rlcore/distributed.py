@@ -8,10 +8,12 @@ alike take the same step.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -30,6 +32,9 @@ dist: Any = torch.distributed  # whose names are not all declared
 
 _PATIENCE = timedelta(minutes=30)  # with a rank that is alive, such as the one that evaluates
 _ROLL_CALL = 3.0  # seconds in which those that are left find each other, to tell which one is not
+_LEAVING = 20.0  # seconds for the end of the process group, which NCCL may wait for without end
+
+_log = logging.getLogger(__name__)
 
 
 class RankLost(RuntimeError):
@@ -59,6 +64,7 @@ class World(NamedTuple):
 
 
 _world = World()
+_aborted = _hangs = False
 
 
 def world() -> World:
@@ -136,14 +142,59 @@ def first_to_say(text: str) -> bool:
 
 
 def leave() -> None:
-    """End the process group, where there is one."""
+    """End the process group, where there is one; or leave it as it is where NCCL does not let go of it in time."""
     global _world
     if _world.joined:
         if torch.cuda.is_available():
-            forget_recordings()
             torch.cuda.synchronize()
-        dist.destroy_process_group()
+            forget_recordings()
+        if not _aborted:
+            _in_time(dist.destroy_process_group)
         _world = World()
+
+
+def abort() -> None:
+    """Let a GPU go on that waits in a sum for a rank that is gone. After it nothing is summed any more.
+
+    NCCL lets the GPU go at once, and then waits until no graph is left that has a sum of its in it.
+    """
+    global _aborted
+    end = getattr(dist.distributed_c10d, "_abort_process_group", None)
+    if not _world.joined or _aborted or end is None:
+        return
+    _aborted = True
+    _in_time(end, forget_recordings)
+
+
+def hangs() -> bool:
+    """Whether something of the ranks has not come to its end, so that the process might not, either."""
+    return _hangs
+
+
+def _in_time(end: Callable[[], None], then: Callable[[], None] = lambda: None) -> None:
+    """Run ``end``, which may hang, aside, and ``then`` once it has begun; after a while go on without it."""
+    global _hangs
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            if torch.cuda.is_available():
+                torch.cuda.set_device(device)
+            end()
+        except BaseException as error:
+            errors.append(error)
+
+    device = torch.cuda.current_device() if torch.cuda.is_available() else 0
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(1.0)
+    then()
+    thread.join(_LEAVING)
+    _hangs = _hangs or thread.is_alive() or bool(errors)
+    if thread.is_alive():
+        _log.warning("the ranks did not part within %g s; this process goes on without that", _LEAVING)
+    elif errors:
+        _log.warning("the ranks did not part: %s", errors[0])
 
 
 def _store(rank: int, limit: float) -> Any:
@@ -228,6 +279,20 @@ def largest(x: Tensor) -> Tensor:
 def average(x: Tensor) -> Tensor:
     """The mean of a tensor over ranks, in place."""
     return total(x).div_(_world.size) if _world.joined else x
+
+
+def joined_rows(x: Tensor) -> Tensor:
+    """Rows ``[B, ...]`` of all ranks, one rank's after the other's, ``[size * B, ...]``."""
+    if not _world.joined:
+        return x
+    table = x.new_zeros(_world.size, *x.shape)
+    table[_world.rank] = x
+    return total(table).flatten(0, 1)
+
+
+def of_main(x: Tensor) -> Tensor:
+    """A tensor as rank 0 has it."""
+    return total(x if _world.main else torch.zeros_like(x)) if _world.joined else x
 
 
 def most(number: int) -> int:

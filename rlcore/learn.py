@@ -127,10 +127,10 @@ def learn(
                 mail.deliver(progress, report_to)
             if most(int(should_stop is not None and should_stop())):  # one that stops, stops all
                 break
-    except BaseException:
+    except BaseException as error:
         with suppress(Exception):
             if underway is not None:  # of an iteration that is finished, and may be saved
-                underway.deliver(progress, report_to)
+                underway.settle(progress, report_to, error)
         raise
     if underway is not None:
         underway.deliver(progress, report_to)
@@ -193,6 +193,17 @@ class _Mail:
             self.values = pinned.copy_(self.values, non_blocking=True)
             self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.arrived.record(watch.stream)
+
+    def settle(self, progress: Progress, on_report: Callable[[Report], None], error: BaseException) -> None:
+        """Deliver after an error; but an iteration that its GPU never came to the end of has not been."""
+        if self.watch.cuda and self.ranks is not None:
+            before, progress.broken_off = progress.broken_off, "update"  # until it is known to be whole
+            if not self.ranks.came_to_its_end(self.arrived, error):
+                progress.iteration, progress.env_steps = progress.iteration - 1, progress.env_steps - self.steps
+                progress.broken_off = "rollout"
+                return
+            progress.broken_off = before
+        self.deliver(progress, on_report)
 
     def deliver(self, progress: Progress, on_report: Callable[[Report], None]) -> None:
         """Wait until the metrics have arrived, and report those that have a value."""

@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rlcore.agent import Agent
 from rlcore.capture import Captured
 from rlcore.config import ConfigError
-from rlcore.distributed import RankLost, gathered, largest, total, world
-from rlcore.env import VecEnv, is_adaptive, is_scored, name_of
+from rlcore.distributed import RankLost, abort, gathered, largest, total, world
+from rlcore.env import VecEnv, is_adaptive, name_of
 from rlcore.faults import PREFIX
 from rlcore.mark import Mark
 from rlcore.normalization import ReturnScale, RunningNormalizer
+from rlcore.squashed_tasks import TaskReturnScale
 from rlcore.types import Metrics
 
 COMPARED_EVERY = 100
@@ -31,8 +31,13 @@ _SUMS = ("rollout/dropped", "replay/dropped")  # metrics that count; others are 
 SHARED = ("policy", "critic", "critics", "target_critics", "value_normalizer", "log_temperature", "learning_rate")
 LEARNED = ("optimizers", "actor_optimizer", "critic_optimizer", "temperature_optimizer")
 """Parts of agents' states that are the same on all ranks: ``SHARED``, and what optimizers keep."""
+MIXED = ("safety", "costs", "balance", "signals", "return_scale", "safety_critic")
+"""Parts that are, but for what they have by env (``OF_ENVS``), and what waits to be merged."""
+OF_ENVS = ("running", "sums", "index", "own", "ring", "size")
 
+_WAITING = ("measured",)
 _NOT_CHANGED = ("replay", "trace")  # by an update, and large
+_LOST = 5.0  # seconds until a GPU is given up when a rank is known to be gone
 _GRACE = 20.0  # seconds that a GPU may need after a signal; torchrun kills after 30
 
 
@@ -112,14 +117,15 @@ class Ranks:
 
     def __init__(self, env: VecEnv, agent: Agent, ending: Callable[[], bool] | None = None) -> None:
         refuse(env, agent)
-        self.agent, self.ending, self.device = agent, ending, torch.device(env.device)
+        self.env, self.agent, self.ending, self.device = env, agent, ending, torch.device(env.device)
         parts = [
             agent.policy,
             *(getattr(agent, name, None) for name in ("critic", "critic_normalizer", "return_scale")),
         ]
         modules = {id(m): m for part in parts if part is not None for m in part.modules()}.values()
         self.moments = Moments([m for m in modules if isinstance(m, RunningNormalizer)])
-        self.scales = [module for module in modules if isinstance(module, ReturnScale)]
+        self.scales = [module for module in modules if isinstance(module, (ReturnScale, TaskReturnScale))]
+        self.costs: Any = getattr(agent, "costs", None)
         state = agent.state_dict()
         self.backup = Mark(
             tensor for name, part in state.items() if name not in _NOT_CHANGED for tensor in _leaves(part)
@@ -149,6 +155,8 @@ class Ranks:
             self.moments.merge()
         for scale in self.scales:
             largest(scale.largest)
+        if self.costs is not None:
+            self.costs.share(self.agent.return_scale())  # type: ignore[attr-defined]
 
     def undo(self) -> None:
         """After an update that broke off: bring the agent back to where it stood before.
@@ -157,11 +165,30 @@ class Ranks:
             RankLost: the GPU does not come to its end.
         """
         if self.kept is not None:
-            self.wait(self.kept, 5.0)
+            self.wait(self.kept, _LOST)
             abort()
         self.backup.go_back()
         for name, value in self.before.items():
             setattr(self.agent, name, value)
+
+    def came_to_its_end(self, event: Any, error: BaseException) -> bool:
+        """After an error: whether the update before ``event`` has run, on a GPU that the host is ahead of.
+
+        Where a rank is gone it may never; then the agent is brought back to before that update.
+
+        Args:
+            event: of CUDA, after the latest iteration.
+            error: what has been raised.
+
+        Raises:
+            RankLost: nor does the GPU come to where the agent was remembered.
+        """
+        try:
+            self.wait(event, _LOST if isinstance(error, RankLost) else None)
+        except RankLost:
+            self.undo()
+            return False
+        return True
 
     def wait(self, event: Any, limit: float | None = None) -> None:
         """Wait for the GPU, but not for ever for a rank that is gone: sums with it do not end.
@@ -203,14 +230,33 @@ class Ranks:
         """
         if iteration > 1 and iteration % COMPARED_EVERY:
             return
+        if self.kept is not None:  # a read by the host could not be broken off
+            reached = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            reached.record(torch.cuda.current_stream(self.device))
+            self.wait(reached)
         state = self.agent.state_dict()
         tensors = [t for name in (*SHARED, *LEARNED) for t in _leaves(state.get(name))]
-        sums = gathered(checksum(tensors))
+        tensors += [t for name in MIXED for t in _leaves(state.get(name), (*OF_ENVS, *_WAITING))]
+        sums = gathered(checksum([*tensors, *merged_in(self.env)]))
         if len(set(sums)) > 1:
             other = next(rank for rank, own in enumerate(sums) if own != sums[0])
             if iteration == 0:
                 raise ConfigError(f"seed: ranks 0 and {other} begin with other weights; give all ranks the same seed")
             raise OutOfStep(f"ranks 0 and {other} have other parameters after iteration {iteration}")
+
+
+def merges(env: VecEnv) -> bool:
+    """Whether what an env goes by is the same on all ranks: it does not adapt, or says by ``merged`` what that is.
+
+    Such an env sums up what has come of its episodes with ``rlcore.distributed.total``, in ``adapt``.
+    """
+    return not is_adaptive(env) or hasattr(env, "merged")
+
+
+def merged_in(env: VecEnv) -> list[Tensor]:
+    """What an env goes by and all ranks have alike, such as levels and ranges; nothing where it does not adapt."""
+    give: Callable[[], list[Tensor]] = getattr(env, "merged", list)
+    return give()
 
 
 def refuse(env: VecEnv, agent: Agent) -> None:
@@ -225,17 +271,10 @@ def refuse(env: VecEnv, agent: Agent) -> None:
     remedy = f"is not shared among {world().size} ranks; train on one GPU, or leave it out"
     if hasattr(agent, "renew"):  # which plays tasks of its own choice, and takes its steps without the others
         raise ConfigError(f"algo: {type(agent).__name__} {remedy}")
-    if is_adaptive(env) or is_scored(env):
-        raise ConfigError(f"{name_of(env)}: a curriculum, or a range that follows success, {remedy}")
-    for name in ("safety", "signals"):
-        own = getattr(config, name, None)
-        if own and own != type(own)():
-            raise ConfigError(f"{name} {remedy}")
-    if getattr(config, "balance", "none") != "none":
-        raise ConfigError(f"balance: {config.balance!r} {remedy}")
-    scale = getattr(agent, "return_scale", None)
-    if scale is not None and type(scale) is not ReturnScale:
-        raise ConfigError(f"normalize_reward: of several tasks, it {remedy}")
+    if not merges(env):
+        raise ConfigError(
+            f"{name_of(env)}: its own rule of adapting {remedy}, or let it merge, see docs/several-gpus.md"
+        )
     if "compile" in agent.mode and getattr(config, "normalize_advantage", "") == "minibatch":
         raise ConfigError(f"normalize_advantage: 'minibatch' with mode: {agent.mode!r} {remedy}; or set mode to graph")
 
@@ -253,16 +292,10 @@ def checksum(tensors: Sequence[Tensor]) -> int:
     return hash(tuple(sums))
 
 
-def abort() -> None:
-    """Let a GPU go on that waits in a sum for a rank that is gone."""
-    abort_group = getattr(dist.distributed_c10d, "_abort_process_group", None)
-    if world().joined and abort_group is not None:
-        abort_group()
-
-
-def _leaves(value: Any) -> list[Tensor]:
+def _leaves(value: Any, without: Sequence[str] = ()) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in _leaves(item)]
-    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, (list, tuple)) else []
+        kept = [item for name, item in value.items() if str(name).rpartition(".")[2] not in without]
+        return [leaf for item in kept for leaf in _leaves(item, without)]
+    return [leaf for item in value for leaf in _leaves(item, without)] if isinstance(value, (list, tuple)) else []

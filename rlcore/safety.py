@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import check, check_positive
+from rlcore.distributed import largest, total, world
 from rlcore.gate import GateConfig
 from rlcore.returns import moments, standardized
 from rlcore.types import Metrics
@@ -314,8 +315,8 @@ class Safety(nn.Module):
         excess = (cost - self.limit.view(-1, 1, 1)).clamp(min=0.0).nan_to_num(0.0, 0.0)
         if "valid" in data:
             excess = excess.where(data["valid"], 0.0)
-        largest = excess.amax((1, 2))
-        self.worst.copy_(torch.where(self.worst > 0, SMOOTHING * self.worst + (1 - SMOOTHING) * largest, largest))
+        most = largest(excess.amax((1, 2)))  # of all ranks
+        self.worst.copy_(torch.where(self.worst > 0, SMOOTHING * self.worst + (1 - SMOOTHING) * most, most))
         share = (excess / self.worst.clamp(min=1e-30).view(-1, 1, 1)).clamp(max=1.0)
         survival = 1 - self.config.termination_max * share.amax(0)
         over = (excess > 0).float().mean((1, 2))
@@ -331,9 +332,14 @@ class Safety(nn.Module):
         }
 
     def measure(self, data: Mapping[str, Tensor]) -> Tensor:
-        """What a rollout's columns ``[T, N]`` cost ``[K]``: an episode that ended, or a step; NaN where none did."""
-        total, number = self.spent(data)
-        return total / number
+        """What a rollout's columns ``[T, N]`` cost ``[K]``: an episode that ended, or a step; NaN where none did.
+
+        Of the rollouts of all ranks, where there are several, so that multipliers are the same on all.
+        """
+        costs, number = self.spent(data)
+        if world().joined:
+            costs, number = total(torch.stack([costs, number.to(costs)])).unbind()
+        return costs / number
 
     def spent(self, data: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """What a rollout's columns ``[T, N]`` cost in all ``[K]``, and in how many episodes that ended, or steps.
@@ -354,8 +360,8 @@ class Safety(nn.Module):
         self.running.copy_(torch.where(ended, 0.0, self.running) + costs.where(~complete, 0.0).sum(1))
         sound = sums.isfinite()
         by_episode = sums.where(sound, 0.0).sum(1), (sound * ends.sum(0)).sum(1)
-        total, number = (torch.where(self.per_step, *pair) for pair in zip(by_step, by_episode, strict=True))
-        return total, number
+        costs, number = (torch.where(self.per_step, *pair) for pair in zip(by_step, by_episode, strict=True))
+        return costs, number
 
     def _first(self, costs: Tensor, done: Tensor, data: Mapping[str, Tensor]) -> Tensor:
         """In the place of costs ``[K, T, N]`` whose probability is limited, 1 where one is above 0 for the first time.

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from rlcore.agent import Policy
 from rlcore.capture import Captured
 from rlcore.config import check
+from rlcore.distributed import average, total, world
 from rlcore.env import VecEnv
 from rlcore.gate import OPEN, Gate, Gated
 from rlcore.normalization import UNUSABLE
@@ -77,9 +78,11 @@ class SafetyCritic:
         held = min(max(1, round(self.config.held_out * count)), count - 1) if self.config.held_out > 0 else 0
         self.num_learned = count - held
         self.tail = math.ceil(3 * self.config.horizon)  # steps that settle what came of one, within 5 %
-        new = num_steps * self.num_learned
+        ranks = world().size  # which share steps, batches and the memory
+        new = num_steps * self.num_learned * ranks
         self.num_updates = self.config.num_updates or min(32, max(1, new // 64))
-        self.batch_size = self.config.batch_size or max(256, -(-2 * new // self.num_updates))
+        batch_size = self.config.batch_size or max(256, -(-2 * new // self.num_updates))
+        self.batch_size = -(-batch_size // ranks)
         rate = torch.tensor(self.config.learning_rate, device=device)
         self.optimizer = FlatAdam(_critics(gate), rate, 1.0)
         recovery = [p for part in (gate.actor, gate.actor_head) if part is not None for p in part.parameters()]
@@ -90,7 +93,7 @@ class SafetyCritic:
             self.target.limit.fill_(gate.threshold)
         self.memoryless = not policy.initial_state(1) and not policy.raw_shapes
         self.target_buffer = flat(_critics(self.target))
-        rows = max(self.config.buffer_size // count, num_steps + self.tail, num_steps + 1)
+        rows = max(self.config.buffer_size // (count * ranks), num_steps + self.tail, num_steps + 1)
         self.ring = Rollout(rows, count, device)
         self.size = torch.zeros(1, dtype=torch.int64, device=device)  # rows written, at most all
         self.acted = torch.zeros(count, dtype=torch.bool, device=device)  # [N], in the latest step
@@ -141,7 +144,7 @@ class SafetyCritic:
         if self.gate is None:
             return weight
         own = self.gate.risk(vectors, action) <= self.gate.limit  # [B]
-        return weight * own / own.float().mean().clamp(min=1 / own.numel())
+        return weight * own / average(own.float().mean()).clamp(min=1 / own.numel())
 
     def with_danger(self, loss: Tensor, vectors: Tensor, action: Tensor) -> Tensor:
         """An actor's loss, and in the place of what does not count there -log(1 - risk), in the mean over all.
@@ -310,8 +313,12 @@ class SafetyCritic:
         place = (risk * BINS).long().clamp(0, BINS - 1)
         inside = (place == torch.arange(BINS, device=place.device).unsqueeze(1)) & known  # [BINS, T * H]
         rows = torch.stack([torch.ones_like(risk), risk, came])  # [3, T * H]
-        kept = (1 - known.sum() / MEMORY).clamp(min=0.0)
-        self.bins.mul_(kept).add_(rows @ inside.float().t())
+        counts, fresh = known.sum(), rows @ inside.float().t()
+        if world().joined:
+            *parts, counts = total(torch.cat([fresh.flatten(), counts.view(1)])).split([fresh.numel(), 1])
+            fresh = parts[0].view_as(fresh)
+        kept = (1 - counts / MEMORY).clamp(min=0.0)
+        self.bins.mul_(kept).add_(fresh)
         number, predicted, seen = self.bins
         error: Tensor = (predicted - seen).abs().sum() / number.sum()
         return error
@@ -342,7 +349,7 @@ class SafetyCritic:
         """
         if self.gate is None:
             return
-        saved = state["ring"]["cut"].shape
+        saved = state["ring"].get("cut", self.acted.expand(self.ring.num_steps, -1)).shape  # or none has been written
         remedy = f"it was saved with {saved[0]} steps of {saved[1]} envs; set {saved.numel()}, and as many envs"
         fits = tuple(saved) == (self.ring.num_steps, self.num_envs)
         check(fits, "safety.gate.buffer_size", self.config.buffer_size, remedy)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import ConfigError, check, nearest
+from rlcore.distributed import world
 from rlcore.env import VecEnv, signal_names
 from rlcore.normalization import RunningNormalizer
+from rlcore.ranks import MergedNormalizer
 from rlcore.returns import bootstrap_values, gae
 from rlcore.safety import SafetyConfig
 from rlcore.types import Timeout
@@ -104,7 +106,8 @@ class SignalColumns(nn.Module):
         self.configs |= {name: config for name, config in signals.items() if config.weight != 0}
         self.gamma, self.gae_lambda = gamma, gae_lambda
         size = len(self.configs)
-        self.normalizer = RunningNormalizer(size, warmup=10) if normalize and size else None
+        kind = MergedNormalizer if world().joined else RunningNormalizer
+        self.normalizer = kind(size, warmup=10 * world().size) if normalize and size else None
 
     def __len__(self) -> int:
         """S, 0 where nothing is learned from."""

@@ -6,9 +6,11 @@ import copy
 import os
 import pickle
 import socket
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from rlcore import distributed
 from rlcore.config import ConfigError
 from rlcore.distributed import RankLost, World, join, leave, total, world
 from rlcore.envs import make_env
-from rlcore.learn import Progress, Report, learn, resume, snapshot
+from rlcore.learn import Progress, Report, _Mail, learn, resume, snapshot
 from rlcore.networks import NetworkConfig
 from rlcore.normalization import RunningNormalizer
 from rlcore.optimizer import FlatAdam
@@ -293,6 +295,77 @@ def test_when_a_rank_dies_the_others_say_which_and_stand_after_the_last_iteratio
     assert first == third == ("rank 1 of 3 is gone", True, 2, 2)
 
 
+class Event:
+    """Stands where CUDA's would: come to, or never."""
+
+    def __init__(self, reached: bool) -> None:
+        self.reached = reached
+
+    def query(self) -> bool:
+        return self.reached
+
+
+@pytest.mark.parametrize(("remembered", "arrived"), [(True, False), (True, True), (False, False)])
+def test_an_update_that_a_gpu_does_not_finish_for_a_lost_rank_is_taken_back(
+    monkeypatch: pytest.MonkeyPatch, remembered: bool, arrived: bool
+) -> None:
+    """The host is ahead of it, and has counted the iteration that the GPU waits in."""
+    monkeypatch.setattr("rlcore.ranks._LOST", 0.01)
+    agent = ppo(4)
+    progress = learn(agent.env, agent, 2, seed=1)
+    ranks = Ranks(agent.env, agent)
+    ranks.kept = Event(remembered)
+    ranks.before = {name: getattr(agent, name) for name in ranks.numbers}
+    ranks.backup.set()
+    before, steps = checksum(state_of(agent)), progress.env_steps
+    with torch.no_grad():
+        next(agent.policy.parameters()).add_(1.0)  # an update, or half of one
+    agent.iteration, progress.iteration, progress.env_steps = 3, 3, steps + 64
+    mail = _Mail.__new__(_Mail)
+    mail.ranks, mail.steps, mail.watch, mail.arrived = ranks, 64, SimpleNamespace(cuda=True), Event(arrived)  # type: ignore[assignment]
+    monkeypatch.setattr(_Mail, "deliver", lambda *args: None)
+    if not remembered:
+        with pytest.raises(RankLost):
+            mail.settle(progress, print, RankLost())
+        with pytest.raises(RuntimeError, match="was broken off"):  # so that it is not saved
+            snapshot(agent.env, agent, progress)
+        return
+    mail.settle(progress, print, RankLost())
+    found = (checksum(state_of(agent)) == before, agent.iteration, progress.iteration, progress.env_steps - steps)
+    assert found == ((False, 3, 3, 64) if arrived else (True, 2, 2, 0))
+    assert progress.broken_off == ("" if arrived else "rollout")
+
+
+def parted() -> tuple[str, bool]:
+    join(torch.device("cpu"))
+    distributed.abort()
+    distributed.abort()  # as where one thing fails after the other
+    told = ""
+    try:
+        total(torch.ones(1))
+    except (RankLost, ValueError) as error:
+        told = type(error).__name__
+    leave()
+    return told, distributed.hangs()
+
+
+def test_ranks_can_be_aborted_more_than_once() -> None:
+    assert in_ranks(2, parted) == [("ValueError", False)] * 2
+
+
+def stuck() -> tuple[bool, bool]:
+    join(torch.device("cpu"))
+    distributed.dist = SimpleNamespace(destroy_process_group=lambda: time.sleep(60))
+    distributed._LEAVING = 0.1
+    began = time.monotonic()
+    leave()
+    return time.monotonic() - began < 10, distributed.hangs()
+
+
+def test_an_end_that_hangs_is_not_waited_for() -> None:
+    assert in_ranks(1, stuck) == [(True, True)]
+
+
 def changed() -> Any:
     join(torch.device("cpu"))
     agent = ppo(12)
@@ -304,7 +377,7 @@ def changed() -> Any:
     except ConfigError as error:
         first = str(error)
     ranks = Ranks.__new__(Ranks)
-    ranks.agent = agent
+    ranks.env, ranks.agent, ranks.kept = agent.env, agent, None
     with pytest.raises(OutOfStep, match="ranks 0 and 1 have other parameters after iteration 100"):
         ranks.compare(100)
     ranks.compare(101)  # not then
@@ -343,7 +416,7 @@ def test_what_ranks_do_not_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(distributed, "_world", World(0, 2, False))
     agent = ppo(16)
     vars(agent.env)["adapt"] = dict
-    with pytest.raises(ConfigError, match="a curriculum, or a range that follows success, is not shared among 2 ranks"):
+    with pytest.raises(ConfigError, match="CartPole: its own rule of adapting is not shared among 2 ranks"):
         Ranks(agent.env, agent)
 
 

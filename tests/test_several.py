@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +21,13 @@ from test_distributed import in_ranks, optimizers_of, ppo
 from rlcore.config import ConfigError
 from rlcore.distributed import World, join, local_device, world
 from rlcore.learn import learn
+from rlcore.ppo import PPO, PPOConfig
 from rlcore.ranks import checksum
 from rlcore.sac import SACConfig
 from rlcore.train.arguments import UsageError
 from rlcore.train.config import TrainConfig
-from rlcore.train.elastic import on_own_device, processes_in
+from rlcore.train.elastic import on_own_device, processes_in, start
+from rlcore.train.judging import all_measured, eval_env_of, judged_by, measure_along, measured
 from rlcore.train.several import of_rank, share_of
 
 ROOT = Path(__file__).parent.parent
@@ -40,7 +44,8 @@ RANKS = "--processes 2 --device cpu --num-envs 16 --agent.num-steps 16 --eval-in
     ],
 )
 def test_processes_are_taken_out_of_the_words(words: str, number: int, rest: str) -> None:
-    assert processes_in(words.split()) == (number, rest.split())
+    option = "" if number == 0 else "--processes" if "processes" in words else "--gpus"
+    assert processes_in(words.split()) == (number, rest.split(), option)
 
 
 @pytest.mark.parametrize(
@@ -183,3 +188,59 @@ def test_on_a_gpu_the_sum_over_ranks_is_part_of_the_graph() -> None:
 def test_two_gpus_have_the_same_parameters_after_20_updates() -> None:
     (first, captured, _), (second, other, _) = in_ranks(2, on_gpu, "graph")
     assert captured and other and first == second
+
+
+def judged(task: str, num_envs: int) -> tuple[list[float], list[float]] | None:
+    """An evaluation of a policy, and of another of the run, by all ranks."""
+    join(torch.device("cpu"))
+    torch.manual_seed(3)
+    config = TrainConfig(task=task, num_envs=4, eval_envs=num_envs, num_iterations=1)
+    judges, first = judged_by(config, None, world())
+    env = eval_env_of(config, judges, torch.device("cpu"))
+    training: Any = SimpleNamespace(config=config, judges=judges, first_judged=first, eval_env=env, device=env.device)
+    training.agent = PPO(env, PPOConfig(num_steps=4, num_minibatches=1), seed=1)
+    training.stage, training.lent = lambda: None, lambda progress: nullcontext()
+    training.best = SimpleNamespace(with_weights=lambda weights: (training.agent.policy.load_state_dict(weights),
+                                                                  training.agent.policy)[1])  # fmt: skip
+    if world().main:
+        result = measured(training, training.agent.policy, None)
+        other = PPO(env, PPOConfig(num_steps=4, num_minibatches=1), seed=2).policy
+        second = measured(training, other, None)
+        all_measured()
+        return result.returns.tolist(), second.returns.tolist()
+    progress: Any = None
+    measure_along(training, progress)
+    return None
+
+
+def test_an_evaluation_that_ranks_share_is_that_of_one_process() -> None:
+    alone = judged("gym:Pendulum-v1", 5)
+    first, other = in_ranks(2, judged, "gym:Pendulum-v1", 5)
+    assert alone is not None and other is None
+    assert len(first[0]) == 5 and first[0] == pytest.approx(alone[0])
+    assert first[1] == pytest.approx(alone[1]) != pytest.approx(alone[0])
+
+
+def test_envs_of_an_evaluation_are_shared_by_number() -> None:
+    config = TrainConfig(task="CartPole", eval_envs=8)
+    assert [judged_by(config, None, World(rank, 3)) for rank in range(3)] == [(3, 0), (3, 3), (2, 6)]
+    assert judged_by(config, None, World()) == (8, 0)
+    tasks = TrainConfig(task="tasks:CartPole+Pendulum+Memory", eval_envs=8)  # one of each at least
+    assert [judged_by(tasks, None, World(rank, 3)) for rank in range(3)] == [(8, 0), (0, 0), (0, 0)]
+    assert [judged_by(tasks, 4, World(rank, 3)) for rank in range(3)] == [(4, 0), (4, 4), (4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("--gpus 2", "--gpus is 2, and PyTorch sees no GPUs here; give --processes 2 --device cpu"),
+        ("--processes 2 --device cuda --seed 1",
+         "--processes is 2 with --device cuda, and PyTorch sees no GPUs here; give --device cpu"),
+    ],
+)  # fmt: skip
+def test_gpus_that_are_missing_are_told_as_they_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, words: str, error: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(UsageError, match=f"^{re.escape(error)}$"):
+        start(*processes_in(words.split()))

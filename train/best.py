@@ -70,9 +70,8 @@ class Best:
         """
         if self._weights is None or not (self._resumed or not same_stage(stage, self._stage)):
             return None
-        before, policy = self.score, self._build()
-        policy.load_state_dict(self._weights)
-        self.result = measure(policy)
+        before = self.score
+        self.result = measure(self.with_weights(self._weights))
         self.ranges = wider(self.ranges, self.result)
         self.score, self.excess, self._stage = score(self.result, self.ranges), excess(self.result, self._costs), stage
         self._anew += not self._resumed
@@ -84,6 +83,12 @@ class Best:
             )
         self._resumed = False
         return said
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Policy:
+        """A policy of the run with these weights."""
+        policy = self._build()
+        policy.load_state_dict(weights)
+        return policy
 
     def replaced_by(self, iteration: int, result: Evaluation, stage: Stage | None, policy: Policy) -> bool:
         """Take the present policy, measured where ``measured`` measured the best, if it does as well or better."""
@@ -139,6 +144,20 @@ def score(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> floa
         elif part.episodes:  # else none ended, or none counts
             total += (part.mean_return - low) / (high - low) if high > low else 1.0
     return total / len(result.tasks)
+
+
+def figures(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """What an evaluation is logged as."""
+    told = {"eval/return": result.mean_return}
+    if result.tasks:
+        told["eval/score"] = score(result, ranges)
+    if result.episodes:
+        told["eval/length"] = float(result.lengths.double().mean())
+    if result.success is not None:
+        told["eval/success"] = result.success
+    told |= {f"eval/return_{name}": part.mean_return for name, part in result.tasks.items()}
+    told |= {f"eval/success_{k}": part.success for k, part in result.tasks.items() if part.success is not None}
+    return told | {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.signals.items() if len(sums)}
 
 
 def wider(ranges: Mapping[str, tuple[float, float]], result: Evaluation) -> dict[str, tuple[float, float]]:

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 
@@ -64,11 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     open_standard_streams()
     try:
-        return _run(list(sys.argv[1:] if argv is None else argv))
+        code = _run(list(sys.argv[1:] if argv is None else argv))
     finally:
         launching = sys.modules.get("rlcore.train.commands.launching")
         if launching is not None:
             launching.close_simulator()
+    distributed = sys.modules.get("rlcore.distributed")
+    if distributed is not None and distributed.hangs():  # all is written; what Python does at its end might hang, too
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _run(words: list[str]) -> int:

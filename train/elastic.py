@@ -17,8 +17,8 @@ from rlcore.train.ending import FAILED, fail
 MOST_PROCESSES = 1024
 
 
-def processes_in(words: Sequence[str]) -> tuple[int, list[str]]:
-    """How many processes a command line asks for, 0 where it does not, and what each of them is told.
+def processes_in(words: Sequence[str]) -> tuple[int, list[str], str]:
+    """How many processes a command line asks for, 0 where it does not, what each of them is told, and by which option.
 
     ``--gpus`` gives each a GPU; ``--processes`` leaves that to ``--device``.
 
@@ -38,7 +38,7 @@ def processes_in(words: Sequence[str]) -> tuple[int, list[str]]:
         else:
             given[found[3]] = left.pop(0) if left else ""
     if not given:
-        return 0, rest
+        return 0, rest, ""
     if len(given) > 1:
         raise UsageError("--gpus cannot go with --processes; --gpus N starts one process for each GPU")
     ((name, value),) = given.items()
@@ -50,7 +50,7 @@ def processes_in(words: Sequence[str]) -> tuple[int, list[str]]:
         if any(re.match(r"(--)?device(=|$)", word) for word in rest):
             raise UsageError("--device cannot go with --gpus, which gives each process its own; leave one out")
         rest += ["--device", "cuda"]
-    return int(value), rest
+    return int(value), rest, f"--{name}"
 
 
 def on_own_device(words: Sequence[str]) -> list[str]:
@@ -69,15 +69,23 @@ def on_own_device(words: Sequence[str]) -> list[str]:
     return [*words, "--device", f"cuda:{os.environ['LOCAL_RANK']}"]
 
 
-def start(number: int, words: Sequence[str]) -> int:
+def start(number: int, words: Sequence[str], option: str) -> int:
     """Run ``rlcore train`` in so many processes on this machine, and wait for all of them.
 
     When one ends with an error, the others are told to stop, and after 30 s are stopped. Signals are passed on.
 
+    Args:
+        number: of processes.
+        words: what each of them is told.
+        option: by which the number was given.
+
     Returns:
         The exit code: 0, or that of the process that failed first, or 128 + signal.
+
+    Raises:
+        UsageError: there are not as many GPUs.
     """
-    _check_gpus(number, words)
+    _check_gpus(number, words, option)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -131,13 +139,14 @@ def _as_it_was() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _check_gpus(number: int, words: Sequence[str]) -> None:
-    if list(words[-2:]) == ["--device", "cuda"]:
+def _check_gpus(number: int, words: Sequence[str], option: str) -> None:
+    devices = re.findall(r"(?:^|\s)(?:--)?device[= ](\S+)", " ".join(words))
+    if devices[-1:] == ["cuda"]:
         import torch
 
         have = torch.cuda.device_count()
         if have < number:
             fewer = f"give at most {have}, or" if have else "give"
-            raise UsageError(
-                f"--gpus is {number} and PyTorch sees {have} here; {fewer} --processes {number} --device cpu"
-            )
+            other = "--device cpu" if option == "--processes" else f"--processes {number} --device cpu"
+            asked = f"{option} is {number}" + (" with --device cuda" if option == "--processes" else "")
+            raise UsageError(f"{asked}, and PyTorch sees {have or 'no'} GPU{'s' * (have != 1)} here; {fewer} {other}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -220,9 +220,13 @@ def evaluate(
         ValueError: the env returns something of a wrong type or shape.
     """
     results = [run_episodes(env, policy, seed + r, stage, violations or {}) for r in range(rounds)]
-    index, names = torch.as_tensor(getattr(env, "task_index", 0)).cpu(), getattr(env, "tasks", ())
-    tasks = {name: counted([r.part(index == k) for r in results]) for k, name in enumerate(names)}
-    return replace(counted(results), tasks=tasks)
+    return estimated(results, getattr(env, "tasks", ()))
+
+
+def estimated(results: Sequence[Rows], tasks: Iterable[str]) -> Evaluation:
+    """Episodes of several rounds, or parts of one, as one estimate, with one of each of several ``tasks``."""
+    own = {name: counted([r.part(r.task == k) for r in results]) for k, name in enumerate(tasks)}
+    return replace(counted(results), tasks=own)
 
 
 def counted(results: Sequence[Rows]) -> Evaluation:
@@ -263,6 +267,7 @@ class Rows:
     takeovers: Tensor | None = None  # [N] float64, steps
     guesses: Mapping[int, Tensor] = field(default_factory=dict)  # [N] float64 each, NaN where the episode was over
     trial: Tensor | None = None  # [N, episodes] float64
+    task: Tensor = field(default_factory=lambda: torch.zeros(()))  # [N] int64, where there are several
 
     def of_finished(self, values: Tensor | None) -> Tensor | None:
         """Those of values ``[N]`` whose episode is finished."""
@@ -270,7 +275,7 @@ class Rows:
 
     def part(self, where: Tensor) -> Rows:
         """Those of some envs, bool ``[N]``."""
-        kept = {name: value[where] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        kept = {name: value[where] for name, value in vars(self).items() if isinstance(value, Tensor) and value.ndim}
         signals = {name: value[where] for name, value in self.signals.items()}
         return replace(self, **kept, signals=signals, guesses={k: x[where] for k, x in self.guesses.items()})
 
@@ -365,6 +370,7 @@ def run_episodes(
         takeovers=None if controller.acted is None else takeovers.cpu(),
         guesses=guesses,
         trial=torch.stack(list(trial.values()), 1).cpu() if trial else None,
+        task=torch.as_tensor(getattr(env, "task_index", 0)).cpu(),
     )
 
 

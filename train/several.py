@@ -12,10 +12,11 @@ from rlcore.capture import rebuilt
 from rlcore.config import ConfigError, to_dict
 from rlcore.distributed import RankLost, World, differs, gathered, leave, most, received
 from rlcore.learn import Faults, Progress, Report, begin, learn
-from rlcore.ranks import LEARNED, SHARED
+from rlcore.ranks import LEARNED, MIXED, OF_ENVS, SHARED
 from rlcore.train.conclude import close_env
 from rlcore.train.config import TrainConfig
 from rlcore.train.ending import FAILED, USAGE, Interrupt, describe, is_mistake, one_line, show_traceback
+from rlcore.train.judging import due, measure_along
 
 if TYPE_CHECKING:
     from rlcore.train.training import Training
@@ -85,8 +86,9 @@ def of_rank(content: dict[str, Any], world: World, agent: Agent) -> tuple[bool, 
     for name in _OF_EPISODES:
         if name in saved:
             saved[name] = present[name]
-    if saved.get("return_scale") is not None:
-        saved["return_scale"]["running"] = present["return_scale"]["running"]
+    for name in MIXED:
+        if saved.get(name):
+            _begin_anew(saved[name], present[name])
     notes = [f"{_ranks(before)} wrote the checkpoint, and {_ranks(world.size)} go{'es' * (world.size == 1)} on"]
     if before == world.size:
         notes = ["the checkpoint has rank 0's own state alone"]
@@ -94,7 +96,18 @@ def of_rank(content: dict[str, Any], world: World, agent: Agent) -> tuple[bool, 
     if saved.get("replay") is not None:
         saved["replay"] = None
         notes.append("the replay memory, of each rank its own, is not carried over and fills anew")
+    if saved.get("safety_critic"):
+        notes.append("the steps that the safety critic learns from, of each rank its own, fill anew")
     return False, notes
+
+
+def _begin_anew(saved: dict[str, Any], present: dict[str, Any]) -> None:
+    """Take what is kept by env from an agent that was just built: it may have others, and as many as it likes."""
+    for name, value in saved.items():
+        if name.rpartition(".")[2] in OF_ENVS:
+            saved[name] = present[name]
+        elif isinstance(value, dict):
+            _begin_anew(value, present[name])
 
 
 def _ranks(number: int) -> str:
@@ -102,7 +115,7 @@ def _ranks(number: int) -> str:
 
 
 def follow(training: Training, interrupt: Interrupt) -> int:
-    """Train as one of several ranks, which leaves it to rank 0 to log, to evaluate and to save.
+    """Train as one of several ranks, which leaves it to rank 0 to log and to save.
 
     Returns:
         The exit code; 0 for a run that was interrupted, too, so that rank 0 says it.
@@ -120,6 +133,8 @@ def follow(training: Training, interrupt: Interrupt) -> int:
 
     def on_iteration(progress: Progress) -> None:
         training.held.after(progress.iteration)
+        if due(config, progress):
+            measure_along(training, progress)
         if config.save_interval and progress.iteration % config.save_interval == 0:
             training.save(progress)
 
@@ -138,6 +153,8 @@ def follow(training: Training, interrupt: Interrupt) -> int:
             training.save(progress)
         most(interrupt.signal or 0)
     leave()
+    if not training.shares_env:
+        close_env(training.eval_env, training.console)
     close_env(training.env, training.console)
     return 0
 

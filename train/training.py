@@ -15,7 +15,7 @@ from rlcore.agent import Agent, Policy, check_agent
 from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state, save_checkpoint
 from rlcore.config import ConfigError, shown, to_dict
 from rlcore.distributed import gathered, join, leave, local_device, most
-from rlcore.env import spec_of, want_final_obs
+from rlcore.env import spec_of
 from rlcore.env_check import check_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
@@ -26,21 +26,24 @@ from rlcore.resume import Progress, begin, restore, snapshot
 from rlcore.stage import Stage, lent, reset_at, stage_of, stage_where
 from rlcore.train.algorithms import find
 from rlcore.train.beginning import Held, take_weights
-from rlcore.train.best import Best, score, told_of_stages
-from rlcore.train.conclude import close_env, conclude, say, violations_of
+from rlcore.train.best import Best, figures, told_of_stages
+from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
-from rlcore.train.evaluate import ENDLESS, Evaluation, evaluate, evaluation_options, undisturbed, whole_episodes
+from rlcore.train.evaluate import (
+    ENDLESS,
+    Evaluation,
+    undisturbed,
+    whole_episodes,
+)
+from rlcore.train.judging import all_measured, due, eval_env_of, judged_by, measured
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.machine import write_machine
 from rlcore.train.reports.page import report_at_end
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.several import end_of_follower, follow, of_rank, places, share_of, with_ranks
 from rlcore.train.threads import use_threads
-
-EVAL_SEED = 1_000_003
-"""Added to the run's seed for the evaluations that choose the best checkpoint."""
 
 TIMEOUTS = {
     "final_obs": "worth the value of the last observation before the reset (final_obs)",
@@ -104,13 +107,10 @@ class Training:
         seed = self.ranks.seed(config.seed + done)
         self.env = make_env(config.task, self.share, self.device, seed=seed, **config.env)
         # Isaac Sim has one scene per process: there, evaluations borrow the training env.
-        self.shares_env = simulator_of(config.task) == "isaaclab" or not self.ranks.main
-        if self.shares_env:
-            self.eval_env = self.env
-        else:
-            options = evaluation_options(config.env)
-            self.eval_env = make_env(config.task, config.eval_envs, self.device, seed=config.seed, **options)
-            want_final_obs(self.eval_env, ())  # nobody reads them there
+        borrows = simulator_of(config.task) == "isaaclab"
+        self.judges, self.first_judged = judged_by(config, self.share if borrows else None, self.ranks)
+        self.shares_env = borrows or not self.judges
+        self.eval_env = self.env if self.shares_env else eval_env_of(config, self.judges, self.device)
         if config.capture_env and not getattr(self.env, "capturable", False):
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.first_stage = stage_of(self.eval_env)
@@ -148,7 +148,7 @@ class Training:
                     raise ValueError(f"timeout_bootstrap is {shown(self.agent.timeout_bootstrap)}")
             if not own:
                 torch.manual_seed(seed)
-        stage = self._stage()
+        stage = self.stage()
         if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
             with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
                 reset_at(self.eval_env, stage)
@@ -233,10 +233,13 @@ class Training:
             return 128 + interrupt.signal
         if not self.shares_env:
             close_env(self.env, self.console)
+            if self.eval_env.num_envs < config.eval_envs:  # others had their part, and are gone
+                close_env(self.eval_env, self.console)
+                self.eval_env = eval_env_of(config, config.eval_envs, self.device)
         interrupt.at_once = True
         try:
             with interrupt.handling(), whole_episodes(self.eval_env):
-                stage, why = self._stage(), self.best.why()
+                stage, why = self.stage(), self.best.why()
                 code = conclude(self.run, self.eval_env, config, self.console, stage, why)
         except Stopped as stop:
             say(self.console, "stopped before evaluation and export were done; to do them:")
@@ -333,20 +336,17 @@ class Training:
                 )
 
     def _evaluate_if_due(self, progress: Progress) -> dict[str, float]:
-        config = self.config
-        every = config.eval_interval
-        last = progress.iteration == config.num_iterations
-        if not last and not (every and progress.iteration % every == 0):
+        if not due(self.config, progress):
             return {}
-        stage = self._stage()
+        stage = self.stage()
 
         def measure(policy: Policy) -> Evaluation:
-            violations = violations_of(config)
-            return evaluate(self.eval_env, policy, config.seed + EVAL_SEED, stage=stage, violations=violations)
+            return measured(self, policy, stage)
 
-        with undisturbed(self.device), self._lent(progress), whole_episodes(self.eval_env):
+        with undisturbed(self.device), self.lent(progress), whole_episodes(self.eval_env):
             result = measure(self.agent.policy)
             said = self.best.measured(stage, measure)
+            all_measured()
         if said is not None:
             say(self.console, f"note         {said}")
         if self.best.replaced_by(progress.iteration, result, stage, self.agent.policy):
@@ -355,19 +355,9 @@ class Training:
                 self.run.best,
                 self._content(progress) | {"score": self.best.score, "evaluation": result.as_dict()},
             )
-        figures = {"eval/return": result.mean_return}
-        if result.tasks:
-            figures["eval/score"] = score(result, self.best.ranges)
-        if result.episodes:
-            figures["eval/length"] = float(result.lengths.double().mean())
-        if result.success is not None:
-            figures["eval/success"] = result.success
-        figures |= {f"eval/return_{name}": part.mean_return for name, part in result.tasks.items()}
-        figures |= {f"eval/success_{k}": part.success for k, part in result.tasks.items() if part.success is not None}
-        figures |= {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.signals.items() if len(sums)}
-        return figures
+        return figures(result, self.best.ranges)
 
-    def _stage(self) -> Stage | None:
+    def stage(self) -> Stage | None:
         """Where the curricula stand in an evaluation."""
         which = self.config.eval_stage
         if which in ("end", "all"):
@@ -375,9 +365,9 @@ class Training:
         return stage_of(self.env) if which == "trained" else self.first_stage
 
     @contextmanager
-    def _lent(self, progress: Progress) -> Iterator[None]:
+    def lent(self, progress: Progress) -> Iterator[None]:
         """While an evaluation uses the training env, if it does."""
-        if not self.shares_env:
+        if not self.shares_env or not self.judges:
             yield
             return
         progress.broken_off = "rollout"  # should the evaluation fail, training's episodes do not go on

@@ -20,9 +20,9 @@ SCENE_NUM_ENVS = "env.scene.num_envs"
 
 def train_command(words: Sequence[str]) -> Job:
     """Read the words of ``rlcore train``."""
-    number, words = processes_in(words) if not arguments.asks_help(words) else (0, list(words))
+    number, words, option = processes_in(words) if not arguments.asks_help(words) else (0, list(words), "")
     if number:
-        return lambda: start(number, words)
+        return lambda: start(number, words, option)
     words = launched(with_library(words))
     from rlcore.config import ConfigError, load_yaml
     from rlcore.train.algorithms import algorithm, find

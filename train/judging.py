@@ -1,0 +1,101 @@
+"""Evaluations that the ranks of a run share: each plays its part of the envs, and rank 0 says of which policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from rlcore.agent import Policy
+from rlcore.capture import rebuilt
+from rlcore.distributed import World, gathered, received
+from rlcore.env import VecEnv, want_final_obs
+from rlcore.envs import make_env
+from rlcore.envs.launch import fewest_envs
+from rlcore.resume import Progress
+from rlcore.stage import Stage
+from rlcore.train.conclude import violations_of
+from rlcore.train.config import TrainConfig
+from rlcore.train.evaluate import (
+    Evaluation,
+    Rows,
+    estimated,
+    evaluation_options,
+    run_episodes,
+    undisturbed,
+    whole_episodes,
+)
+
+if TYPE_CHECKING:
+    from rlcore.train.training import Training
+
+EVAL_SEED = 1_000_003
+"""Added to the run's seed for the evaluations that choose the best checkpoint."""
+
+
+def judged_by(config: TrainConfig, borrowed: int | None, world: World) -> tuple[int, int]:
+    """A rank's part of the envs of an evaluation.
+
+    Args:
+        config: of the run, whose ``eval_envs`` are of all ranks together.
+        borrowed: envs of each rank's training env, where that is used.
+        world: the ranks.
+
+    Returns:
+        How many envs are its own, and the number of the first of them among all, by which it is seeded. Where there
+        are too few for all ranks, rank 0 has all of them.
+    """
+    if borrowed is not None:
+        return borrowed, world.rank * borrowed
+    share, left = divmod(config.eval_envs, world.size)
+    if share < fewest_envs(config.task):
+        return (config.eval_envs if world.main else 0), 0
+    return share + (world.rank < left), world.rank * share + min(world.rank, left)
+
+
+def due(config: TrainConfig, progress: Progress) -> bool:
+    """Whether an evaluation follows the latest iteration."""
+    every = config.eval_interval
+    return progress.iteration == config.num_iterations or bool(every and progress.iteration % every == 0)
+
+
+def eval_env_of(config: TrainConfig, num_envs: int, device: torch.device) -> VecEnv:
+    """An env for evaluations: whole episodes, of which nobody reads the last observation."""
+    env = make_env(config.task, num_envs, device, seed=config.seed, **evaluation_options(config.env))
+    want_final_obs(env, ())
+    return env
+
+
+def measured(training: Training, policy: Policy, stage: Stage | None) -> Evaluation:
+    """What a policy achieves, by the episodes of all ranks; rank 0 calls it, and the others ``measure_along``.
+
+    Args:
+        training: rank 0's.
+        policy: the present one, or another of the run.
+        stage: where the curricula stand.
+    """
+    present = policy is training.agent.policy
+    gathered("present" if present else rebuilt(policy.state_dict(), lambda tensor: tensor.cpu()))
+    parts = received(_episodes(training, policy, stage))
+    return estimated([part for part in parts if part is not None], getattr(training.eval_env, "tasks", ()))
+
+
+def all_measured() -> None:
+    """Let the other ranks go on, after an evaluation."""
+    gathered("done")
+
+
+def measure_along(training: Training, progress: Progress) -> None:
+    """Do this rank's part of an evaluation, of as many policies as rank 0 measures."""
+    stage = training.stage()
+    with undisturbed(training.device), training.lent(progress), whole_episodes(training.eval_env):
+        while (asked := gathered(None)[0]) != "done":
+            policy = training.agent.policy if asked == "present" else training.best.with_weights(asked)
+            received(_episodes(training, policy, stage))
+
+
+def _episodes(training: Training, policy: Policy, stage: Stage | None) -> Rows | None:
+    if not training.judges:
+        return None
+    seed = training.config.seed + EVAL_SEED + training.first_judged
+    return run_episodes(training.eval_env, policy, seed, stage, violations_of(training.config))
