@@ -11,7 +11,7 @@ from rlcore.agent import Agent
 from rlcore.capture import rebuilt
 from rlcore.config import ConfigError, to_dict
 from rlcore.distributed import RankLost, World, differs, gathered, leave, most, received
-from rlcore.learn import Faults, Progress, Report, begin, learn
+from rlcore.learn import Faults, Progress, Report, begin
 from rlcore.ranks import LEARNED, SHARED
 from rlcore.train.conclude import close_env
 from rlcore.train.config import TrainConfig
@@ -124,18 +124,7 @@ def follow(training: Training, interrupt: Interrupt) -> int:
             training.save(progress)
 
     with interrupt.handling():
-        progress = learn(
-            training.env,
-            training.agent,
-            config.num_iterations,
-            progress=training.progress,
-            on_report=on_report,
-            on_iteration=on_iteration,
-            should_stop=lambda: interrupt.signal is not None,
-            capture_env=config.capture_env,
-        )
-        if training.saved_iteration != progress.iteration:
-            training.save(progress)
+        training.save_last(training.learn(on_report, on_iteration, interrupt))
         most(interrupt.signal or 0)
     leave()
     close_env(training.env, training.console)
