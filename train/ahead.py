@@ -78,8 +78,9 @@ def say_what_is_ahead(training: Training) -> None:
             say(console, "             episodes in flight start anew: they cannot be put back as they were")
         falls = config.agent.scheduled()
         if falls and training.planned_before != config.num_iterations:
+            how = "spans" if falls.startswith("schedule") else "falls over"
             say(
                 console,
-                f"note         the {falls} falls over {config.num_iterations} iterations now, not "
+                f"note         the {falls} {how} {config.num_iterations} iterations now, not "
                 f"{training.planned_before}: it goes on at another value and slope, unlike that of a run planned so",
             )

@@ -12,6 +12,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -172,8 +173,9 @@ class RunLogger:
     ) -> None:
         """Write what an interrupted interval has, stop the display and close the files, also when training fails."""
         failed: Exception | None = None
-        closing = [partial(writer.close, kind is not None) for writer in self._writers]
-        for finish in (self._flush, self._display.stop, *closing):
+        steps: list[Callable[[], Any]] = [self._flush, self._display.stop]
+        steps += [partial(writer.close, kind is not None) for writer in self._writers]
+        for finish in steps:
             try:
                 finish()
             except Exception as second:

@@ -76,13 +76,13 @@ class TensorBoard:
     def video(self, env_steps: int, path: Path) -> None:
         """See ``Writer``. An image that moves is what tensorboard's videos are, too."""
         from PIL import Image
-        from tensorboard.compat.proto.summary_pb2 import Summary
 
+        kinds: Any = importlib.import_module("tensorboard.compat.proto.summary_pb2")
         with Image.open(path) as picture:
             width, height = picture.size
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
-        summary = Summary(value=[Summary.Value(tag="eval/video", image=image)])
-        self._events._get_file_writer().add_summary(summary, env_steps)  # type: ignore[no-untyped-call]
+        image = kinds.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
+        summary = kinds.Summary(value=[kinds.Summary.Value(tag="eval/video", image=image)])
+        self._events._get_file_writer().add_summary(summary, env_steps)
 
     def close(self, failed: bool) -> None:
         """See ``Writer``."""
