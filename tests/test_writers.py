@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import json
+import os
+import re
+import shlex
+import subprocess
 import sys
 import threading
 from collections.abc import Mapping
@@ -13,9 +18,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from rlcore.checkpoint import load_checkpoint
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, from_dict
+from rlcore.ppo_config import PPOConfig
 from rlcore.train import writers as writers_module
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
@@ -197,3 +204,33 @@ def test_an_env_that_cannot_be_drawn_is_told_and_training_goes_on(
     assert capsys.readouterr().out.count("no video from here on: ") == 1
     assert not list(run.glob("videos/*.gif"))
     assert "one scene per process" in Film(TrainConfig(task="Isaac-X-v0", eval_video=1), torch.device("cpu")).fault
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "logging.md").read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
+    for line in block.splitlines():
+        program, *words = shlex.split(line)
+        assert program == "rlcore"
+        assert main([found for word in words for found in glob.glob(word) or [word]]) == 0
+    (run,) = tmp_path.glob("runs/CartPole/ppo/*-told")
+    assert (run / "checkpoints" / "000010.pt").is_file()
+
+
+def test_the_program_of_the_page_runs(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (tmp_path / "program.py").write_text(text)
+    command = [sys.executable, "program.py"]
+    own = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"ended after iteration \d+", done.stdout)
+
+
+def test_the_settings_of_the_page_are_settings() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
+    agent = from_dict(PPOConfig, yaml.safe_load(text)["agent"])
+    assert agent.schedules["clip_range"].levels == 4
