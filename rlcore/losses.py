@@ -5,7 +5,7 @@ Those with a kernel are its reference and what runs without it, see ``rlcore.dis
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -62,17 +62,18 @@ def ppo_loss(
         The loss, and what to log of it, scalars: ``METRICS`` and, with bounds, ``loss/bounds``.
     """
     advantage, weight, old = samples.advantage, samples.weight, samples.old
+    epsilon: Any = clip_range  # of either type: PyTorch declares them apart
     if standardize_advantage:
         advantage = standardized(advantage, weight > 0)
     ratio = (distribution.log_prob(samples.action) - samples.log_prob).exp()
-    clipped = ratio.detach().clamp(1 - clip_range, 1 + clip_range)
+    clipped = ratio.detach().clamp(1 - epsilon, 1 + epsilon)
     # The lower of the two, as min would have it, which adds up two halves of the gradient where they are the same, in
     # three times as many operators.
     gain, bounded = ratio * advantage, clipped * advantage
     policy_loss = -(weight * torch.where(gain > bounded, bounded, gain)).mean()  # eq. 7
     error = (value - samples.returns).square()
     if clip_value_loss:
-        near = samples.value + (value - samples.value).clamp(-clip_range, clip_range)
+        near = samples.value + (value - samples.value).clamp(-epsilon, epsilon)
         other = (near - samples.returns).square()
         error = torch.where(other > error, other, error)
     value_loss = (weight * error).mean()
@@ -108,8 +109,8 @@ def cost_penalty(distribution: Distribution, samples: Samples, excess: Tensor, c
     """
     ratio, advantage = (distribution.log_prob(samples.action) - samples.log_prob).exp(), samples.cost_advantage
     assert advantage is not None  # [L, B, K]
-    ratio = ratio.unsqueeze(-1)
-    worst = torch.maximum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+    ratio, epsilon = ratio.unsqueeze(-1), cast(Any, clip_range)
+    worst = torch.maximum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
     return ((samples.weight.unsqueeze(-1) * worst).mean((0, 1)) + excess).relu().sum()
 
 

@@ -82,11 +82,11 @@ class TensorBoard:
             width, height = picture.size
         image = kinds.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=path.read_bytes())
         summary = kinds.Summary(value=[kinds.Summary.Value(tag="eval/video", image=image)])
-        self._events._get_file_writer().add_summary(summary, env_steps)
+        self._events._get_file_writer().add_summary(summary, env_steps)  # type: ignore[no-untyped-call]
 
     def close(self, failed: bool) -> None:
         """See ``Writer``."""
-        self._events.close()  # type: ignore[no-untyped-call]
+        self._events.close()
 
 
 class WandB:
