@@ -295,7 +295,7 @@ class Display:
         # A plain write: rich would wrap at the 80 columns that it assumes where there is no terminal.
         print(
             f"[{report.iteration:>{width}}/{self._total}] {report.env_steps:,} steps  "
-            f"{metrics.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {self._left():.0f} s  {figures}",
+            f"{self._latest.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {self._left():.0f} s  {figures}",
             file=self._console.file,
             flush=True,
         )
