@@ -14,6 +14,7 @@ from torch import Tensor
 from rlcore.capture import Captured
 from rlcore.dispatch import accelerated
 from rlcore.distributed import joined_rows, of_main, total, world
+from rlcore.distributions import beta_entropy_and_kl, log_beta
 from rlcore.types import Metrics
 
 
@@ -389,21 +390,6 @@ def remember(
     place = torch.where(done, number % (len(seen) - 1), waste)
     seen.index_copy_(0, place, torch.cat((position, density[None], success[None])).t())
     cursor.copy_(number[-1])
-
-
-def log_beta(shape: Tensor) -> Tensor:
-    """Logarithm of the Beta function ``[P]`` of a and b ``[2, P]``."""
-    return shape.lgamma().sum(0) - shape.sum(0).lgamma()
-
-
-def beta_entropy_and_kl(shape: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropy of Beta distributions, and their KL divergence from others, in nats, summed over all; a and b ``[2, P]``.
-
-    By ``E[ln x] = psi(a) - psi(a + b)``, and the same of 1 - x with b.
-    """
-    mean_log = shape.digamma() - shape.sum(0).digamma()  # [2, P]
-    entropy = log_beta(shape).sum() - ((shape - 1.0) * mean_log).sum()
-    return entropy, (log_beta(other) - log_beta(shape)).sum() + ((shape - other) * mean_log).sum()
 
 
 def stage_of_rows(ranges: AutomaticRanges | MaximumEntropy) -> dict[str, Any]:

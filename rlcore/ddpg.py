@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from rlcore.types import Metrics
 @dataclass(frozen=True, kw_only=True)
 class DDPGConfig(OffPolicyConfig):
     """Settings of DDPG; the defaults are the classic ones, for one or a few envs."""
+
+    schedulable: ClassVar[tuple[str, ...]] = ("learning_rate", "noise_std")
 
     num_critics: int = 1
     """Critics, which learn side by side; TD3 has two. The actor maximizes the first."""
@@ -56,6 +58,9 @@ class DDPGConfig(OffPolicyConfig):
         if self.noise_range is not None:
             low, high = self.noise_range
             check(0 <= low <= high, "noise_range", self.noise_range, "set two numbers from 0 on, the smaller one first")
+        alike = self.noise_range is None or "noise_std" not in self.schedules
+        remedy = "schedules.noise_std is of one deviation for all; leave either out"
+        check(alike, "noise_range", self.noise_range, remedy)
         fresh = self.noise == "gaussian" or self.noise_hold == 1
         check(fresh, "noise_hold", self.noise_hold, "an Ornstein-Uhlenbeck process lasts by itself; set 1")
         check(0 <= self.noise_decay <= 1, "noise_decay", self.noise_decay, "set a number from 0 to 1")
@@ -105,7 +110,7 @@ class DDPG(OffPolicy):
     def _explore(self, features: Tensor) -> Tensor:
         policy = self.policy
         action = policy.squash(policy.output(features))
-        noise = self.deviation.value * self.held.draw()
+        noise = self.schedules.values.get("noise_std", self.deviation.value) * self.held.draw()
         if self.config.noise == "ou":
             noise = self.noise.mul_(1 - self.config.noise_decay).add_(noise)
         return policy.limit(action + policy.action_scale * noise)

@@ -296,3 +296,18 @@ class CategoricalHead(nn.Module):
         backward = torch.ops.aten._log_softmax_backward_data
         by_output: Tensor = backward(gradient, distribution.log_probs, -1, gradient.dtype)
         return by_output if mask is None else torch.where(mask > 0, by_output, 0.0)
+
+
+def log_beta(shape: Tensor) -> Tensor:
+    """Logarithm of the Beta function ``[P]`` of a and b ``[2, P]``."""
+    return shape.lgamma().sum(0) - shape.sum(0).lgamma()
+
+
+def beta_entropy_and_kl(shape: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Entropy of Beta distributions, and their KL divergence from others, in nats, summed over all; a and b ``[2, P]``.
+
+    By ``E[ln x] = psi(a) - psi(a + b)``, and the same of 1 - x with b.
+    """
+    mean_log = shape.digamma() - shape.sum(0).digamma()  # [2, P]
+    entropy = log_beta(shape).sum() - ((shape - 1.0) * mean_log).sum()
+    return entropy, (log_beta(other) - log_beta(shape)).sum() + ((shape - other) * mean_log).sum()

@@ -151,3 +151,17 @@ def _check(env: VecEnv, name: str, value: Any, dtype: torch.dtype, shape: tuple[
         f"{name_of(env)}: {name} is {value.dtype} of shape {tuple(value.shape)} on {value.device}; "
         f"return {dtype} of shape {shape} on {device}"
     )
+
+
+def refuse_overwritten(obs: Obs, step: Step) -> None:
+    """Refuse a step whose observations lie where those before it lay, which have not been stored yet.
+
+    Raises:
+        ValueError: names the group and the remedy.
+    """
+    for group, value in obs.items():
+        if group in step.obs and step.obs[group].data_ptr() == value.data_ptr():
+            raise ValueError(
+                f"step()'s observation '{group}' lies where the one before it lay, which has not been stored yet; "
+                "return a new tensor from each step, such as a clone()"
+            )

@@ -5,7 +5,7 @@ Those with a kernel are its reference and what runs without it, see ``rlcore.dis
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -38,9 +38,9 @@ def ppo_loss(
     value: Tensor,
     samples: Samples,
     *,
-    clip_range: float,
+    clip_range: float | Tensor,
     value_coef: float,
-    entropy_coef: float,
+    entropy_coef: float | Tensor,
     clip_value_loss: bool,
     standardize_advantage: bool = False,
     bounds: tuple[float, float] = (0.0, 0.0),
@@ -51,9 +51,9 @@ def ppo_loss(
         distribution: of actions, by the present policy, for samples ``[L, B]``.
         value: V by the present critic, ``[L, B]``.
         samples: actions, old distributions, advantages, returns; see ``Samples``. Observations and states are not read.
-        clip_range: epsilon; the ratio of probabilities is clipped to 1 +- this.
+        clip_range: epsilon; the ratio of probabilities is clipped to 1 +- this. A scalar tensor where it is scheduled.
         value_coef: weight of the squared error of values.
-        entropy_coef: weight of the entropy.
+        entropy_coef: weight of the entropy; likewise.
         clip_value_loss: take the larger error of the value and of one clipped to the old value +- ``clip_range``.
         standardize_advantage: bring the advantages of these samples to zero mean and unit variance first.
         bounds: weight of the squared distance of means beyond +- a limit, and that limit, before actions are scaled.
@@ -62,22 +62,24 @@ def ppo_loss(
         The loss, and what to log of it, scalars: ``METRICS`` and, with bounds, ``loss/bounds``.
     """
     advantage, weight, old = samples.advantage, samples.weight, samples.old
+    epsilon: Any = clip_range  # of either type: PyTorch declares them apart
     if standardize_advantage:
         advantage = standardized(advantage, weight > 0)
     ratio = (distribution.log_prob(samples.action) - samples.log_prob).exp()
-    clipped = ratio.detach().clamp(1 - clip_range, 1 + clip_range)
+    clipped = ratio.detach().clamp(1 - epsilon, 1 + epsilon)
     # The lower of the two, as min would have it, which adds up two halves of the gradient where they are the same, in
     # three times as many operators.
     gain, bounded = ratio * advantage, clipped * advantage
     policy_loss = -(weight * torch.where(gain > bounded, bounded, gain)).mean()  # eq. 7
     error = (value - samples.returns).square()
     if clip_value_loss:
-        near = samples.value + (value - samples.value).clamp(-clip_range, clip_range)
+        near = samples.value + (value - samples.value).clamp(-epsilon, epsilon)
         other = (near - samples.returns).square()
         error = torch.where(other > error, other, error)
     value_loss = (weight * error).mean()
     entropy = distribution.entropy()
-    entropy = entropy if entropy_coef != 0 else entropy.detach()  # without a gradient that comes to nothing
+    if not isinstance(entropy_coef, Tensor) and entropy_coef == 0:
+        entropy = entropy.detach()  # without a gradient that comes to nothing
     entropy = (weight * entropy).mean() if entropy.dim() > 0 else entropy  # the same for all
     loss = policy_loss + value_coef * value_loss - entropy_coef * entropy  # eq. 9
     metrics = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}
@@ -99,7 +101,7 @@ def value_loss(values: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
     return (weight.unsqueeze(-1) * (values - returns).square()).mean((0, 1)).sum()
 
 
-def cost_penalty(distribution: Distribution, samples: Samples, excess: Tensor, clip_range: float) -> Tensor:
+def cost_penalty(distribution: Distribution, samples: Samples, excess: Tensor, clip_range: float | Tensor) -> Tensor:
     """P3O's penalty of K costs (Zhang et al. 2022, arXiv:2205.11814), before its factor kappa, which is 20 there.
 
     ``sum_k ReLU(E[max(r A_k, clip(r) A_k)] + excess_k)`` with ratios r of probabilities and the excess over the limit
@@ -107,8 +109,8 @@ def cost_penalty(distribution: Distribution, samples: Samples, excess: Tensor, c
     """
     ratio, advantage = (distribution.log_prob(samples.action) - samples.log_prob).exp(), samples.cost_advantage
     assert advantage is not None  # [L, B, K]
-    ratio = ratio.unsqueeze(-1)
-    worst = torch.maximum(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+    ratio, epsilon = ratio.unsqueeze(-1), cast(Any, clip_range)
+    worst = torch.maximum(ratio * advantage, ratio.clamp(1 - epsilon, 1 + epsilon) * advantage)
     return ((samples.weight.unsqueeze(-1) * worst).mean((0, 1)) + excess).relu().sum()
 
 

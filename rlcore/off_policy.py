@@ -19,6 +19,7 @@ from rlcore.cost_critics import CostCritics, restore
 from rlcore.critics import Critics, set_precision
 from rlcore.encoders import random_shift
 from rlcore.env import EnvSpec, VecEnv, spec_of, want_final_obs
+from rlcore.env_check import refuse_overwritten
 from rlcore.exploration import HeldNoise
 from rlcore.faults import Latest, broken_steps, far_numbers, fault_groups
 from rlcore.learn import Progress, Report, learn
@@ -31,6 +32,7 @@ from rlcore.policies import SquashedPolicy
 from rlcore.replay import Batch, Transitions, minibatches
 from rlcore.rollout import make_trace
 from rlcore.safety_critic import SafetyCritic
+from rlcore.schedules import Schedules
 from rlcore.signals import SignalConfig, check_signals, chosen
 from rlcore.squashed_tasks import return_scale_for
 from rlcore.statistics import means_of
@@ -77,6 +79,7 @@ class OffPolicy:
         set_precision(config, policy, self.critics)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         self.horizon = torch.tensor(float(num_iterations or 1), device=device)  # iterations that the schedule spans
+        self.schedules, self.first = Schedules(config.schedules, config, device, learning_rate=self.learning_rate), 0
         self._rates = self.learning_rate.clone(), torch.full_like(self.learning_rate, config.lr_end)
         # These bring weights to unit length, if so configured, so targets are copied afterwards.
         layers = [unit_weights(nn.ModuleList((policy.trunk, policy.head)), config.actor)]
@@ -88,9 +91,8 @@ class OffPolicy:
         self.target_critics = copy.deepcopy(self.critics)
         self.target_critic_buffer = flat(learned(self.target_critics))
         self.target_critics.requires_grad_(False)
-        self.costs: CostCritics | None = None  # where none has a limit
-        if config.safety.costs:
-            self.costs = CostCritics(config, self.critics.inputs, env, device, self._adam)
+        of_costs = (config, self.critics.inputs, env, device, self._adam)
+        self.costs = CostCritics(*of_costs) if config.safety.costs else None  # where none has a limit
         self.num_updates = config.num_updates or round(config.update_ratio * config.num_steps * env.num_envs)
         remedy = f"with {env.num_envs} envs and {config.num_steps} steps it comes to no gradient step; raise it"
         check(self.num_updates >= 1, "update_ratio", config.update_ratio, remedy)
@@ -143,6 +145,8 @@ class OffPolicy:
         self.horizon.fill_(num_iterations)
         if progress is None:
             self.began.copy_(self.steps)
+            self.first = self.iteration
+        self.schedules.follow(self.iteration - self.first, num_iterations)
         return learn(
             self.env, self, num_iterations, progress=progress, on_report=on_report, on_iteration=on_iteration,
             should_stop=should_stop, seed=self.seed if seed is None else seed, capture_env=capture_env,
@@ -200,12 +204,7 @@ class OffPolicy:
         Raises:
             ValueError: the env has written its new observations over those that are to be stored.
         """
-        for group, value in obs.items():
-            if group in step.obs and step.obs[group].data_ptr() == value.data_ptr():
-                raise ValueError(
-                    f"step()'s observation '{group}' lies where the one before it lay, which has not been stored yet; "
-                    "return a new tensor from each step, such as a clone()"
-                )
+        refuse_overwritten(obs, step)
         step = self.safety_critic.record(obs, action, step)
         if self.timeout_bootstrap == "final_obs" and step.final_obs is None:
             self.timeout_bootstrap = "value"
@@ -249,16 +248,16 @@ class OffPolicy:
         self.stored += self.num_steps
         if self.num_iterations is None and self._schedules():
             raise ConfigError(f"{self._schedules()[0]} needs the length of the run; pass num_iterations")
-        if self.stored < self.first_rows:
-            if self.costs is not None:
-                self.costs.forget()
-            return self._faults()
-        phase = (self.iteration - 1) * self.num_updates % self.config.policy_delay
-        return self._updates[phase](phase)  # type: ignore[no-any-return]
+        early, phase = self.stored < self.first_rows, (self.iteration - 1) * self.num_updates % self.config.policy_delay
+        if early and self.costs is not None:
+            self.costs.forget()
+        metrics: Metrics = self._faults() if early else self._updates[phase](phase)
+        self.schedules.follow(self.iteration - self.first, self.num_iterations)
+        return metrics
 
     def _schedules(self) -> list[str]:
         """Settings that change over the run, as an error names them."""
-        return ["lr_schedule: 'cosine'"] if self.config.lr_schedule == "cosine" else []
+        return ["lr_schedule: 'cosine'"] * (self.config.lr_schedule == "cosine") + self.schedules.by_share
 
     def _fallen(self) -> Tensor:
         """How far the run has come along half a cosine, a scalar in 0..1."""
@@ -278,12 +277,11 @@ class OffPolicy:
             for i, batch in enumerate(minibatches(whole, rows)):
                 with_actor = (phase + i + 1) % config.policy_delay == 0
                 logs.append(self._gradient_step(batch, with_actor))
-        lost = 1 - transitions.weight.mean()
-        means = means_of(logs) | self._faults() | self.safety_critic.improve()
+        means = means_of(logs) | self._faults() | self.safety_critic.improve() | self.schedules.told()
         if self.costs is not None:
             means |= self.costs.move(rows)
         if not self.skips:  # where what is no step weighs nothing either, it is not told apart
-            means["replay/lost"] = lost
+            means["replay/lost"] = 1 - transitions.weight.mean()
         if config.lr_schedule != "constant":
             means["policy/learning_rate"] = self.learning_rate.clone()
         if self.return_scale is not None and config.normalize_reward:
@@ -386,9 +384,11 @@ class OffPolicy:
         names += [name for name in optional if state.get(name) is not None]
         for name in names:
             getattr(self, name).load_state_dict(state[name])
-        self.iteration = state["iteration"]
+        self.iteration, self.first = state["iteration"], int(state["began"]) // self.num_steps
         self.steps.copy_(state["steps"])
         self.began.copy_(state["began"])
+        if self.num_iterations is not None:
+            self.schedules.follow(self.iteration - self.first, self.num_iterations)
         self.timeout_bootstrap = state["timeout_bootstrap"]
         self.stored = 0 if state["replay"] is None else state["stored"]
         if state["replay"] is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from rlcore.networks import NetworkConfig
 from rlcore.observations import images, vectors
 from rlcore.replay import Home, Replay
 from rlcore.safety import SafetyConfig
+from rlcore.schedules import ScheduleConfig, check_schedules, spread
 from rlcore.signals import SignalConfig
 from rlcore.types import Timeout
 
@@ -82,6 +83,9 @@ class LimitsConfig(SafetyConfig):
 class OffPolicyConfig:
     """Settings of learning from a replay memory; the defaults are the classic ones, for one or a few envs."""
 
+    schedulable: ClassVar[tuple[str, ...]] = ("learning_rate",)
+    """Settings that may have a schedule."""
+
     num_steps: int = 1
     """Vector steps between two updates."""
     update_ratio: float = 1.0
@@ -111,6 +115,8 @@ class OffPolicyConfig:
     """Whether the step size falls over the run, from learning_rate to lr_end, along half a cosine."""
     lr_end: float = 0.0
     """Step size at the end of a cosine schedule."""
+    schedules: dict[str, ScheduleConfig] = field(default_factory=dict)
+    """What changes over the run, by name: schedules.learning_rate.end and so on; with ddpg of noise_std as well."""
     gamma: float = 0.99
     """Discount per step."""
     n_step: int = 1
@@ -197,6 +203,7 @@ class OffPolicyConfig:
             check(signal.weight == 0, f"signals.{name}.weight", signal.weight, remedy)
             remedy = "SAC and DDPG discount a cost with a limit like the reward; leave it out"
             check(signal.gamma is None, f"signals.{name}.gamma", signal.gamma, remedy)
+        check_schedules(self.schedules, self, self.schedulable)
         check(self.random_shift >= 0, "random_shift", self.random_shift, "set 0 or more")
         check(0 <= self.gamma <= 1, "gamma", self.gamma, "set a number from 0 to 1")
         check(0 < self.tau <= 1, "tau", self.tau, "set more than 0, at most 1")
@@ -249,8 +256,8 @@ class OffPolicyConfig:
         return self.batch_size
 
     def scheduled(self) -> str:
-        """The learning rate, if it falls over the run."""
-        return "learning rate" if self.lr_schedule == "cosine" else ""
+        """The learning rate, if it falls over the run, or what else changes."""
+        return "learning rate" if self.lr_schedule == "cosine" else spread(self.schedules)
 
     @classmethod
     def presets(cls) -> dict[str, dict[str, Any]]:

@@ -29,7 +29,7 @@ from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
 from rlcore.policies import build_policy
 from rlcore.ppo_config import PPOConfig as PPOConfig
-from rlcore.ppo_config import linear_rate, loss_settings, rate_by_kl, sequences_of
+from rlcore.ppo_config import rate_by_kl, scheduled, sequences_of
 from rlcore.ppo_gradient import written_out
 from rlcore.recurrent import cleared, forgetful
 from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
@@ -38,7 +38,7 @@ from rlcore.safety import Safety
 from rlcore.safety_critic import SafetyCritic
 from rlcore.signals import SignalColumns, check_signals
 from rlcore.statistics import means_of_applied
-from rlcore.types import Metrics, Mode, Obs, State, Step, Timeout
+from rlcore.types import Metrics, Obs, State, Step, Timeout
 
 
 class PPO:
@@ -75,7 +75,6 @@ class PPO:
             mlp.precision, mlp.fused = config.precision, config.precision != "fp32" and "compile" not in config.mode
         self.recurrent = bool(self.policy.initial_state(1) or self.critic.initial_state(1))
         self.length, self.num_sequences = sequences_of(config, env.num_envs, self.recurrent)
-        self.loss_settings = loss_settings(config, spec)
         finals = (*self.critic.groups, *self.critic.raw_shapes) if config.timeout_bootstrap == "final_obs" else ()
         want_final_obs(env, finals)
         self.critic_state = self.critic.initial_state(env.num_envs)  # where the next rollout begins
@@ -85,6 +84,7 @@ class PPO:
         actor = [p for p in self.policy.parameters() if p.requires_grad]  # the gate's are frozen
         critic = [p for p in self.critic.parameters() if not any(p is q for q in actor)]  # the trunk may be shared
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
+        self.schedules, self.loss_settings = scheduled(config, spec, self.learning_rate)
         groups = [actor + critic] if config.grad_clip == "joint" else [actor, critic]
         self.optimizers = [FlatAdam(group, self.learning_rate, config.max_grad_norm) for group in groups]
         self.safety_critic = SafetyCritic(self.policy, config.safety, env, config.num_steps, config.mode)
@@ -93,8 +93,7 @@ class PPO:
         self.trace, self.traced = make_trace(env.num_envs, device, images=bool(spec.image_shapes)), traced(env, 8)
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
-        self.anchors = Anchors(self)
-        self.mode: Mode = config.mode
+        self.anchors, self.mode = Anchors(self), config.mode
         self.advantages: tuple[Tensor, ...] = ()  # of the latest rollout, and weights, [T, N] each: see ``env.Scored``
         self.raw_groups = tuple(dict.fromkeys((*self.policy.raw_shapes, *self.critic.raw_shapes)))
         self.notes = unread(spec, (*self.policy.groups, *self.critic.groups, *self.raw_groups))
@@ -213,10 +212,9 @@ class PPO:
         number that they need is not finite or can only come of a fault; ``faults.culprits`` tells whose it is.
 
         Raises:
-            ConfigError: the learning rate falls over the run, whose length nobody gave.
+            ConfigError: a setting changes over the run, whose length nobody gave.
         """
-        if self.config.lr_schedule == "linear":
-            self.learning_rate.fill_(linear_rate(self.config, self.iteration, self.num_iterations))
+        self.schedules.follow(self.iteration, self.num_iterations)
         self.anchors.check()
         self.iteration, self.step = self.iteration + 1, 0  # some steps of a rollout that broke off were counted twice
         return self._update(self.next_obs)  # type: ignore[no-any-return]
@@ -229,7 +227,7 @@ class PPO:
             parts = (part for _ in range(config.num_epochs) for part in shuffled(batch, config.num_minibatches))
             logs = [self._minibatch(samples) for samples in parts]
         metrics = means_of_applied(logs) | about | self.safety_critic.improve()
-        return metrics | {"policy/learning_rate": self.learning_rate.clone()}
+        return metrics | {"policy/learning_rate": self.learning_rate.clone()} | self.schedules.told()
 
     @torch.no_grad()
     def _targets(self, next_obs: Obs) -> tuple[Samples, Metrics]:
@@ -341,7 +339,7 @@ class PPO:
 
     def _evaluate(self, samples: Samples) -> tuple[Tensor, Metrics]:
         """The loss on sequences ``[L, B, ...]``, and what to log of it."""
-        config, keep, raw = self.config, samples.keep, samples.raw
+        config, settings, keep, raw = self.config, self.loss_settings, samples.keep, samples.raw
         critic_obs = samples.actor_obs if samples.critic_obs is None else samples.critic_obs
         (distribution, _, task_logits), (value, _) = side_by_side(  # value [L, B]
             lambda: self.policy.outputs(samples.actor_obs, samples.actor_state, keep, raw, samples.told),
@@ -350,14 +348,14 @@ class PPO:
         )
         if config.burn_in > 0 and self.recurrent:
             distribution, value, samples = without_burn_in(distribution, value, samples, config.burn_in)
-        loss, metrics = ppo_loss(distribution, value[..., 0] if self.signals else value, samples, **self.loss_settings)
+        loss, metrics = ppo_loss(distribution, value[..., 0] if self.signals else value, samples, **settings)
         if self.policy.classifier is not None and task_logits is not None:
             loss = self.policy.classifier.with_loss(loss, metrics, task_logits, samples)
         if samples.signal_returns is not None:
             metrics["loss/signal_value"] = value_loss(value[..., 1:], samples.signal_returns, samples.weight)
             loss = loss + config.value_coef * metrics["loss/signal_value"]
         if samples.cost_advantage is not None:
-            metrics["loss/penalty"] = cost_penalty(distribution, samples, self.safety.excess, config.clip_range)
+            metrics["loss/penalty"] = cost_penalty(distribution, samples, self.safety.excess, settings["clip_range"])
             loss = loss + config.safety.penalty * metrics["loss/penalty"]
         return loss, {name: value.detach() for name, value in metrics.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from rlcore.actor_critic_config import ActorCriticConfig
 from rlcore.arrays import arrays
-from rlcore.config import ConfigError, check, check_positive
+from rlcore.config import check, check_positive
 from rlcore.distributed import world
 from rlcore.env import EnvSpec
 from rlcore.safety import SafetyConfig
+from rlcore.schedules import ScheduleConfig, Schedules, check_schedules, spread
 from rlcore.signals import SignalConfig
 from rlcore.types import Mode
 
@@ -42,7 +43,11 @@ class PPOConfig(ActorCriticConfig):
     learning_rate: float = 1e-3
     """Adam's step size, at the start if a schedule moves it."""
     lr_schedule: Literal["adaptive", "linear", "constant"] = "adaptive"
-    """adaptive: follow desired_kl, minibatch by minibatch; linear: down to 0, reached after the last iteration."""
+    """adaptive: follow desired_kl, minibatch by minibatch; linear: down to 0, reached after the last iteration;
+    constant: as it is, or as schedules.learning_rate says."""
+    schedules: dict[str, ScheduleConfig] = field(default_factory=dict)
+    """What changes over the run, by name: schedules.entropy_coef.end and so on, of learning_rate, entropy_coef and
+    clip_range."""
     desired_kl: float = 0.01
     """KL(old, new) in nats that the adaptive schedule aims at."""
     kl_factor: float = 1.5
@@ -121,6 +126,7 @@ class PPOConfig(ActorCriticConfig):
         for name in self.safety.costs:
             weight = self.signals[name].weight if name in self.signals else 0.0
             check(weight == 0, f"signals.{name}.weight", weight, f"safety.costs.{name} weighs it; leave it out")
+        check_schedules(self.schedules, self, ("learning_rate", "entropy_coef", "clip_range"), ("clip_range",))
         check(1 < self.kl_factor < math.inf, "kl_factor", self.kl_factor, "set more than 1")
         check(0 <= self.kl_band[0] < self.kl_band[1], "kl_band", self.kl_band, "set two rising multiples")
 
@@ -129,8 +135,8 @@ class PPOConfig(ActorCriticConfig):
         return num_envs * self.num_steps // self.num_minibatches
 
     def scheduled(self) -> str:
-        """The learning rate, if it falls over the run."""
-        return "learning rate" if self.lr_schedule == "linear" else ""
+        """The learning rate, if it falls over the run, or what else changes."""
+        return "learning rate" if self.lr_schedule == "linear" else spread(self.schedules)
 
 
 def sequences_of(config: PPOConfig, num_envs: int, recurrent: bool) -> tuple[int, int]:
@@ -172,28 +178,29 @@ def small_minibatches(config: PPOConfig, num_envs: int) -> str:
     )
 
 
-def loss_settings(config: PPOConfig, spec: EnvSpec) -> dict[str, Any]:
-    """Keyword arguments of ``losses.ppo_loss``."""
+def scheduled(config: PPOConfig, spec: EnvSpec, learning_rate: Tensor) -> tuple[Schedules, dict[str, Any]]:
+    """What changes over a run, ``lr_schedule`` included, and keyword arguments of ``losses.ppo_loss``.
+
+    Of the latter those that change are scalar tensors on the device. The entropy's weight is that of the sum over
+    actions in any case.
+    """
     averaged = config.entropy_reduction == "mean" and not spec.discrete
-    return {
+    parts = spec.action_size if averaged else 1
+    tables = {"learning_rate": ScheduleConfig(end=0.0)} if config.lr_schedule == "linear" else {}
+    tables |= config.schedules
+    if (own := tables.get("entropy_coef")) is not None:
+        start = config.entropy_coef if own.start is None else own.start
+        tables["entropy_coef"] = replace(own, start=start / parts, end=own.end / parts)
+    schedules = Schedules(tables, config, learning_rate.device, learning_rate=learning_rate)
+    settings = {
         "clip_range": config.clip_range,
         "value_coef": config.value_coef,
-        "entropy_coef": config.entropy_coef / (spec.action_size if averaged else 1),  # of the sum over actions
+        "entropy_coef": config.entropy_coef / parts,
         "clip_value_loss": config.clip_value_loss,
         "standardize_advantage": config.normalize_advantage == "minibatch",
         "bounds": (config.bounds_loss_coef, config.bounds_loss_limit),
     }
-
-
-def linear_rate(config: PPOConfig, iteration: int, num_iterations: int | None) -> float:
-    """The learning rate that falls to 0 over a run of ``num_iterations``.
-
-    Raises:
-        ConfigError: nobody gave the length of the run.
-    """
-    if num_iterations is None:
-        raise ConfigError("lr_schedule: 'linear' needs the length of the run; pass num_iterations")
-    return config.learning_rate * max(0.0, 1 - iteration / num_iterations)
+    return schedules, settings | {name: x for name, x in schedules.values.items() if name in settings}
 
 
 def rate_by_kl(rate: Tensor, kl: Tensor, config: PPOConfig) -> Tensor:

@@ -69,7 +69,7 @@ class PPOGradient:
     @np.errstate(all="ignore")
     def __call__(self, samples: Samples) -> tuple[Tensor, Metrics]:
         """Leave gradients in the optimizers' buffers, and return the loss and its metrics."""
-        clip_range, entropy_coef = self.settings["clip_range"], self.settings["entropy_coef"]
+        clip_range, entropy_coef = (float(self.settings[name]) for name in ("clip_range", "entropy_coef"))  # scheduled
         shape, mask = samples.weight.shape, None if self.mask is None else samples.raw[self.mask]
         hidden = self.actor.forward(samples.actor_obs)
         valued = self.critic.forward(samples.actor_obs if samples.critic_obs is None else samples.critic_obs)

@@ -48,7 +48,24 @@ COMMAND_LINES = {
     "a word in a range": ("train --task Pendulum --algo sac --agent.value_range 1 b", ["'1 b' does not fit FLOAT"]),
     "rsl_rl's way to resume": ("train --task CartPole --load_run x", ["--load_run", "--resume RUN"]),
     "rsl_rl's checkpoint": ("train --task CartPole --checkpoint model_1.pt", ["--checkpoint", "--resume RUN/check"]),
-    "rsl_rl's logger": ("train --task CartPole --logger wandb", ["--logger", "metrics.csv"]),
+    "another library's logger": (
+        "train --task CartPole --logger neptune",
+        ["logger", "'neptune'", "tensorboard, wandb"],
+    ),
+    "a flag for a logger": ("train --task CartPole --wandb", ["--wandb", "--logger tensorboard wandb"]),
+    "a condition without a number": (
+        "train --task CartPole --stop-at eval/return>=high",
+        ["stop_at", "eval/success>=0.95"],
+    ),
+    "a figure that no evaluation tells": (
+        "train --task CartPole --stop-at eval/sucess>=0.9",
+        ["stop_at", "'eval/sucess'", "did you mean 'eval/success'?"],
+    ),
+    "a condition without evaluations": (
+        "train --task CartPole --stop-no-progress 3 --eval-interval 0",
+        ["stop_no_progress", "eval_interval is 0"],
+    ),
+    "a time of unknown units": ("train --task CartPole --stop-after 3w", ["stop_after", "'3w'", "such as 30m"]),
     "Isaac Lab's flag without Isaac Lab": ("train --task CartPole --headless", ["--headless", "leave it out"]),
     "Isaac Lab's video": ("train --task CartPole --video --video_length 9", ["--video", "rlcore play --run RUN"]),
     "rsl_rl's lam": ("train --task CartPole agent.algorithm.lam=0.9", ["lam", "did you mean --agent.gae_lambda?"]),

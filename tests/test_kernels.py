@@ -301,6 +301,24 @@ def test_loss_and_its_gradients_are_right(
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
+@pytest.mark.parametrize("rows", [24576, 333])
+@pytest.mark.parametrize("std", ["vector", "dense"])
+def test_the_loss_reads_what_is_scheduled_from_the_device(rows: int, std: str, kernel_device: torch.device) -> None:
+    if rows > 1000 and kernel_device.type == "cpu":
+        pytest.skip("the interpreter is slow")
+    inputs = [t.to(kernel_device) for t in loss_inputs(rows, 5, std)]
+    numbers = {"clip_range": 0.25, "entropy_coef": 0.03125}
+    tensors = {name: torch.tensor(x, device=kernel_device) for name, x in numbers.items()}
+    found = []
+    for options in (numbers, tensors, numbers | {"clip_range": tensors["clip_range"]}):
+        leaves = [t.clone().requires_grad_() for t in inputs[:3]]
+        loss, metrics = loss_of(*leaves, list(inputs[3:]), **options, value_coef=0.7, clip_value_loss=True)  # type: ignore[arg-type]
+        found.append([loss.detach(), metrics, *torch.autograd.grad(loss, leaves)])
+    for other in found[1:]:
+        for got, expected in zip(other, found[0], strict=True):
+            assert error(got, expected) < 1e-6
+
+
 @pytest.mark.parametrize("place", range(11))
 def test_loss_is_not_finite_where_an_input_is_not(place: int, kernel_device: torch.device) -> None:
     inputs = [t.to(kernel_device) for t in loss_inputs(100, 3, "vector")]

@@ -35,7 +35,7 @@ LAYERS = (
     | {"files", "statistics", "faults", "stage", "normalization", "device", "anchors", "encoders", "names", "rollout"}
     | {"activations", "observations", "perceptrons", "signals", "safety", "gate", "action_scale", "own_network"}
     | {"risk", "user_code", "tasks", "squashed_tasks", "balance", "classifier", "family", "distributed", "ranks"}
-    | {"mark"},
+    | {"mark", "schedules"},
     {"replay", "learn", "resume", "report", "actor_critic_config", "ppo_config", "ppo_gradient", "safety_critic"}
     | {"off_policy", "off_policy_config", "policies", "critics", "cost_critics", "exploration"}
     | {"maml_config", "adaptation"},

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from rlcore import PPO, SAC, PPOConfig, SACConfig
 from rlcore.config import ConfigError
+from rlcore.distributions import beta_entropy_and_kl
 from rlcore.env import Parameter, is_adaptive, is_randomizable, spec_of
 from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.disturb import Disturbed
 from rlcore.envs.randomize import ParameterRange, RandomizeConfig, Randomized, randomized, split_randomize
-from rlcore.envs.ranges import beta_entropy_and_kl
 from rlcore.envs.torch_env import TorchEnv
 from rlcore.networks import NetworkConfig
 from rlcore.observations import choose_groups

@@ -56,9 +56,10 @@ ELSEWHERE = {
 
 _RESUME = "a run goes on with --resume RUN, or --resume RUN/checkpoints/000500.pt"
 _LOGS = "tensorboard events and metrics.csv are always in the run folder"
+_PROJECT = "the project of Weights & Biases, or experiment of MLflow, is --log-project"
 _LENGTH = "a run takes --num_iterations, each of num_envs * agent.num_steps steps"
 _ISAAC = "it is for tasks of Isaac Lab alone; leave it out"
-_VIDEO = "leave it out, and see a run afterwards with rlcore play --run RUN"
+_VIDEO = "--eval-video 1 films every evaluation, and rlcore play --run RUN shows a run afterwards"
 
 INSTEAD = {
     "checkpoint": _RESUME,
@@ -69,15 +70,15 @@ INSTEAD = {
     "livestream": _ISAAC,
     "load_checkpoint": _RESUME,
     "load_run": _RESUME,
-    "log_project_name": _LOGS,
-    "logger": _LOGS,
+    "log_project_name": _PROJECT,
     "tensorboard_log": _LOGS,
     "timesteps": _LENGTH,
     "total_timesteps": _LENGTH,
     "video": _VIDEO,
     "video_interval": _VIDEO,
     "video_length": _VIDEO,
-    "wandb": _LOGS,
+    "wandb": "--logger tensorboard wandb writes there, too",
+    "wandb_project": _PROJECT,
 }
 """What other libraries' scripts take and ``rlcore train`` does not, and what to do instead."""
 

@@ -45,6 +45,8 @@ class Best:
         self._evaluations = self._anew = 0
         self._resumed_from: int | None = None
         self.iteration = 0
+        self.better = False
+        """Whether the latest policy did better than all before it, and not only as well."""
         self.result: Evaluation | None = None
         self.score = self.excess = 0.0
         self.ranges: dict[str, tuple[float, float]] = {}
@@ -98,6 +100,7 @@ class Best:
         new = score(result, self.ranges)
         if self.result is not None:
             self.score = score(self.result, self.ranges)
+        self.better = self._weights is None or (-over, new) > (-self.excess, self.score)
         # A later one that does as well has seen more: ties go to it.
         if self._weights is not None and (-over, new) < (-self.excess, self.score):
             return False
@@ -127,6 +130,20 @@ class Best:
         return text
 
 
+def figures(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """What an evaluation adds to the metrics; for ``ranges`` see ``score``."""
+    found = {"eval/return": result.mean_return}
+    if result.tasks:
+        found["eval/score"] = score(result, ranges)
+    if result.episodes:
+        found["eval/length"] = float(result.lengths.double().mean())
+    if result.success is not None:
+        found["eval/success"] = result.success
+    found |= {f"eval/return_{name}": part.mean_return for name, part in result.tasks.items()}
+    found |= {f"eval/success_{k}": part.success for k, part in result.tasks.items() if part.success is not None}
+    return found | {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.signals.items() if len(sums)}
+
+
 def score(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> float:
     """What policies are compared by, the higher the better; see ``Best`` for several tasks.
 
@@ -144,20 +161,6 @@ def score(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> floa
         elif part.episodes:  # else none ended, or none counts
             total += (part.mean_return - low) / (high - low) if high > low else 1.0
     return total / len(result.tasks)
-
-
-def figures(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """What an evaluation is logged as."""
-    told = {"eval/return": result.mean_return}
-    if result.tasks:
-        told["eval/score"] = score(result, ranges)
-    if result.episodes:
-        told["eval/length"] = float(result.lengths.double().mean())
-    if result.success is not None:
-        told["eval/success"] = result.success
-    told |= {f"eval/return_{name}": part.mean_return for name, part in result.tasks.items()}
-    told |= {f"eval/success_{k}": part.success for k, part in result.tasks.items() if part.success is not None}
-    return told | {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.signals.items() if len(sums)}
 
 
 def wider(ranges: Mapping[str, tuple[float, float]], result: Evaluation) -> dict[str, tuple[float, float]]:

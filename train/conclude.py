@@ -165,6 +165,7 @@ def conclude(
     console: Console,
     stage: Stage | None = None,
     why: str | None = None,
+    ended: str | None = None,
 ) -> int:
     """Evaluate the best checkpoint on new episodes, export it, evaluate the file, and sum up.
 
@@ -175,6 +176,7 @@ def conclude(
         console: where it is said.
         stage: where the curricula of the env are to stand, as ``config.eval_stage`` has it.
         why: what makes the best checkpoint the best.
+        ended: what ended the run before its last iteration, if something did.
 
     Returns:
         The exit code: 0, or 1 where the export was refused, or the policy is broken.
@@ -196,6 +198,7 @@ def conclude(
     options = evaluation_options(config.env)
     record = evaluation_record(config.task, options, checkpoint, seed, result, stage, config.eval_stage)
     record |= {"iteration": iteration} | ({} if why is None else {"best": why})
+    record |= {} if ended is None else {"stopped": ended}
     for line in result.lines():
         say(console, f"policy       {line}")
     refused = False

@@ -18,6 +18,8 @@ from rlcore.config import ConfigError, check, from_dict, shown, to_dict
 from rlcore.device import checked_device
 from rlcore.ppo_config import PPOConfig
 from rlcore.train.algorithms import NAMES, find
+from rlcore.train.stop import check_stop
+from rlcore.train.writers import check_loggers
 
 LARGEST_SEED = 2**31 - 1
 """Evaluations add to the seed, and NumPy takes no more than 32 bits."""
@@ -47,6 +49,12 @@ RESUMABLE = frozenset(
         "eval_envs",
         "eval_stage",
         "log_interval",
+        "logger",
+        "log_project",
+        "eval_video",
+        "stop_at",
+        "stop_no_progress",
+        "stop_after",
         "export",
         "report",
         "capture_env",
@@ -120,6 +128,18 @@ class TrainConfig:
     envs at the hardest level (end), or evenly over all levels (all)."""
     log_interval: int = 10
     """Iterations that are averaged into one row of metrics.csv, one tensorboard point and one printed line."""
+    logger: tuple[str, ...] | None = ("tensorboard",)
+    """Where metrics go beside metrics.csv: tensorboard, wandb (Weights & Biases) and mlflow, or none."""
+    log_project: str | None = None
+    """Project of Weights & Biases, experiment of MLflow. None: what their own variables say, else rlcore."""
+    eval_video: int = 0
+    """Write a video of one episode in every n-th evaluation, into videos/ and the loggers. 0: none."""
+    stop_at: tuple[str, ...] | None = None
+    """End the run once a metric gets there, such as 'eval/success>=0.95'; of several the first that is met."""
+    stop_no_progress: int | None = None
+    """End the run after so many evaluations in a row that were no better than the best before them."""
+    stop_after: str | None = None
+    """End the run after a time, such as 90 (seconds), 30m or 8h; what a resumed run took before counts."""
     capture_env: bool | None = None
     """On CUDA, record the whole rollout, env included, as one graph. None: where the env allows it."""
     export: bool = True
@@ -155,6 +175,7 @@ class TrainConfig:
             ("keep_checkpoints", 0),
             ("eval_interval", 0),
             ("eval_envs", 1),
+            ("eval_video", 0),
             ("log_interval", 1),
         ):
             value = getattr(self, name)
@@ -168,6 +189,8 @@ class TrainConfig:
         check(is_device(self.device), "device", self.device, f"give {DEVICES}")
         plain = self.name is None or (safe_name(self.name) == self.name and len(self.name) <= LONGEST_NAME)
         check(plain, "name", self.name, f"use letters, digits, '.', '_' and '-' only, and at most {LONGEST_NAME}")
+        check_loggers(self.logger)
+        check_stop(self.stop_at, self.stop_no_progress, self.stop_after, self.eval_interval)
         _refuse_huge(to_dict(self))
 
 

@@ -8,13 +8,15 @@ import torch
 
 from rlcore.agent import Policy
 from rlcore.capture import rebuilt
+from rlcore.checkpoint import save_checkpoint
 from rlcore.distributed import World, gathered, received
 from rlcore.env import VecEnv, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import fewest_envs
 from rlcore.resume import Progress
 from rlcore.stage import Stage
-from rlcore.train.conclude import violations_of
+from rlcore.train.best import figures
+from rlcore.train.conclude import say, violations_of
 from rlcore.train.config import TrainConfig
 from rlcore.train.evaluate import (
     Evaluation,
@@ -64,6 +66,40 @@ def eval_env_of(config: TrainConfig, num_envs: int, device: torch.device) -> Vec
     env = make_env(config.task, num_envs, device, seed=config.seed, **evaluation_options(config.env))
     want_final_obs(env, ())
     return env
+
+
+def evaluated(training: Training, progress: Progress) -> dict[str, float]:
+    """Evaluate the present policy, on rank 0, and keep it if it is the best so far.
+
+    Returns:
+        What is logged of it.
+    """
+    stage = training.stage()
+    training.evaluated = progress.iteration
+
+    def measure(policy: Policy) -> Evaluation:
+        return measured(training, policy, stage)
+
+    with undisturbed(training.device), training.lent(progress), whole_episodes(training.eval_env):
+        result = measure(training.agent.policy)
+        said = training.best.measured(stage, measure)
+        all_measured()
+    if said is not None:
+        say(training.console, f"note         {said}")
+    assert training.run is not None
+    if training.best.replaced_by(progress.iteration, result, stage, training.agent.policy):
+        judged = {"score": training.best.score, "evaluation": result.as_dict()}
+        save_checkpoint(training.run.best, training.content(progress) | judged)
+    told = figures(result, training.best.ranges)
+    training.stop.evaluated(told, training.best.better)
+    film = training.film
+    if film is not None and film.due():
+        path = training.run.path / "videos" / f"{progress.iteration:06d}.gif"
+        if film.take(path, training.agent.policy, stage):
+            training.video(progress.env_steps, path)
+        else:
+            say(training.console, f"warning      no video from here on: {film.fault}")
+    return told
 
 
 def measured(training: Training, policy: Policy, stage: Stage | None) -> Evaluation:

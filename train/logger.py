@@ -6,12 +6,13 @@ import csv
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -21,9 +22,7 @@ from rich.text import Text
 
 from rlcore.files import whole_file
 from rlcore.report import Faults, Report
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from rlcore.train.writers import TensorBoard, Warn, Writer
 
 ETA_ITERATIONS = 10
 """The latest iterations, by which the time that is left is told."""
@@ -140,8 +139,9 @@ class RunLogger:
     """Takes every iteration's report; writes and shows the averages of each log interval."""
 
     def __init__(
-        self, folder: Path, *, total: int, log_interval: int, console: Console, resumed: tuple[int, int] | None = None
-    ) -> None:
+        self, folder: Path, *, total: int, log_interval: int, console: Console, resumed: tuple[int, int] | None = None,
+        writers: Callable[[Warn], list[Writer]] | None = None,
+    ) -> None:  # fmt: skip
         """Open the files.
 
         Args:
@@ -150,11 +150,9 @@ class RunLogger:
             log_interval: iterations to a row.
             console: a terminal gets a live display, anything else plain lines.
             resumed: iteration and env steps that a continued run starts from; later entries are dropped.
+            writers: opens what takes the rows beside metrics.csv, told how to warn; None: tensorboard.
         """
-        from torch.utils.tensorboard import SummaryWriter  # here, because it is slow to import
-
         self._file = MetricsFile(folder / "metrics.csv", None if resumed is None else resumed[0])
-        self._events: SummaryWriter = SummaryWriter(str(folder), purge_step=None if resumed is None else resumed[1] + 1)
         self._total = total
         self._log_interval = log_interval
         self._average = Average()
@@ -162,6 +160,8 @@ class RunLogger:
         self._first = True
         self._faults = Faults()
         self._display = Display(console, total, done=0 if resumed is None else resumed[0])
+        steps = None if resumed is None else resumed[1]
+        self._writers: list[Writer] = [TensorBoard(folder, steps)] if writers is None else writers(self._warn)
 
     def __enter__(self) -> RunLogger:
         """Start the display."""
@@ -173,7 +173,9 @@ class RunLogger:
     ) -> None:
         """Write what an interrupted interval has, stop the display and close the files, also when training fails."""
         failed: Exception | None = None
-        for finish in (self._flush, self._display.stop, self._events.close):
+        steps: list[Callable[[], Any]] = [self._flush, self._display.stop]
+        steps += [partial(writer.close, kind is not None) for writer in self._writers]
+        for finish in steps:
             try:
                 finish()
             except Exception as second:
@@ -185,28 +187,49 @@ class RunLogger:
         """Show a line in the live display, if there is one; may be called from within anything."""
         return self._display.hint(text)
 
-    def report(self, report: Report, extra: Mapping[str, float]) -> None:
-        """Take one iteration; ``extra`` are the figures of an evaluation."""
+    def video(self, env_steps: int, path: Path) -> None:
+        """Pass on the video of an evaluation."""
+        for writer in self._writers:
+            writer.video(env_steps, path)
+
+    def evaluated(self, iteration: int, env_steps: int, figures: Mapping[str, float]) -> None:
+        """Take the figures of an evaluation that comes after its iteration was reported: a row of their own."""
+        self._flush()
+        self._average.add(figures)
+        self._pending = Report(iteration, env_steps, {})
+
+    def report(self, report: Report, extra: Mapping[str, float]) -> dict[str, float] | None:
+        """Take one iteration; ``extra`` are the figures of an evaluation.
+
+        Returns:
+            The row that was written, if it was the last one of an interval.
+        """
         self._average.add({**report.metrics, **extra})
         self._pending = report
         for text in self._faults.new(report):
             self._display.warn(f"warning      {text}")
         self._display.advance(report)
+        row = None
         if report.iteration % self._log_interval == 0 or report.iteration == self._total:
-            self._flush()
+            row = self._flush()
         elif self._first:  # in the files it is a part of its interval
             self._display.show(report, {**report.metrics, **extra})
         self._first = False
+        return row
 
-    def _flush(self) -> None:
+    def _warn(self, text: str) -> None:
+        self._display.warn(f"warning      {text}")
+
+    def _flush(self) -> dict[str, float] | None:
         if self._pending is None:
-            return
+            return None
         report, self._pending = self._pending, None
         metrics = self._average.take()
         self._file.write(report.iteration, report.env_steps, metrics)
-        for key, value in metrics.items():
-            self._events.add_scalar(key, value, report.env_steps)
+        for writer in self._writers:
+            writer.write(report.env_steps, metrics)
         self._display.show(report, metrics)
+        return metrics
 
 
 class Display:
@@ -272,7 +295,7 @@ class Display:
         # A plain write: rich would wrap at the 80 columns that it assumes where there is no terminal.
         print(
             f"[{report.iteration:>{width}}/{self._total}] {report.env_steps:,} steps  "
-            f"{metrics.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {self._left():.0f} s  {figures}",
+            f"{self._latest.get('time/steps_per_s', 0.0):,.0f} steps/s  ETA {self._left():.0f} s  {figures}",
             file=self._console.file,
             flush=True,
         )

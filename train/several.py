@@ -11,7 +11,7 @@ from rlcore.agent import Agent
 from rlcore.capture import rebuilt
 from rlcore.config import ConfigError, to_dict
 from rlcore.distributed import RankLost, World, differs, gathered, leave, most, received
-from rlcore.learn import Faults, Progress, Report, begin, learn
+from rlcore.learn import Faults, Progress, Report, begin
 from rlcore.ranks import LEARNED, MIXED, OF_ENVS, SHARED
 from rlcore.train.conclude import close_env
 from rlcore.train.config import TrainConfig
@@ -139,18 +139,10 @@ def follow(training: Training, interrupt: Interrupt) -> int:
             training.save(progress)
 
     with interrupt.handling():
-        progress = learn(
-            training.env,
-            training.agent,
-            config.num_iterations,
-            progress=training.progress,
-            on_report=on_report,
-            on_iteration=on_iteration,
-            should_stop=lambda: interrupt.signal is not None,
-            capture_env=config.capture_env,
-        )
-        if training.saved_iteration != progress.iteration:
-            training.save(progress)
+        progress = training.learn(on_report, on_iteration, interrupt)
+        if most(0):  # rank 0 evaluates once more
+            measure_along(training, progress)
+        training.save_last(progress)
         most(interrupt.signal or 0)
     leave()
     if not training.shares_env:

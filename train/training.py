@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from rlcore.agent import Agent, Policy, check_agent
-from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state, save_checkpoint
+from rlcore.agent import Agent, check_agent
+from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state
 from rlcore.config import ConfigError, shown, to_dict
 from rlcore.distributed import gathered, join, leave, local_device, most
 from rlcore.env import spec_of
@@ -24,33 +25,25 @@ from rlcore.ranks import refuse
 from rlcore.report import Report
 from rlcore.resume import Progress, begin, restore, snapshot
 from rlcore.stage import Stage, lent, reset_at, stage_of, stage_where
+from rlcore.train.ahead import TIMEOUTS, say_what_is_ahead
 from rlcore.train.algorithms import find
 from rlcore.train.beginning import Held, take_weights
-from rlcore.train.best import Best, figures, told_of_stages
+from rlcore.train.best import Best
 from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
 from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
-from rlcore.train.evaluate import (
-    ENDLESS,
-    Evaluation,
-    undisturbed,
-    whole_episodes,
-)
-from rlcore.train.judging import all_measured, due, eval_env_of, judged_by, measured
+from rlcore.train.evaluate import undisturbed, whole_episodes
+from rlcore.train.filming import Film
+from rlcore.train.judging import due, eval_env_of, evaluated, judged_by
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.machine import write_machine
 from rlcore.train.reports.page import report_at_end
 from rlcore.train.run import RunFolder, locate
-from rlcore.train.several import end_of_follower, follow, of_rank, places, share_of, with_ranks
+from rlcore.train.several import end_of_follower, follow, of_rank, share_of, with_ranks
+from rlcore.train.stop import Stop
 from rlcore.train.threads import use_threads
-
-TIMEOUTS = {
-    "final_obs": "worth the value of the last observation before the reset (final_obs)",
-    "value": "worth the value of the observation that the last action was chosen by (value)",
-    "none": "worth nothing, like failures (none)",
-}
-"""What a run says of ``agent.timeout_bootstrap``."""
+from rlcore.train.writers import Warn, Writer, writers
 
 
 class Training:
@@ -91,6 +84,8 @@ class Training:
         self.share = share_of(config, self.ranks)
         self.progress: Progress | None = None
         self.exact = True
+        self.video: Callable[[int, Path], None] = lambda env_steps, path: None
+        self.stop = Stop(config.stop_at, config.stop_no_progress, config.stop_after)
         self.resumed_from = resumed_from
         content = None if resumed_from is None else load_checkpoint(resumed_from, device=str(self.device))
         if content is not None and torch.device(content["config"]["device"]).type != self.device.type:
@@ -105,6 +100,7 @@ class Training:
             )
         # A simulator that cannot be restored must not repeat the episodes that it began with.
         seed = self.ranks.seed(config.seed + done)
+        self.film = Film(config, self.device) if config.eval_video and self.ranks.main else None
         self.env = make_env(config.task, self.share, self.device, seed=seed, **config.env)
         # Isaac Sim has one scene per process: there, evaluations borrow the training env.
         borrows = simulator_of(config.task) == "isaaclab"
@@ -144,6 +140,7 @@ class Training:
             with fitting(resumed_from, other), settings_as_typed(config.agent):
                 self.progress, self.exact = restore(self.env, self.agent, content)
                 check_obs(self.env, self.progress.obs, "checkpoint")
+                self.stop.resume(content)
                 if str(self.agent.timeout_bootstrap) not in TIMEOUTS:
                     raise ValueError(f"timeout_bootstrap is {shown(self.agent.timeout_bootstrap)}")
             if not own:
@@ -152,7 +149,7 @@ class Training:
         if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
             with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
                 reset_at(self.eval_env, stage)
-        self.saved_iteration = done
+        self.saved_iteration = self.evaluated = done
         self.best = Best(self.config, self.spec, self.device)
         self.bootstrap = self.agent.timeout_bootstrap
 
@@ -181,7 +178,7 @@ class Training:
         self.run = self._folder()
         gathered(str(self.run.path))
         write_machine(self.run.path, self.device)
-        self._say_what_is_ahead()
+        say_what_is_ahead(self)
         if self.progress is None:
             self.progress = begin(self.env, self.agent, config.seed)
         self.held.begin(self.progress.iteration)
@@ -194,35 +191,32 @@ class Training:
                 log_interval=config.log_interval,
                 console=self.console,
                 resumed=None if resumed is None else (resumed.iteration, resumed.env_steps),
+                writers=self._writers,
             ) as logger,
         ):
-            interrupt.show = logger.hint
+            interrupt.show, self.video = logger.hint, logger.video
 
             def on_report(report: Report) -> None:
-                logger.report(report, evaluations.pop(report.iteration, {}))
+                self.stop.told(report.metrics)
+                if (row := logger.report(report, evaluations.pop(report.iteration, {}))) is not None:
+                    self.stop.logged(row)
 
             def on_iteration(progress: Progress) -> None:
                 self.held.after(progress.iteration)
                 if self.agent.timeout_bootstrap != self.bootstrap:
                     self.bootstrap = self.agent.timeout_bootstrap
                     say(self.console, f"time-outs are {TIMEOUTS[self.bootstrap]}: the env hides final_obs")
-                evaluations[progress.iteration] = self._evaluate_if_due(progress)
+                evaluations[progress.iteration] = evaluated(self, progress) if due(config, progress) else {}
                 every = config.save_interval
                 if every and progress.iteration % every == 0:
                     self.save(progress)
+                self.stop.timed()
 
-            progress = learn(
-                self.env,
-                self.agent,
-                config.num_iterations,
-                progress=self.progress,
-                on_report=on_report,
-                on_iteration=on_iteration,
-                should_stop=lambda: interrupt.signal is not None,
-                capture_env=config.capture_env,
-            )
-            if self.saved_iteration != progress.iteration:
-                self.save(progress)
+            progress = self.learn(on_report, on_iteration, interrupt)
+            early = self.stop.reason is not None and self.evaluated != progress.iteration and interrupt.signal is None
+            if most(int(early)):
+                logger.evaluated(progress.iteration, progress.env_steps, evaluated(self, progress))
+            self.save_last(progress)
             interrupt.signal = most(interrupt.signal or 0) or None  # whichever rank it came to
         leave()
         if interrupt.signal is not None:
@@ -231,6 +225,8 @@ class Training:
             if self.ranks.size > 1:
                 say(self.console, f"  with --processes or --gpus {self.ranks.size}, as it was started, bit for bit")
             return 128 + interrupt.signal
+        if self.stop.reason is not None:
+            say(self.console, f"ended        after iteration {progress.iteration}: {self.stop.reason}")
         if not self.shares_env:
             close_env(self.env, self.console)
             if self.eval_env.num_envs < config.eval_envs:  # others had their part, and are gone
@@ -240,7 +236,7 @@ class Training:
         try:
             with interrupt.handling(), whole_episodes(self.eval_env):
                 stage, why = self.stage(), self.best.why()
-                code = conclude(self.run, self.eval_env, config, self.console, stage, why)
+                code = conclude(self.run, self.eval_env, config, self.console, stage, why, self.stop.reason)
         except Stopped as stop:
             say(self.console, "stopped before evaluation and export were done; to do them:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
@@ -249,7 +245,39 @@ class Training:
             if config.report:
                 report_at_end(self.run.path, self.console)
         close_env(self.eval_env, self.console)
+        if self.film is not None:
+            self.film.close()
         return code
+
+    def _writers(self, warn: Warn) -> list[Writer]:
+        assert self.run is not None
+        config, begun = self.config, self.progress
+        steps = None if begun is None or self.resumed_from is None else begun.env_steps
+        note = partial(say, self.console)
+        return writers(config.logger or (), self.run.path, to_dict(config), config.log_project, steps, note, warn)
+
+    def learn(
+        self, on_report: Callable[[Report], None], on_iteration: Callable[[Progress], None], interrupt: Interrupt
+    ) -> Progress:
+        """Train to the end, or until something ends it on any rank; nothing, where that was before it was resumed."""
+        assert self.progress is not None
+        if self.stop.reason is not None:
+            return self.progress
+        return learn(
+            self.env,
+            self.agent,
+            self.config.num_iterations,
+            progress=self.progress,
+            on_report=on_report,
+            on_iteration=on_iteration,
+            should_stop=lambda: interrupt.signal is not None or self.stop.reason is not None,
+            capture_env=self.config.capture_env,
+        )
+
+    def save_last(self, progress: Progress) -> None:
+        """Write the last checkpoint, unless it is there; why the run ends belongs in it."""
+        if most(int(self.stop.reason is not None)) or self.saved_iteration != progress.iteration:
+            self.save(progress)
 
     def _rescue(self) -> None:
         """Save the last finished iteration, after something went wrong."""
@@ -281,82 +309,6 @@ class Training:
         run.write_config(self.config)
         return run
 
-    def _say_what_is_ahead(self) -> None:
-        config, env, run = self.config, self.env, self.run
-        assert run is not None
-        num_envs = env.num_envs * self.ranks.size
-        steps = self.agent.num_steps * num_envs
-        endless = env.max_episode_length >= ENDLESS
-        limit = "no time limit" if endless else f"episodes of {env.max_episode_length} steps"
-        preset = "" if config.preset is None else f" with the preset {config.preset}"
-        for line in (
-            f"task         {config.task}, observations: {self.spec.observation_text}, action: {self.spec.action_text}",
-            f"algorithm    {self.algorithm.name}{preset} on {self.device}, seed {config.seed}",
-            f"envs         {num_envs} x {self.agent.num_steps} steps = {steps:,} steps an iteration, "
-            f"{config.num_iterations} iteration{'s' * (config.num_iterations != 1)}, {limit}",
-            f"time-outs    {TIMEOUTS[self.bootstrap]}",
-            f"run folder   {run.path}",
-        ):
-            say(self.console, line)
-        if self.ranks.joined:
-            say(self.console, places(self.ranks, self.share))
-        notes = [*self.notes, *getattr(env, "notes", ()), *self.agent.notes, *self.agent.policy.notes]
-        if self.agent.policy.gate is not None:
-            notes += self.agent.policy.gate.notes
-        if config.preset is not None and self.algorithm.presets[config.preset].cuda and self.device.type == "cpu":
-            notes.append(
-                f"the preset {config.preset} is made for CUDA, and slow on a CPU once learning begins; --preset "
-                f"{self.algorithm.default_preset} is for a CPU and few envs"
-            )
-        for note in notes:
-            say(self.console, f"note         {note}")
-        left = config.num_iterations - (0 if self.progress is None else self.progress.iteration)
-        for warning in self.agent.warnings(left):
-            say(self.console, f"warning      {warning}")
-        if self.shares_env:
-            say(self.console, "note         evaluations use the training env, and then put it back as it was")
-        for line in told_of_stages(self.first_stage, config.eval_stage):
-            say(self.console, line)
-        if self.progress is not None:
-            say(self.console, f"resumed      after iteration {self.progress.iteration} from {self.resumed_from}")
-            if left == 0:
-                say(
-                    self.console,
-                    f"note         all {config.num_iterations} iterations are done, so that evaluation and export "
-                    "alone follow; more --num-iterations train on",
-                )
-            if not self.exact:
-                say(self.console, "             episodes in flight start anew: they cannot be put back as they were")
-            falls = config.agent.scheduled()
-            if falls and self.planned_before != config.num_iterations:
-                say(
-                    self.console,
-                    f"note         the {falls} falls over {config.num_iterations} iterations now, not "
-                    f"{self.planned_before}: it goes on at another value and slope, unlike that of a run planned so",
-                )
-
-    def _evaluate_if_due(self, progress: Progress) -> dict[str, float]:
-        if not due(self.config, progress):
-            return {}
-        stage = self.stage()
-
-        def measure(policy: Policy) -> Evaluation:
-            return measured(self, policy, stage)
-
-        with undisturbed(self.device), self.lent(progress), whole_episodes(self.eval_env):
-            result = measure(self.agent.policy)
-            said = self.best.measured(stage, measure)
-            all_measured()
-        if said is not None:
-            say(self.console, f"note         {said}")
-        if self.best.replaced_by(progress.iteration, result, stage, self.agent.policy):
-            assert self.run is not None
-            save_checkpoint(
-                self.run.best,
-                self._content(progress) | {"score": self.best.score, "evaluation": result.as_dict()},
-            )
-        return figures(result, self.best.ranges)
-
     def stage(self) -> Stage | None:
         """Where the curricula stand in an evaluation."""
         which = self.config.eval_stage
@@ -377,14 +329,16 @@ class Training:
 
     def save(self, progress: Progress, alone: bool = False) -> None:
         """Write a checkpoint, with what all ranks have of their own unless rank 0 is left ``alone``."""
-        content = self._content(progress)
+        content = self.content(progress)
         if not alone:
             content = with_ranks(content, self.ranks)
         if self.run is not None:
             self.run.save(content, progress.iteration, self.config.keep_checkpoints)
         self.saved_iteration = progress.iteration
 
-    def _content(self, progress: Progress) -> dict[str, Any]:
+    def content(self, progress: Progress) -> dict[str, Any]:
+        """What a checkpoint holds."""
         own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "ranges": dict(self.best.ranges)}
+        own |= {"stop": self.stop.state_dict()} if self.stop.asked else {}
         content = own | snapshot(self.env, self.agent, progress)
         return content if self.ranks.size == 1 else content | {"world": self.ranks.size}

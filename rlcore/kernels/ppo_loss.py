@@ -24,15 +24,21 @@ _LOSS_ROWS = 64
 def _loss_kernel(
     mean: array, std: array, value: array, action: array, old_log_prob: array, old_mean: array, old_std: array,
     old_value: array, advantage: array, returns: array, weight: array, d_mean: array, d_std: array, d_value: array,
-    partial: array, B: array,
+    partial: array, live: array, B: array,
     A: constexpr, S: constexpr, OLD_S: constexpr, CLIP: constexpr, VALUE: constexpr, ENTROPY: constexpr,
-    CLIP_VALUE: constexpr, M: constexpr, ROWS: constexpr, COLS: constexpr,
+    LIVE: constexpr, CLIP_VALUE: constexpr, M: constexpr, ROWS: constexpr, COLS: constexpr,
 ) -> None:  # fmt: skip
     """Loss terms and gradients of ROWS samples; S and OLD_S are row strides, 0 for one std for all samples.
 
     Every sample is read once. partial [programs, M + A] receives the sums of the metrics, in the
-    order of METRICS, and of the std gradient.
+    order of METRICS, and of the std gradient. With LIVE clip range and entropy weight are read from live [2].
     """
+    if LIVE:
+        clip = tl.load(live)
+        entropy_coef = tl.load(live + 1)
+    else:
+        clip = CLIP
+        entropy_coef = ENTROPY
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col = tl.arange(0, COLS)
     valid = row < B
@@ -56,12 +62,12 @@ def _loss_kernel(
     # Comparisons are arranged such that NaN stays NaN: PPO skips a step whose loss is not finite.
     ratio = tl.exp(log_prob - tl.load(old_log_prob + row, mask=valid, other=0.0))
     adv = tl.load(advantage + row, mask=valid, other=0.0)
-    clipped = tl.where(ratio < 1 - CLIP, 1 - CLIP, tl.where(ratio > 1 + CLIP, 1 + CLIP, ratio))
+    clipped = tl.where(ratio < 1 - clip, 1 - clip, tl.where(ratio > 1 + clip, 1 + clip, ratio))
     free = ratio * adv
     limited = clipped * adv
     surrogate = tl.where(valid, w * tl.where(limited < free, limited, free), 0.0)
     d_log_prob = tl.where(limited < free, 0.0, -w * free / B)
-    moved = tl.where(valid & (tl.abs(ratio - 1) > CLIP), w, 0.0)
+    moved = tl.where(valid & (tl.abs(ratio - 1) > clip), w, 0.0)
 
     v = tl.load(value + row, mask=valid, other=0.0)
     target = tl.load(returns + row, mask=valid, other=0.0)
@@ -70,13 +76,13 @@ def _loss_kernel(
     if CLIP_VALUE:
         old_v = tl.load(old_value + row, mask=valid, other=0.0)
         step = v - old_v
-        near = old_v + tl.where(step < -CLIP, -CLIP, tl.where(step > CLIP, CLIP, step))
+        near = old_v + tl.where(step < -clip, -clip, tl.where(step > clip, clip, step))
         far = (near - target) * (near - target)
-        d_v = tl.where((tl.abs(step) > CLIP) & (far > error), 0.0, d_v)
+        d_v = tl.where((tl.abs(step) > clip) & (far > error), 0.0, d_v)
         error = tl.where(error > far, error, far)
     tl.store(d_value + row, w * d_v * (VALUE / B), mask=valid)
     tl.store(d_mean + at, d_log_prob[:, None] * z * inverse, mask=inside)
-    d_s = tl.where(inside, (d_log_prob[:, None] * (z * z - 1) - (ENTROPY / B) * shared[:, None]) * inverse, 0.0)
+    d_s = tl.where(inside, (d_log_prob[:, None] * (z * z - 1) - (entropy_coef / B) * shared[:, None]) * inverse, 0.0)
     out = partial + tl.program_id(0) * (M + A)
     if S == 0:
         tl.store(out + M + col, tl.sum(d_s, 0), mask=col < A)
@@ -93,8 +99,8 @@ def _loss_kernel(
 
 @triton.jit
 def _total_kernel(
-    partial: array, metrics: array, d_std: array, loss: array, programs: array,
-    P: constexpr, M: constexpr, VALUE: constexpr, ENTROPY: constexpr, ROWS: constexpr, COLS: constexpr,
+    partial: array, metrics: array, d_std: array, loss: array, live: array, programs: array,
+    P: constexpr, M: constexpr, VALUE: constexpr, ENTROPY: constexpr, LIVE: constexpr, ROWS: constexpr, COLS: constexpr,
 ) -> None:  # fmt: skip
     """Column sums of partial [programs, P], which are metrics [M] and d_std [P - M], and the loss; in one program."""
     col = tl.arange(0, COLS)
@@ -109,16 +115,23 @@ def _total_kernel(
     policy = tl.sum(tl.where(col == 0, result, 0.0), 0)
     value = tl.sum(tl.where(col == 1, result, 0.0), 0)
     entropy = tl.sum(tl.where(col == 2, result, 0.0), 0)
-    tl.store(loss, policy + VALUE * value - ENTROPY * entropy)
+    if LIVE:
+        tl.store(loss, policy + VALUE * value - tl.load(live + 1) * entropy)
+    else:
+        tl.store(loss, policy + VALUE * value - ENTROPY * entropy)
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, mean: Tensor, std: Tensor, value: Tensor, fixed: Sequence[Tensor], options: tuple[float, ...]
+        ctx: Any, mean: Tensor, std: Tensor, value: Tensor, fixed: Sequence[Tensor], options: tuple[Any, ...]
     ) -> tuple[Tensor, Tensor]:
         rows, size = mean.shape
         clip_range, value_coef, entropy_coef, clip_value = options
+        live, scheduled = mean, any(isinstance(option, Tensor) for option in options)
+        if scheduled:
+            both = (x if isinstance(x, Tensor) else mean.new_full((), x) for x in (clip_range, entropy_coef))
+            live, clip_range, entropy_coef = torch.stack(list(both)), 0.0, 0.0
         action, old_log_prob, old_mean, old_std, *others = map(_rows, fixed)
         std, full = _rows(std), std.shape
         strides = [0 if t.dim() == 1 else t.stride(0) for t in (std, old_std)]
@@ -131,12 +144,12 @@ class _Loss(torch.autograd.Function):
         loss, metrics = mean.new_empty(()), mean.new_empty(count)
         _loss_kernel[(programs,)](
             mean.contiguous(), std, value.contiguous(), action, old_log_prob, old_mean, old_std, *others,
-            d_mean, d_std, d_value, partial, rows, size, *strides, clip_range, value_coef, entropy_coef,
-            bool(clip_value), count, _LOSS_ROWS, power_of_two(size, 1), num_warps=2,
+            d_mean, d_std, d_value, partial, live, rows, size, *strides, clip_range, value_coef, entropy_coef,
+            scheduled, bool(clip_value), count, _LOSS_ROWS, power_of_two(size, 1), num_warps=2,
         )  # fmt: skip
         _total_kernel[(1,)](
-            partial, metrics, d_std_sum, loss, programs, count + size, count, value_coef, entropy_coef,
-            64, power_of_two(count + size), num_warps=8,
+            partial, metrics, d_std_sum, loss, live, programs, count + size, count, value_coef, entropy_coef,
+            scheduled, 64, power_of_two(count + size), num_warps=8,
         )  # fmt: skip
         ctx.save_for_backward(buffer)
         ctx.counts, ctx.shape, ctx.std_shape = counts, mean.shape, full
@@ -167,9 +180,9 @@ def ppo_loss(
     value: Tensor,
     samples: Samples,
     *,
-    clip_range: float,
+    clip_range: float | Tensor,
     value_coef: float,
-    entropy_coef: float,
+    entropy_coef: float | Tensor,
     clip_value_loss: bool,
     **unused: Any,
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -70,6 +70,7 @@ def train_command(words: Sequence[str]) -> Job:
 
     pairs = arguments.pairs_of(words, TrainArguments, free="env")
     pairs = [(key, [named["algo"]] if key == "algo" else values) for key, values in pairs]
+    pairs = _gathered(pairs, "stop_at")
     given = {key: values[0] for key, values in pairs if values}
     if base is None:
         file = Path(given["config"]) if "config" in given else None
@@ -104,6 +105,12 @@ def train_command(words: Sequence[str]) -> Job:
 
         config = replace(config, init_from=str(locate(Path(config.init_from), "best")[1].resolve()))
     return _training(base, config, resumed)
+
+
+def _gathered(pairs: list[arguments.Pair], name: str) -> list[arguments.Pair]:
+    """The pairs with all that is given for one setting, each time anew, in one of them."""
+    values = [value for key, own in pairs if key == name for value in own]
+    return [pair for pair in pairs if pair[0] != name] + [(name, values)] * bool(values)
 
 
 def _print_help(arguments_class: type[Any], values: dict[str, Any], task: str | None, files: Sequence[Path]) -> None:

@@ -1,0 +1,191 @@
+"""Runs that end before their last iteration: by what is measured, by what is not, and by the clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlcore.checkpoint import load_checkpoint
+from rlcore.config import ConfigError
+from rlcore.train.cli import main
+from rlcore.train.config import TrainConfig
+from rlcore.train.stop import Condition, Stop, conditions, seconds_of
+
+WORDS = "train --task CartPole --num-envs 4 --agent.num-steps 16 --eval-envs 2 --threads 1 --no-report --log-interval 1"
+
+
+def trained(folder: Path, *words: str, name: str = "x") -> Path:
+    assert main([*WORDS.split(), "--runs-dir", str(folder), "--name", name, *words]) == 0
+    (run,) = folder.glob(f"CartPole/ppo/*-{name}")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("texts", "found"),
+    [
+        (["eval/success>=0.95"], [("eval/success", ">=", 0.95)]),
+        (["eval/success", ">=", "0.95"], [("eval/success", ">=", 0.95)]),
+        (["rollout/x<-1e3,policy/kl > 2"], [("rollout/x", "<", -1000.0), ("policy/kl", ">", 2.0)]),
+        (["a<=1", "b<=2"], [("a", "<=", 1.0), ("b", "<=", 2.0)]),
+        ([], []),
+    ],
+)
+def test_conditions_are_read(texts: list[str], found: list[tuple[str, str, float]]) -> None:
+    assert conditions(texts) == found
+
+
+@pytest.mark.parametrize("text", ["eval/success", "a==1", "a>=b", "a>=nan", ">=1", "a>=1 b"])
+def test_what_is_no_condition_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"stop_at: .* write a metric, one of"):
+        conditions([text])
+
+
+def test_limits_are_met_on_their_own_side() -> None:
+    met = {operator: [Condition("a", operator, 1.0).met({"a": x}) for x in (0.0, 1.0, 2.0)] for operator in "<>"}
+    assert met == {"<": [True, False, False], ">": [False, False, True]}
+    assert Condition("a", ">=", 1.0).met({"a": 1.0}) and Condition("a", "<=", 1.0).met({"a": 1.0})
+    assert not Condition("a", "<=", 1.0).met({})
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5h", 5400), ("30m", 1800), ("2 d", 172800), ("5S", 5)])
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "m", "3w", "1e", ""])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"stop_after: .*such as 30m"):
+        seconds_of(text)
+
+
+def test_a_metric_that_no_run_has_is_found_with_the_first_that_are_there() -> None:
+    stop = Stop(("loss/polcy<0",), None, None)
+    stop.told(["rollout/reward"])  # SAC's first iterations, before it learns
+    with pytest.raises(ConfigError, match="'loss/polcy'; did you mean 'loss/policy'"):
+        stop.told(["loss/policy", "loss/value"])
+    stop = Stop(("rollout/sucess>0",), None, None)
+    stop.told(["loss/value", "rollout/reward"])  # no episode has ended
+    with pytest.raises(ConfigError, match="'rollout/sucess'; did you mean 'rollout/success'"):
+        stop.told(["loss/value", "rollout/episode_return", "rollout/success"])
+    with pytest.raises(ConfigError, match="no metric of this run is called 'reward'"):
+        Stop(("reward>0",), None, None).told(["rollout/reward"])
+    with pytest.raises(ConfigError, match="evaluations of this run do not tell 'eval/success'"):
+        Stop(("eval/success>0",), None, None).evaluated({"eval/return": 1.0}, True)
+
+
+def test_no_progress_counts_evaluations_since_the_best() -> None:
+    stop, ended = Stop(None, 2, None), []
+    for better in (True, False, True, False, False):
+        stop.evaluated({"eval/return": 0.0}, better)
+        ended.append(stop.reason is not None)
+    assert ended == [False, False, False, False, True]
+
+
+def test_what_an_earlier_part_of_the_run_counted_goes_on() -> None:
+    stop = Stop(None, 3, "100")
+    stop.evaluated({}, False)
+    state = {"stop": stop.state_dict() | {"elapsed": 99.999}, "progress": {"seconds": 0.0}}
+    again = Stop(None, 3, "100")
+    again.resume(state)
+    again.timed()
+    assert again.reason is None or "100 s are over" in again.reason
+    again = Stop(None, 3, None)
+    again.resume(state)
+    for _ in range(2):
+        again.evaluated({}, False)
+    assert again.reason == "the latest 3 evaluations were no better than the best before them"
+    fresh = Stop(None, None, "50")
+    fresh.resume({"progress": {"seconds": 60.0}})  # of a run that had no conditions
+    fresh.timed()
+    assert fresh.reason == "50 s are over"
+
+
+@pytest.mark.parametrize("condition", ["eval/return>=1", "rollout/reward >= 1"])
+def test_a_run_ends_as_if_it_were_done_and_a_resumed_one_remembers(
+    condition: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "--num-iterations 9 --eval-interval 2 --save-interval 1"
+    run = trained(tmp_path, *words.split(), "--stop-at", "policy/kl>1e9", "--stop-at", condition)
+    last = 2 if condition.startswith("eval") else 1
+    content = load_checkpoint(run / "checkpoints" / f"{last:06d}.pt")
+    assert content["progress"]["iteration"] == last and content["stop"]["reason"].startswith(condition[:7])
+    record = json.loads((run / "eval.json").read_text())
+    assert record["stopped"] == content["stop"]["reason"] and record["iteration"] == last
+    assert (run / "export" / "policy.onnx").is_file() and (run / "checkpoints" / "best.pt").is_file()
+    rows = (run / "metrics.csv").read_text().splitlines()
+    assert "eval/return" in rows[0] and rows[-1].startswith(f"{last},")
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert "it ended there: " in out and f"ended        after iteration {last}: " in out
+    assert len(list((run / "checkpoints").glob("0*.pt"))) == last
+    assert main(["train", "--resume", str(run), "--stop-at", "none", "--num-iterations", "3"]) == 0
+    assert (run / "checkpoints" / "000003.pt").is_file()
+
+
+def test_the_clock_ends_a_run_after_an_iteration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(tmp_path, *["--num-iterations", "50", "--stop-after", "0.0001s"])
+    assert "ended        after iteration 1: 0.0001 s are over" in capsys.readouterr().out
+    assert (run / "export" / "policy.onnx").is_file()
+
+
+def test_a_metric_that_is_misspelled_ends_the_run_in_its_first_iteration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*WORDS.split(), "--runs-dir", str(tmp_path), "--num-iterations", "9", "--stop-at", "policy/entrpy<0"]
+    assert main(words) == 2
+    assert re.search("error: stop_at: .*did you mean 'policy/entropy'", capsys.readouterr().err)
+
+
+def test_conditions_do_not_change_what_is_learned(tmp_path: Path) -> None:
+    plain = trained(tmp_path, "--num-iterations", "2", name="plain")
+    watched = trained(
+        tmp_path, *["--num-iterations", "2", "--stop-at", "loss/value<0", "--stop-after", "9h"], name="watched"
+    )
+    one, other = (load_checkpoint(run / "checkpoints" / "000002.pt")["agent"]["policy"] for run in (plain, watched))
+    assert all((value == other[name]).all() for name, value in one.items())
+    assert "stop" not in load_checkpoint(plain / "checkpoints" / "000002.pt")
+
+
+def test_settings_of_the_end_may_change_when_a_run_is_resumed() -> None:
+    config = TrainConfig(task="CartPole", stop_at=("eval/return > 3",), stop_no_progress=4, stop_after="3h")
+    assert config.stop_at == ("eval/return > 3",)
+
+
+@pytest.mark.slow
+def test_rank_0_ends_all_ranks_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = Path(__file__).parent.parent
+    words = (
+        "--task CartPole --processes 2 --device cpu --num-envs 8 --agent.num-steps 16 --eval-envs 2 --log-interval 1"
+    )
+    words += " --num-iterations 50 --eval-interval 0 --save-interval 1 --no-export --no-report"
+
+    def run(*more: str) -> str:
+        command = [sys.executable, "-m", "rlcore", "train", *more]
+        done = subprocess.run(
+            command,
+            env=os.environ | {"PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "ended        after iteration 1: rollout/reward >= 1 (1)" in run(
+        *words.split(), "--stop-at", "rollout/reward>=1"
+    )
+    (saved,) = tmp_path.glob("runs/CartPole/ppo/*/checkpoints/0*.pt")
+    content = load_checkpoint(saved)
+    assert content["stop"]["reason"] == "rollout/reward >= 1 (1)" and len(content["ranks"]) == 1
+    again = run("--resume", str(saved.parents[1]), "--processes", "2", "--device", "cpu")
+    assert "it ended there: rollout/reward >= 1 (1)" in again
+    assert len(list(saved.parent.glob("0*.pt"))) == 1

@@ -1,0 +1,86 @@
+"""What a run prints before its first iteration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rlcore.train.best import told_of_stages
+from rlcore.train.conclude import say
+from rlcore.train.evaluate import ENDLESS
+from rlcore.train.several import places
+
+if TYPE_CHECKING:
+    from rlcore.train.training import Training
+
+TIMEOUTS = {
+    "final_obs": "worth the value of the last observation before the reset (final_obs)",
+    "value": "worth the value of the observation that the last action was chosen by (value)",
+    "none": "worth nothing, like failures (none)",
+}
+"""What a run says of ``agent.timeout_bootstrap``."""
+
+
+def say_what_is_ahead(training: Training) -> None:
+    """Print what a run is about to do, what is to be known of it, and what it goes on from."""
+    config, env, run, agent = training.config, training.env, training.run, training.agent
+    progress, console, spec = training.progress, training.console, training.spec
+    assert run is not None
+    num_envs = env.num_envs * training.ranks.size
+    steps = agent.num_steps * num_envs
+    endless = env.max_episode_length >= ENDLESS
+    limit = "no time limit" if endless else f"episodes of {env.max_episode_length} steps"
+    preset = "" if config.preset is None else f" with the preset {config.preset}"
+    for line in (
+        f"task         {config.task}, observations: {spec.observation_text}, action: {spec.action_text}",
+        f"algorithm    {training.algorithm.name}{preset} on {training.device}, seed {config.seed}",
+        f"envs         {num_envs} x {agent.num_steps} steps = {steps:,} steps an iteration, "
+        f"{config.num_iterations} iteration{'s' * (config.num_iterations != 1)}, {limit}",
+        f"time-outs    {TIMEOUTS[training.bootstrap]}",
+        f"run folder   {run.path}",
+    ):
+        say(console, line)
+    if training.ranks.joined:
+        say(console, places(training.ranks, training.share))
+    notes = [*training.notes, *getattr(env, "notes", ()), *agent.notes, *agent.policy.notes]
+    if agent.policy.gate is not None:
+        notes += agent.policy.gate.notes
+    if config.preset is not None and training.algorithm.presets[config.preset].cuda and training.device.type == "cpu":
+        notes.append(
+            f"the preset {config.preset} is made for CUDA, and slow on a CPU once learning begins; --preset "
+            f"{training.algorithm.default_preset} is for a CPU and few envs"
+        )
+    if training.film is not None and training.film.fault:
+        notes.append(f"no videos: {training.film.fault}")
+    for note in notes:
+        say(console, f"note         {note}")
+    left = config.num_iterations - (0 if progress is None else progress.iteration)
+    for warning in agent.warnings(left):
+        say(console, f"warning      {warning}")
+    if training.shares_env:
+        say(console, "note         evaluations use the training env, and then put it back as it was")
+    for line in told_of_stages(training.first_stage, config.eval_stage):
+        say(console, line)
+    if progress is not None:
+        say(console, f"resumed      after iteration {progress.iteration} from {training.resumed_from}")
+        if left == 0:
+            say(
+                console,
+                f"note         all {config.num_iterations} iterations are done, so that evaluation and export "
+                "alone follow; more --num-iterations train on",
+            )
+        elif training.stop.reason is not None:
+            say(
+                console,
+                f"note         it ended there: {training.stop.reason}; evaluation and export alone follow. Another "
+                "condition, or none, such as --stop-at none, trains on",
+            )
+        if not training.exact:
+            say(console, "             episodes in flight start anew: they cannot be put back as they were")
+        falls = config.agent.scheduled()
+        if falls and training.planned_before != config.num_iterations:
+            how = "spans" if falls.startswith("schedule") else "falls over"
+            say(
+                console,
+                f"note         the {falls} {how} {config.num_iterations} iterations now, not "
+                f"{training.planned_before}: it goes on at another value and slope, unlike that of a run planned so",
+            )
