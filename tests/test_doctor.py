@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from rlcore.train.doctor.learner import saturated
 from rlcore.train.doctor.recording import RandomActions, kept_rows, play
 from rlcore.train.doctor.run import examine_run
 from rlcore.train.logger import MetricsFile
+
+ROOT = Path(__file__).parents[1]
 
 FAULTS = {
     "Dead": "observation.dead",
@@ -294,6 +297,19 @@ def test_a_short_run_is_told_and_healthy(tmp_path: Path) -> None:
     assert examination.code() == 0 and examination.code(strict=True) == 1
 
 
+# --- The page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_lists_every_check_with_its_severity() -> None:
+    page = (ROOT / "docs" / "doctor.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `(\w+\.\w+)` \| (\w+) \|", page, flags=re.MULTILINE))
+    source = "".join(path.read_text() for path in (ROOT / "train" / "doctor").glob("*.py"))
+    checks = set(re.findall(r'check="([\w.]+)"', source)) | {"env.fails", "env.contract"}
+    assert set(listed) == checks
+    told = set(FAULTS.values()) | {*FAULTY_RUNS}
+    assert all(listed[check] in ("error", "warning") for check in told - {"run.gradient_norm"})
+
+
 # --- What is measured ------------------------------------------------------------------------------------------------
 
 
@@ -363,3 +379,12 @@ def test_traces_of_the_same_actions_are_the_same_and_of_others_are_not() -> None
     assert found is not None and found[0] == 1 and found[1] > 0
     sooner = first.difference(trace(env, 4, 20, 1))
     assert sooner is not None and sooner[0] == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("task", ["CartPole", "Reach-UR5e-JointPos"])
+def test_tasks_are_healthy_on_a_gpu(task: str) -> None:
+    config, _ = default_config(task)
+    examination = examine_env(replace(config, device="cuda"), 10.0)
+    assert wrong(examination) == set()
+    assert "learning" in examination.facts["speed"]

@@ -17,7 +17,7 @@ from rlcore.train.config import TrainConfig, resolve_device
 from rlcore.train.doctor.control import control_findings
 from rlcore.train.doctor.episodes import episode_facts, episode_findings, reward_facts, reward_findings
 from rlcore.train.doctor.findings import Examination, Finding, setting
-from rlcore.train.doctor.learner import examine_learner, horizon_facts
+from rlcore.train.doctor.learner import examine_learner
 from rlcore.train.doctor.observations import observation_facts, observation_findings
 from rlcore.train.doctor.recording import Recording, play
 from rlcore.train.evaluate import ENDLESS, whole_episodes
@@ -103,7 +103,6 @@ def _examine(
         # That a reward is constant is said already.
         constant = any(finding.check == "reward.constant" for finding in into.findings)
         into.add(f for f in found if not (constant and f.check == "reward.ignores_action"))
-        into.facts["rollout"] = horizon_facts(config, recording, env.num_envs)
         say("a few iterations of the learner")
         examine_learner(env, config, recording, into)
     except (RuntimeError, ValueError) as error:

@@ -32,8 +32,8 @@ AT_BOUND = 1e-3
 ITERATIONS = 3
 """Of which the last one is timed: before it graphs are recorded, and memory is taken."""
 
-PATIENCE = 3.0
-"""Seconds of an iteration over which it is not done another time."""
+PATIENCE = 6.0
+"""Seconds after which no more of them is begun."""
 
 
 @dataclasses.dataclass
@@ -70,11 +70,12 @@ def examine_learner(env: VecEnv, config: TrainConfig, recording: Recording, into
         actions = first_actions(agent, env)
         into.facts["actions"] = action_facts(actions, spec)
         into.add(action_findings(actions, spec, config.agent))
-    into.add(batch_findings(config, env.num_envs, recording))
+    into.facts["rollout"] = horizon_facts(config, agent.num_steps, env.num_envs, recording)
+    into.add(batch_findings(config, agent.num_steps, env.num_envs, recording))
     reports: list[Report] = []
     learn(
         env, agent, ITERATIONS, on_report=reports.append, seed=config.seed, capture_env=config.capture_env,
-        should_stop=lambda: bool(reports) and _seconds(reports[-1]) > PATIENCE,
+        should_stop=lambda: sum(map(_seconds, reports)) > PATIENCE,
     )  # fmt: skip
     metrics = reports[-1].metrics
     speed = Speed(
@@ -119,11 +120,9 @@ def _refused(error: ConfigError) -> Finding:
 
 def first_actions(agent: Agent, env: VecEnv) -> Tensor:
     """Exploring actions of a new policy, ``[S, A]`` on the CPU."""
-    obs, state = env.reset(), agent.initial_state()
-    found = []
-    for _ in range(ACTS):
-        found.append(agent.act(obs, state)[0].detach().cpu().clone())
-    agent.initial_state()
+    obs, found = env.reset(), []
+    for _ in range(ACTS):  # each as if it were the first, since none is recorded
+        found.append(agent.act(obs, agent.initial_state())[0].detach().cpu().clone())
     return torch.cat(found)
 
 
@@ -196,10 +195,10 @@ def action_facts(actions: Tensor, spec: EnvSpec) -> str:
     )
 
 
-def batch_findings(config: TrainConfig, num_envs: int, recording: Recording) -> Iterator[Finding]:
+def batch_findings(config: TrainConfig, num_steps: int, num_envs: int, recording: Recording) -> Iterator[Finding]:
     """What is wrong with the sizes of rollouts, minibatches and memories beside episodes."""
     agent: Any = config.agent
-    steps = num_envs * int(agent.num_steps)
+    steps = num_envs * num_steps
     limit = recording.env.max_episode_length
     length = float(recording.lengths.double().mean()) if len(recording.lengths) else float(limit)
     if isinstance(agent, PPOConfig):
@@ -217,7 +216,7 @@ def batch_findings(config: TrainConfig, num_envs: int, recording: Recording) -> 
             yield Finding(
                 severity="warning",
                 check="batch.less_than_episode",
-                what=f"an iteration has {plural(steps, 'step')} ({num_envs} envs x {agent.num_steps}), and an episode "
+                what=f"an iteration has {plural(steps, 'step')} ({num_envs} envs x {num_steps}), and an episode "
                 f"{length:,.0f}",
                 value=steps / length,
                 why="an update sees less than one episode, and whatever part of it the envs are in",
@@ -256,14 +255,14 @@ def batch_findings(config: TrainConfig, num_envs: int, recording: Recording) -> 
             )
 
 
-def horizon_facts(config: TrainConfig, recording: Recording, num_envs: int) -> str:
+def horizon_facts(config: TrainConfig, num_steps: int, num_envs: int, recording: Recording) -> str:
     """The line of rollout, batch and horizon beside the length of episodes."""
     agent: Any = config.agent
     gamma = float(setting(agent, "gamma", 0.99))
     length = float(recording.lengths.double().mean()) if len(recording.lengths) else None
     horizon = "no end" if gamma >= 1 else f"{1 / (1 - gamma):.3g} steps"
     text = (
-        f"{num_envs:,} envs x {agent.num_steps} steps = {num_envs * agent.num_steps:,} an iteration, minibatches of "
+        f"{num_envs:,} envs x {num_steps} steps = {num_envs * num_steps:,} an iteration, minibatches of "
         f"{agent.samples_at_once(num_envs):,}; gamma {gamma:g} sees {horizon}"
     )
     return text if length is None else f"{text}, an episode has {length:.4g}"
