@@ -21,6 +21,7 @@ PACKAGES = {
     "rlcore.envs": "envs",
     "rlcore.train": "train",
     "rlcore.train.commands": "train/commands",
+    "rlcore.train.doctor": "train/doctor",
     "rlcore.train.importers": "train/importers",
     "rlcore.train.reports": "train/reports",
     "rlcore.export": "export",

@@ -44,7 +44,7 @@ def test_shell_snippets_run_one_after_the_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("page", "number"), [("safety", 3), ("curricula", 2), ("cpp", 2), ("several-gpus", 1), ("report", 2)]
+    ("page", "number"), [("safety", 3), ("curricula", 2), ("cpp", 2), ("several-gpus", 1), ("report", 2), ("doctor", 3)]
 )
 def test_the_commands_of_a_page_run_one_after_the_other(
     page: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -35,17 +35,18 @@ usage: rlcore COMMAND ...
   export      write a policy as ONNX:    rlcore export --run RUN
   play        show a policy as GIF/MP4:  rlcore play --run RUN
   report      show a run as a page:      rlcore report RUN
+  doctor      examine an env or a run:   rlcore doctor --task TASK
   tasks       list what can be trained:  rlcore tasks [FILTER]
   config      show or convert settings:  rlcore config --task TASK [--from rsl_rl] [--show]
   import      take over a checkpoint:    rlcore import FILE --task TASK
 
 rlcore COMMAND --help lists the settings of a command, rlcore --version tells the version.
-Exit codes: 0 done, 1 the export was refused, 2 what cannot be done, such as wrong usage or a full disk (one
-line says what and how to correct it), 70 something failed, such as the env (its traceback is in crash.txt of the run
-folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any more, as after
-| head. What was trained is kept, and --resume goes on."""
+Exit codes: 0 done, 1 the export was refused or the doctor found something, 2 what cannot be done, such as wrong usage
+or a full disk (one line says what and how to correct it), 70 something failed, such as the env (its traceback is in
+crash.txt of the run folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any
+more, as after | head. What was trained is kept, and --resume goes on."""
 
-COMMANDS = ("train", "eval", "robustness", "adapt", "export", "play", "report", "tasks", "config", "import")
+COMMANDS = ("train", "eval", "robustness", "adapt", "export", "play", "report", "doctor", "tasks", "config", "import")
 """Commands, each in a module of ``rlcore.train.commands`` that is imported on demand: PyTorch takes its time."""
 
 _MODULES = {"import": "importing"}
