@@ -52,7 +52,7 @@ def sweep_picture(path: Path, trials: Sequence[Trial], plan: SweepPlan, importan
     for dimension, axes in zip(dimensions, left, strict=False):
         drawn = _slice(axes, dimension, done, pruned, plan.metric)
     if drawn is not None and len(done) > 1:
-        figure.colorbar(drawn, ax=every, label="trial", fraction=0.03, pad=0.02)
+        figure.colorbar(drawn, ax=every, label="trial", fraction=0.03, pad=0.02, ticks=_whole())
     figure.suptitle(f"{plan.metric}, {plan.better} is better; crosses: pruned, their last value", fontsize=10)
     with whole_file(path, "wb") as file:
         figure.savefig(file, format="png")
@@ -68,8 +68,15 @@ def _history(axes: Axes, done: Sequence[Trial], pruned: Sequence[Trial], plan: S
     axes.plot(*_points(pruned), "x", color="0.55", markersize=5)
     axes.set_title("trials in their order", fontsize=10)
     axes.set_xlabel("trial")
+    axes.xaxis.set_major_locator(_whole())
     axes.set_ylabel(plan.metric)
     axes.grid(alpha=0.2)
+
+
+def _whole() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(nbins=6, integer=True)
 
 
 def _points(trials: Sequence[Trial]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -106,6 +113,12 @@ def _slice(axes: Axes, dimension: Dimension, done: Sequence[Trial], pruned: Sequ
         axes.set_xlim(-0.5, len(texts) - 0.5)
     elif dimension.kind == "log":
         axes.set_xscale("log")
+        axes.set_xlim(dimension.low / 1.1, dimension.high * 1.1)
+    else:
+        edge = 0.03 * (dimension.high - dimension.low)
+        axes.set_xlim(dimension.low - edge, dimension.high + edge)
+        if dimension.kind == "int":
+            axes.xaxis.set_major_locator(_whole())
     axes.set_title(dimension.name, fontsize=10)
     axes.set_ylabel(metric)
     axes.grid(alpha=0.2)

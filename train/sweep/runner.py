@@ -24,6 +24,9 @@ from rlcore.train.sweep.plan import SweepPlan, run_of, trial_name
 from rlcore.train.sweep.study import Handle, Study
 from rlcore.train.threads import usable_cores
 
+COMMAND = (sys.executable, "-m", "rlcore", "train")
+"""What trains; the words of the run follow."""
+
 POLL = 0.2
 """Seconds between two looks at the runs."""
 
@@ -131,10 +134,14 @@ class Runner:
         if self._plan.parallel > 1:  # otherwise each process would take all cores for itself
             environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // self._plan.parallel)))
         output = log.open("ab")
-        command = [sys.executable, "-m", "rlcore", "train", *words]
         # In a session of its own: Ctrl-C in a terminal is for the sweep, which tells its runs.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+            [*COMMAND, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
         )
         self._running.append(Run(trial, seed, process, log, output))
 
@@ -200,6 +207,7 @@ class Runner:
     def _tell(self, trial: Handle, what: str) -> None:
         settings = "  ".join(f"{name.rpartition('.')[2]} {short(value)}" for name, value in trial.settings.items())
         say(self._console, f"trial {trial.number:>4}  {one_line(what)}  {settings}")
+        self._console.file.flush()  # the next line may be hours away
         self.on_end()
 
     def _signal(self, number: int) -> None:
