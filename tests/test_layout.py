@@ -27,7 +27,7 @@ PACKAGES = {
     "rlcore.export": "export",
 }
 FOLDERS = {*(folder for folder in PACKAGES.values() if "/" not in folder), "benchmarks", "docs", "examples", "tests"}
-PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made or laid beside the project
+PRODUCTS = {"build", "dist", "htmlcov", "runs", "sweeps", "shared", "__pycache__"}  # made or laid beside the project
 
 # A module of the core may import its own layer and those below; algorithms never import each other.
 LAYERS = (
