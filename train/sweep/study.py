@@ -156,12 +156,12 @@ class Handle:
         self.seconds = float(frozen.user_attrs.get("seconds", 0.0))
 
     def report(self, iteration: int, value: float) -> bool:
-        """Tell what a run has come to, and hear whether to give the trial up."""
+        """Tell what a run has come to, and hear whether to give the trial up, from its second value on."""
         if iteration in self._reported or not math.isfinite(value):
             return False
         self._reported.add(iteration)
         self._trial.report(value, iteration)
-        return bool(self._trial.should_prune())
+        return len(self._reported) > 1 and bool(self._trial.should_prune())
 
     def note(self, **facts: object) -> None:
         """Keep facts of the trial: ``values``, ``runs``, ``seconds``, ``why``."""
