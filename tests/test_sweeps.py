@@ -6,6 +6,8 @@ import csv
 import importlib.util
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pytest
 import yaml
 
 from rlcore.config import ConfigError
+from rlcore.ppo_config import PPOConfig
 from rlcore.train.cli import main
 from rlcore.train.commands.sweep import parted
 from rlcore.train.run import RunFolder
@@ -339,18 +342,27 @@ def test_two_processes_do_not_run_one_sweep(stand_in: Path, capsys: pytest.Captu
 
 @needs_optuna
 @pytest.mark.slow
-def test_trials_are_runs_and_the_best_settings_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_commands_of_the_page_run_and_trials_are_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
-    tiny = ("--num-envs=4", "--eval-envs=4", "--num-iterations=2", "--agent.num-steps=8", "--agent.num-minibatches=2")
-    words = ("--task", "CartPole", *tiny, "--no-export", "--no-report", "--env.max_episode_length=20")
-    space = ("--sweep", "agent.learning_rate=log:1e-4:1e-2", "agent.actor.hidden_dims=choice:[8],[8,8]")
-    assert main(["sweep", *words, *space, "--trials", "2", "--name", "s"]) == 0
-    for row in rows(tmp_path / "sweeps" / "s"):
-        run = RunFolder.open(tmp_path / "sweeps" / "s" / row["runs"])
+    page = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    search, train = (shlex.split(line)[1:] for line in block.splitlines())
+    short = {"--trials": "2", "--num-iterations": "2", "--eval-interval": "1"}
+    search = [short.get(before, word) for before, word in zip(["", *search], search, strict=False)]
+    assert main([*search, "--eval-envs=4", "--agent.actor.hidden-dims", "8"]) == 0
+    for row in rows(tmp_path / "sweeps" / "cart"):
+        run = RunFolder.open(tmp_path / "sweeps" / "cart" / row["runs"])
         config = run.read_config()
+        assert isinstance(config.agent, PPOConfig)
         assert config.agent.learning_rate == float(row["agent.learning_rate"])
-        assert list(config.agent.actor.hidden_dims) == json.loads(row["agent.actor.hidden_dims"])
+        assert config.agent.num_epochs == int(row["agent.num_epochs"])
+        assert config.agent.actor.hidden_dims == (8,)
         assert float(row["eval/return"]) == json.loads(run.evaluation.read_text())["return_mean"]
-    assert main(["train", "--config", "sweeps/s/best.yaml", "--num-iterations", "1"]) == 0
+    assert main([*train, "--num-iterations", "1"]) == 0
     assert len(list(tmp_path.glob("runs/CartPole/ppo/*/config.yaml"))) == 1
+    (space,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "space.yaml").write_text(space)
+    assert forms_in([], tmp_path / "space.yaml") == read_plan(tmp_path / "sweeps" / "cart").space
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", page):
+        assert (Path(__file__).parents[1] / "docs" / picture).stat().st_size < 200_000

@@ -113,7 +113,7 @@ class Study:
     def importances(self) -> dict[str, float]:
         """How much each setting mattered, of 1 in all; empty where too little is known.
 
-        By PED-ANOVA (Watanabe et al. 2023, section 3.2): how far apart, along one setting, the better trials are from
+        By PED-ANOVA (Watanabe, Bansal and Hutter 2023): how far apart, along one setting, the better trials are from
         all others.
         """
         done = [trial.value for trial in self.trials() if trial.state == "done"]
