@@ -157,7 +157,8 @@ class Runner:
         runs = [run_of(self._folder, trial.number, self._plan.seed + i) for i in range(self._plan.seeds)]
         trial.note(runs=[str(found.relative_to(self._folder)) for found in runs if found is not None])
         trial.note(seconds=round(trial.seconds + time.monotonic() - run.begun, 1))
-        if code in (0, 1) and path is not None and is_done(path):  # 1: its policy is good, and its export was refused
+        # 1: its policy is good, and its export was refused. What was given up may have been done by then.
+        if (code in (0, 1) or run.given_up) and path is not None and is_done(path):
             try:
                 trial.values[str(run.seed)] = value_of(path, self._plan.metric)
             except ConfigError as error:
