@@ -20,7 +20,7 @@ import yaml
 from rlcore.config import ConfigError
 from rlcore.ppo_config import PPOConfig
 from rlcore.train.cli import main
-from rlcore.train.commands.sweep import parted
+from rlcore.train.commands.sweep import _checked, parted
 from rlcore.train.run import RunFolder
 from rlcore.train.sweep import runner
 from rlcore.train.sweep.outcome import curve_of, value_of
@@ -186,6 +186,19 @@ def test_a_sweep_that_cannot_be_is_refused_before_it_leaves_anything(
     assert not list(tmp_path.iterdir())
 
 
+def test_it_is_said_where_trials_are_seen_too_rarely_to_be_given_up() -> None:
+    def said(words: str, metric: str = "eval/return") -> list[str]:
+        space = {"agent.gamma": "float:0.9:0.99"}
+        return _checked(SweepPlan(space=space, words=("--task", "CartPole", *words.split()), metric=metric))
+
+    assert said("--num-iterations 20 --eval-interval 10 --log-interval 5") == []
+    (late,) = said("--num-iterations 20 --eval-interval 4 --log-interval 10")
+    assert "--log-interval 4" in late
+    (never,) = said("--num-iterations 20 --eval-interval 0")
+    assert "no trial is given up" in never
+    assert said("--num-iterations 20 --eval-interval 0 --log-interval 10", "rollout/reward") == []
+
+
 # Trials, with a stand-in for the training
 
 
@@ -194,7 +207,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, "COMMAND", (sys.executable, str(STAND_IN)))
     monkeypatch.setattr(runner, "POLL", 0.02)
-    monkeypatch.setattr("rlcore.train.commands.sweep._refuse_wrong", lambda plan: None)
+    monkeypatch.setattr("rlcore.train.commands.sweep._checked", lambda plan: [])
     return tmp_path / "sweeps" / "s"
 
 
@@ -296,7 +309,7 @@ def test_a_trial_is_the_mean_over_its_seeds(stand_in: Path) -> None:
 def test_a_sweep_that_is_interrupted_goes_on_with_the_same_runs(times: int, stand_in: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom rlcore.train.sweep import runner\nfrom rlcore.train.commands import sweep\n"
-        f"runner.COMMAND = (sys.executable, {str(STAND_IN)!r})\nsweep._refuse_wrong = lambda plan: None\n"
+        f"runner.COMMAND = (sys.executable, {str(STAND_IN)!r})\nsweep._checked = lambda plan: []\n"
         "from rlcore.train.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
     words = ("--sweep", "agent.x=float:0:6", "--trials", "3", "--parallel", "2", "--no-prune", f"--slow={1.5 * times}")

@@ -13,6 +13,7 @@ from rlcore.train import arguments
 from rlcore.train.arguments import Job, UsageError
 
 if TYPE_CHECKING:
+    from rlcore.train.config import TrainConfig
     from rlcore.train.sweep.plan import SweepPlan
 
 
@@ -137,8 +138,7 @@ def _begin(args: SweepArguments, dimensions: Sequence[str], rest: Sequence[str])
     )  # fmt: skip
     folder = args.sweeps_dir / name
     plan = continued(folder, plan)
-    _refuse_wrong(plan)
-    return _job(folder, plan)
+    return _job(folder, plan, _checked(plan))
 
 
 def _seed_in(words: Sequence[str]) -> tuple[int, list[str]]:
@@ -158,8 +158,11 @@ def _seed_in(words: Sequence[str]) -> tuple[int, list[str]]:
     return int(seed), rest
 
 
-def _refuse_wrong(plan: SweepPlan) -> None:
+def _checked(plan: SweepPlan) -> list[str]:
     """Refuse settings that no run can have before the first one begins; those of simulators are checked by their runs.
+
+    Returns:
+        What is to be said of them.
 
     Raises:
         ValueError: the first that is wrong, as ``rlcore train`` says it.
@@ -171,14 +174,28 @@ def _refuse_wrong(plan: SweepPlan) -> None:
 
     words = processes_in(plan.words)[1]
     if simulator_of(task_in(words)) in SIMULATORS:
-        return
-    settings_in(words)
+        return []
+    read = settings_in(words)
     for dimension in plan.dimensions:
         for value in dimension.ends:
             settings_in([*words, f"--{dimension.name}={value}"])
+    return [] if read is None or not plan.prune else _late(read[1], plan.metric)
 
 
-def _job(folder: Path, plan: SweepPlan) -> Job:
+def _late(config: TrainConfig, metric: str) -> list[str]:
+    """What is to be said where trials are seen too rarely to be given up."""
+    every = config.eval_interval if metric.startswith("eval/") else config.log_interval
+    if not 0 < 2 * every <= config.num_iterations:
+        return [f"no trial is given up: there are fewer than two values of {metric} before its end"]
+    if every % config.log_interval:
+        return [
+            f"evaluations, every {every} iterations, are seen when metrics.csv has a row, every {config.log_interval}; "
+            f"--log-interval {every} gives trials up as soon as it can be told"
+        ]
+    return []
+
+
+def _job(folder: Path, plan: SweepPlan, notes: Sequence[str] = ()) -> Job:
     def job() -> int:
         from rich.console import Console
 
@@ -197,6 +214,8 @@ def _job(folder: Path, plan: SweepPlan) -> Job:
         try:
             study = Study(folder, plan)
             say(console, f"sweep        {folder}: {plan.trials} trials of {plan.metric}, {plan.better} is better")
+            for note in notes:
+                say(console, f"note         {note}")
             if study.begun:
                 say(console, f"resumed      after {study.begun} trials")
             runner = Runner(folder, plan, study, console)
