@@ -93,6 +93,11 @@ def test_the_words_of_a_sweep_are_parted_from_those_of_its_runs() -> None:
     assert rest == ["--task", "T", "--agent.gamma", "0.9"]
 
 
+def test_a_run_that_goes_on_is_told_the_same_but_the_file_of_settings() -> None:
+    words = ["--task", "T", "--config", "a.yaml", "--gpus", "2", "config=b.yaml", "--headless"]
+    assert runner.without_file(words) == ["--task", "T", "--gpus", "2", "--headless"]
+
+
 # What a run is worth
 
 

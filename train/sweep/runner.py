@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,7 +125,8 @@ class Runner:
         seed = self._next_seed(trial)
         name, run = trial_name(trial.number, seed), run_of(self._folder, trial.number, seed)
         if run is not None and (RunFolder(run).numbered() or RunFolder(run).best.is_file()):
-            words = ["--resume", str(run)]
+            # Its settings are in its folder; the same words once more, for some are those of a simulator or a launcher.
+            words = [*without_file(self._plan.words), "--resume", str(run)]
         else:
             own = [f"--{key}={value}" for key, value in trial.settings.items()]
             words = [*self._plan.words, *own, f"--seed={seed}", f"--runs_dir={self._folder / 'runs'}", f"--name={name}"]
@@ -232,6 +234,18 @@ class Runner:
                 run.process.wait()
             run.output.close()
         self._running.clear()
+
+
+def without_file(words: Sequence[str]) -> list[str]:
+    """Words of ``rlcore train`` without ``--config``, which cannot go with ``--resume``."""
+    rest, left = [], list(words)
+    while left:
+        word = left.pop(0)
+        if word == "--config":
+            left[:1] = []
+        elif not re.match(r"(--)?config=", word):
+            rest.append(word)
+    return rest
 
 
 def short(value: str) -> str:
