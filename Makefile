@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 WORKERS ?= 2
 TASK ?= Reach-UR5e-JointPos
+# Tests write names of settings wrongly to see what is said of them.
+MISTYPED := --skip '*.onnx,*.pt,*.pth,*.zip' --ignore-words tests/data/mistyped.txt
 
 MJLAB := .venv-mjlab
 ISAACLAB := .venv-isaaclab
@@ -23,6 +25,8 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/codespell $(MISTYPED) tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS)
 

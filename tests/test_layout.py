@@ -24,10 +24,11 @@ PACKAGES = {
     "rlcore.train.doctor": "train/doctor",
     "rlcore.train.importers": "train/importers",
     "rlcore.train.reports": "train/reports",
+    "rlcore.train.sweep": "train/sweep",
     "rlcore.export": "export",
 }
 FOLDERS = {*(folder for folder in PACKAGES.values() if "/" not in folder), "benchmarks", "docs", "examples", "tests"}
-PRODUCTS = {"build", "dist", "htmlcov", "runs", "shared", "__pycache__"}  # made or laid beside the project
+PRODUCTS = {"build", "dist", "htmlcov", "runs", "sweeps", "shared", "__pycache__"}  # made or laid beside the project
 
 # A module of the core may import its own layer and those below; algorithms never import each other.
 LAYERS = (
@@ -45,6 +46,7 @@ LAYERS = (
 CORE_NEEDS = {"torch", "numpy", "yaml", "gymnasium", "dacite"}
 IMPORT_NAMES = {"PyYAML": "yaml", "pillow": "PIL"}  # of requirements that are imported under another name
 SIMULATORS = {"isaaclab", "isaaclab_rl", "isaaclab_tasks", "mjlab", "mujoco", "mujoco_warp", "warp", "envpool"}
+EXTRAS = {"optuna"}  # of extras, each imported where it is used
 CAPTURE = ("torch.compile", "torch.cuda.graph", "torch.cuda.CUDAGraph", "torch.cuda.make_graphed_callables")
 
 MAX_LINES = 400
@@ -109,7 +111,9 @@ def why_not(importer: str, name: str) -> str | None:
             return None if importer == "rlcore.capture" else "is the business of capture.py"
         if top == "triton":  # comes with PyTorch for CUDA
             return None if package == "kernels" else "is the business of rlcore.kernels"
-        if top in sys.stdlib_module_names or (top in CORE_NEEDS if not outer else top in declared() | SIMULATORS):
+        if top in sys.stdlib_module_names or (
+            top in CORE_NEEDS if not outer else top in declared() | SIMULATORS | EXTRAS
+        ):
             return None
         return "is not among what this package may need"
     target = rest.partition(".")[0]

@@ -25,9 +25,9 @@ from rlcore.train.algorithms import find
 from rlcore.train.cli import main
 from rlcore.train.evaluate import evaluate
 from rlcore.train.robustness import Measured, measure
+from rlcore.train.robustness_plan import MODEL, PUSH, Plan, planned
 from rlcore.train.robustness_report import Scale, figures_of
 from rlcore.train.shared_draws import SharedDraws
-from rlcore.train.sweeps import MODEL, PUSH, Plan, planned
 from rlcore.types import Obs, State, Step
 
 STEPS = 60

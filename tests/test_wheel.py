@@ -1,29 +1,51 @@
-"""The wheel, installed where nothing of the checkout is in reach, trains."""
+"""What is released: the wheel and the source distribution train where nothing of the checkout is in reach."""
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+from rlcore import __version__
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("rlcore", "envs", "train", "export", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = (
+    *(
+        "rlcore",
+        "envs",
+        "train",
+        "export",
+        "docs",
+        "examples",
+        "setup.cfg",
+        "pyproject.toml",
+        "MANIFEST.in",
+        "README.md",
+    ),
+    *("LICENSE", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md"),
+)
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run([str(word) for word in command], cwd=cwd, capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a source distribution, in a copy: what lies in the checkout's build/ must not get in."""
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with both, the wheel built from the source distribution: what lies in the checkout's build/ must not get
+    in, so that a copy is built from."""
     copy = tmp_path_factory.mktemp("source")
     for name in SOURCES:
         source = ROOT / name
@@ -33,24 +55,39 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         else:
             shutil.copy(source, copy / name)
     out = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=copy)
-    (built,) = out.glob("*.whl")
+    said = run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=copy)
+    (out / "build.txt").write_text(said)
+    return out
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (built,) = dist.glob("*.whl")
     return built
 
 
 @pytest.fixture(scope="module")
-def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new virtual environment with the wheel, and the requirements lent by the environment that runs this test."""
-    folder = tmp_path_factory.mktemp("venv")
-    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+def sdist(dist: Path) -> Path:
+    (built,) = dist.glob("*.tar.gz")
+    return built
+
+
+def installed(folder: Path, package: Path, *options: str) -> Path:
+    """A new virtual environment with a package, and the requirements lent by the environment that runs this test."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     python = folder / "bin" / "python"
-    install = ("install", "--no-deps", "--no-index", wheel)
-    run(sys.executable, "-m", "pip", "--python", python, *install, cwd=folder)
     # A folder named in a .pth file is searched last, and .pth files inside it, such as that of an editable
     # install of rlcore, are not read.
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = ("install", "--no-deps", "--no-index", "--ignore-installed", *options, package)
+    run(sys.executable, "-m", "pip", "--python", python, *install, cwd=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed(tmp_path_factory.mktemp("wheel") / "venv", wheel)
 
 
 @pytest.fixture
@@ -97,3 +134,60 @@ def test_installed_command_trains(venv: Path, elsewhere: Path) -> None:
     arguments = ("--num-iterations", "2", "--num-envs", "8", "--device", "cpu")
     run(venv / "bin" / "rlcore", "train", "--task", "CartPole", *arguments, cwd=elsewhere)
     assert list(elsewhere.glob("runs/CartPole/**/checkpoints/*"))
+
+
+def test_building_warns_of_nothing(dist: Path) -> None:
+    said = (dist / "build.txt").read_text().splitlines()
+    # What the environment asks for by PYTHONDONTWRITEBYTECODE is no fault.
+    faults = [line for line in said if re.search(r"\bwarning|deprecat|!!", line, re.IGNORECASE)]
+    assert [line for line in faults if "byte-compiling is disabled" not in line] == []
+
+
+def test_source_distribution_holds_each_file_once(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        members = archive.getmembers()
+    assert not [member.name for member in members if member.issym() or member.islnk()]
+    names = {member.name.partition("/")[2] for member in members}
+    for name in (
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "README.md",
+        "docs/safety.md",
+        "export/cpp/rlcore_policy.hpp",
+    ):
+        assert name in names
+    # What the links show is there under its own name.
+    assert not [name for name in names if re.match(r"rlcore/(envs|train|export)(/|$)|tests/", name)]
+    for folder in ("rlcore", "envs", "train", "export"):
+        files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob("**/*.py")}
+        assert {name for name in files if not re.match(r"rlcore/(envs|train|export)/", name)} <= names
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_source_distribution_installs_and_trains(editable: bool, sdist: Path, tmp_path: Path, elsewhere: Path) -> None:
+    """Unpacked, it has no links; an editable install finds the packages without them."""
+    package, options = sdist, ["--no-build-isolation"]
+    if editable:
+        with tarfile.open(sdist) as archive:
+            archive.extractall(tmp_path / "unpacked", filter="data")
+        (package,) = (tmp_path / "unpacked").iterdir()
+        options += ["--editable"]
+    (tmp_path / "new").mkdir()
+    python = installed(tmp_path / "new" / "venv", package, *options) / "bin" / "python"
+    found = run(python, "-c", "import rlcore.train.sweep as found; print(found.__file__)", cwd=elsewhere)
+    assert Path(found.strip()).is_relative_to(tmp_path)
+    assert run(python, "-m", "rlcore", "--version", cwd=elsewhere) == f"rlcore {__version__}\n"
+    arguments = ("--num-iterations", "1", "--num-envs", "8", "--device", "cpu")
+    run(python, "-m", "rlcore", "train", "--task", "CartPole", *arguments, cwd=elsewhere)
+    assert list(elsewhere.glob("runs/CartPole/**/export/policy.onnx"))
+
+
+def test_one_version_is_told_everywhere() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    heads = re.findall(
+        r"^## \[(\d+\.\d+\.\d+)\] - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert heads[0] == (__version__, cited["date-released"])
+    assert cited["version"] == __version__
+    assert cited["license"] == "BSD-3-Clause"

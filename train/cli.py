@@ -29,6 +29,7 @@ HELP = """\
 usage: rlcore COMMAND ...
 
   train       train a policy:            rlcore train --task Reach-UR5e-JointPos
+  sweep       find good settings:        rlcore sweep --task TASK --sweep agent.gamma=float:0.9:0.999
   eval        measure a trained policy:  rlcore eval --run RUN
   robustness  measure it disturbed:      rlcore robustness --run RUN
   adapt       fit one to a new task:     rlcore adapt --run RUN
@@ -46,7 +47,9 @@ or a full disk (one line says what and how to correct it), 70 something failed, 
 crash.txt of the run folder), 129, 130 or 143 interrupted by SIGHUP, Ctrl-C or SIGTERM, 141 nobody reads the output any
 more, as after | head. What was trained is kept, and --resume goes on."""
 
-COMMANDS = ("train", "eval", "robustness", "adapt", "export", "play", "report", "doctor", "tasks", "config", "import")
+COMMANDS = (
+    "train", "sweep", "eval", "robustness", "adapt", "export", "play", "report", "doctor", "tasks", "config", "import",
+)  # fmt: skip
 """Commands, each in a module of ``rlcore.train.commands`` that is imported on demand: PyTorch takes its time."""
 
 _MODULES = {"import": "importing"}

@@ -17,8 +17,8 @@ from rlcore.env import Pushable, Randomizable, VecEnv, is_capturable, is_image, 
 from rlcore.stage import Stage
 from rlcore.train.degradation import nominal_band, recovery_steps
 from rlcore.train.evaluate import ActionFunction, Rows, run_episodes
+from rlcore.train.robustness_plan import PUSH, Cell, Plan
 from rlcore.train.shared_draws import SharedDraws
-from rlcore.train.sweeps import PUSH, Cell, Plan
 from rlcore.types import Step
 
 

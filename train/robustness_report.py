@@ -20,7 +20,7 @@ from rlcore.train.degradation import (
 )
 from rlcore.train.intervals import t_interval, wilson_interval
 from rlcore.train.robustness import Measured, Outcome
-from rlcore.train.sweeps import PUSH, Plan, Sweep
+from rlcore.train.robustness_plan import PUSH, Plan, Sweep
 
 MOST = 2.0
 """What a share of the nominal return counts as at most in areas and fits."""

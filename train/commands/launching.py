@@ -34,7 +34,7 @@ def launched(words: Sequence[str]) -> list[str]:
     words = joined(words)
     if arguments.asks_help(words):
         return list(words)
-    task = _task_in(words)
+    task = task_in(words)
     unknown = simulator_of(task) == "builtin" and not task.startswith((PYTHON_PREFIX, TASKS_PREFIX))
     if unknown and (":" in task or re.match("isaac|mjlab", task, re.IGNORECASE)):
         raise UsageError(
@@ -71,7 +71,8 @@ def named_in(words: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def _task_in(words: Sequence[str]) -> str:
+def task_in(words: Sequence[str]) -> str:
+    """The task that words name, or that of the run or the configuration file that they name; empty for none."""
     given = named_in(words)
     path = next((Path(given[key]) for key in ("resume", "run", "onnx", "config", "init_from") if given.get(key)), None)
     if "task" in given or path is None:

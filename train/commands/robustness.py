@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlcore.env import VecEnv
+    from rlcore.train.robustness_plan import Plan
     from rlcore.train.source import Source
-    from rlcore.train.sweeps import Plan
 
 SET_HERE = ("randomize", "curriculum")
 """Options of an env that would change what this command sets."""
@@ -126,7 +126,7 @@ def _check(args: RobustnessArguments, options: dict[str, Any]) -> None:
 def _plan(args: RobustnessArguments, sources: Sequence[Source]) -> tuple[Plan, list[str]]:
     from rlcore.envs.disturb import disturbances
     from rlcore.envs.history import without_history
-    from rlcore.train.sweeps import planned
+    from rlcore.train.robustness_plan import planned
 
     env = sources[0].env
     types = [] if args.types is None and args.grid else args.types

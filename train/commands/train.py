@@ -23,6 +23,17 @@ def train_command(words: Sequence[str]) -> Job:
     number, words, option = processes_in(words) if not arguments.asks_help(words) else (0, list(words), "")
     if number:
         return lambda: start(number, words, option)
+    read = settings_in(words)
+    return _training(*read) if read is not None else lambda: 0
+
+
+def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
+    """What the words of ``rlcore train`` make of a run, a simulator that they name being started.
+
+    Returns:
+        The settings before the words, those with them, and the checkpoint to go on from; None where only help was asked
+        for, which is printed.
+    """
     words = launched(with_library(words))
     from rlcore.config import ConfigError, load_yaml
     from rlcore.train.algorithms import algorithm, find
@@ -92,7 +103,7 @@ def train_command(words: Sequence[str]) -> Job:
             raise ConfigError(f"{error}{remedy_for(file)}") from error
         if helping:
             _print_help(TrainArguments, {f.name: getattr(base, f.name) for f in fields(Own)}, task, files)
-            return lambda: 0
+            return None
     pairs += [("num_envs", values) for key, values in pairs if key == SCENE_NUM_ENVS]
     pairs = [(key, values) for key, values in pairs if key != SCENE_NUM_ENVS]
     settings, options = arguments.without_options(pairs)
@@ -104,7 +115,7 @@ def train_command(words: Sequence[str]) -> Job:
         from rlcore.train.run import locate
 
         config = replace(config, init_from=str(locate(Path(config.init_from), "best")[1].resolve()))
-    return _training(base, config, resumed)
+    return base, config, resumed
 
 
 def _gathered(pairs: list[arguments.Pair], name: str) -> list[arguments.Pair]:

@@ -1,0 +1,1 @@
+"""rlcore sweep: many runs over a small space of settings, and which of them did best."""
