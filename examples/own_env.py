@@ -34,20 +34,20 @@ class Hover:
     Action ``[N, 1]``: thrust beside that which carries the nominal mass, -1 none at all, 1 twice as much. Observation
     group ``policy`` ``[N, 3]``: error (m, of the goal from the height), velocity (m/s), height (m); ``critic``
     ``[N, 5]`` sees mass and wind as well. An episode ends on the ground or at the ceiling, and is cut after 5 s. The
-    reward of a step is ``1 - |error| - effort_weight * action²``. Signal ``fast``: 1 above 1 m/s.
+    reward of a step is ``1 - |error| - speed_weight * velocity²``. Signal ``fast``: 1 above 1 m/s.
 
     Args:
         num_envs: N.
         device: where everything lives.
         seed: of the random generator; random when not given.
-        effort_weight: of the squared action in the reward.
+        speed_weight: of the squared velocity in the reward.
         max_episode_length: steps after which an episode is cut.
     """
 
     signal_names: ClassVar[tuple[str, ...]] = ("fast",)
     parameters: ClassVar[dict[str, Parameter]] = {
-        "mass": Parameter(nominal=1.0, low=0.7, high=1.4, unit="kg", positive=True),
-        "wind": Parameter(nominal=0.0, low=-2.0, high=2.0, unit="m/s²"),
+        "mass": Parameter(nominal=1.0, low=0.6, high=1.5, unit="kg", positive=True),
+        "wind": Parameter(nominal=0.0, low=-3.0, high=3.0, unit="m/s²"),
         "goal_range": Parameter(nominal=1.5, low=0.1, high=1.5, unit="m", next_episode=True),
     }
     deployment: ClassVar[dict[str, Any]] = {
@@ -65,10 +65,10 @@ class Hover:
         num_envs: int,
         device: str | torch.device = "cpu",
         seed: int | None = None,
-        effort_weight: float = 0.0,
+        speed_weight: float = 0.0,
         max_episode_length: int = 100,
     ) -> None:
-        self.num_envs, self.max_episode_length, self.effort_weight = num_envs, max_episode_length, effort_weight
+        self.num_envs, self.max_episode_length, self.speed_weight = num_envs, max_episode_length, speed_weight
         self.observation_spaces = {
             "policy": spaces.Box(-np.inf, np.inf, (3,), dtype=np.float32),
             "critic": spaces.Box(-np.inf, np.inf, (5,), dtype=np.float32),
@@ -105,7 +105,7 @@ class Hover:
         error = (self.goal - self.height).abs()
         terminated = (self.height <= 0.0) | (self.height >= CEILING)  # there is no future
         truncated = ~terminated & (self.steps >= self.max_episode_length)  # there is, but nobody sees it
-        reward = 1.0 - error - self.effort_weight * action.square()
+        reward = 1.0 - error - self.speed_weight * self.velocity.square()
         signals = {"fast": (self.velocity.abs() > 1.0).float()}
         log: dict[str, Tensor | float] = {"success": (truncated & (error < 0.1)).float()}  # read where one ended
         final_obs = self._observe()
