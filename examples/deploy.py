@@ -3,8 +3,8 @@
     rlcore train --config examples/hover.yaml --name first
     python examples/deploy.py runs/*/ppo/*-first/export/policy.onnx
 
-It flies a drone from 2 m to 3 m, the drone being ten lines of arithmetic here, and prints its height twice a second; the
-policy of the first command ends within 10 cm. On a robot take ``runner.py`` beside rlcore's exporter along, which needs
+It flies a drone, here a few lines of arithmetic, from 2 m to 3 m and prints its height twice a second; the policy of
+the first command ends within 10 cm of the goal. On a robot take ``runner.py`` beside rlcore's exporter along, which needs
 numpy and ONNX Runtime alone: ``from runner import OnnxPolicy``. What an observation consists of, in which order, what
 an action means and how often one is due are all in the file, so that another policy needs no other program.
 """

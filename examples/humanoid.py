@@ -3,7 +3,7 @@
     cd examples && rlcore train --task mjlab:humanoid:Example-Humanoid-Walk --num-iterations 3000
     cd examples && rlcore play --run runs/Example-Humanoid-Walk/ppo/* --output walk.gif
 
-It needs ``pip install 'rlcore[mjlab]'`` and a GPU; on a CPU ``--num-envs 4 --num-iterations 2`` only shows that it runs.
+It needs mjlab (``pip install '.[mjlab]'``) and a GPU; on a CPU ``--num-envs 4 --num-iterations 2`` shows that it runs.
 Robot, sensors, observations, actions and events are those of mjlab's velocity task on flat ground. The commands, the
 ten terms of the reward and what ends an episode are this file's, and so is the name that it registers with mjlab, under
 which every command of rlcore finds the task. Settings of PPO are those that mjlab ships for the robot, converted.

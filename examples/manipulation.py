@@ -3,7 +3,7 @@
     cd examples && rlcore train --task mjlab:manipulation:Example-Lift-Cube --num-iterations 1500
     cd examples && rlcore play --run runs/Example-Lift-Cube/ppo/* --output lift.gif
 
-It needs ``pip install 'rlcore[mjlab]'`` and a GPU; on a CPU ``--num-envs 4 --num-iterations 2`` only shows that it runs.
+It needs mjlab (``pip install '.[mjlab]'``) and a GPU; on a CPU ``--num-envs 4 --num-iterations 2`` shows that it runs.
 Arm, cube, observations, actions, commands and events are those of mjlab's task. The six terms of the reward are this
 file's. They build on each other: reach the cube, have it off the table, bring it near its goal, and there exactly.
 Settings of PPO are those that mjlab ships for the arm, converted; ``env/Metrics/lift_height/episode_success`` in a
