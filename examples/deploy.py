@@ -4,9 +4,9 @@
     python examples/deploy.py runs/*/ppo/*-first/export/policy.onnx
 
 It flies a drone, here a few lines of arithmetic, from 2 m to 3 m and prints its height twice a second; the policy of
-the first command ends within 10 cm of the goal. On a robot take ``runner.py`` beside rlcore's exporter along, which needs
-numpy and ONNX Runtime alone: ``from runner import OnnxPolicy``. What an observation consists of, in which order, what
-an action means and how often one is due are all in the file, so that another policy needs no other program.
+the first command ends within 10 cm of the goal. On a robot take ``runner.py`` beside rlcore's exporter along, which
+needs numpy and ONNX Runtime alone: ``from runner import OnnxPolicy``. What an observation consists of, in which order,
+what an action means and how often one is due are all in the file, so that another policy needs no other program.
 """
 
 from __future__ import annotations
