@@ -45,7 +45,7 @@ def main(iterations: int = 80) -> None:
         agent = PPO(make_env(HOVER, num_envs=64, seed=1, **options), config, seed=1)
         agent.learn(iterations, on_report=show)
         for world, drawn in (("nominal", {}), ("drawn", DRAWN)):
-            result = evaluate(make_env(HOVER, num_envs=200, seed=2, **drawn), agent.policy, seed=2)
+            result = evaluate(make_env(HOVER, num_envs=2000, seed=2, **drawn), agent.policy, seed=2)
             print(f"trained on {name}, measured in the {world} world: {result.summary()}")
 
 

@@ -64,13 +64,15 @@ def stride(env: Any, longest: float) -> Tensor:
     on_one = (down > 0.0).sum(1) == 1
     time = torch.where(down > 0.0, down, up).amin(1).clamp(max=longest)
     moves = env.command_manager.get_command(COMMAND).norm(dim=1) > 0.1
-    return time * (on_one & moves)
+    rewarded: Tensor = time * (on_one & moves)
+    return rewarded
 
 
 def slip(env: Any, asset_cfg: SceneEntityCfg) -> Tensor:
     """How fast feet that stand slide: the sum of their horizontal speeds, m/s."""
     speed = env.scene["robot"].data.site_lin_vel_w[:, asset_cfg.site_ids, :2].norm(dim=2)  # [N, 2]
-    return (speed * (env.scene[FEET].data.current_contact_time > 0.0)).sum(1)
+    sliding: Tensor = speed * (env.scene[FEET].data.current_contact_time > 0.0)
+    return sliding.sum(1)
 
 
 def posture(env: Any, asset_cfg: SceneEntityCfg) -> Tensor:
