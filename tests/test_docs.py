@@ -63,7 +63,7 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
 
 def test_pictures_are_small_and_shown() -> None:
     pictures = {path for end in ("png", "gif") for path in DOCS.rglob(f"*.{end}")}
-    assert all(path.stat().st_size < 250_000 for path in pictures)
+    assert all(path.stat().st_size < 210_000 for path in pictures)
     shown = {(page.parent / link.partition("#")[0]).resolve() for page in PAGES for link in links(page)}
     assert {path for path in pictures if path.resolve() not in shown} == set()
 

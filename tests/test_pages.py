@@ -1,15 +1,11 @@
-"""The pages of docs/algorithms and docs/guides: their tables are those of the code, and what they show runs."""
+"""The pages of docs/algorithms and docs/guides: their tables are those of the code, and what they quote is in it."""
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import glob
 import inspect
 import re
-import runpy
-import shlex
-import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -22,7 +18,6 @@ from rlcore.encoders import CNNConfig
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.recurrent import RNNConfig
 from rlcore.signals import SignalConfig
-from rlcore.train.cli import main
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(str(path.relative_to(DOCS)) for name in ("algorithms", "guides") for path in (DOCS / name).glob("*.md"))
@@ -109,38 +104,6 @@ def test_what_a_page_quotes_is_in_the_code(page: str, block: str) -> None:
         source = "\n".join(source.splitlines()[tree.lineno - 1 : tree.end_lineno])  # type: ignore[attr-defined]
     plain = "\n".join(line.strip() for line in source.splitlines())
     assert "\n".join(line.strip() for line in lines.splitlines()) in plain
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "(?:python|bash)")])
-def test_what_a_page_shows_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From top to bottom; a block whose first line is the name of a file is put there."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path.copy())
-    (tmp_path / "examples").symlink_to(DOCS.parent / "examples")
-    known = set(sys.modules)
-    for kind, text in re.findall(
-        r"^```(python|bash|yaml)\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
-    ):
-        named = re.match(r"# (\w+\.\w+)\n", text)
-        file = tmp_path / (named[1] if named else f"block.{kind}")
-        file.write_text(text, encoding="utf-8")
-        if kind == "python":
-            runpy.run_path(str(file), run_name="__main__")
-        for line in text.splitlines() if kind == "bash" else []:
-            program, *words = shlex.split(line.replace("--num-iterations 10", "--num-iterations 1"))
-            assert program == "rlcore"
-            few = ["--eval-envs", "4", "--no-export", "--no-report"] if words[0] == "train" else []
-            found = [file for word in words for file in sorted(glob.glob(word)) or [word]]
-            assert main([*found, *few]) == 0, line
-    for name in set(sys.modules) - known:
-        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_pictures_of_a_page_are_small(page: str) -> None:
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", (DOCS / page).read_text(encoding="utf-8")):
-        assert (DOCS / page).parent.joinpath(picture).stat().st_size < 100_000
 
 
 def test_the_map_of_settings_names_settings_that_there_are() -> None:
