@@ -11,7 +11,7 @@ MJLAB := .venv-mjlab
 ISAACLAB := .venv-isaaclab
 PYTHON312 ?= python3.12
 
-.PHONY: install test test-mjlab test-isaaclab train bench format clean
+.PHONY: install test test-mjlab test-isaaclab docs train bench format clean
 
 install: $(INSTALLED)
 
@@ -49,6 +49,14 @@ $(ISAACLAB)/.installed: setup.cfg
 
 test-isaaclab: $(ISAACLAB)/.installed
 	$(ISAACLAB)/bin/python -m pytest tests/test_isaaclab3.py tests/test_simulators.py --timeout 1200
+
+# The site comes into build/site. What it is built with is small; once it is there `make test` builds the site as well.
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Trains, evaluates, exports and checks the file; then the file alone is given over 1,000 commands.
 # More settings: make train ARGS="--seed 2"
