@@ -219,9 +219,10 @@ def test_normalizers_are_those_of_one_process_with_all_envs(kind: str) -> None:
         assert torch.equal(mean, ranks[0][0]) and torch.equal(var, ranks[0][1])
         np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-6)
         torch.testing.assert_close(mean, alone.mean, rtol=1e-6, atol=0)
-        # At 1e5 standard deviations from 0 a float32 mean has a rounding of its own; elsewhere to 1e-6 of one process.
+        # A float32 mean has a rounding of its own, in one process as well, which shows from 1e3 standard deviations on.
         np.testing.assert_allclose(var[1:], exact.var(0)[1:], rtol=2e-5)
-        torch.testing.assert_close(var[1:], alone.var[1:], rtol=2e-5, atol=0)
+        torch.testing.assert_close(var[1:2], alone.var[1:2], rtol=2e-5, atol=0)
+        torch.testing.assert_close(var[2:], alone.var[2:], rtol=1e-6, atol=0)
         assert count.tolist() == [len(exact)] * 4
 
 
