@@ -95,7 +95,9 @@ def test_every_example_is_run_by_a_test_and_named_in_the_page() -> None:
 def test_the_page_has_the_commands_of_the_header(name: str) -> None:
     text = (EXAMPLES / name).read_text()
     header = text.partition('"""')[2].partition('"""')[0] if name.endswith(".py") else text
-    commands = re.findall(r"^(?:#|//)? *((?:rlcore|python|sh|g\+\+|cd) .*[^.\\\n])$", header, re.MULTILINE)
+    commands = re.findall(
+        r"^(?:#|//)? *((?:rlcore|python|sh|g\+\+|PYTHONPATH=examples rlcore) .*[^.\\\n])$", header, re.MULTILINE
+    )
     commands = re.findall(r"rlcore train --config \S+", header) if name == "hover.yaml" else commands
     page = (ROOT / "docs" / "examples.md").read_text()
     assert commands
