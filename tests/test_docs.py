@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pages import DOCS, PAGES, ROOT, anchors, links, name_of
+from pages import DOCS, PAGES, ROOT, anchors, blocks, links, name_of
 
 ELSEWHERE = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")]
 """Pages of the site outside of docs/, which ``docs/hooks.py`` adds."""
@@ -59,6 +59,24 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
     page.write_text("# One Thing: `two`\n\n[a](b.md) ![c](d.png) `[no](link)`\n\n```text\n[no](link)\n```\n")
     assert links(page) == ["b.md", "d.png"]
     assert anchors(page) == {"one-thing-two"}
+
+
+def test_blocks_are_read(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        '```python title="a/b.py"\nx = 1\n```\n\n```yaml\n# c.yaml\nx: 1\n```\n'
+        "\n<!-- not run: needs a robot -->\n```sh\ngo\n```\n"
+        "\n- in a list\n\n  <!-- built, not run: takes long -->\n  ```bash\n  rlcore train\n  ```\n"
+        "\n```\nprinted\n```\n"
+    )
+    found = [(block.line, block.language, block.title, block.text, block.reason, block.built) for block in blocks(page)]
+    assert found == [
+        (1, "python", "a/b.py", "x = 1\n", None, False),
+        (5, "yaml", "c.yaml", "# c.yaml\nx: 1\n", None, False),
+        (11, "sh", None, "go\n", "needs a robot", False),
+        (18, "bash", None, "rlcore train\n", "takes long", True),
+        (22, "", None, "printed\n", None, False),
+    ]
 
 
 def test_pictures_are_small_and_shown() -> None:

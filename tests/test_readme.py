@@ -55,7 +55,8 @@ def shortened(command: str) -> str:
     if command.startswith("rlcore train"):
         fewer = "3" if "--resume" in command else "2"
         command, number = re.subn(r"--num-iterations \d+", f"--num-iterations {fewer}", command)
-        return command + ("" if number else f" --num-iterations {fewer}") + " --eval-envs 4"
+        command += "" if number else f" --num-iterations {fewer}"
+        return command if "--eval-envs" in command else f"{command} --eval-envs 4"
     if command.startswith("rlcore eval"):
         return re.sub(r"--episodes \d+", "--episodes 4", command)
     if command.startswith("rlcore robustness") and "--grid" not in command:
