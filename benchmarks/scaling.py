@@ -172,10 +172,12 @@ def main(arguments: list[str] | None = None) -> int:
     if settings.worker is not None:
         measure(json.loads(settings.worker))
         return 0
-    turns = [("alone", 1)] if "alone" in settings.kinds else []
+    turns: list[tuple[str, int]] = [("alone", 1)] if "alone" in settings.kinds else []
     for ranks in settings.ranks:
         turns += [("weak", 1)] if ranks == 1 else [(kind, ranks) for kind in settings.kinds if kind != "alone"]
-    kinds = [(library, kind, ranks) for kind, ranks in turns for library in settings.libraries]
+    kinds: list[tuple[str, str, int]] = [
+        (library, kind, ranks) for kind, ranks in turns for library in settings.libraries
+    ]
     samples: dict[tuple[str, str, int], list[dict[str, float]]] = {kind: [] for kind in kinds}
     report = header("scaling", arguments, settings) | {"results": []}
     with tempfile.TemporaryDirectory() as folder:
