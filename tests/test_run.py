@@ -101,6 +101,7 @@ def test_what_is_no_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
 
 def test_names_of_tasks_become_names_of_files() -> None:
     assert safe_name("gym:ALE/Pong-v5") == "gym_ALE_Pong-v5"
+    assert len(safe_name("tasks:" + "+".join(f"envpool:MetaWorld/Task{k}-v3" for k in range(10)))) == 200
 
 
 def test_a_task_takes_the_nearest_shipped_file_of_its_family() -> None:

@@ -1,0 +1,66 @@
+"""Benchmarks of MT10 and of HalfCheetah-Vel: what needs no simulator."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import meta_world
+import pytest
+import torch
+import velocity
+
+from rlcore.train.evaluate import Evaluation
+
+
+def arguments(folder: Path) -> argparse.Namespace:
+    return argparse.Namespace(
+        preset="gpu", threads=4, batch=8, updates=2, seed=1, iterations=10, save=5, out=folder, device="cuda:0",
+        alone_on="cuda:1", further=[],
+    )  # fmt: skip
+
+
+def test_the_one_policy_and_those_of_a_task_have_equal_shares(tmp_path: Path) -> None:
+    joint = meta_world.words_of(meta_world.JOINT, arguments(tmp_path))
+    alone = meta_world.words_of("Push", arguments(tmp_path))
+    assert joint.count("--task") == 10 and alone.count("--task") == 1
+    for name in ("--num-envs", "--agent.batch-size", "--agent.learning-starts", "--agent.buffer-size"):
+        assert int(joint[joint.index(name) + 1]) == 10 * int(alone[alone.index(name) + 1])
+    assert joint[joint.index("--agent.num-updates") + 1] == alone[alone.index("--agent.num-updates") + 1] == "2"
+    assert joint[joint.index("--env.envpool:MetaWorld/Push-v3.partially_observable") + 1] == "false"
+
+
+def test_checkpoints_of_a_run_are_found_by_iteration_and_successes_told(tmp_path: Path) -> None:
+    folder = tmp_path / "envpool_MetaWorld_Push-v3" / "sac" / "20261130-000000-Push" / "checkpoints"
+    folder.mkdir(parents=True)
+    for name in ("000005.pt", "000010.pt", "best.pt"):
+        (folder / name).touch()
+    assert sorted(meta_world.checkpoints(tmp_path, "Push")) == [5, 10]
+    assert not meta_world.checkpoints(tmp_path, "Reach")
+    lengths = torch.ones(4, dtype=torch.int64)
+    found = {
+        meta_world.name_of(task): Evaluation(
+            returns=torch.full((4,), 7.0).double(), lengths=lengths, successes=float(k % 5), goals=4
+        )
+        for k, task in enumerate(meta_world.MT10)
+    }
+    lines = meta_world.table(found, found, 1000)
+    assert lines[0].startswith("| success in %, 1,000 steps of each task")
+    assert lines[3].startswith("| Push | 25 (") and "return 7" in lines[3]
+    assert lines[12] == "| mean | **50.0** | **50.0** |"
+
+
+def test_a_curve_is_that_of_the_last_episode_or_step(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "000001.pt").touch()
+    table = tmp_path / "metrics.csv"
+    table.write_text(
+        "env_steps,rollout/episode_return,env/episode_return_1,env/episode_return_2\n10,-9,,\n20,-8,-5,-3\n"
+    )
+    assert velocity.curve(tmp_path) == ([20], [-3.0], "env/episode_return_2")
+    table.write_text("env_steps,rollout/episode_return\n10,-9\n20,-8\n")
+    assert velocity.curve(tmp_path) == ([10, 20], [-9.0, -8.0], "rollout/episode_return")
+    table.write_text("env_steps,loss/policy\n10,1\n")
+    with pytest.raises(ValueError, match="has no returns"):
+        velocity.curve(tmp_path)
