@@ -315,8 +315,8 @@ class SafetyCritic:
         rows = torch.stack([torch.ones_like(risk), risk, came])  # [3, T * H]
         counts, fresh = known.sum(), rows @ inside.float().t()
         if world().joined:
-            *parts, counts = total(torch.cat([fresh.flatten(), counts.view(1)])).split([fresh.numel(), 1])
-            fresh = parts[0].view_as(fresh)
+            sums = total(torch.cat([fresh.flatten(), counts.view(1)]))
+            fresh, counts = sums[:-1].view_as(fresh), sums[-1]
         kept = (1 - counts / MEMORY).clamp(min=0.0)
         self.bins.mul_(kept).add_(fresh)
         number, predicted, seen = self.bins
