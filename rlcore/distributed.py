@@ -143,14 +143,14 @@ def first_to_say(text: str) -> bool:
 
 def leave() -> None:
     """End the process group, where there is one; or leave it as it is where NCCL does not let go of it in time."""
-    global _world
+    global _world, _aborted
     if _world.joined:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
             forget_recordings()
         if not _aborted:
             _in_time(dist.destroy_process_group)
-        _world = World()
+        _world, _aborted = World(), False
 
 
 def abort() -> None:

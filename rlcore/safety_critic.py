@@ -315,8 +315,8 @@ class SafetyCritic:
         rows = torch.stack([torch.ones_like(risk), risk, came])  # [3, T * H]
         counts, fresh = known.sum(), rows @ inside.float().t()
         if world().joined:
-            both = total(torch.cat([fresh.flatten(), counts.view(1)]))
-            fresh, counts = both[:-1].view_as(fresh), both[-1]
+            sums = total(torch.cat([fresh.flatten(), counts.view(1)]))
+            fresh, counts = sums[:-1].view_as(fresh), sums[-1]
         kept = (1 - counts / MEMORY).clamp(min=0.0)
         self.bins.mul_(kept).add_(fresh)
         number, predicted, seen = self.bins

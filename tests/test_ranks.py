@@ -5,6 +5,7 @@ Each rank has its envs, and what comes of their episodes is summed up before any
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from rlcore import distributed
 from rlcore.balance import Balance, TaskReturns, task_moments
+from rlcore.capture import Captured
 from rlcore.cost_critics import CostCritics
 from rlcore.ddpg import DDPG, DDPGConfig
-from rlcore.distributed import World, join, total, world
+from rlcore.distributed import World, join, leave, total, world
 from rlcore.envs import make_env
 from rlcore.envs.curriculum import Curriculum
 from rlcore.envs.curriculum_config import CurriculumConfig
@@ -73,13 +75,14 @@ OFF_POLICY_KINDS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def learner(kind: str, num_envs: int = 12) -> Any:
+def learner(kind: str, num_envs: int = 12, device: str | torch.device = "cpu", mode: str = "graph") -> Any:
     share, seed = num_envs // world().size, world().seed(1)
     if kind in PPO_KINDS:
         task, options, changes = PPO_KINDS[kind]
-        return PPO(make_env(task, share, seed=seed, **options), PPOConfig(**(SMALL | changes)), seed=1)
+        env = make_env(task, share, device, seed=seed, **options)
+        return PPO(env, PPOConfig(**(SMALL | changes | {"mode": mode})), seed=1)
     name, task, options, changes = OFF_POLICY_KINDS[kind]
-    env = make_env(task, share, seed=seed, **options)
+    env, changes = make_env(task, share, device, seed=seed, **options), changes | {"mode": mode}
     if name == "sac":
         return SAC(env, SACConfig(**(OFF | changes)), seed=1, num_iterations=20)
     preset = DDPGConfig.presets().get("td3", {}) if name == "td3" else {}
@@ -161,6 +164,43 @@ def test_what_ranks_move_together_goes_on_bitwise_and_with_another_number_from_w
         resume(agent.env, agent, content)
         if kind == "pid":
             assert torch.equal(agent.safety.multiplier, content["agent"]["safety"]["multiplier"])
+
+
+def on_gpu(kinds: tuple[str, ...], mode: str) -> list[tuple[int, bool, bool]]:
+    device = torch.device(f"cuda:{os.environ['RANK']}")
+    torch.cuda.set_device(device)
+    join(device)
+    found: list[tuple[int, bool, bool]] = []
+    for kind in kinds:
+        agent = learner(kind, 48, device, mode)
+        learn(agent.env, agent, 20, seed=1)
+        Ranks(agent.env, agent)
+        parts = [value for value in vars(agent).values() if isinstance(value, Captured)] + getattr(
+            agent, "_updates", []
+        )
+        recorded = any(part.graph is not None for part in parts)
+        found.append((checksum([*state_of(agent), *moved(agent)]), recorded, False))
+    leave()
+    return [(number, recorded, distributed.hangs()) for number, recorded, _ in found]
+
+
+ON_GPU = ("pid", "p3o", "cat", "gate", "plr", "adr", "doraemon", "balance", "sac", "td3", "sac-gate")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_what_ranks_share_is_part_of_the_graphs() -> None:
+    (graph,), (eager,) = in_ranks(1, on_gpu, ON_GPU, "graph"), in_ranks(1, on_gpu, ON_GPU, "eager")
+    assert isinstance(graph, list), graph
+    for kind, (number, recorded, hangs), (other, *_) in zip(ON_GPU, graph, eager, strict=True):
+        assert recorded and not hangs and number == other, kind
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_have_the_same_controllers_and_part_in_time() -> None:
+    first, second = in_ranks(2, on_gpu, ON_GPU, "graph")
+    assert isinstance(first, list), first
+    assert first == second and all(recorded and not hangs for _, recorded, hangs in first)
 
 
 def own(x: Tensor, dim: int = 1) -> Tensor:
