@@ -14,9 +14,18 @@ import tyro
 from rlcore import PPO, NetworkConfig, PPOConfig, spec_of
 from rlcore.envs import make_env
 from rlcore.export import OnnxPolicy, export_onnx
+from rlcore.report import Report
 from rlcore.train.evaluate import evaluate
 
 TASKS = "tasks:CartPole+Pendulum"
+
+
+def show(report: Report) -> None:
+    """Print what episodes returned in each task, every ten iterations."""
+    if report.iteration % 10 == 0:
+        returns = {name: report.metrics.get(f"rollout/episode_return_{name}") for name in ("CartPole", "Pendulum")}
+        known = ", ".join(f"{name} {value:.0f}" for name, value in returns.items() if value is not None)
+        print(f"iteration {report.iteration:3d}  returns: {known}")
 
 
 def main(iterations: int = 100, num_envs: int = 128) -> None:
@@ -40,7 +49,7 @@ def main(iterations: int = 100, num_envs: int = 128) -> None:
     )
     env = make_env(TASKS, num_envs=num_envs, seed=1)
     agent = PPO(env, config, seed=1, num_iterations=iterations)
-    agent.learn(iterations)
+    agent.learn(iterations, on_report=show)
     for name, result in evaluate(make_env(TASKS, num_envs=100), agent.policy, seed=2).tasks.items():
         print(f"{name:9}", result.summary())
     export_onnx(agent.policy, spec_of(env), "two_tasks.onnx", recording=agent.recording())
