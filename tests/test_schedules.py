@@ -148,11 +148,12 @@ def test_a_mean_of_entropies_is_weighed_by_its_share() -> None:
 
 
 def test_the_linear_schedule_is_the_same_as_ever() -> None:
-    rates = {}
-    for name, changes in {
+    rates: dict[str, list[tuple[float, ...]]] = {}
+    both: dict[str, dict[str, Any]] = {
         "old": {"lr_schedule": "linear"},
         "new": {"schedules": {"learning_rate": ScheduleConfig(end=0.0)}},
-    }.items():
+    }
+    for name, changes in both.items():
         rates[name] = told(ppo(learning_rate=3e-4, **changes), 7, "policy/learning_rate")
     assert rates["old"] == rates["new"]
     assert rates["old"] == [(float(torch.tensor(3e-4 * max(0.0, 1 - i / 7))),) for i in range(7)]
@@ -270,10 +271,10 @@ def test_graphs_follow_schedules_on_a_gpu(name: str, monkeypatch: pytest.MonkeyP
                 "entropy_coef": ScheduleConfig(start=0.1, end=0.0),
                 "clip_range": ScheduleConfig(end=0.1),
             }
-            config: Any = PPOConfig(**SMALL, mode=mode, lr_schedule="constant", schedules=schedules)  # type: ignore[arg-type]
+            config: Any = PPOConfig(**SMALL, mode=mode, lr_schedule="constant", schedules=schedules)
             agent: Any = PPO(env, config, seed=1)
         else:
-            kind = SAC if name == "sac" else DDPG
+            kind: Any = SAC if name == "sac" else DDPG
             env = make_env("Pendulum", 64, "cuda", seed=1)
             names = ["learning_rate"] + ["noise_std"] * (kind is DDPG)
             schedules = {own: ScheduleConfig(end=0.0) for own in names}
