@@ -159,7 +159,7 @@ def action_findings(actions: Tensor, spec: EnvSpec, agent: Any) -> Iterator[Find
     still = [
         i
         for i in bounded.nonzero().flatten().tolist()
-        if float(wide[i]) > 0 and float(actions[:, i].double().std() / wide[i]) < bands.UNUSED
+        if i not in many and float(wide[i]) > 0 and float(actions[:, i].double().std() / wide[i]) < bands.UNUSED
     ]
     if still:
         yield Finding(
