@@ -45,6 +45,7 @@ FAULTS = {
     "ConstantReward": "reward.constant",
     "IgnoredAction": "reward.ignores_action",
     "NoEffect": "reward.ignores_action",
+    "Unmoved": "action.no_effect",
     "FarReward": "reward.outliers",
     "LargeReward": "reward.large",
     "LateReward": "reward.delayed",
@@ -63,7 +64,8 @@ FAULTS = {
 }
 """Envs of ``faulty`` and the one error or warning that each is to cause."""
 
-ALSO = {"OneStep": {"observation.dead"}}  # where no episode goes on, nothing has a velocity
+ALSO = {"OneStep": {"observation.dead"}, "Unmoved": {"reward.constant"}}
+"""What comes with a fault: where no episode goes on, nothing has a velocity."""
 
 
 def examined(task: str, seconds: float = 60.0, **agent: Any) -> Examination:
