@@ -143,7 +143,7 @@ def test_a_task_of_mjlab_is_healthy(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_null_has_no_use_for_actions_and_is_told_so() -> None:
-    assert wrong(examined("Null", 5.0)) == {"reward.ignores_action"}
+    assert wrong(examined("Null", 5.0, num_steps=64)) == {"reward.ignores_action"}
 
 
 def test_a_sparse_reward_that_is_never_met_is_told() -> None:
