@@ -153,6 +153,11 @@ class NoEffect(IgnoredAction):
         super().move(torch.zeros_like(action))
 
 
+class Unmoved(ConstantReward):
+    def move(self, action: Tensor) -> None:
+        super().move(torch.zeros_like(action))
+
+
 class FarReward(Healthy):
     def reward(self, action: Tensor) -> Tensor:
         rare = torch.rand(self.num_envs, generator=self.generator) < 1e-3

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlcore.config import ConfigError
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
@@ -17,7 +18,7 @@ from rlcore.train.config import TrainConfig, resolve_device
 from rlcore.train.doctor.control import control_findings
 from rlcore.train.doctor.episodes import episode_facts, episode_findings, reward_facts, reward_findings
 from rlcore.train.doctor.findings import Examination, Finding, setting
-from rlcore.train.doctor.learner import examine_learner
+from rlcore.train.doctor.learner import examine_learner, refused
 from rlcore.train.doctor.observations import observation_facts, observation_findings
 from rlcore.train.doctor.recording import Recording, play
 from rlcore.train.evaluate import ENDLESS, whole_episodes
@@ -97,16 +98,20 @@ def _examine(
     if recording.failure is not None:
         return
     into.add(episode_findings(recording))
+    length = _trace_length(recording, seconds)
     try:
-        length = _trace_length(recording, seconds)
         found = list(control_findings(env, config.task, config.seed, length, mask, another, say))
-        # That a reward is constant is said already.
-        constant = any(finding.check == "reward.constant" for finding in into.findings)
-        into.add(f for f in found if not (constant and f.check == "reward.ignores_action"))
-        say("a few iterations of the learner")
-        examine_learner(env, config, recording, into)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # as in ``play``
         into.findings.append(_failed("fails", f"{type(error).__name__}: {error}", recording.steps))
+        return
+    # That a reward is constant is said already.
+    constant = any(finding.check == "reward.constant" for finding in into.findings)
+    into.add(f for f in found if not (constant and f.check == "reward.ignores_action"))
+    say("a few iterations of the learner")
+    try:
+        examine_learner(env, config, recording, into)
+    except ConfigError as error:
+        into.findings.append(refused(error))
 
 
 def _trace_length(recording: Recording, seconds: float) -> int:

@@ -58,12 +58,11 @@ def examine_learner(env: VecEnv, config: TrainConfig, recording: Recording, into
         config: of the run.
         recording: of the env, for lengths of episodes and the time of a step.
         into: what is found.
+
+    Raises:
+        ConfigError: a training with these settings would not begin.
     """
-    try:
-        agent = _agent(env, config)
-    except ConfigError as error:
-        into.findings.append(_refused(error))
-        return
+    agent = _agent(env, config)
     use_threads(config.threads, config.agent.samples_at_once(env.num_envs), agent.policy, torch.device(env.device))
     spec = spec_of(env)
     if not spec.discrete:
@@ -107,7 +106,8 @@ def _agent(env: VecEnv, config: TrainConfig) -> Agent:
     return agent
 
 
-def _refused(error: ConfigError) -> Finding:
+def refused(error: ConfigError) -> Finding:
+    """What a training says that does not begin."""
     what, _, remedy = str(error).rpartition("; ")
     return Finding(
         severity="error",
@@ -159,7 +159,7 @@ def action_findings(actions: Tensor, spec: EnvSpec, agent: Any) -> Iterator[Find
     still = [
         i
         for i in bounded.nonzero().flatten().tolist()
-        if float(wide[i]) > 0 and float(actions[:, i].double().std() / wide[i]) < bands.UNUSED
+        if i not in many and float(wide[i]) > 0 and float(actions[:, i].double().std() / wide[i]) < bands.UNUSED
     ]
     if still:
         yield Finding(
