@@ -29,6 +29,9 @@ FOLDERS = (
 )
 """Of the table of all files on the page on the architecture."""
 
+EVERY_FILE = "<!-- every file -->"
+"""Where that table goes."""
+
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 FENCE = re.compile(r"(^```.*?^```[^\n]*$)", re.DOTALL | re.MULTILINE)
 MATH = re.compile(r'<(div|span) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
@@ -67,7 +70,7 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
 
     parts = FENCE.split(markdown)
     text = "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in parts)
-    return text.replace("<!-- every file -->", every_file())
+    return text.replace(EVERY_FILE, every_file()) if EVERY_FILE in text else text
 
 
 def every_file() -> str:
