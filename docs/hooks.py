@@ -23,11 +23,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")
 """Pages that lie elsewhere in the repository; on the site they have the same path."""
 
-FOLDERS = (
-    *("rlcore", "rlcore/kernels", "envs", "export", "train", "train/commands", "train/importers", "train/reports"),
-    *("benchmarks", "examples"),
-)
-"""Of the table of all files on the page on the architecture."""
+EVERY_FILE = "<!-- every file -->"
+"""Where that table goes."""
 
 LINK = re.compile(r"(\]\()([^)\s#:]+)(#[^)\s]*)?(\))")
 FENCE = re.compile(r"(^```.*?^```[^\n]*$)", re.DOTALL | re.MULTILINE)
@@ -67,13 +64,22 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
 
     parts = FENCE.split(markdown)
     text = "".join(part if part.startswith("```") else LINK.sub(moved, part) for part in parts)
-    return text.replace("<!-- every file -->", every_file())
+    return text.replace(EVERY_FILE, every_file()) if EVERY_FILE in text else text
+
+
+def folders() -> list[str]:
+    """The packages of ``rlcore``, each before those in it, and the programs beside them."""
+    found = []
+    for name in ("rlcore", "envs", "export", "train"):
+        inner = [path for path in (ROOT / name).iterdir() if (path / "__init__.py").is_file() and not path.is_symlink()]
+        found += [name, *sorted(f"{name}/{path.name}" for path in inner)]
+    return [*found, "benchmarks", "examples"]
 
 
 def every_file() -> str:
     """Tables of all modules, a folder each, with the first lines of their docstrings."""
     tables = []
-    for folder in FOLDERS:
+    for folder in folders():
         rows = [f"### {folder}/", "", "| file | |", "|---|---|"]
         for path in sorted((ROOT / folder).glob("*.py")):
             docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
