@@ -57,6 +57,8 @@ def shortened(command: str) -> str:
         command, number = re.subn(r"--num-iterations \d+", f"--num-iterations {fewer}", command)
         command += "" if number else f" --num-iterations {fewer}"
         return command if "--eval-envs" in command else f"{command} --eval-envs 4"
+    if command.startswith("rlcore sweep"):
+        return re.sub(r"--trials \d+", "--trials 2", command)
     if command.startswith("rlcore eval"):
         return re.sub(r"--episodes \d+", "--episodes 4", command)
     if command.startswith("rlcore robustness") and "--grid" not in command:
