@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pages import PAGES, ROOT, Block, blocks, name_of
 
 from rlcore.train.cli import main
 from rlcore.train.commands.train import train_command
 from rlcore.train.config import read_config
+from rlcore.train.many import run_settings
 
 OUTPUT = {"", "text", "console", "py"}
 """Languages of what is no program: printed, drawn, or quoted from our own code (py)."""
@@ -118,8 +118,9 @@ def test_the_blocks_of_a_page_run_one_after_the_other(
             for command in commands(block):
                 carry_out(command, tmp_path)
         else:
-            assert block.language == "yaml"  # see below
-            read_config({"task": "CartPole", **yaml.safe_load(block.text)})
+            assert block.language == "yaml"  # as the test below has it
+            (tmp_path / "block.yaml").write_text(block.text)
+            read_config({"task": "CartPole", **run_settings("block.yaml")})
     for name, module in list(sys.modules.items()):  # the page's own, of which another page has others
         if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
             del sys.modules[name]
