@@ -2,9 +2,9 @@
 
     python examples/curriculum.py
 
-It takes about two minutes on one CPU core and trains twice: on the task as it is, and with goals whose range grows
-over five levels while each episode has a mass and a wind of its own. Both are then measured at the last level, without
-and with other masses and winds: what has met them holds its height in both. ``--iterations 2`` only shows that it runs.
+It takes about a minute on one CPU core and trains twice: on the task as it is, and with goals whose range grows over
+five levels while each episode has a mass and a wind of its own. Both are then measured at the last level, without and
+with other masses and winds. ``--iterations 2`` only shows that it runs.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python examples/sweep.py
 
 It takes about a minute on one CPU core and prints a row for each learning rate: the mean return on CartPole after
-ten iterations, and how far apart the seeds are. One seed would say little: look how the rows overlap.
+four iterations, and how far apart the seeds are. One seed would say little: look how the rows overlap.
 ``--iterations 1 --seeds 1`` only shows that it runs.
 """
 
@@ -22,7 +22,7 @@ from rlcore.train.evaluate import evaluate
 TASK = "CartPole"
 
 
-def main(iterations: int = 10, seeds: int = 3, learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)) -> None:
+def main(iterations: int = 4, seeds: int = 3, learning_rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2)) -> None:
     """Train with each learning rate and seed.
 
     Args:
