@@ -39,6 +39,7 @@ $(MJLAB)/.installed: setup.cfg
 
 test-mjlab: $(MJLAB)/.installed
 	$(MJLAB)/bin/python -m pytest tests/test_mjlab.py tests/test_deployment_mjlab.py tests/test_registered.py tests/test_examples_mjlab.py \
+	    tests/test_doctor.py::test_a_task_of_mjlab_is_healthy \
 	    tests/test_simulators.py
 
 # Isaac Lab 3 is for Python 3.12, and brings torch with CUDA: 8 GB. The first run compiles kernels for some minutes.

@@ -138,7 +138,7 @@ def test_built_in_tasks_of_mujoco_are_healthy(name: str) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("mjlab") is None, reason="needs mjlab")
 def test_a_task_of_mjlab_is_healthy(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--task", "Mjlab-Cartpole-Balance", "--num-envs", "16", "--device", "cpu", "--seconds", "20"]
+    words = ["--task", "Mjlab-Cartpole-Balance", "--num-envs", "256", "--device", "cpu", "--seconds", "20"]
     assert main(["doctor", *words]) == 0, capsys.readouterr().out
 
 
