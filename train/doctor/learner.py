@@ -306,6 +306,6 @@ def speed_findings(speed: Speed, rate: float) -> Iterator[Finding]:
             what=f"the env makes {rate:,.0f} steps a second, and is {share:.0%} of an iteration",
             value=rate,
             why=f"a million steps take {1e6 / max(rate, 1e-9) / 3600:.1f} h",
-            remedy="step its copies side by side (--env.vectorization async for gymnasium's, tensors for your own), use "
-            "a GPU for a simulator that is made for one, or find what takes the time with a profiler",
+            remedy="step its copies side by side (--env.vectorization async for gymnasium's, tensors for your own), "
+            "use a GPU for a simulator that is made for one, or find what takes the time with a profiler",
         )
