@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import warnings
@@ -171,13 +172,15 @@ def controlled(task: str, folder: str) -> dict[str, Any]:
         facts, core = read_metadata(path), env.core
         robot = core.scene["robot"]
         acted, seen = OnnxPolicy(path), []
-        obs = env.reset(7)["policy"]
+        env.reset(7)
+        start = copy.deepcopy(core.scene.get_state())
+        obs = env.read_obs(core.reset_to(start)[0])["policy"]
         for _ in range(CONTROLLED):
             seen.append((obs[0].numpy().copy(), robot.data.joint_pos.torch[0].numpy().copy()))
             step = env.step(torch.from_numpy(acted(obs.numpy())))
             assert not (step.terminated | step.truncated).any()
             obs = step.obs["policy"]
-        env.reset(7)
+        core.reset_to(start)
         names = [str(name) for name in np.random.default_rng(0).permutation([row["name"] for row in facts["joints"]])]
         ids = [list(robot.joint_names).index(name) for name in names]
         controller, read, targets = controller_class()(path, names), [], {}
