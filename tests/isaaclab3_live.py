@@ -205,8 +205,8 @@ def controlled(task: str, folder: str) -> dict[str, Any]:
 
 
 CONTROLLED = 40
-"""Steps of an episode by a controller. Ant's joints are within 5e-5 for 50, until an impact of a foot comes a physics step
-earlier or later, and from there on the two part, as any two episodes do that differ by a rounding."""
+"""Steps of an episode by a controller. Ant's joints are within 6e-5 of each other for 50, until an impact of a foot comes a
+physics step earlier or later; from there on the two part, as episodes do that differ by a rounding."""
 
 
 def measured(core: Any, facts: dict[str, Any], ids: list[int]) -> dict[str, Any]:

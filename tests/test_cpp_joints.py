@@ -137,12 +137,12 @@ def followed(path: Path, sensed: Any) -> Any:
     file, last, rows = OnnxPolicy(path), np.zeros(3, np.float32), []
     for row in sensed:
         q, dq = (dict(zip(ROBOT, half, strict=True)) for half in (row[:5], row[5:]))
-        obs = np.float32([*(q[name] for name in READ), *(0.5 * dq[name] for name in READ), *last])
+        obs = np.array([*(q[name] for name in READ), *(0.5 * dq[name] for name in READ), *last], np.float32)
         last = file(obs)
         targets = {"wrist": 0.5 * last[0] + 0.1, "elbow": 0.5 * last[1] - 0.2, "left": 0.1 * last[2]}
         targets["wrist"] = min(targets["wrist"], 0.1)  # the limit of the last of the targets
         rows.append([*obs, *(targets[name] for name in ROBOT if name in targets)])
-    return np.float32(rows)
+    return np.array(rows, np.float32)
 
 
 @needs_gcc
