@@ -205,7 +205,7 @@ def controlled(task: str, folder: str) -> dict[str, Any]:
 
 
 CONTROLLED = 40
-"""Steps of an episode by a controller. Ant's joints are within 6e-5 of each other for 50, until an impact of a foot comes a
+"""Steps of an episode by a controller. Ant's joints are within 6e-5 for 50, until an impact of a foot comes a
 physics step earlier or later; from there on the two part, as episodes do that differ by a rounding."""
 
 
