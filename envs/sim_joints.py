@@ -18,6 +18,8 @@ UNLIMITED = 1e4
 """Joint limits from here on, in rad, m, rad/s or m/s, stand for none."""
 _NO_EFFORT_LIMIT = 1e6  # N m or N; PhysX has 1e9, and the largest float
 _SLIDE, _HINGE = 2, 3  # mjtJoint
+_SAME_JOINTS = 2  # mjtEq: a joint follows another's polynomial
+_NEWTON_UNITS = {0: "m", 1: "rad"}  # JointType.PRISMATIC and REVOLUTE
 
 Row = NDArray[np.float64]
 
@@ -38,7 +40,8 @@ def joint_table(core: Any, asset: Any) -> list[dict[str, Any]]:
     for fact, values in (_of_mjlab(core, asset) if mujoco else _of_isaaclab(asset, names)).items():
         columns[fact] = values
     motors = list(getattr(getattr(asset, "cfg", None), "joint_sdk_names", None) or ())  # as Unitree's robots have
-    units = _units(core, asset) if mujoco else [None] * len(names)
+    units = _units(core, asset) if mujoco else _units_of_newton(asset, names)
+    follows = _mimics(core, asset, names) if mujoco else {}
     rows: list[dict[str, Any]] = []
     for j, name in enumerate(names):
         row: dict[str, Any] = {"name": name}
@@ -51,6 +54,8 @@ def joint_table(core: Any, asset: Any) -> list[dict[str, Any]]:
                 row[fact] = short(values[j])
         if limits is not None and limits.shape == (len(names), 2) and (np.abs(limits[j]) < UNLIMITED).all():
             row["position_limits"] = [short(x) for x in limits[j]]
+        if name in follows and "stiffness" not in row:
+            row["mimic"] = follows[name]
         if name in motors:
             row["motor"] = motors.index(name)
         rows.append(row)
@@ -130,6 +135,34 @@ def _drives(model: Any, entity: Any, names: list[str]) -> Iterator[tuple[list[in
         yield own, facts
 
 
+def _mimics(core: Any, entity: Any, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Joints that an equality ties to another: number = multiplier * the other's + offset, either way around."""
+    model, ids = core.sim.mj_model, entity.indexing.joint_ids.tolist()
+    found: dict[str, dict[str, Any]] = {}
+    for i in range(int(model.neq)):
+        pair = (int(model.eq_obj1id[i]), int(model.eq_obj2id[i]))
+        constant, slope, *curved = (float(x) for x in model.eq_data[i][:5])
+        if int(model.eq_type[i]) != _SAME_JOINTS or not set(pair) <= set(ids) or any(curved) or slope == 0:
+            continue
+        first, second = (names[ids.index(j)] for j in pair)
+        at, other_at = (float(model.qpos0[int(model.jnt_qposadr[j])]) for j in pair)
+        offset = at + constant - slope * other_at  # MuJoCo's polynomial is of what both are away from qpos0
+        found[first] = {"joint": second, "multiplier": short(slope), "offset": short(offset)}
+        found[second] = {"joint": first, "multiplier": short(1 / slope), "offset": short(-offset / slope)}
+    return found
+
+
 def _units(core: Any, entity: Any) -> list[str | None]:
     kinds = np.asarray(core.sim.mj_model.jnt_type)[entity.indexing.joint_ids.tolist()]
     return [{_SLIDE: "m", _HINGE: "rad"}.get(int(kind)) for kind in kinds]
+
+
+def _units_of_newton(asset: Any, names: Sequence[str]) -> list[str | None]:
+    """Units by the joints' types in Newton's model; none of another simulator's."""
+    view = getattr(asset, "root_view", None)
+    model = getattr(view, "model", None)
+    if model is None or not hasattr(view, "get_attribute"):
+        return [None] * len(names)
+    kinds = view.get_attribute("joint_type", model).numpy().reshape(-1)  # type: ignore[union-attr]
+    units = {str(name): _NEWTON_UNITS.get(int(kind)) for name, kind in zip(view.joint_names, kinds)}  # type: ignore[union-attr]  # noqa: B905  # kinds are of all envs
+    return [units.get(name) for name in names]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlcore.envs.arrays import view_of
 from rlcore.envs.sim_joints import short
 
 _OBSERVATION_FACTS = ("scale", "clip", "history_length", "delay_min_lag", "delay_max_lag")
@@ -35,9 +36,11 @@ _QUANTITIES = {
     "root_ang_vel_w": Quantity("angular_velocity", "rad/s", "world"),
     "joint_pos": Quantity("joint_position", "rad"),
     "joint_pos_rel": Quantity("joint_position", "rad"),
+    "joint_pos_limit_normalized": Quantity("joint_position", "rad"),
     "joint_vel": Quantity("joint_velocity", "rad/s"),
     "joint_vel_rel": Quantity("joint_velocity", "rad/s"),
     "joint_effort": Quantity("joint_effort", "N m"),
+    "body_incoming_wrench": Quantity("wrench"),
     "last_action": Quantity("last_action"),
     "generated_commands": Quantity("command"),
     "height_scan": Quantity("height_scan", "m", "world"),
@@ -157,7 +160,8 @@ def _measured(core: Any, config: Any, joints: Joints) -> dict[str, Any]:
         quantity = _of_sensor(core, name, params)
     if quantity is None:  # Isaac Lab's descriptors tell units of functions that nobody here knows
         unit = getattr(getattr(function, "_descriptor", None), "units", None)
-        return facts | ({"unit": unit} if isinstance(unit, str) else {})
+        told = {key: _plain(value) for key, value in params.items() if _plain(value) is not None}
+        return facts | ({"unit": unit} if isinstance(unit, str) else {}) | ({"params": told} if told else {})
     facts |= {"quantity": quantity.name}
     facts |= {key: value for key, value in (("unit", quantity.unit), ("frame", quantity.frame)) if value}
     if quantity.name == "orientation":
@@ -166,6 +170,10 @@ def _measured(core: Any, config: Any, joints: Joints) -> dict[str, Any]:
         facts["relative_to"] = "default"
     if quantity.name.startswith("joint_"):
         facts |= _joints_of(function, params, joints)
+    if name == "joint_pos_limit_normalized":
+        facts |= _range_of(facts, joints)
+    if quantity.name == "wrench":
+        facts |= _bodies_of(core, params)
     if quantity.name == "command" and "command_name" in params:
         facts["command"] = params["command_name"]
     if quantity.name == "last_action" and params.get("action_name"):
@@ -195,6 +203,36 @@ def _joints_of(function: Any, params: dict[str, Any], joints: Joints) -> dict[st
     names, ids = list(asset.joint_names), getattr(chosen, "joint_ids", slice(None))
     own = names[ids] if isinstance(ids, slice) else [names[int(i)] for i in ids]
     return {"joints": own, "asset": chosen.name}
+
+
+def _range_of(facts: dict[str, Any], joints: Joints) -> dict[str, Any]:
+    """The positions that a function calls -1 and 1: Isaac Lab's soft limits."""
+    asset = joints.assets.get(facts.get("asset", ""))
+    limits = view_of(getattr(getattr(asset, "data", None), "soft_joint_pos_limits", None))
+    if asset is None or limits is None:
+        return {}
+    own = [list(asset.joint_names).index(name) for name in facts["joints"]]
+    return {"range": _numbers(limits[:1, own])} if bool(torch.isfinite(limits[0, own]).all()) else {}
+
+
+def _bodies_of(core: Any, params: dict[str, Any]) -> dict[str, Any]:
+    """The bodies that a function reads of a robot or a sensor, in order."""
+    chosen: Any = params.get("sensor_cfg") or params.get("asset_cfg")
+    try:
+        names = list(core.scene[chosen.name].body_names)
+    except (KeyError, AttributeError, TypeError):
+        return {}
+    ids = chosen.body_ids
+    return {"bodies": [str(name) for name in (names[ids] if isinstance(ids, slice) else [names[int(i)] for i in ids])]}
+
+
+def _plain(value: Any) -> Any:
+    """A number, a text or a list of such, as it is; None of all else."""
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)) and all(_plain(x) is not None for x in value):
+        return [_plain(x) for x in value]
+    return None
 
 
 def _of_sensor(core: Any, name: str, params: dict[str, Any]) -> Quantity | None:

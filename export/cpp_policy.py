@@ -18,7 +18,7 @@ from rlcore.export.golden import decoded
 from rlcore.export.metadata import ExportError, load_model, read_metadata
 
 SOURCE = Path(__file__).parent / "cpp"
-HEADERS = ("rlcore_policy.hpp", "rlcore_runner.hpp", "rlcore_watch.hpp")
+HEADERS = ("rlcore_joints.hpp", "rlcore_policy.hpp", "rlcore_runner.hpp", "rlcore_watch.hpp")
 PLAIN = set(string.ascii_letters + string.digits + " !#$%&'()*+,-./:;<=>@[]^_`{|}~")
 EXAMPLES = ("self_test.cpp", "robot.cpp", "Makefile", "CMakeLists.txt")
 
@@ -319,7 +319,7 @@ def _joint(row: Mapping[str, Any]) -> str:
     numbers += [number(-np.inf if low is None else low), number(np.inf if high is None else high)]
     numbers += [number(np.inf if x is None else x) for x in limits]
     numbers = [text.replace("inf", "constants::inf") for text in numbers]
-    return f"{{{quoted(row['name'])}, {', '.join(numbers)}}}"
+    return f"{{{quoted(row['name'])}, {', '.join(numbers)}, {quoted(str(row.get('unit', '')))}}}"
 
 
 def _list(kind: str, name: str, items: Sequence[str]) -> str:

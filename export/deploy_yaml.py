@@ -178,6 +178,8 @@ def _called(term: Mapping[str, Any], velocity: Sequence[str]) -> str:
         "joint_velocity": f"joint_vel{relative}",
         "last_action": "last_action",
     }
+    if "range" in term:
+        return str(term["name"])
     if term.get("quantity") == "command":
         return "velocity_commands" if term.get("command") in velocity else str(term["name"])
     return known.get(str(term.get("quantity")), str(term["name"])) if term.get("frame") != "world" else term["name"]

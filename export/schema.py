@@ -19,8 +19,8 @@ SCHEMA_VERSION = 1
 OBSERVATION = {
     "group": "text", "name": "text", "size": "count", "slice": "pair",
     "quantity": "text", "components": "names", "unit": "text", "frame": "text",
-    "relative_to": "text", "joints": "names", "body": "text",
-    "command": "text", "action": "text", "function": "text",
+    "relative_to": "text", "range": "numbers", "joints": "names", "body": "text", "bodies": "names",
+    "command": "text", "action": "text", "function": "text", "params": "table",
     "clip": "numbers", "scale": "numbers", "history_length": "count", "history_order": "text",
     "delay_min_lag": "count", "delay_max_lag": "count", "noise": "table", "modifiers": "names",
 }  # fmt: skip
@@ -32,7 +32,7 @@ ACTION = {
 JOINT = {
     "name": "text", "unit": "text", "default_position": "number", "default_velocity": "number",
     "position_limits": "pair", "velocity_limit": "number", "effort_limit": "number",
-    "stiffness": "number", "damping": "number", "armature": "number", "motor": "count",
+    "stiffness": "number", "damping": "number", "armature": "number", "motor": "count", "mimic": "table",
 }  # fmt: skip
 COMMAND = {
     "name": "text", "class": "text", "size": "count", "components": "names", "units": "names", "frame": "text",
@@ -99,6 +99,8 @@ def _check_term(table: str, row: Mapping[str, Any], joints: Sequence[str], comma
     for fact in ("scale", "offset"):
         if row.get(fact) is not None and np.size(row[fact]) not in (1, width):
             raise SchemaError(f"{where} has {np.size(row[fact])} numbers in {fact}; give 1 or {width}")
+    if row.get("range") is not None and np.shape(row["range"]) != (width, 2):
+        raise SchemaError(f"{where} has the range {row['range']}; give a low and a high number for each of {width}")
     if row.get("clip") is not None and np.shape(row["clip"]) not in ((2,), (1, 2), (width, 2)):
         raise SchemaError(f"{where} has the clip {row['clip']}; give a low and a high number, or {width} such")
     if commands and row.get("command") is not None and row["command"] not in commands:

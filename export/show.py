@@ -62,6 +62,7 @@ def _observations(metadata: Mapping[str, Any]) -> str:
         what += f" of {term['body']}" if "body" in term else ""
         what += f" '{term['command']}'" if "command" in term else ""
         what += f" - {term['relative_to']}" if "relative_to" in term else ""
+        what += " within its range" if "range" in term else ""
         if "joints" in term and term["joints"] != joints:
             what += f" ({', '.join(term['joints'])})"
         history = f"{term['history_length']} steps" if term.get("history_length") else ""

@@ -542,13 +542,13 @@ def followed(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     return np.concatenate([resets[:, None], sensed], 1).astype(np.float32), np.asarray(rows, np.float32)
 
 
-ERRORS = """joints: 'whel' is no joint of the policy's, which are hip, knee, wheel
+ERRORS = """joints: 'whel' is no joint of the policy's, which are hip, knee, wheel, mast
 joints: 'knee' is missing; name all of hip, knee, wheel
 joints: 'hip' comes twice; name each joint once
 bind: the policy reads no 'joint_poss'; it reads policy/joint_pos, policy/joint_vel, policy/actions, goal/command
 bind: 'joint_pos' takes 3 numbers (its history is kept here), and the array has 2
 bind: 'joint_vel' is bound to no array
-bind_joints: the order of 'joint_vel' is not known; call joints() first
+bind_joints: 'joint_vel' is in an order that is not known; call joints() first
 bind_joints: 'command' has 2 numbers, and there are 3 joints; bind() it in the file's order
 start: the input 'policy/joint_pos' is not bound; bind all of policy/joint_pos, policy/joint_vel, policy/actions, goal/command
 limits: the lower one of joint 0 is not below the upper; set numbers in order

@@ -92,6 +92,29 @@ def test_joints_that_do_not_fit_are_refused(reach: Path) -> None:
         make(reach, names).step(pose)
 
 
+def test_positions_within_a_range_and_slides_have_their_own_margin(tmp_path: Path) -> None:
+    terms = [
+        {"name": "q", "size": 2, "quantity": "joint_position", "joints": ["b", "a"], "range": [[-1, 3], [0, 0.04]]}
+    ]
+    joints = [{"name": "a", "unit": "m", "position_limits": [0.0, 0.04]}, {"name": "b", "position_limits": [-1.0, 3.0]}]
+    actions = [{"name": "u", "size": 1, "kind": "effort", "joints": ["a"]}]
+    deployment = {"observation_terms": {"policy": terms}, "joints": joints, "action_terms": actions}
+    spec = EnvSpec(
+        task="Range", observation_sizes={"policy": 2}, discrete=False, action_size=1, deployment=deployment,
+        action_low=[-np.inf], action_high=[np.inf],
+    )  # fmt: skip
+    export_onnx(build_policy(spec, PPOConfig()), spec, tmp_path / "policy.onnx", recording=None)
+    assert "joint position within its range" in shown(read_metadata(tmp_path / "policy.onnx"))
+    controller = controller_class()(tmp_path / "policy.onnx", ["a", "b"])
+    seen: list[Any] = []
+    controller.policy = lambda obs: (seen.append(obs), np.zeros(1, np.float32))[1]
+    controller.step({"joint_position": [0.01, 3.05]})
+    assert seen[0] == pytest.approx([1.025, -0.5])
+    fresh = controller_class()(tmp_path / "policy.onnx", ["a", "b"])
+    with pytest.raises(ValueError, match=r"'a' is at -0.01, outside of 0..0.04: is the order right\?"):
+        fresh.step({"joint_position": [-0.01, 0.0]})
+
+
 def test_history_clip_and_scale_are_those_of_the_file(tmp_path: Path) -> None:
     terms = [
         {"name": "q", "size": 6, "quantity": "joint_position", "joints": ["b", "a"], "relative_to": "default",
@@ -163,6 +186,7 @@ GOOD: dict[str, Any] = {
         ("joints", {"position_limits": [1.0]}, "'a' has position_limits .*; give two numbers"),
         ("observation_terms", {"joints": ["a", "bb"]}, "'q' has the joint 'bb', which is none of joints"),
         ("observation_terms", {"joints": ["a"]}, "'q' has 2 numbers and 1 joints; name one for each"),
+        ("observation_terms", {"range": [[0, 1]]}, "'q' has the range .*; give a low and a high number for each of 2"),
         ("observation_terms", {"history_length": 3}, "2 numbers, which are no 3 steps of history"),
         ("observation_terms", {"history_length": -1}, "history_length -1; give a whole number of 0 or more"),
         ("observation_terms", {"command": "stay"}, "reads the command 'stay'"),

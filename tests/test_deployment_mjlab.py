@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,14 @@ from controller import controller_class
 from rlcore import NetworkConfig, PPOConfig
 from rlcore.env import spec_of
 from rlcore.envs import make_env
-from rlcore.export import OnnxPolicy, deploy_yaml, export_onnx, read_metadata
+from rlcore.export import OnnxPolicy, deploy_yaml, export_onnx, read_metadata, write_cpp
 from rlcore.export.schema import TABLES, check_facts
 from rlcore.policies import build_policy
 
 pytest.importorskip("mjlab", reason="mjlab is not installed")
 pytestmark = pytest.mark.cpu_seconds(1800)  # the simulator compiles its kernels when it runs for the first time
 
+STEPS = 40
 GO1 = "Mjlab-Velocity-Flat-Unitree-Go1"
 QUIET: dict[str, Any] = {"observations.actor.enable_corruption": False, "events.push_robot": None, "terminations": {}}
 
@@ -159,6 +162,155 @@ def test_lift_cube_tells_of_eight_joints_and_drives_seven(tmp_path: Path) -> Non
     assert units["joint1"] == "rad" and units["right_finger"] == units["left_finger"] == "m"
     assert "unit" not in facts["observation_terms"][0]  # of hinges and slides
     assert "stiffness" not in facts["joints"][-1] and facts["joint_stiffness"].count(",") == 6
+    assert facts["joints"][-1]["mimic"] == {"joint": "left_finger", "multiplier": -1.0, "offset": 0.0}
+
+
+class Arm(Robot):
+    """With what the task's own terms are in plain words: hand to cube and cube to goal, in the robot's frame."""
+
+    def measured(self) -> dict[str, Any]:
+        model, data = self.core.sim.mj_model, self.core.sim.data
+        hand = data.site_xpos[0, model.site("robot/grasp_site").id].double().numpy()
+        body = model.body("robot/" + self.robot.body_names[0]).id
+        cube = data.xpos[0, model.body("cube/" + self.core.scene["cube"].body_names[0]).id].double().numpy()
+        goal = self.core.command_manager.get_command("lift_height")[0].double().numpy()
+        turned = data.xmat[0, body].double().numpy().reshape(3, 3).T
+        return {
+            "joint_position": (self.robot.data.joint_pos + self.robot.data.encoder_bias)[0, self.ids].numpy(),
+            "joint_velocity": self.robot.data.joint_vel[0, self.ids].numpy(),
+            "ee_to_cube": turned @ (cube - hand),
+            "cube_to_goal": turned @ (goal - cube),
+        }
+
+    def drive(self, positions: Any) -> None:
+        driven = np.flatnonzero(~np.isnan(positions))
+        ids, self.ids = self.ids, [self.ids[i] for i in driven]
+        super().drive(positions[driven])
+        self.ids = ids
+
+
+LIFT_PROGRAM = """
+#include <cstdio>
+#include <stdexcept>
+#include "policy.hpp"
+#include "rlcore_runner.hpp"
+using policy::Policy;
+
+int main(int count, char** names) {
+  constexpr int joints = Policy::num_joints;
+  static rlcore::Runner<Policy> runner;
+  static float q[joints], dq[joints], relative[joints], hand[3], goal[3], rest[joints];
+  const std::vector<std::string> robot(names + 1, names + count);
+  try {
+    runner.joints(robot);
+    runner.bind_joints("joint_pos", relative);
+    runner.bind_joints("joint_vel", dq);
+    runner.bind("ee_to_cube", hand);
+    runner.bind("cube_to_goal", goal);
+    runner.bind("actions", runner.last_action());
+    std::vector<float> pose;
+    for (int j = 0; j < joints; ++j)
+      for (int i = 0; i < joints; ++i)
+        if (robot[static_cast<std::size_t>(i)] == Policy::joints[j].name) rest[i] = Policy::joints[j].default_position;
+    for (int i = 0; i < Policy::action_size; ++i) pose.push_back(rest[runner.driven(i)]);
+    runner.fallback(pose.data(), Policy::action_size);
+    runner.start();
+    for (bool first = true; std::fread(q, sizeof q, 1, stdin) == 1; first = false) {
+      if (std::fread(dq, sizeof dq, 1, stdin) + std::fread(hand, sizeof hand, 1, stdin) +
+          std::fread(goal, sizeof goal, 1, stdin) != 3) return 3;
+      if (first) runner.check_pose(q);
+      for (int i = 0; i < joints; ++i) relative[i] = q[i] - rest[i];
+      const float* targets = runner.step();
+      float sent[joints];
+      for (float& x : sent) x = NAN;
+      for (int i = 0; i < Policy::action_size; ++i) sent[runner.driven(i)] = targets[i];
+      std::fwrite(sent, sizeof sent, 1, stdout);
+      std::fflush(stdout);
+    }
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\\n", error.what());
+    return 2;
+  }
+  return runner.faults() != 0;
+}
+"""
+
+
+class InCpp:
+    """The same controller as a program."""
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        folder = path.parent / "cpp"
+        write_cpp(path, folder)
+        (folder / "lift.cpp").write_text(LIFT_PROGRAM)
+        command = ["g++", "-std=c++17", "-O2", "lift.cpp", "-o", "lift"]
+        subprocess.run(command, cwd=folder, check=True)
+        pipe = subprocess.PIPE
+        self.program = subprocess.Popen([folder / "lift", *names], stdin=pipe, stdout=pipe, stderr=pipe)
+        self.joints = len(names)
+
+    def step(self, measured: dict[str, Any]) -> dict[str, Any]:
+        assert self.program.stdin is not None and self.program.stdout is not None
+        order = ("joint_position", "joint_velocity", "ee_to_cube", "cube_to_goal")
+        self.program.stdin.write(np.concatenate([measured[name] for name in order]).astype(np.float32).tobytes())
+        self.program.stdin.flush()
+        return {"position": np.frombuffer(self.program.stdout.read(4 * self.joints), np.float32).copy()}
+
+    def end(self) -> tuple[int, str]:
+        _, said = self.program.communicate()
+        return self.program.returncode, said.decode()
+
+
+def test_a_gripper_with_a_finger_that_follows_is_driven_in_python_and_in_cpp(tmp_path: Path) -> None:
+    quiet = {key: value for key, value in QUIET.items() if not key.startswith("events.")}
+    lift = [make_env("Mjlab-Lift-Cube-Yam", 1, seed=4, **quiet) for _ in range(2)]
+    env, other = lift
+    path = file_of(env, tmp_path / "policy.onnx", 100.0)
+    policy, names = OnnxPolicy(path), read_metadata(path)["joint_names"]
+    assert sorted(names) == sorted(env.core.scene["robot"].joint_names) and len(names) == 8
+    names = [str(name) for name in np.random.default_rng(1).permutation(names)]
+    obs = env.reset(7)["actor"]
+    episode, acted = [], 0.0
+    for _ in range(STEPS):
+        action = policy(obs.numpy())
+        acted = max(acted, float(np.abs(action).max()))
+        obs = env.step(torch.from_numpy(action)).obs["actor"]
+        episode.append(env.core.scene["robot"].data.joint_pos.clone())
+    still = env.core.scene["robot"].data.default_joint_pos
+    gone = max(float((position - still).abs().max()) for position in episode)
+    assert acted > 0.3 and gone > 0.1 and float((episode[-1] - still)[0, 6:].abs().min()) > 1e-3  # fingers, too
+    for controller in (controller_class()(path, names), InCpp(path, names) if shutil.which("g++") else None):
+        if controller is None:
+            continue
+        other.reset(7)
+        robot, differences = Arm(other.core, names), []
+        for own in episode:
+            targets = controller.step(robot.measured())["position"]
+            assert [names[i] for i in np.flatnonzero(np.isnan(targets))] == ["right_finger"]
+            robot.drive(targets)
+            differences.append(float((robot.robot.data.joint_pos - own).abs().max()))
+        print(f"{type(controller).__name__}: largest difference of a joint {max(differences):.2g}, gone {gone:.2g}")
+        assert max(differences) < 1e-3
+        if isinstance(controller, InCpp):
+            assert controller.end() == (0, "")
+    # Renamed joints, and fingers in each other's place.
+    right = names.index("right_finger")
+    swapped = [{"left_finger": "right_finger", "right_finger": "left_finger"}.get(name, name) for name in names]
+    other.reset(7)
+    measured = Arm(other.core, names).measured()
+    with pytest.raises(ValueError, match="right_finger does not fit"):
+        controller_class()(path, [*names[:right], "finger_2", *names[right + 1 :]])
+    with pytest.raises(ValueError, match=r"'\w+_finger' is at .*: is the order right\?"):
+        controller_class()(path, swapped).step(measured)
+    if shutil.which("g++"):
+        program = InCpp(path, swapped)
+        assert program.step(measured)["position"].size == 0
+        code, said = program.end()
+        assert code == 2 and "_finger' is at " in said and "is the order right?" in said
+        code, said = InCpp(path, [*names[:right], "finger_2", *names[right + 1 :]]).end()
+        assert code == 2 and "'finger_2' is no joint of the policy's" in said
+    for one in lift:
+        one.close()
 
 
 def test_commands_can_be_given_by_hand(go1: tuple[Any, Any]) -> None:

@@ -70,6 +70,23 @@ def test_tasks_tell_of_joints_actions_and_units(assets: Path) -> None:
     assert [joint["name"] for joint in direct["joints"]] == ["slider_to_cart", "cart_to_pole"]
 
 
+@pytest.mark.parametrize("task", ["Isaac-Cartpole", "Isaac-Ant"])
+def test_a_controller_from_the_file_alone_has_the_episode_of_the_adapter(
+    task: str, assets: Path, tmp_path: Path
+) -> None:
+    result = checked(assets, "controlled", task, str(tmp_path))
+    assert result["kinds"] == ["effort"] and result["moved"] > 0.01  # the comparison is about something
+    assert result["first"] < 1e-5 and result["joints"] < 1e-3
+    facts = result["facts"]
+    units = {joint["name"]: joint["unit"] for joint in facts["joints"]}
+    terms = {term["name"]: term for term in facts["observation_terms"]}
+    if task == "Isaac-Cartpole":
+        assert units == {"slider_to_cart": "m", "cart_to_pole": "rad"} and "unit" not in terms["joint_pos_rel"]
+    else:
+        assert set(units.values()) == {"rad"} and len(terms["joint_pos_norm"]["range"]) == 8
+        assert len(terms["feet_body_forces"]["bodies"]) == 4 and terms["base_heading_proj"]["params"]["target_pos"]
+
+
 def test_configurations_of_all_tasks_are_read(assets: Path) -> None:
     result = checked(assets, "configurations")
     assert result["tasks"] >= 100 and not result["failed"]

@@ -55,6 +55,7 @@ struct Joint {
   float low, high;         // limits of its position
   float velocity_limit;    // rad/s or m/s
   float effort_limit;      // N m or N
+  const char* unit;        // rad or m; empty: not known
 };
 
 // Exponential to 1.3e-7 of it, of a kind that compilers vectorize, which they do not with std::exp. Cody & Waite's

@@ -9,7 +9,7 @@
 //   runner.limits(low, high);
 //   runner.fallback(pose);
 //   runner.start();
-//   for (;;) send(runner.step());            // targets in the robot's order
+//   for (;;) send(runner.step());            // targets of the joints that it drives, in the robot's order
 //
 // What is wrong at the start is told by std::invalid_argument. A step allocates nothing and throws nothing. A Runner is
 // used by one thread, and as large as the policy's numbers in between: make it static or a member.
@@ -27,6 +27,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "rlcore_joints.hpp"
 #include "rlcore_policy.hpp"
 #include "rlcore_watch.hpp"
 
@@ -54,31 +55,29 @@ class Runner {
 
   explicit Runner(Options options = Options()) noexcept : options_(options) {
     for (int i = 0; i < num_actions; ++i) {
-      robot_[i] = i;
       low_[i] = -inf;
       high_[i] = inf;
     }
   }
 
-  // The robot's joints in the order of its drivers. Others than the policy's are refused, another order is mapped.
-  template <class Names>
-  void joints(const Names& names) {
-    if (Policy::num_joint_names == 0) fail("joints: the policy file names no joints; give arrays in its own order");
-    int count = 0;
-    bool there[num_actions] = {};
-    for (const auto& entry : names) {
-      const std::string name(entry);
-      const int j = joint(name);
-      if (j < 0) fail("joints: '" + name + "' is no joint of the policy's, which are " + joint_list());
-      if (there[j]) fail("joints: '" + name + "' comes twice; name each joint once");
-      there[j] = true;
-      robot_[j] = count++;
-    }
-    for (int j = 0; j < num_actions; ++j)
-      if (!there[j])
-        fail(std::string("joints: '") + Policy::joint_names[j] + "' is missing; name all of " + joint_list());
-    named_ = true;
+  // The robot's joints in the order of its drivers: all that the policy drives and what it reads, by their names in the
+  // file. Targets, limits and poses are of those that it drives, in this order.
+  template <class Given>
+  void joints(const Given& names) {
+    joints_.name(names);
   }
+
+  // Refuse a measured pose, of all of joints() in that order, that is outside of the file's limits.
+  void check_pose(Span measured) const {
+    const std::size_t count = joints_.names().size();
+    if (measured.data == nullptr || static_cast<std::size_t>(measured.size) != count)
+      fail("check_pose: the array has " + std::to_string(measured.size) + " numbers, and joints() has named " +
+           std::to_string(count));
+    joints_.check(measured.data);
+  }
+
+  // The place of a target's joint among those of joints(): as it is where the policy drives all of them.
+  int driven(int target) const noexcept { return joints_.joint(target); }
 
   // Where a term's numbers are to be read at each step, in the file's order; returns its number, for updated(). The
   // name is the term's, group/term where several groups have it, or the group's of the mask of choices.
@@ -95,21 +94,26 @@ class Runner {
     return i;
   }
 
-  // The same for numbers that are one for each joint, in the robot's order as joints() has it.
+  // The same for numbers that are one for each joint, of all joints of joints() in that order. The term takes its own.
   int bind_joints(std::string_view name, Span values, Watch watch = Watch()) {
-    const int i = bind(name, values, watch);
-    if (!named_) fail("bind_joints: the order of '" + std::string(name) + "' is not known; call joints() first");
+    const int i = find(name), count = static_cast<int>(joints_.names().size());
+    const std::string called = "bind_joints: '" + std::string(name) + "' ";
+    if (count == 0) fail(called + "is in an order that is not known; call joints() first");
     const char* const* own = i < num_terms ? Policy::observation_terms[i].joints : nullptr;
-    if (width(i) != num_actions)
-      fail("bind_joints: '" + std::string(name) + "' has " + std::to_string(width(i)) + " numbers, and there are " +
-           std::to_string(num_actions) + " joints; bind() it in the file's order");
+    if (own == nullptr && width(i) != Policy::num_joint_names)
+      fail(called + "has " + std::to_string(width(i)) + " numbers, and there are " +
+           std::to_string(Policy::num_joint_names) + " joints; bind() it in the file's order");
+    if (values.data == nullptr || values.size != count)
+      fail(called + "is bound to an array of " + std::to_string(values.size) + " numbers, and joints() has named " +
+           std::to_string(count) + "; give one number for each");
     for (int k = 0; k < width(i); ++k) {
-      const int j = own == nullptr ? k : joint(own[k]);
-      if (j < 0)
-        fail("bind_joints: '" + std::string(name) + "' has joint '" + own[k] + "', which the policy does not drive; " +
-             "bind() it in the file's order");
-      place_[start(i) + k] = robot_[j];
+      const char* joint = own == nullptr ? Policy::joint_names[k] : own[k];
+      place_[start(i) + k] = place_of(joint, joints_.names());
+      if (place_[start(i) + k] < 0)
+        fail(called + "reads joint '" + joint + "', which joints() has not named; name it, or bind() in its order");
     }
+    inputs_[i].data = values.data;
+    inputs_[i].watch = watch;
     return i;
   }
 
@@ -232,20 +236,10 @@ class Runner {
       fail(std::string(what) + ": the array has " + std::to_string(values.size) + " numbers, and an action " +
            std::to_string(num_actions));
   }
-  static int joint(std::string_view name) noexcept {
-    for (int j = 0; j < Policy::num_joint_names; ++j)
-      if (name == Policy::joint_names[j]) return j;
-    return -1;
-  }
-  static std::string joint_list() {
-    std::string all;
-    for (int j = 0; j < Policy::num_joint_names; ++j) all += (j ? ", " : "") + std::string(Policy::joint_names[j]);
-    return all;
-  }
   std::string input_list() const {
-    std::string all;
-    for (int i = 0; i < num_inputs; ++i) all += (i ? ", " : "") + name_of(i);
-    return all;
+    Names names;
+    for (int i = 0; i < num_inputs; ++i) names.push_back(name_of(i));
+    return listed(names);
   }
   static constexpr int width(int i) noexcept {
     return i < num_terms ? Policy::observation_terms[i].size / Policy::observation_terms[i].history : Policy::mask_size;
@@ -282,11 +276,14 @@ class Runner {
     for (int i = 0; i < num_inputs; ++i) {
       Input& input = inputs_[i];
       const int n = width(i);
-      const std::size_t bytes = static_cast<std::size_t>(n) * sizeof(float);
       float* seen = raw_ + start(i);
-      const bool same = std::memcmp(seen, input.data, bytes) == 0;
-      input.still = same && input.ever ? input.still + 1 : 0;
-      std::memcpy(seen, input.data, bytes);
+      bool same = input.ever;
+      for (int k = 0; k < n; ++k) {
+        const float* const now = input.data + place_[start(i) + k];
+        same = same && std::memcmp(seen + k, now, sizeof(float)) == 0;
+        seen[k] = *now;
+      }
+      input.still = same ? input.still + 1 : 0;
       input.age = input.updated ? 0 : input.age + 1;
       const bool never = input.watch.max_age > 0 && !input.updated && !known_[i];
       known_[i] = known_[i] || input.updated;
@@ -320,7 +317,7 @@ class Runner {
       for (int from = 0; from < kept; from += n) std::memcpy(oldest + from, oldest + from + n, bytes);
       float* const now = oldest + kept;
       for (int k = 0; k < n; ++k) {
-        float x = raw_[term.first + place_[term.first + k]];
+        float x = raw_[term.first + k];
         if (term.low != nullptr) x = x < term.low[k] ? term.low[k] : (x > term.high[k] ? term.high[k] : x);
         now[k] = term.scale != nullptr ? x * term.scale[k] : x;
       }
@@ -357,7 +354,7 @@ class Runner {
   // From an action of the policy to what the robot is sent: scale, offset, clip, and its own order.
   template <class T>
   void targets(const float* action, T* out) const noexcept {
-    for (int i = 0; i < num_actions; ++i) out[robot_[i]] = static_cast<T>(action[i]);
+    for (int i = 0; i < num_actions; ++i) out[joints_.target(i)] = static_cast<T>(action[i]);
     for (int t = 0; t < Policy::num_action_terms; ++t) {
       const ActionTerm& term = Policy::action_terms[t];
       for (int k = 0; k < term.size; ++k) {
@@ -366,7 +363,7 @@ class Runner {
         if (term.scale != nullptr) x *= term.scale[k];
         if (term.offset != nullptr) x += term.offset[k];
         if (term.low != nullptr) x = x < term.low[k] ? term.low[k] : (x > term.high[k] ? term.high[k] : x);
-        out[robot_[i]] = static_cast<T>(x);
+        out[joints_.target(i)] = static_cast<T>(x);
       }
     }
   }
@@ -374,16 +371,16 @@ class Runner {
   Policy policy_;
   Options options_;
   Timing timing_;
+  Joints<Policy> joints_;
   Input inputs_[num_inputs];
   bool known_[num_inputs] = {};
   int place_[Policy::observation_size + Policy::mask_size] = {};  // of each number of an input among what is bound
-  int robot_[num_actions];                                         // of each number of an action among the robot's
   float raw_[Policy::observation_size + Policy::mask_size] = {};
   alignas(64) float obs_[Policy::observation_size] = {};
   float low_[num_actions], high_[num_actions], last_[num_actions] = {};
   Output output_[num_actions] = {}, pose_[num_actions] = {};
   const float* measured_ = nullptr;
-  bool named_ = false, limited_ = false, posed_ = false, ready_ = false, fresh_ = true;
+  bool limited_ = false, posed_ = false, ready_ = false, fresh_ = true;
   Fault fault_ = Fault::none;
   int where_ = -1;
   std::uint64_t faults_ = 0, cut_off_ = 0;

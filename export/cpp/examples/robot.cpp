@@ -16,6 +16,7 @@ static Controller controller;
 int main() {
   // REPLACE: arrays that the robot's driver writes to, bound by name. What they are is in the file's observation_terms:
   //   controller.joints(std::vector<std::string>{"hip", "knee", ...});       // the robot's order
+  //   controller.check_pose(q);                                              // is it that order?
   //   controller.bind_joints("joint_pos", q_minus_default);                  // in that order
   //   controller.bind("actions", controller.last_action());
   std::vector<std::vector<float>> sensors(Controller::num_inputs);
