@@ -216,7 +216,7 @@ def _with_option(settings: Any, key: str, value: Any) -> Any:
 def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
     """Print the flags of a dataclass with their defaults and docstrings."""
     for key in (key for key in settings_of(cls) if default is not None and f".{NAME}." in key):
-        default = with_group(default, key.split("."), check=False)
+        default = with_group(default, key.split("."))
     with contextlib.suppress(SystemExit):
         tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
 
