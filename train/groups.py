@@ -51,8 +51,8 @@ def how_to_write(key: str, value: str, settings: Collection[str]) -> str:
 def with_group(config: T, parts: list[str]) -> T:
     """Settings with the group that a dotted name asks for; one that they lack begins with its own defaults.
 
-    What has no default is 0 in it, until it is given. Nothing is checked before all that is given is in it: neither that 0
-    nor the name, which ``NAME`` is for help, need be possible.
+    What has no default is 0 in it, until it is given. Nothing is checked before all that is given is in it: neither
+    that 0 nor the name, which is ``NAME`` for help, need be possible.
     """
     first, *rest = parts
     value = getattr(config, first)
