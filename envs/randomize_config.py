@@ -106,9 +106,8 @@ def split_randomize(options: Mapping[str, Any]) -> tuple[RandomizeConfig | None,
     try:
         config = from_dict(RandomizeConfig, {**settings, "parameters": ranges}, "env.randomize")
     except ConfigError as error:  # by the names that they were given
-        raise ConfigError(
-            re.sub(r"^env\.randomize: (parameters\.)?(?!unknown key)", "env.randomize.", str(error))
-        ) from None
+        told = re.sub(r"^env\.randomize: (?!unknown key)", "env.randomize.", str(error)).replace("parameters.", "", 1)
+        raise ConfigError(told) from None
     others = {key: value for key, value in options.items() if key not in own}
     if not ranges and not settings:  # all of them were switched off
         return None, others

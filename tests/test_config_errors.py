@@ -270,6 +270,7 @@ def test_settings_of_another_library_are_told_whatever_is_wrong_with_them_first(
         ("eval --run runs --stage ned", "--stage: 'ned' is not possible; did you mean 'end'?"),
         ("train --task Pendulum --env.randomze.mass 2", "unknown option 'randomze.mass': did you mean randomize.mass?"),
         ("train --task Pendulum --env.randomize.mass [2,1]", "env.randomize.mass.range: [2.0, 1.0] is not possible"),
+        ("train --task Pendulum --env.randomize.mass.rnge [1,2]", "unknown key 'mass.rnge'; did you mean 'range'?"),
         ("train --task Pendulum --logger none,wandb", "logger: 'none' is not possible; it stands alone"),
         ("train --task CartPole --agent.safety.costs.x.limit 1", "env.costs.NAME makes one of what it observes"),
         ("train --task CartPole --algo reinforc", "'reinforc' is no algorithm; did you mean 'reinforce.py'?"),
