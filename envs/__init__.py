@@ -45,6 +45,8 @@ TASKS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Built-in tasks: where the env's class is, and the arguments that make it this task."""
 
+EVERYWHERE = ("action_history", "costs", "curriculum", "randomize", "trial_episodes")
+"""Options of every task, or the groups that they are in."""
 WRAPPERS = {"HiddenVelocity": "rlcore.envs.wrappers:HiddenVelocity", "Delayed": "rlcore.envs.wrappers:Delayed"}
 """Partially observable variants of Pendulum and Reach, by the end of their name."""
 
@@ -263,7 +265,10 @@ def _unknown_task(task: str) -> str:
 
 def unknown_option(task: str, option: str, valid: list[str]) -> str:
     """The one line that says which options a task takes instead."""
-    nearest = nearest_names(option, valid, count=1)
+    group, point, rest = option.partition(".")  # of those that any task has, see ``make_env``
+    nearest = nearest_names(option, valid, count=1) or [
+        f"{name}{point}{rest}" for name in nearest_names(group, EVERYWHERE, count=1)
+    ]
     hint = f"did you mean {nearest[0]}? " if nearest else ""
     return f"{task}: unknown option '{option}': {hint}valid options are {', '.join(valid) or 'none'}"
 

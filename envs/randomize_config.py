@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from rlcore.config import check, from_dict
+from rlcore.config import ConfigError, check, from_dict
 from rlcore.envs.disturb import PUSH_INTERVAL
 
 
@@ -102,7 +103,11 @@ def split_randomize(options: Mapping[str, Any]) -> tuple[RandomizeConfig | None,
     settings = {key: value for key, value in table.items() if key in SETTINGS}
     ranges = {key: _range(key, value) for key, value in sorted(table.items()) if key not in SETTINGS}
     ranges = {key: value for key, value in ranges.items() if value is not None}
-    config = from_dict(RandomizeConfig, {**settings, "parameters": ranges}, "env.randomize")
+    try:
+        config = from_dict(RandomizeConfig, {**settings, "parameters": ranges}, "env.randomize")
+    except ConfigError as error:  # by the names that they were given
+        told = re.sub(r"^env\.randomize: (?!unknown key)", "env.randomize.", str(error)).replace("parameters.", "", 1)
+        raise ConfigError(told) from None
     others = {key: value for key, value in options.items() if key not in own}
     if not ranges and not settings:  # all of them were switched off
         return None, others

@@ -242,7 +242,10 @@ class Ranks:
             other = next(rank for rank, own in enumerate(sums) if own != sums[0])
             if iteration == 0:
                 raise ConfigError(f"seed: ranks 0 and {other} begin with other weights; give all ranks the same seed")
-            raise OutOfStep(f"ranks 0 and {other} have other parameters after iteration {iteration}")
+            raise OutOfStep(
+                f"ranks 0 and {other} have other parameters after iteration {iteration}; where the algorithm is one's "
+                "own: gradients are summed by rlcore.optimizer.FlatAdam alone"
+            )
 
 
 def merges(env: VecEnv) -> bool:

@@ -64,7 +64,7 @@ def check_signals(env: VecEnv, signals: Mapping[str, SignalConfig], safety: Safe
     if names is None:
         return
     weighed = [name for name, signal in signals.items() if signal.weight != 0]
-    none = "it gives none (signal_names)"
+    none = "it gives none (signal_names); env.costs.NAME makes one of what it observes"
     _known(safety.costs, names, "agent.safety.costs", none)
     _known(weighed, names, "agent.signals", none)
     _known(safety.gate.costs or (), names, "agent.safety.gate.costs", none)

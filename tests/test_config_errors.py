@@ -121,7 +121,7 @@ COMMAND_LINES = {
         "train --task CartPole --agent.actor.hidden-dims 64 x",
         ["hidden_dims", "'64 x' is not a list of whole"],
     ),
-    "unknown choice": ("train --task CartPole --agent.lr-schedule fast", ["lr_schedule", "'fast'", "'linear'"]),
+    "unknown choice": ("train --task CartPole --agent.lr-schedule fast", ["lr_schedule", "'fast'", "linear"]),
     "unknown algorithm": ("train --task CartPole --algo dqn", ["--algo", "'dqn'", "ppo"]),
     "negative steps": ("train --task CartPole --agent.num-steps -3", ["num_steps", "-3", "at least 1"]),
     "negative iterations": ("train --task CartPole --num-iterations -1", ["num_iterations", "-1", "1 or more"]),
@@ -251,6 +251,37 @@ def test_a_folder_in_place_of_the_exported_file_is_refused(run: Path, capsys: py
 def test_settings_of_rlcore_need_no_conversion(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = str(run / "config.yaml")
     assert f"rlcore already; train with rlcore train --config {file}" in refused(["config", "--file", file], capsys)
+    line = refused(["config", "--file", file, "--from", "rsl_rl"], capsys)
+    assert "rlcore already; give the file of rsl_rl" in line
+
+
+def test_settings_of_another_library_are_told_whatever_is_wrong_with_them_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "agent.yaml"
+    file.write_text("logger: wandb\nnum_steps_per_env: 24\nalgorithm: {class_name: PPO}\n")
+    line = refused(["train", "--task", "Pendulum", "--config", str(file)], capsys)
+    assert f"looks like one of rsl_rl: convert it first, rlcore config --file {file}" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("eval --run runs --stage ned", "--stage: 'ned' is not possible; did you mean 'end'?"),
+        ("train --task Pendulum --env.randomze.mass 2", "unknown option 'randomze.mass': did you mean randomize.mass?"),
+        ("train --task Pendulum --env.randomize.mass [2,1]", "env.randomize.mass.range: [2.0, 1.0] is not possible"),
+        ("train --task Pendulum --env.randomize.mass.rnge [1,2]", "unknown key 'mass.rnge'; did you mean 'range'?"),
+        ("train --task Pendulum --logger none,wandb", "logger: 'none' is not possible; it stands alone"),
+        ("train --task CartPole --agent.safety.costs.x.limit 1", "env.costs.NAME makes one of what it observes"),
+        ("train --task CartPole --algo reinforc", "'reinforc' is no algorithm; did you mean 'reinforce.py'?"),
+    ],
+)
+def test_what_is_nearly_right_is_answered_with_what_was_meant(
+    words: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "reinforce.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert error in refused(words.split(), capsys)
 
 
 def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(

@@ -379,7 +379,7 @@ def changed() -> Any:
         first = str(error)
     ranks = Ranks.__new__(Ranks)
     ranks.env, ranks.agent, ranks.kept = agent.env, agent, None
-    with pytest.raises(OutOfStep, match="ranks 0 and 1 have other parameters after iteration 100"):
+    with pytest.raises(OutOfStep, match=r"other parameters after iteration 100; .* rlcore\.optimizer\.FlatAdam alone"):
         ranks.compare(100)
     ranks.compare(101)  # not then
     return first

@@ -442,7 +442,7 @@ def test_make_env_takes_ranges() -> None:
         ({"noise/cos_angle": True}, r"env.randomize.noise/cos_angle has no range of its own; give '\[low, high\]'"),
         ({"noise": {"distribution": "log_uniform"}}, "noise: log_uniform needs a lower limit above 0, not 0"),
         ({"noise": {"range": [0, 1], "distribution": "log_uniform"}}, "log_uniform needs low above 0"),
-        ({"noise": {"rang": [0, 1]}}, r"unknown key 'parameters.noise.rang'; did you mean 'range'"),
+        ({"noise": {"rang": [0, 1]}}, r"unknown key 'noise.rang'; did you mean 'range'"),
         ({"noise": True, "mode": "ard"}, "mode: 'ard' is not one of 'fixed', 'adr', 'doraemon'"),
         ({"mode": "adr"}, r"name what is drawn: randomize.PARAMETER"),
         ({"noise": True, "narrow_below": 0.9}, "narrow_below: 0.9 is not possible; set it below widen_above"),

@@ -15,6 +15,7 @@ from rlcore.envs import make_env
 from rlcore.learn import resume, snapshot
 from rlcore.schedules import ScheduleConfig, Schedules
 from rlcore.train.cli import main
+from rlcore.train.commands.train import settings_in
 
 NET = NetworkConfig(hidden_dims=(8,))
 SMALL: dict[str, Any] = {"num_steps": 4, "num_minibatches": 2, "num_epochs": 2, "actor": NET, "critic": NET}
@@ -85,6 +86,28 @@ class Holder:
 def test_nonsense_is_refused_by_name(changes: dict[str, Any], error: str) -> None:
     with pytest.raises(ConfigError, match=error):
         from_dict(PPOConfig, {"schedules": changes})
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ("clip_range.end=0.1 clip_range.until=0.5", None),
+        ("learning_rate.end=1e-5", "agent.lr_schedule: 'linear' is not possible; it moves the learning rate, too"),
+        ("learning_rate.end=1e-5 agent.lr_schedule=constant", None),
+        ("clip_range.end=0", "agent.schedules.clip_range.end: 0.0 is not possible; set more than 0"),
+        ("clip_range.begin=0.8 clip_range.until=0.2 clip_range.end=1", "until: 0.2 is not possible; set more"),
+        ("entropy_coeff.end=0", "agent.schedules.entropy_coeff: 'entropy_coeff' has no schedule here; did you mean"),
+        ("entropy_coef.start=0.1", "--agent.schedules.entropy_coef.end is missing"),
+    ],
+)
+def test_a_schedule_of_the_command_line_is_checked_when_all_of_it_is_there(words: str, error: str | None) -> None:
+    given = [word if word.startswith("agent.") else f"agent.schedules.{word}" for word in words.split()]
+    if error is not None:
+        with pytest.raises(ValueError, match=error):
+            settings_in(["--task", "CartPole", *given])
+        return
+    read = settings_in(["--task", "CartPole", *given])
+    assert read is not None and len(read[1].agent.schedules) == 1
 
 
 def test_settings_go_to_a_file_and_back() -> None:

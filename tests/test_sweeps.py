@@ -134,7 +134,7 @@ def test_a_folder_keeps_one_sweep(tmp_path: Path) -> None:
     assert read_plan(folder) == plan
     more = SweepPlan(space=plan.space, words=plan.words, trials=50, parallel=4)
     assert continued(folder, more) == more
-    with pytest.raises(ConfigError, match="with other words, seeds"):
+    with pytest.raises(ConfigError, match="with another task or setting of rlcore train, seeds"):
         continued(folder, SweepPlan(space=plan.space, words=("--task", "U"), seeds=2))
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
@@ -174,6 +174,8 @@ def test_without_optuna_one_line_says_how_to_get_it(
         ("--task CartPole --sweep agent.gamma=float:0.9:0.99 --agent.gamma 0.9", "swept and given"),
         ("--task CartPole --sweep agent.gamma=float:0.9:0.99 --trials 0", "trials: 0 is not possible"),
         ("--task CartPole --sweep agent.gamma=float:0.9:0.99 --metric return", "column of metrics.csv"),
+        ("--task CartPole --sweep agent.gamma=float:0.9:0.99 --metric eval/retrun", "did you mean 'eval/return'?"),
+        ("--task CartPole --sweep agent.gamma=float:0.9:0.99 --trails 2", "did you mean --trials?"),
         ("--task CartPole --sweep agent.gamma=float:0.9:0.99 --name a/b", "--name: 'a/b' is not possible"),
         ("--task CartPole --sweep agent.gamma=float:0.9:0.99 --runs-dir x", "of no use in a sweep"),
         ("--task CartPole --sweep agent.gamma=float:0.9:0.99 --seed x", "not a whole number"),

@@ -9,6 +9,7 @@ from typing import Any
 from rlcore import ddpg, maml, sac, user_code
 from rlcore.agent import Algorithm, Preset
 from rlcore.config import ConfigError, nearest
+from rlcore.names import nearest_names
 from rlcore.policies import build_policy
 from rlcore.ppo import PPO
 from rlcore.ppo_config import PPOConfig
@@ -100,7 +101,10 @@ def find(algo: object, where: str = "algo") -> Algorithm[Any]:
             module, name = theirs(lambda: imported(algo, where), f"{where}: '{algo}' cannot be imported")
             return _record(module, name, algo, where)
     known = [*ALGORITHMS, *ALIASES] if where.startswith("-") else ALGORITHMS
-    raise ConfigError(f"{where}: {algo!r} is no algorithm; {nearest(str(algo), known)}")
+    files = [path.name for path in Path().glob("*.py")] if where.startswith("-") else []
+    hint = next((f"did you mean '{file}'?" for file in nearest_names(f"{algo}", files, 1, cutoff=0.7)), None)
+    hint = hint or nearest(str(algo), known) + (", or a FILE.py of one's own" if where.startswith("-") else "")
+    raise ConfigError(f"{where}: {algo!r} is no algorithm; {hint}")
 
 
 def algorithm(name: str, preset: str | None = None) -> tuple[str, str | None]:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import ALONE, ConfigError, closest, named_groups, parse_text, shown, to_int
+from rlcore.config import ALONE, ConfigError, closest, named_groups, nearest, parse_text, shown, to_int
 from rlcore.train.groups import NAME, general_name, how_to_write, is_none, missing, table_of, with_group, without
 
 T = TypeVar("T")
@@ -216,7 +216,7 @@ def _with_option(settings: Any, key: str, value: Any) -> Any:
 def print_help(cls: type[Any], default: Any, prog: str, description: str) -> None:
     """Print the flags of a dataclass with their defaults and docstrings."""
     for key in (key for key in settings_of(cls) if default is not None and f".{NAME}." in key):
-        default = with_group(default, key.split("."), check=False)
+        default = with_group(default, key.split("."))
     with contextlib.suppress(SystemExit):
         tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
 
@@ -371,6 +371,9 @@ def _condensed(box: str, given: dict[str, str]) -> str:
     text = " ".join(bodies[0]).removeprefix("Error parsing ") if bodies else "the command line cannot be read"
     text = re.sub(r"^[A-Z]\w+: ", "", text)  # the class that refused a value is no part of the setting's name
     text = re.sub(r"^([a-z_.]+): ([\w.]+): ", r"\1.\2: ", text)
+    if chosen := re.match(r"invalid choice '(.*)' for argument '(--.+?)'\. Expected one of \((.*)\)", text):
+        names = [name for name in re.findall(r"'([^']*)'", chosen[3]) if name != "None"]
+        return f"{chosen[2]}: '{chosen[1]}' is not possible; {nearest(chosen[1], names)}"
     usage = next((line for body in bodies[1:] for line in body if line.startswith("--")), None)
     flag, _, kind = (usage or "").partition(" ")
     if flag in given and text.startswith(f"{flag}: "):  # what Python or tyro says of a value that it cannot read

@@ -48,11 +48,11 @@ def how_to_write(key: str, value: str, settings: Collection[str]) -> str:
     )
 
 
-def with_group(config: T, parts: list[str], check: bool = True) -> T:
+def with_group(config: T, parts: list[str]) -> T:
     """Settings with the group that a dotted name asks for; one that they lack begins with its own defaults.
 
-    What has no default is 0 in it, until it is given. Without ``check`` the group may have a name that the settings
-    refuse, as ``NAME`` is where they know which there are; for help, which shows what may be written.
+    What has no default is 0 in it, until it is given. Nothing is checked before all that is given is in it: neither
+    that 0 nor the name, which is ``NAME`` for help, need be possible.
     """
     first, *rest = parts
     value = getattr(config, first)
@@ -61,9 +61,7 @@ def with_group(config: T, parts: list[str], check: bool = True) -> T:
         hints = typing.get_type_hints(each)
         value = {**value, rest[0]: value.get(rest[0]) or each(**{name: hints[name]() for name in required(each)})}
     else:
-        value = with_group(value, rest, check)
-    if check:
-        return dataclasses.replace(config, **{first: value})  # type: ignore[type-var]
+        value = with_group(value, rest)
     found = copy.copy(config)
     object.__setattr__(found, first, value)
     return found

@@ -84,6 +84,16 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def check_evaluated(setting: str, metric: str) -> None:
+    """Refuse a metric ``eval/...`` that no evaluation tells.
+
+    Raises:
+        ConfigError: names the setting, the metric and the nearest that there is.
+    """
+    if metric not in EVALUATED and not metric.startswith(OF_PARTS):
+        raise ConfigError(f"{setting}: no evaluation tells '{metric}'; {nearest(metric, EVALUATED)}")
+
+
 def check_stop(
     stop_at: tuple[str, ...] | None, stop_no_progress: int | None, stop_after: str | None, eval_interval: int
 ) -> None:
@@ -96,9 +106,7 @@ def check_stop(
     for condition in conditions(stop_at or ()):
         if condition.metric.startswith("eval/"):
             measured = True
-            if condition.metric not in EVALUATED and not condition.metric.startswith(OF_PARTS):
-                hint = nearest(condition.metric, EVALUATED)
-                raise ConfigError(f"stop_at: no evaluation tells '{condition.metric}'; {hint}")
+            check_evaluated("stop_at", condition.metric)
     if stop_no_progress is not None:
         measured = True
         if stop_no_progress < 1:

@@ -276,6 +276,7 @@ def check_loggers(names: tuple[str, ...] | None) -> None:
         ConfigError: names it and the nearest.
     """
     for name in names or ():
+        check(name != "none" or len(names or ()) == 1, "logger", name, "it stands alone, for no logger; leave it out")
         check(name in LOGGERS, "logger", name, nearest(name, LOGGERS))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,8 @@ def parted(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     Raises:
         UsageError: a value is missing.
     """
+    from rlcore.names import nearest_names
+    from rlcore.train.config import TrainConfig
     from rlcore.train.sweep.space import WORD
 
     own: list[str] = []
@@ -99,6 +101,9 @@ def parted(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         found = re.fullmatch(r"(?:--)?([\w-]+)=(.*)|--([\w-]+)", word, re.DOTALL)
         key = (found[1] or found[3]).replace("-", "_") if found is not None else ""
         if found is None or key not in _NAMES:
+            near = nearest_names(key, [*_NAMES, *(own.name for own in fields(TrainConfig))], 1, cutoff=0.75)
+            if word.startswith("--") and near and near[0] in _NAMES:
+                raise UsageError(f"unknown setting --{key}; did you mean --{near[0]}?")
             rest.append(word)
         elif key in _SWITCHES:
             own.append(word)
@@ -118,9 +123,12 @@ def parted(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 def _begin(args: SweepArguments, dimensions: Sequence[str], rest: Sequence[str]) -> Job:
     from rlcore.config import ConfigError
     from rlcore.train.config import LONGEST_NAME, safe_name
+    from rlcore.train.stop import check_evaluated
     from rlcore.train.sweep.plan import SweepPlan, continued
     from rlcore.train.sweep.space import OWN, forms_in
 
+    if args.metric.startswith("eval/"):
+        check_evaluated("--metric", args.metric)
     space = forms_in(dimensions, args.space)
     seed, words = _seed_in(rest)
     for word in words:

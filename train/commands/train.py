@@ -96,7 +96,7 @@ def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
         try:
             base, files = default_config(task or "TASK", file, registered, algo, preset)
         except ConfigError as error:
-            if file is None or "unknown key" not in str(error):
+            if file is None:
                 raise
             from rlcore.train.importers.convert import remedy_for
 

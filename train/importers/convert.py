@@ -168,6 +168,7 @@ def convert_file(
             like that of another library than the one that is named.
     """
     source = read_yaml(path)
+    _refuse_own(source, str(path), library)
     if library is None:
         library = guess_library(source, str(path))
     elif (looks := _looks_like(source)) not in (None, library):
@@ -185,8 +186,7 @@ def guess_library(source: Mapping[str, Any], file: str = "configuration") -> Lib
         ConfigError: it looks like nobody's.
     """
     keys = set(source)
-    if keys and keys <= {field.name for name in ALGORITHMS for field in fields(config_class(name))}:
-        raise ConfigError(f"{file}: these are settings of rlcore already; train with rlcore train --config {file}")
+    _refuse_own(source, file, None)
     if "rl_games_config" in keys or isinstance(source.get("params"), Mapping):
         return "rl_games"
     if "models" in keys or {"agent", "trainer"} <= keys:
@@ -202,6 +202,12 @@ def guess_library(source: Mapping[str, Any], file: str = "configuration") -> Lib
         f"{file}: this looks like no configuration of {', '.join(get_args(Library))} (top-level keys: "
         f"{', '.join(map(str, source)) or 'none'}); name the library with --from"
     )
+
+
+def _refuse_own(source: Mapping[str, Any], file: str, library: Library | None) -> None:
+    if source and set(source) <= {field.name for name in ALGORITHMS for field in fields(config_class(name))}:
+        remedy = f"train with rlcore train --config {file}" if library is None else f"give the file of {library}"
+        raise ConfigError(f"{file}: these are settings of rlcore already; {remedy}")
 
 
 def _looks_like(source: Mapping[str, Any]) -> Library | None:

@@ -61,6 +61,9 @@ class SweepPlan:
         return "lower" if self.minimize else "higher"
 
 
+_IN_WORDS = {"space": "space (--sweep)", "words": "task or setting of rlcore train"}
+
+
 def read_plan(folder: Path) -> SweepPlan:
     """The plan of a sweep's folder.
 
@@ -94,9 +97,9 @@ def continued(folder: Path, plan: SweepPlan) -> SweepPlan:
     same = replace(before, trials=plan.trials, parallel=plan.parallel)
     if same != plan:
         own, other = vars(same), vars(plan)
-        apart = ", ".join(key for key in own if own[key] != other[key])
+        apart = ", ".join(_IN_WORDS.get(key, key) for key in own if own[key] != other[key])
         raise ConfigError(
-            f"'{folder}' has another sweep, with other {apart}; give another --name, or go on with it: "
+            f"'{folder}' has another sweep, with another {apart}; give another --name, or go on with it: "
             f"rlcore sweep --resume {folder}"
         )
     return plan

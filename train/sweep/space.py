@@ -108,7 +108,8 @@ def forms_in(words: Sequence[str], file: Path | None = None) -> dict[str, str]:
     for word in words:
         match = WORD.fullmatch(word)
         if match is None:
-            raise ConfigError(f"--sweep: '{word[:100]}' is no dimension; write NAME={FORMS.replace(', ', ', NAME=')}")
+            forms = FORMS.replace(", ", ", NAME=").replace(" or ", " or NAME=")
+            raise ConfigError(f"--sweep: '{word[:100]}' is no dimension; write NAME={forms}")
         name = match[1].replace("-", "_")
         if name in found:
             raise ConfigError(f"--sweep: {name} is swept twice; leave one out")
