@@ -56,6 +56,7 @@ FAULTS = {
     "FinalIsFirst": "episode.final_obs_reset",
     "FinalIsOld": "episode.final_obs_stale",
     "Unseeded": "env.nondeterministic",
+    "WrongTerms": "deployment.refused",
     "NarrowBounds": "action.saturated",
     "WideBounds": "action.unused",
     "Slow": "speed.env",
