@@ -216,6 +216,10 @@ class Unseeded(Healthy):
         return torch.randn(*shape)
 
 
+class WrongTerms(Healthy):
+    deployment: ClassVar[dict[str, Any]] = Healthy.deployment | {"action_terms": [{"name": "push", "size": 3}]}
+
+
 class NarrowBounds(Healthy):
     high = 0.1
     deployment = SCALED

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import rlcore
 from rlcore.train.cli import main
@@ -282,6 +283,20 @@ def test_what_is_nearly_right_is_answered_with_what_was_meant(
     (tmp_path / "reinforce.py").touch()
     monkeypatch.chdir(tmp_path)
     assert error in refused(words.split(), capsys)
+
+
+def test_config_prints_what_a_file_comes_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("{task: Pendulum, algo: sac, num_envs: 3, agent: {gamma: 0.9}, env: {max_episode_length: 20}}")
+    assert main(["config", "--config", str(file)]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["task"], printed["algo"], printed["num_envs"]) == ("Pendulum", "sac", 3)
+    assert (printed["agent"]["gamma"], printed["env"]) == (0.9, {"max_episode_length": 20})
+    assert "tau" in printed["agent"]  # what the file does not say is as shipped
+    file.write_text("{num_envs: 3}")
+    assert "own.yaml names no task; add --task TASK" in refused(["config", "--config", str(file)], capsys)
+    line = refused(["config", "--config", str(file), "--file", "other.yaml"], capsys)
+    assert "--file 'other.yaml' is converted; leave one out" in line
 
 
 def test_a_folder_in_place_of_a_file_is_answered_with_the_file_in_it(

@@ -56,6 +56,7 @@ FAULTS = {
     "FinalIsFirst": "episode.final_obs_reset",
     "FinalIsOld": "episode.final_obs_stale",
     "Unseeded": "env.nondeterministic",
+    "WrongTerms": "deployment.refused",
     "NarrowBounds": "action.saturated",
     "WideBounds": "action.unused",
     "Slow": "speed.env",
@@ -197,6 +198,7 @@ def test_the_command_says_and_writes_what_was_found(
         (["--task", "CartPole", "--json", "."], "--json is '.', a folder; give a file"),
         (["--task", "CartPole", "--num-envs", "0"], "--num_envs is 0; give 1 or more"),
         (["--run", "nowhere", "--env.x", "1"], "without --task no env is examined"),
+        (["--config", "nowhere.yaml"], "configuration file 'nowhere.yaml' does not exist"),
         (["--task", "CartPol"], "unknown task 'CartPol': did you mean CartPole"),
     ],
 )
@@ -204,6 +206,21 @@ def test_wrong_words_give_one_line(words: list[str], text: str, capsys: pytest.C
     assert main(["doctor", *words]) == 2
     error = capsys.readouterr().err
     assert text in error and error.count("\n") == 1
+
+
+def test_a_file_of_settings_names_the_task_and_the_algorithm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("{task: Pendulum, algo: sac, num_envs: 2, env: {max_episode_length: 20}}")
+    main(["doctor", "--config", str(file), "--seconds", "0.3", "--device", "cpu"])
+    assert capsys.readouterr().out.startswith("Pendulum, sac, seed 1\n")
+    file.write_text("{task: Pendulum, agent: {gama: 0.9}}")
+    assert main(["doctor", "--config", str(file)]) == 2
+    assert "agent.gama'; did you mean 'gamma'?" in capsys.readouterr().err
+    file.write_text("{num_envs: 2}")
+    assert main(["doctor", "--config", str(file)]) == 2
+    assert "--task is missing" in capsys.readouterr().err
 
 
 # --- Runs ------------------------------------------------------------------------------------------------------------

@@ -190,6 +190,9 @@ def test_families_that_cannot_be_trained_here_say_what_is_missing(
         monkeypatch.delitem(sys.modules, loaded)
     assert main(["tasks"]) == 0
     lines = {line.partition(":")[0].strip(): line for line in capsys.readouterr().out.splitlines() if ": " in line}
+    assert lines["not available here"].startswith(
+        "not available here: HalfCheetah-Vel, HalfCheetah-Dir: the Python mod"
+    )
     assert "gym:FrozenLake-v1" in lines["toy_text"]
     assert "gym:CartPole-v1" in lines["classic_control"]
     for family, remedy in (("box2d", "gymnasium[box2d]"), ("mujoco", "gymnasium[mujoco]"), ("phys2d", "'jax'")):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +19,12 @@ from rlcore.envs import make_env
 from rlcore.envs.launch import SIMULATORS, fewest_envs, simulator_of
 from rlcore.train.algorithms import NAMES, algorithm, find
 from rlcore.train.config import TrainConfig, read_config
-from rlcore.train.defaults import default_config
+from rlcore.train.defaults import default_config, task_of
 from rlcore.train.ending import standard_output
 from rlcore.train.importers.account import show, tell
 from rlcore.train.importers.convert import Conversion, convert_file
 from rlcore.train.importers.registered import env_options, registered_config
+from rlcore.train.many import run_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class ConfigArguments:
     of your own. None: ppo, or the file's."""
     preset: str | None = None
     """Preset of SAC or DDPG, classic, td3 (DDPG alone) or gpu; None: the one that the task is trained with."""
+    config: Path | None = None
+    """YAML file over the defaults of the task, as rlcore train takes it; it may name the task."""
     file: Path | None = None
     """Configuration file of rsl_rl, rl_games, skrl or SB3 to convert instead."""
     library: Annotated[str | None, tyro.conf.arg(name="from")] = None
@@ -58,8 +61,15 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
     Raises:
         ConfigError: neither task nor file, or what cannot be converted.
     """
+    if args.config is not None:
+        if args.file is not None:
+            raise ConfigError(f"--config is '{args.config}', and --file '{args.file}' is converted; leave one out")
+        written = str(run_settings(args.config).get("algo", TrainConfig.algo))
+        args = replace(args, task=args.task or task_of(args.config), algo=args.algo or written)
+        if args.task is None:
+            raise ConfigError(f"{args.config} names no task; add --task TASK")
     if args.task is None and args.file is None:
-        raise ConfigError("give --task TASK, --file FILE or both")
+        raise ConfigError("give --task TASK, --config FILE, or --file FILE of another library")
     task, library = args.task or "TASK", args.library
     conversion: Conversion | None = None
     settings: dict[str, Any] = {}
@@ -94,7 +104,7 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
                 settings = {"env": env_options(algo)}
         elif library is not None:
             raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
-        own = default_config(task, registered=settings, algo=algo, preset=preset)[0]
+        own = default_config(task, args.config, settings, algo, preset)[0]
         if simulator_of(task) not in SIMULATORS:  # making theirs takes long
             with contextlib.closing(
                 make_env(task, fewest_envs(task), **own.env, **(options or {}))

@@ -135,20 +135,20 @@ def print_tasks(part: str) -> None:
     table = Table(box=None, padding=(0, 3, 0, 0), header_style="bold")
     for title in ("task", "observations", "action", "episode"):
         table.add_column(title, no_wrap=True)
-    missing: list[str] = []
+    missing: dict[str, list[str]] = {}  # names by what they lack, which may be told of the task that they are made of
     # Building all gymnasium tasks would take long, so that those are described which were asked for.
     for name in built_in + [name for names in matching.values() for name in names if part]:
         try:
             table.add_row(name, *_describe(name))
         except ValueError as error:
-            missing.append(str(error))
+            missing.setdefault(re.sub(r"^\S+:\S+: ", "", str(error)), []).append(name)
     console = Console(file=standard_output())
     if not console.is_terminal:
         console = Console(file=standard_output(), width=120)  # rich assumes 80 columns in a pipe, and would cut names
     if table.rows:
         console.print(table)
-    for reason in missing:
-        print(f"not available here: {reason}")
+    for reason, names in missing.items():
+        print(f"not available here: {', '.join(names)}: {reason}")
     if not part:
         print("\nand gymnasium ids; `rlcore tasks PART_OF_A_NAME` shows their sizes:")
         for family, names in matching.items():

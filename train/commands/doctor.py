@@ -25,11 +25,12 @@ class DoctorArguments:
     """
 
     task: str | None = None
-    """Env to examine, as rlcore train takes it; with --run, under the settings and options of that run."""
+    """Env to examine, as rlcore train takes it; with --run, under the settings and options of that run. None: the one
+    that --config names, if any."""
     run: Path | None = None
     """Run folder to examine; alone, without its env."""
-    algo: str = "ppo"
-    """Algorithm under whose settings the env is examined."""
+    algo: str | None = None
+    """Algorithm under whose settings the env is examined; None: ppo, or the file's."""
     preset: str | None = None
     """Preset of the algorithm."""
     config: Path | None = None
@@ -50,7 +51,7 @@ class DoctorArguments:
 
 def doctor_command(words: Sequence[str]) -> Job:
     """Read the words of ``rlcore doctor``."""
-    if "task" in named_in(words):  # a run alone needs no simulator
+    if named_in(words).keys() & {"task", "config"}:  # a run alone needs no simulator
         words = launched(words)
     given = read(words, DoctorArguments, "rlcore doctor", free="env")
     if given is None:
@@ -58,6 +59,8 @@ def doctor_command(words: Sequence[str]) -> Job:
     args, options = given
     check_counts(num_envs=args.num_envs)
     check_seed(args.seed)
+    if args.config is not None:
+        args = _completed(args, args.config)
     if args.task is None and args.run is None:
         raise ValueError("--task is missing; give one, such as --task CartPole, or --run RUN to examine a run")
     if args.task is None and (options or args.config is not None):
@@ -103,6 +106,16 @@ def doctor_command(words: Sequence[str]) -> Job:
     return job
 
 
+def _completed(args: DoctorArguments, file: Path) -> DoctorArguments:
+    """Take the task and the algorithm from a file of settings where no flag names them, as ``rlcore train`` does."""
+    from rlcore.train.config import TrainConfig
+    from rlcore.train.defaults import task_of
+    from rlcore.train.many import run_settings
+
+    algo = args.algo or str(run_settings(file).get("algo", TrainConfig.algo))
+    return replace(args, task=args.task or task_of(file), algo=algo)
+
+
 def _env(config: TrainConfig, seconds: float, console: Any) -> Examination:
     """Examine the env, with a line that says what is being done where there is a terminal."""
     from rlcore.train.doctor.env import examine_env
@@ -118,18 +131,20 @@ def _config(args: DoctorArguments, task: str, options: dict[str, Any], run: Any)
     """Settings that the env is examined under: those of the run if it is of the task, else what training would take."""
     from rlcore.envs.launch import SIMULATORS, bare_name, simulator_of
     from rlcore.train.algorithms import algorithm, find
+    from rlcore.train.config import TrainConfig
     from rlcore.train.defaults import check_preset, default_config
 
     base: TrainConfig | None = None if run is None else run.read_config()
     if base is None or bare_name(base.task) != bare_name(task):
-        algo, preset = algorithm(args.algo, args.preset)
+        asked = args.algo or TrainConfig.algo
+        algo, preset = algorithm(asked, args.preset)
         if preset is not None:
             check_preset(preset, find(algo))
         registered: dict[str, Any] = {}
         if simulator_of(task) in SIMULATORS:
             from rlcore.train.importers.registered import registered_config
 
-            registered, _ = registered_config(task, args.num_envs, None, args.algo, options)
+            registered, _ = registered_config(task, args.num_envs, None, asked, options)
         base, _ = default_config(task, args.config, registered, algo, preset)
     number = base.num_envs if args.num_envs is None else args.num_envs
     return replace(base, task=task, num_envs=number, seed=args.seed, device=args.device, env=base.env | options)

@@ -18,7 +18,7 @@ from rlcore.train.config import TrainConfig, resolve_device
 from rlcore.train.doctor.control import control_findings
 from rlcore.train.doctor.episodes import episode_facts, episode_findings, reward_facts, reward_findings
 from rlcore.train.doctor.findings import Examination, Finding, setting
-from rlcore.train.doctor.learner import examine_learner, refused
+from rlcore.train.doctor.learner import deployment_findings, examine_learner, refused
 from rlcore.train.doctor.observations import observation_facts, observation_findings
 from rlcore.train.doctor.recording import Recording, play
 from rlcore.train.evaluate import ENDLESS, whole_episodes
@@ -109,6 +109,7 @@ def _examine(
     into.add(f for f in found if not (constant and f.check == "reward.ignores_action"))
     say("a few iterations of the learner")
     try:
+        into.add(deployment_findings(spec, config))
         examine_learner(env, config, recording, into)
     except ConfigError as error:
         into.findings.append(refused(error))

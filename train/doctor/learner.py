@@ -12,6 +12,7 @@ from torch import Tensor
 from rlcore.agent import Agent
 from rlcore.config import ConfigError
 from rlcore.env import EnvSpec, VecEnv, spec_of
+from rlcore.export.metadata import ExportError, build_metadata, encode_metadata
 from rlcore.learn import learn
 from rlcore.ppo_config import PPOConfig, small_minibatches
 from rlcore.report import Report
@@ -116,6 +117,26 @@ def refused(error: ConfigError) -> Finding:
         why="a training with these settings does not begin",
         remedy=remedy if what else "correct the setting",
     )
+
+
+def deployment_findings(spec: EnvSpec, config: TrainConfig) -> Iterator[Finding]:
+    """What the env tells of itself and an export, which comes after the training, refuses.
+
+    Raises:
+        ConfigError: the settings are not for such an env.
+    """
+    with settings_as_typed(config.agent):
+        policy = find(config.algo).policy(spec, config.agent)
+    try:
+        encode_metadata(build_metadata(spec, policy))
+    except ExportError as error:
+        yield Finding(
+            severity="error",
+            check="deployment.refused",
+            what=str(error).removesuffix("; fix the env"),
+            why="the policy could be trained, but not exported",
+            remedy="correct `deployment` of the env; docs/deployment.md has what it may hold",
+        )
 
 
 def first_actions(agent: Agent, env: VecEnv) -> Tensor:
