@@ -47,6 +47,9 @@ VALUES = {"schema_version": "count", "control_dt": "number", "physics_dt": "numb
 DIRECT = ("position", "velocity", "effort", "relative_position")
 """Kinds of actions that have one number for each joint."""
 
+KINDS = (*DIRECT, "binary_position", "binary_velocity", "twist", "pose", "relative_pose")
+"""Kinds of actions; one that is none of these has a ``class`` alone."""
+
 
 class SchemaError(ValueError):
     """Facts of an env that contradict each other, or are not what their names say."""
@@ -89,6 +92,9 @@ def _check_term(table: str, row: Mapping[str, Any], joints: Sequence[str], comma
     if size % history:
         raise SchemaError(f"{where} has {size} numbers, which are no {history} steps of history; fix its size")
     width = size // history
+    if table == "action_terms" and row.get("kind") not in (None, *KINDS):
+        hint = nearest(row["kind"], KINDS)
+        raise SchemaError(f"{where} is of kind '{row['kind']}'; {hint}, or give what it is as its class")
     own = row.get("joints")
     for joint in own or () if joints else ():
         if joint not in joints:

@@ -195,6 +195,7 @@ GOOD: dict[str, Any] = {
         ("action_terms", {"offset": True}, "offset True; give a number or a list of such"),
         ("action_terms", {"clip": [[0, 1]] * 3}, "'u' has the clip .*; give a low and a high number, or 2"),
         ("action_terms", {"joints": ["a"]}, "'u' has 2 numbers and 1 joints"),
+        ("action_terms", {"kind": "efort"}, "'u' is of kind 'efort'; did you mean 'effort'"),
     ],
 )
 def test_facts_that_no_controller_could_follow_are_refused(table: str, change: dict[str, Any], message: str) -> None:
