@@ -24,7 +24,7 @@ from rlcore.checkpoint import load_checkpoint
 from rlcore.envs import make_env
 from rlcore.envs.isaaclab import IsaacLabEnv
 from rlcore.stage import lent, reset_at, rows_of, same_stage, stage_of, stage_text
-from rlcore.train import training
+from rlcore.train import judging, training
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
 from rlcore.train.continuation import resumed_config
@@ -159,7 +159,7 @@ def test_where_bodies_cannot_be_put_back_new_episodes_begin_at_the_same_levels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    evaluate = training.evaluate
+    evaluate, whole = judging.run_episodes, judging.evaluated
 
     def spy(env: Any, *args: Any, **kwargs: Any) -> Any:
         before = env.core.levels.clone(), env.core.common_step_counter, env.core.ranges.speed
@@ -167,10 +167,10 @@ def test_where_bodies_cannot_be_put_back_new_episodes_begin_at_the_same_levels(
         seen.append((before, env.core.levels.clone()))
         return result
 
-    def checked(run: training.Training, progress: Any, due: Any = training.Training._evaluate_if_due) -> Any:
+    def checked(run: training.Training, progress: Any) -> Any:
         core: Any = run.env.core  # type: ignore[attr-defined]
         count = len(seen)
-        figures = due(run, progress)
+        figures = whole(run, progress)
         if len(seen) > count:
             (levels, counter, speed), moved = seen[count]
             assert not torch.equal(levels, moved)  # the evaluation itself promotes, which must be undone
@@ -179,8 +179,8 @@ def test_where_bodies_cannot_be_put_back_new_episodes_begin_at_the_same_levels(
             assert core.distance().eq(0).all()  # robots stand at the origins of their levels
         return figures
 
-    monkeypatch.setattr(training, "evaluate", spy)
-    monkeypatch.setattr(training.Training, "_evaluate_if_due", checked)
+    monkeypatch.setattr(judging, "run_episodes", spy)
+    monkeypatch.setattr(training, "evaluated", checked)
     run = walked(tmp_path, monkeypatch, 5, bodies=False)
     assert len(seen) > 6 and run.env.core.common_step_counter == 30 * 8  # type: ignore[attr-defined]
 
