@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError, check, nearest
-from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, name_of
+from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, is_staggered, name_of
 from rlcore.envs.disturb import KINDS, SHARES, Disturbed, disturbances
+from rlcore.envs.entropy_ranges import MaximumEntropy
 from rlcore.envs.randomize_config import SETTINGS as SETTINGS
 from rlcore.envs.randomize_config import ParameterRange as ParameterRange
 from rlcore.envs.randomize_config import RandomizeConfig as RandomizeConfig
 from rlcore.envs.randomize_config import split_randomize as split_randomize
-from rlcore.envs.ranges import AutomaticRanges, Fixed, MaximumEntropy, Row, Scale, redrawn, stage_of_rows
+from rlcore.envs.ranges import AutomaticRanges, Fixed, Row, Scale, redrawn
 from rlcore.envs.trials import with_trials
 from rlcore.envs.wrappers import OwnState
 from rlcore.ranks import merged_in, merges
@@ -117,7 +118,11 @@ class Randomized(OwnState):
         """Start a new episode in every env, with parameters that are drawn for it."""
         self._reseed(seed)
         self._return.zero_()
-        seen = self._seen() if self._held and seed is None else self._draw(self._everywhere())[0]
+        if self._held and seed is None:
+            return {**self.env.reset(seed), DYNAMICS: self._seen()}
+        self._ranges.broken_off()
+        seen, _ = self._draw(self._everywhere())
+        self._ranges.began_at_reset(not (is_staggered(self.env) and self.env.randomize_start))
         return {**self.env.reset(seed), DYNAMICS: seen}
 
     @torch.no_grad()
@@ -199,7 +204,8 @@ class Randomized(OwnState):
 
     def _stage_dict(self) -> dict[str, Any]:
         inner = stage_of(self.env)
-        return {**({} if inner is None else inner["state"]), "randomize": stage_of_rows(self._adaptive)}
+        own = dict(zip(self._names, self._adaptive.stage(), strict=True))
+        return {**({} if inner is None else inner["state"]), "randomize": own}
 
     def _load_stage_dict(self, state: Mapping[str, Any]) -> None:
         self._take(state)
@@ -227,6 +233,12 @@ class Randomized(OwnState):
     def _loaded(self) -> None:
         if not isinstance(self._ranges, Fixed):
             self._ranges.loaded()
+
+    def _load_state_dict(self, state: dict[str, Any]) -> None:
+        kept = state.get("kept", {})
+        if isinstance(self._ranges, AutomaticRanges) and "lost" not in kept:  # of 0.2.0, which had no cohorts
+            state = {**state, "kept": {**kept, **self._ranges.no_cohorts()}}
+        super()._load_state_dict(state)
 
     def _position(self, name: str, value: float) -> float:
         """Where a value lies between the limits, in 0..1."""

@@ -6,15 +6,13 @@ Positions ``[P, N]`` are from 0, the lower limit of a parameter, to 1, the upper
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rlcore.capture import Captured
 from rlcore.dispatch import accelerated
-from rlcore.distributed import joined_rows, of_main, total, world
-from rlcore.distributions import beta_entropy_and_kl, log_beta
+from rlcore.distributed import total
 from rlcore.types import Metrics
 
 
@@ -66,7 +64,7 @@ class Fixed:
     """Uniform over all of the range.
 
     ``draw`` and ``record``, here and below, run inside of recordings; ``kept`` is what the future depends on, tensors
-    that are changed in place.
+    that are changed in place. ``broken_off`` and ``began_at_reset`` come before and after the draws of a reset.
     """
 
     def __init__(self, rows: list[Row], num_envs: int, device: torch.device) -> None:
@@ -80,23 +78,34 @@ class Fixed:
     def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
         """Take in episodes that ended ``[N]`` at ``[P, N]``, before the next are drawn; nothing to be done here."""
 
+    def broken_off(self) -> None:
+        """Know that no episode in flight will end; nothing to be done here."""
+
+    def began_at_reset(self, whole: bool) -> None:
+        """Know that the episodes in flight began at a reset, ``whole`` or in the middle; nothing to be done here."""
+
 
 class AutomaticRanges:
     """Automatic domain randomization: Akkaya et al. 2019, arXiv:1910.07113, algorithm 1.
 
     Each parameter is uniform between two bounds, which begin at its nominal value. Half of the episodes are played with
-    one parameter at one of its bounds. When so many of those of a bound have ended, it moves out by a step if their
-    mean success is at least ``high``, and back by one if it is at most ``low``; never past the nominal value, nor past
-    the limits. Episodes that were begun with a bound that has moved meanwhile do not count.
+    one parameter at one of its bounds. A bound moves out by a step if the mean success there is at least ``high``, and
+    back by one if it is at most ``low``; never past the nominal value, nor past the limits.
+
+    The mean is that of a cohort: of all episodes that begin at the bound after its last decision, until an ``adapt``
+    finds them to be enough. Those that begin later do not count, and the cohort decides when all of it has ended, or
+    what has not ended cannot change the decision. The first episodes to end would be others: the short ones, which are
+    the failures where a robot falls, and the successes where it arrives. Episodes that are broken off have no outcome,
+    and the cohorts that they were of begin anew.
 
     Args:
         rows: the parameters.
         num_envs: N.
         device: where everything lives.
         step: in parts of the range.
-        low: success below which a bound comes back.
-        high: success above which it goes on.
-        episodes: that are needed to decide.
+        low: success up to which a bound comes back.
+        high: success from which on it goes on.
+        episodes: of a cohort at least, by several ranks together.
     """
 
     def __init__(
@@ -115,13 +124,20 @@ class AutomaticRanges:
         self.start = torch.tensor([row.start for row in rows], device=device)  # [P]
         self.bounds = self.start.repeat(2, 1)  # [2, P]
         count = len(rows)
-        self.played = torch.full((num_envs,), 2 * count, device=device)  # [N], bound of the episode; 2P: none
-        self.sums = torch.zeros(2, 2 * count, device=device)  # episodes and successes of each bound
-        # Those of each env that are in no sum yet, by bound; the last is of what has not ended.
-        self.tally = torch.zeros(2, 2 * count + 2, num_envs, device=device)
-        self.kept = {"bounds": self.bounds, "played": self.played, "sums": self.sums, "tally": self.tally}
+        self._none = 2 * count
+        # What the episode of each env is, [N]: 0..2P-1 played at that bound, 2P of no cohort, and 2P + 1 + bound of one
+        # that takes no more.
+        self.played = torch.full((num_envs,), self._none, device=device)
+        self.sums = torch.zeros(2, 2 * count, device=device)  # episodes and successes of each cohort so far
+        # Those of each env that are in no sum yet, by what they were; the last is of what has not ended.
+        self.tally = torch.zeros(2, 4 * count + 2, num_envs, device=device)
+        self.lost = torch.zeros(4 * count + 1, device=device)  # episodes that were broken off, by what they were
+        self.kept = {
+            "bounds": self.bounds, "played": self.played, "sums": self.sums, "tally": self.tally, "lost": self.lost,
+        }  # fmt: skip
         self._one = torch.ones(num_envs, device=device)
-        self._last = torch.tensor(2 * count + 1, device=device)
+        self._last = torch.tensor(4 * count + 1, device=device)
+        self._kinds = torch.arange(4 * count + 1, device=device)
         self._limits = torch.arange(1, 2 * count + 1, device=device) / (4 * count)  # [2P], of numbers that choose
         # Between what each parameter is drawn where a bound is played, or none, [2, P, 2P + 1].
         self._between = torch.zeros(2, count, 2 * count + 1, device=device)
@@ -137,25 +153,46 @@ class AutomaticRanges:
         """See ``Fixed``; what is told of each env is summed up in ``adapt``, which is not in every step."""
         add_ended(self.tally, self.played, done, success, self._one, self._last)
 
-    def adapt(self) -> Metrics:
-        """Move the bounds of which enough is known, on all ranks together."""
-        told = total(self.tally[:, :-1].sum(2))  # [2, 2P + 1]
+    def broken_off(self) -> None:
+        """Remember which cohorts lose episodes; see ``Fixed``."""
+        self.lost.add_(self._in_flight()).add_(self.tally[0, :-1].sum(1))
         self.tally.zero_()
-        self.sums.add_(told[:, :-1])
-        number, successes = self.sums.view(2, 2, -1)  # [2, P] each
-        known = number >= self.episodes
-        mean = successes / number.clamp(min=1.0)
-        out = ((mean >= self.high).float() - (mean <= self.low).float()).where(known, 0.0)
-        lower = torch.minimum((self.bounds[0] - self.step * out[0]).clamp(min=0.0), self.start)
-        upper = torch.maximum((self.bounds[1] + self.step * out[1]).clamp(max=1.0), self.start)
-        moved = torch.stack((lower, upper)) != self.bounds
-        self.bounds.copy_(torch.stack((lower, upper)))
-        self.sums.masked_fill_(known.view(1, -1), 0.0)
-        none = torch.cat((moved.flatten(), moved.new_zeros(1)))  # [2P + 1]
-        self.played.masked_fill_(none[self.played], 2 * len(self.rows))
+
+    def began_at_reset(self, whole: bool) -> None:
+        """Count no part of an episode for one; see ``Fixed``."""
+        if not whole:
+            self.played.fill_(self._none)
+
+    def adapt(self) -> Metrics:
+        """Move the bounds whose cohorts have decided, on all ranks together."""
+        none = self._none
+        told = total(torch.cat((self.tally[:, :-1].sum(2), self._in_flight()[None], self.lost[None])))  # [4, 4P + 1]
+        self.tally.zero_()
+        self.lost.zero_()
+        free, waiting = told[:, :none], told[:, none + 1 :]  # [4, 2P]: of bounds that take more, and that do not
+        waits = waiting[0] + waiting[2] > 0
+        ended, successes, left, lost = torch.where(waits, waiting, free)
+        lost = (lost + free[3] + waiting[3]) > 0
+        number, successes = self.sums.add_(torch.stack((ended, successes)))
+        begun = number + left
+        enough = begun >= self.episodes
+        least, most = successes / begun.clamp(min=1.0), (successes + left) / begun.clamp(min=1.0)  # of the mean
+        decided = enough & ((least >= self.high) | (most <= self.low) | (left == 0)) & ~lost
+        out = ((least >= self.high).float() - (most <= self.low).float()).where(decided, 0.0).view(2, -1)
+        self.bounds[0].copy_(torch.minimum((self.bounds[0] - self.step * out[0]).clamp(min=0.0), self.start))
+        self.bounds[1].copy_(torch.maximum((self.bounds[1] + self.step * out[1]).clamp(max=1.0), self.start))
+        over = decided | lost  # the next cohort is of those that begin from here on
+        self.sums.masked_fill_(over, 0.0)
+        closed = torch.where(enough & ~waits, self._kinds[none + 1 :], self._kinds[:none])
+        kinds = torch.cat((closed, self._kinds[none:])).masked_fill(torch.cat((over, over.new_zeros(1), over)), none)
+        self.played.copy_(kinds[self.played])
         self.loaded()
-        ended, succeeded = told.sum(1)
+        ended, succeeded = told[:2].sum(1)
         return {"randomize/success": succeeded / ended}  # 0 / 0 is no number
+
+    def _in_flight(self) -> Tensor:
+        """How many episodes of each kind there are, ``[4P + 1]``."""
+        return torch.zeros_like(self.lost).index_add_(0, self.played, self._one)
 
     def merged(self) -> list[Tensor]:
         """What is the same on all ranks."""
@@ -170,9 +207,16 @@ class AutomaticRanges:
         return self.bounds.t().tolist()
 
     def load_stage(self, stage: list[list[float]]) -> None:
-        """Draw from the distributions of ``stage`` from now on."""
+        """Draw from the distributions of ``stage`` from now on, with new cohorts."""
         self.bounds.copy_(torch.tensor(stage).t())
+        for name, value in self.no_cohorts().items():
+            self.kept[name].copy_(value)
         self.loaded()
+
+    def no_cohorts(self) -> dict[str, Tensor]:
+        """What is kept before any episode has begun, but for the bounds."""
+        nothing = {name: torch.zeros_like(value) for name, value in self.kept.items() if name != "bounds"}
+        return nothing | {"played": torch.full_like(self.played, self._none)}
 
     def loaded(self) -> None:
         """Work out what is drawn from by what is kept: a bound that is played is both ends of its parameter."""
@@ -207,191 +251,3 @@ def add_ended(tally: Tensor, played: Tensor, done: Tensor, success: Tensor, one:
     """
     place = torch.where(done, played, last)
     tally.scatter_add_(1, place.expand(2, 1, -1), torch.stack((one, success))[:, None])
-
-
-_CELLS = 1024
-_LARGEST_WEIGHT = 20.0
-_ADAM_STEPS = 50
-_RATE = 0.03
-_PRICE = 30.0  # of what a constraint is broken by, in nats
-_FEWEST = 64  # episodes that say something
-
-
-class MaximumEntropy:
-    """DORAEMON: the widest distribution in which a policy succeeds often enough; Tiboni et al., arXiv:2311.01885.
-
-    Each parameter has a Beta distribution over its range. Every so often they are changed such that the sum of their
-    entropies becomes as large as possible while the success that is expected, by importance weights of the episodes
-    that have ended, stays at least ``success_rate``, and the KL divergence from the distributions of before at most
-    ``max_kl``. Where nothing within that divergence succeeds often enough, they are changed to what succeeds most.
-
-    This is done by Adam on a penalty, and the best of the points that it passes is taken; the distributions stay if
-    none is allowed and better. Densities are those of 1024 cells of the range, within which positions are uniform.
-
-    Args:
-        rows: the parameters.
-        num_envs: N.
-        device: where everything lives.
-        success_rate: what is to be expected at least.
-        max_kl: of one change, in nats.
-        episodes: the latest so many are remembered, at least N; by several ranks together.
-        interval: calls of ``adapt`` from one change to the next.
-    """
-
-    def __init__(
-        self,
-        rows: list[Row],
-        num_envs: int,
-        device: torch.device,
-        *,
-        success_rate: float,
-        max_kl: float,
-        episodes: int,
-        interval: int,
-    ) -> None:
-        self.rows, self.device = rows, device
-        self.success_rate, self.max_kl, self.interval = success_rate, max_kl, interval
-        count = len(rows)
-        mean = torch.tensor([min(max(row.start, 0.05), 0.95) for row in rows], device=device)
-        self.shape = 200.0 * torch.stack((mean, 1.0 - mean))  # [2, P], a and b
-        size = max(-(-episodes // world().size), num_envs)
-        self.seen = torch.full((size + 1, count + 2), 0.5, device=device)  # position, log density, success; last: waste
-        self.seen[:, count] = torch.inf  # of a weight of 0
-        self.cursor = torch.tensor(-1, device=device)  # number of the latest episode
-        self.told = torch.tensor(-1, device=device)  # and of the one that was told last
-        self.log_density = torch.zeros(num_envs, device=device)  # [N], of the position of each env
-        self.calls = torch.zeros((), dtype=torch.int64)  # on the host
-        self.kept = {
-            "shape": self.shape, "seen": self.seen, "cursor": self.cursor, "log_density": self.log_density,
-            "told": self.told, "calls": self.calls,
-        }  # fmt: skip
-        centers = (torch.arange(_CELLS, device=device, dtype=torch.float64) + 0.5) / _CELLS
-        self._centers = centers
-        self._levels = torch.tensor([0.05, 0.95], device=device).repeat(count, 1)  # [P, 2]
-        self._density = torch.zeros(count, _CELLS, device=device)  # logarithms
-        self._cumulative = torch.zeros(count, _CELLS, device=device)
-        self._not_ended = torch.tensor(size, device=device)
-        self._improve = Captured(self._improved, "graph", device)
-        self.loaded()
-
-    def draw(self, generator: torch.Generator, where: Tensor) -> Tensor:
-        """See ``Fixed``."""
-        size = (2, len(self.rows), len(self.log_density))
-        uniform = torch.rand(size, generator=generator, device=self.device)
-        return inverted(uniform, self._cumulative, self._density, where, self.log_density)
-
-    def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
-        """See ``Fixed``."""
-        remember(self.seen, self.cursor, position, self.log_density, success, done, self._not_ended)
-
-    def adapt(self) -> Metrics:
-        """Change the distributions, every so often."""
-        self.calls += 1
-        if int(self.calls) % self.interval == 0:
-            self.shape.copy_(of_main(self._improve()))  # GPUs of other kinds might differ in the last bit
-            self.loaded()
-        entropy, _ = beta_entropy_and_kl(self.shape.double(), self.shape.double())
-        return {"randomize/success": self._success(), "randomize/entropy": entropy.float()}
-
-    def _success(self) -> Tensor:
-        """Mean of the episodes since it was told last, as far as they are remembered; no number where none ended."""
-        size = len(self.seen) - 1
-        number = (self.cursor - self.told).clamp(max=size)
-        recent = (self.cursor - torch.arange(size, device=self.device)) % size < number
-        self.told.copy_(self.cursor)
-        successes = self.seen[:-1, -1].where(recent, 0.0).sum()
-        if world().joined:
-            successes, number = total(torch.stack([successes, number.to(successes)])).unbind()
-        return successes / number  # 0 / 0 is no number
-
-    def _improved(self) -> Tensor:
-        """Shapes ``[2, P]`` of the next distributions."""
-        seen = joined_rows(self.seen[:-1]).double()
-        log_density, success = seen[:, -2], seen[:, -1]
-        position = seen[:, :-2].clamp(1e-7, 1.0 - 1e-7)
-        logs = torch.cat((position.log(), (-position).log1p()), 1)  # [M, 2P]
-        before = self.shape.double()
-        best, best_score = before, torch.full_like(success[0], -torch.inf)
-        free = before.log().requires_grad_()  # [2, P]
-        mean, square = torch.zeros_like(before), torch.zeros_like(before)
-        for step in range(_ADAM_STEPS + 1):
-            with torch.enable_grad():
-                shape = free.exp()
-                ratio = logs @ (shape - 1.0).flatten() - log_beta(shape).sum() - log_density  # of densities, logarithm
-                weight = ratio.exp().clamp(max=_LARGEST_WEIGHT)
-                expected = (weight * success).sum() / weight.sum().clamp(min=1e-9)
-                entropy, distance = beta_entropy_and_kl(shape, before)
-                lacks, over = (self.success_rate - expected).clamp(min=0.0), (distance - self.max_kl).clamp(min=0.0)
-                loss = _PRICE * (lacks + over) - entropy * (lacks == 0)
-            (slope,) = torch.autograd.grad(loss, free)
-            allowed = torch.where(lacks > 0, expected.detach() - 1e6, entropy.detach())
-            score = torch.where((distance <= self.max_kl) & allowed.isfinite(), allowed, -torch.inf)
-            best = torch.where(score > best_score, free.detach().exp(), best)
-            best_score = torch.maximum(score, best_score)
-            mean.lerp_(slope, 0.1)
-            square.lerp_(slope.square(), 0.01)
-            move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-9)
-            free = (free.detach() - _RATE * move).clamp(0.0, 9.0).requires_grad_()  # a and b from 1: no poles
-        enough = log_density.isfinite().sum() >= _FEWEST
-        return torch.where(enough, best, before).float()
-
-    def merged(self) -> list[Tensor]:
-        """What is the same on all ranks."""
-        return [self.shape]
-
-    def ends(self) -> Tensor:
-        """5 % and 95 % quantiles of what is drawn, ``[2, P]``."""
-        return (torch.searchsorted(self._cumulative, self._levels).t() + 0.5) / _CELLS
-
-    def stage(self) -> list[list[float]]:
-        """The distribution of each parameter in plain numbers, a and b."""
-        return self.shape.t().tolist()
-
-    def load_stage(self, stage: list[list[float]]) -> None:
-        """Draw from the distributions of ``stage`` from now on."""
-        self.shape.copy_(torch.tensor(stage).t())
-        self.loaded()
-
-    def loaded(self) -> None:
-        """Work out the cells of the distributions that are kept."""
-        a, b = self.shape.double()[..., None] - 1.0  # [P, 1] each
-        chance = (a * self._centers.log() + b * (-self._centers).log1p()).softmax(1)  # [P, cells]
-        self._density.copy_((chance * _CELLS).log())
-        self._cumulative.copy_(chance.cumsum(1))
-        self._cumulative[:, -1] = torch.inf  # whatever is rounded
-
-
-@accelerated("ranges:inverted")
-def inverted(uniform: Tensor, cumulative: Tensor, density: Tensor, where: Tensor, kept: Tensor) -> Tensor:
-    """Positions ``[P, N]`` from distributions over cells, by inversion; ``kept`` ``[N]`` is their log density in place.
-
-    Args:
-        uniform: in 0..1, ``[2, P, N]``: which cell, and where in it.
-        cumulative: probability up to the end of each cell, ``[P, cells]``; the last is above any uniform number.
-        density: its logarithm in each cell, ``[P, cells]``.
-        where: in which envs an episode begins, ``[N]``.
-        kept: of the episodes in flight.
-    """
-    cell = torch.searchsorted(cumulative, uniform[0])  # [P, N]
-    torch.where(where, density.gather(1, cell).sum(0), kept, out=kept)
-    return (cell + uniform[1]) / density.shape[1]
-
-
-@accelerated("ranges:remember")
-def remember(
-    seen: Tensor, cursor: Tensor, position: Tensor, density: Tensor, success: Tensor, done: Tensor, waste: Tensor
-) -> None:
-    """Write ``position`` ``[P, N]``, log density and success of episodes that are ``done`` over the oldest.
-
-    ``seen`` has the latest M >= N in its rows, ``[M + 1, P + 2]``; what has not ended goes to the last row, of number
-    ``waste``. ``cursor`` is the number of the latest episode, from -1, and follows in place.
-    """
-    number = torch.cumsum(done, 0).add_(cursor)  # [N], of the episodes that ended
-    place = torch.where(done, number % (len(seen) - 1), waste)
-    seen.index_copy_(0, place, torch.cat((position, density[None], success[None])).t())
-    cursor.copy_(number[-1])
-
-
-def stage_of_rows(ranges: AutomaticRanges | MaximumEntropy) -> dict[str, Any]:
-    """The distribution of each parameter by its name."""
-    return {row.name: values for row, values in zip(ranges.rows, ranges.stage(), strict=True)}

@@ -12,8 +12,9 @@ from conftest import INTERPRETED
 from rlcore import dispatch
 from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
+from rlcore.envs.entropy_ranges import inverted, remember
 from rlcore.envs.randomize import Randomized
-from rlcore.envs.ranges import Scale, add_ended, chosen, inverted, redrawn, remember
+from rlcore.envs.ranges import Scale, add_ended, chosen, redrawn
 
 SHAPES = [(1, 1), (3, 5), (2, 300)]
 """Parameters and envs."""

@@ -23,7 +23,8 @@ from rlcore.distributed import World, join, leave, total, world
 from rlcore.envs import make_env
 from rlcore.envs.curriculum import Curriculum
 from rlcore.envs.curriculum_config import CurriculumConfig
-from rlcore.envs.ranges import AutomaticRanges, MaximumEntropy, Row
+from rlcore.envs.entropy_ranges import MaximumEntropy
+from rlcore.envs.ranges import AutomaticRanges, Row
 from rlcore.gate import GateConfig
 from rlcore.learn import Progress, Report, learn, resume, snapshot
 from rlcore.off_policy_config import LimitsConfig
