@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,13 +10,15 @@ import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError
-from rlcore.distributed import average, largest, total, world
+from rlcore.distributed import total
 from rlcore.env import VecEnv, is_adaptive, is_exact, is_staggered, is_stateful
+from rlcore.envs.cohorts import Cohorts
 from rlcore.envs.curriculum_config import CurriculumConfig, disturbed, own_levels_of, table_of
 from rlcore.envs.levels import (
     among,
     drawn,
-    moved,
+    level_figures,
+    mean_magnitudes,
     one_apart,
     replay_distribution,
     running_rate,
@@ -85,14 +86,22 @@ class Curriculum(Wrapper):
         self._own = self.level.clone()  # with per_env, where floor draws lead back to
         self._whole = torch.ones(n, dtype=torch.bool, device=device)  # whether the episode in flight began anew
         self._returns = torch.zeros(n, device=device)
-        self._outcomes = torch.zeros(2, number, device=device)  # failures and successes since the last ``adapt``
+        self._cohorts = Cohorts(number, n, config.episodes, device) if config.strategy == "threshold" else None
+        self._counted_as = self.level if self._cohorts is None else self._cohorts.of  # [N]
+        rows = number if self._cohorts is None else self._cohorts.rows
+        self._outcomes = torch.zeros(2, rows, device=device)  # failures and successes since the last ``adapt``
         self._staggered = is_staggered(env)
         self._reached = torch.zeros(1, dtype=torch.int64, device=device)
-        self._block = torch.zeros(2, 1, device=device)
         self._rate = torch.full((number,), config.target, device=device)
         self._known = torch.zeros(number, device=device)
         self._score = torch.full((number,), torch.inf, device=device)
         self._age = torch.zeros(number, device=device)
+        learned = ("probabilities", "_reached", "_rate", "_known", "_score", "_age")
+        self._kept: dict[str, Tensor] = {name.lstrip("_"): getattr(self, name) for name in learned}
+        flight = ("level", "_next", "_own", "_whole", "_returns", "_outcomes")
+        self._of_episodes: dict[str, Tensor] = {name.lstrip("_"): getattr(self, name) for name in flight}
+        if self._cohorts is not None:
+            self._of_episodes |= {f"cohort_{name}": value for name, value in self._cohorts.kept.items()}
         self._played: Tensor | None = None  # [T, N], levels of the steps of a rollout
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
         self._told = config.success_return is not None or config.strategy == "plr"
@@ -122,6 +131,9 @@ class Curriculum(Wrapper):
         self._returns.zero_()
         self._row.zero_()
         self._whole.fill_(not (self._staggered and self.randomize_start))
+        if self._cohorts is not None:
+            self._cohorts.broken_off(self._outcomes.sum(0))
+            self._cohorts.of.copy_(self.level.where(self._whole, self._cohorts.none))
         return obs
 
     @torch.no_grad()
@@ -143,6 +155,8 @@ class Curriculum(Wrapper):
         if self._ahead:
             torch.where(done, self._next, self.level, out=self.level)
         torch.where(done, self._fresh(), self._next, out=self._next)
+        if self._cohorts is not None:
+            torch.where(done, self.level, self._cohorts.of, out=self._cohorts.of)
         self._give(done)
         if self._staggered:
             self._whole |= done
@@ -153,19 +167,14 @@ class Curriculum(Wrapper):
         """Move levels on by what came of the latest episodes; see ``rlcore.env.Adaptive``.
 
         Returns:
-            Metrics of the env, ``curriculum/level_mean``, ``level_min``, ``level_max`` of the episodes in flight,
-            ``level_top``, the share of envs at the hardest, ``level_entropy``, 0 where all are at one and 1 where they
-            are evenly over all, and ``success`` of the episodes since the last call.
+            Metrics of the env, those of ``level_figures``, and ``curriculum/success`` of the episodes since the last
+            call.
         """
         metrics: Metrics = self.env.adapt() if is_adaptive(self.env) else {}
-        config, highest = self.config, self.num_levels - 1
-        outcomes = total(torch.stack((self._outcomes.sum(0), self._outcomes[1])))  # episodes and successes, [2, L]
-        if config.strategy == "threshold":
-            self._block += outcomes.index_select(1, self._reached)
-            decided = (config.episodes, config.promote, config.demote, highest)
-            self._reached.copy_(moved(self._reached, self._block, *decided))
-            self._draw_by(torch.zeros_like(self._rate).index_fill_(0, self._reached, 1.0))
-        elif config.strategy == "success":
+        config = self.config
+        outcomes = torch.stack((self._outcomes.sum(0), self._outcomes[1]))  # episodes and successes, [2, L]
+        outcomes = total(outcomes) if self._cohorts is None else self._move_all(self._cohorts, outcomes)
+        if config.strategy == "success":
             rate, known = running_rate(self._rate, self._known, outcomes, config.window)
             self._rate.copy_(rate)
             self._known.copy_(known)
@@ -175,20 +184,9 @@ class Curriculum(Wrapper):
         if self._ahead and config.strategy != "per_env":  # what has not begun may still be another
             self._next.copy_(self._fresh())
             self._give(torch.ones_like(self._whole))
-        share = (self.level == torch.arange(highest + 1, device=self.level.device).unsqueeze(1)).float().mean(1)  # [L]
-        level, (episodes, successes) = self.level.float(), outcomes.sum(1)
-        least, most = level.min(), level.max()
-        if world().joined:
-            share, (least, most) = average(share), largest(torch.stack((-least, most))).unbind()
-            least = -least
-        figures = {
-            "level_mean": level.mean(),
-            "level_min": least,
-            "level_max": most,
-            "level_top": share[-1],
-            "level_entropy": -torch.xlogy(share, share).sum() / math.log(highest + 1),
-            "success": successes / episodes,  # NaN, so not reported, if nothing ended
-        }
+        episodes, successes = outcomes.view(2, -1).sum(1)
+        figures = level_figures(self.level, self.num_levels)
+        figures["success"] = successes / episodes  # NaN, so not reported, if nothing ended
         self._outcomes.zero_()
         return metrics | {f"curriculum/{name}": value for name, value in figures.items()}
 
@@ -209,6 +207,9 @@ class Curriculum(Wrapper):
         elif not is_exact(self.env) and is_stateful(self.env):
             self.env.load_state_dict(inner)
         self._put_back(state)
+        if self._cohorts is not None:
+            self._cohorts.begin_anew()
+            self._outcomes.zero_()
 
     def stage_where(self, which: str) -> dict[str, Any]:
         """The stage at which all envs are at the hardest level (``end``), or evenly over all levels (``all``)."""
@@ -242,7 +243,7 @@ class Curriculum(Wrapper):
         counted = done & self._whole if self._staggered else done
         if isinstance(goals, Tensor) and self.config.success_return is None:
             counted = counted & (goals > 0)  # else there was nothing to succeed in
-        place = torch.add(self.level, success, alpha=self.num_levels)
+        place = torch.add(self._counted_as, success, alpha=self._outcomes.shape[1])
         self._outcomes.view(-1).index_add_(0, place, counted.float())
         if self.config.strategy == "per_env":
             self._own.copy_(one_apart(self._own, self.level, success, counted, self.num_levels - 1))
@@ -267,6 +268,16 @@ class Curriculum(Wrapper):
             rows = dict(zip(self._names, values.unbind(), strict=True))
             self.env.set_parameters(rows, where)  # type: ignore[attr-defined]
 
+    def _move_all(self, cohorts: Cohorts, outcomes: Tensor) -> Tensor:
+        """Go to another level once the cohort of the present one has decided; gives what has ended on all ranks."""
+        least, most, over, told = cohorts.take(outcomes)
+        here = torch.zeros_like(over).index_fill_(0, self._reached, True)  # [L]
+        up, down = (here & (least >= self.config.promote)).any(), (here & (most < self.config.demote)).any()
+        cohorts.renew(~here | over | up | down)  # all that follow begin after this decision
+        self._reached.add_(up.long() - down.long()).clamp_(0, self.num_levels - 1)
+        self._draw_by(torch.zeros_like(self._rate).index_fill_(0, self._reached, 1.0))
+        return told
+
     def _draw_by(self, weights: Tensor) -> None:
         self.probabilities.copy_(with_floor(weights, self.config.uniform))
         self._cumulative.copy_(summed(self.probabilities))
@@ -280,13 +291,8 @@ class Curriculum(Wrapper):
     def _take_advantages(self, advantages: Tensor, weight: Tensor) -> None:
         """Score levels by the magnitude of the advantages of a rollout; see ``rlcore.env.Scored``."""
         assert self._played is not None
-        level = self._played.flatten()
-        known = weight.flatten() > 0
-        magnitude = advantages.flatten().double().abs().where(known, 0.0)
-        sums = torch.zeros(2, self.num_levels, dtype=torch.float64, device=level.device)
-        sums.index_add_(1, level, torch.stack((magnitude, known.double())))
-        whole, number = total(sums)
-        latest = (whole / number).to(self._score)
+        mean, number = mean_magnitudes(self._played, advantages, weight, self.num_levels)
+        latest = mean.to(self._score)
         rate = self.config.average
         score = torch.where(self._score.isinf(), latest, (1 - rate) * self._score + rate * latest)
         self._score.copy_(torch.where(number > 0, score, self._score))
@@ -305,13 +311,13 @@ class Curriculum(Wrapper):
 
     def _learned(self) -> dict[str, Tensor]:
         """What levels go by, ``[1, ...]`` each: a row for each env is what nobody is to take it for."""
-        names = ("probabilities", "_reached", "_block", "_rate", "_known", "_score", "_age")
-        return {name.lstrip("_"): getattr(self, name).unsqueeze(0).clone() for name in names}
+        return {name: value.unsqueeze(0).clone() for name, value in self._kept.items()}
 
     def _put_back(self, state: Mapping[str, Any]) -> None:
         """Stand at the levels of a stage; what new episodes begin with is set for all envs."""
-        for name, value in state.get("_curriculum", {}).items():
-            mine: Tensor = getattr(self, name if name == "probabilities" else f"_{name}")
+        saved = state.get("_curriculum", {})
+        for name, mine in self._kept.items():
+            value = saved.get(name, mine.unsqueeze(0))  # of older stages: as it is
             if mine.shape != value.shape[1:]:
                 raise ValueError(
                     f"{self._where}: the saved levels are {value.shape[-1]}, these {self.num_levels}; use those of the "
@@ -322,9 +328,9 @@ class Curriculum(Wrapper):
         if self._terrain is not None:
             self.level.copy_(self._terrain.levels)
         elif self.config.strategy == "per_env" and self._key in state:
-            saved = state[self._key].to(self.level).clamp(max=self.num_levels - 1)
-            rows = rows_of(len(saved), self.num_envs).to(saved.device)
-            self.level.copy_(saved if len(saved) == self.num_envs else saved[rows])
+            levels = state[self._key].to(self.level).clamp(max=self.num_levels - 1)
+            rows = rows_of(len(levels), self.num_envs).to(levels.device)
+            self.level.copy_(levels if len(levels) == self.num_envs else levels[rows])
         else:
             self.level.copy_(spread(self.probabilities, self.num_envs))
         self._next.copy_(self.level)
@@ -332,11 +338,10 @@ class Curriculum(Wrapper):
         self._give(torch.ones_like(self._whole))
 
     def _merged(self) -> list[Tensor]:
-        return [*merged_in(self.env), *self._learned().values()]
+        return [*merged_in(self.env), *self._kept.values(), *([self._cohorts.sums] if self._cohorts else [])]
 
     def _flight(self) -> dict[str, Tensor]:
-        names = ("level", "_next", "_own", "_whole", "_returns", "_outcomes")
-        return {name.lstrip("_"): getattr(self, name).clone() for name in names}
+        return {name: value.clone() for name, value in self._of_episodes.items()}
 
     def _state_dict(self) -> dict[str, Any]:
         return {"env": self._stateful.state_dict(), "curriculum": self._learned() | self._flight()}
@@ -348,14 +353,15 @@ class Curriculum(Wrapper):
         saved = dict(state["curriculum"])
         if len(saved["level"]) != self.num_envs:
             raise ValueError(f"{self.task}: the saved state has {len(saved['level'])} envs, this env {self.num_envs}")
-        flight = {name: saved.pop(name) for name in self._flight()}
+        if self._cohorts is not None and "block" in saved:  # of 0.2.0, which had no cohorts
+            saved |= {f"cohort_{name}": value for name, value in self._cohorts.none_begun().items()}
+            saved["outcomes"] = torch.zeros_like(self._outcomes)
         self._put_back({"_curriculum": saved})
-        self._restore(flight)
+        self._restore({name: saved[name] for name in self._of_episodes})
 
     def _restore(self, flight: Mapping[str, Tensor]) -> None:
         for name, value in flight.items():
-            mine: Tensor = getattr(self, name if name == "level" else f"_{name}")
-            mine.copy_(value)
+            self._of_episodes[name].copy_(value)
         self._row.zero_()
         self._give(torch.ones_like(self._whole))
 

@@ -65,7 +65,7 @@ class MaximumEntropy:
         self.seen[:, count] = torch.inf  # of a weight of 0
         self.cursor = torch.tensor(-1, device=device)  # number of the latest episode
         self.told = torch.tensor(-1, device=device)  # and of the one that was told last
-        self.log_density = torch.zeros(num_envs, device=device)  # [N], of the position of each env
+        self.log_density = self.of_episodes = torch.zeros(num_envs, device=device)  # [N], of the position of each env
         self.calls = torch.zeros((), dtype=torch.int64)  # on the host
         self.kept = {
             "shape": self.shape, "seen": self.seen, "cursor": self.cursor, "log_density": self.log_density,

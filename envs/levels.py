@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from rlcore.distributed import average, largest, total, world
 
 GOLDEN = 0.6180339887498949
 
@@ -97,27 +101,6 @@ def running_rate(rate: Tensor, known: Tensor, outcomes: Tensor, window: int) -> 
     return mean, number.clamp(max=float(window))
 
 
-def moved(reached: Tensor, block: Tensor, episodes: int, promote: float, demote: float, highest: int) -> Tensor:
-    """The level that all have reached after a block of episodes; the block starts anew, in place, once it is full.
-
-    Args:
-        reached: so far, int64 ``[1]``.
-        block: episodes of that level, and how many of them were a success, ``[2, 1]``.
-        episodes: how many make a block.
-        promote: share of successes from which on the next level follows.
-        demote: share below which the one before does.
-        highest: level.
-
-    Returns:
-        int64 ``[1]``.
-    """
-    full = block[0] >= episodes  # [1]
-    rate = block[1] / block[0].clamp(min=1.0)
-    step = (rate >= promote).long() - (rate < demote).long()
-    block.masked_fill_(full, 0.0)
-    return (reached + step * full).clamp(0, highest)
-
-
 def one_apart(own: Tensor, level: Tensor, success: Tensor, counted: Tensor, highest: int) -> Tensor:
     """Each env's own level ``[N]`` after episodes at ``level`` ``[N]``.
 
@@ -134,3 +117,42 @@ def one_apart(own: Tensor, level: Tensor, success: Tensor, counted: Tensor, high
     up = counted & success & (level >= own)
     down = counted & ~success & (level <= own)
     return (own + up.long() - down.long()).clamp(0, highest)
+
+
+def mean_magnitudes(level: Tensor, advantages: Tensor, weight: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Mean magnitude of the advantages at each level, on all ranks together, and how many those are, ``[L]``.
+
+    Args:
+        level: that steps were played at, int64 ``[T, N]``.
+        advantages: ``[T, N]``.
+        weight: 0 where a step is not learned from, ``[T, N]``.
+        number: of levels, L.
+    """
+    known = weight.flatten() > 0
+    magnitude = advantages.flatten().double().abs().where(known, 0.0)
+    sums = torch.zeros(2, number, dtype=torch.float64, device=level.device)
+    sums.index_add_(1, level.flatten(), torch.stack((magnitude, known.double())))
+    whole, steps = total(sums)
+    return whole / steps, steps
+
+
+def level_figures(level: Tensor, number: int) -> dict[str, Tensor]:
+    """What there is to tell of levels, on all ranks together.
+
+    Args:
+        level: of the episodes in flight, int64 ``[N]``.
+        number: of levels, L.
+
+    Returns:
+        ``level_mean``, ``level_min``, ``level_max``; ``level_top``, the share of envs at the hardest; and
+        ``level_entropy``, 0 where all are at one and 1 where they are evenly over all.
+    """
+    share = (level == torch.arange(number, device=level.device).unsqueeze(1)).float().mean(1)  # [L]
+    level = level.float()
+    least, most = level.min(), level.max()
+    if world().joined:
+        share, (least, most) = average(share), largest(torch.stack((-least, most))).unbind()
+        least = -least
+    entropy = -torch.xlogy(share, share).sum() / math.log(number)
+    figures = {"level_mean": level.mean(), "level_min": least, "level_max": most, "level_top": share[-1]}
+    return figures | {"level_entropy": entropy}

@@ -167,10 +167,16 @@ class Randomized(OwnState):
         """The group ``dynamics`` ``[N, P]`` of new episodes in the envs ``where``, and of those before."""
         position = self._ranges.draw(self._random, where)  # [P, N]
         if self._sharing > 1:
-            position = position[:, :: self._sharing].repeat_interleave(self._sharing, 1, output_size=self.num_envs)
+            position = self._shared(position)
+            if self._ranges.of_episodes is not None:
+                self._ranges.of_episodes.copy_(self._shared(self._ranges.of_episodes))
         values, seen, before = redrawn(self._drawn, position, where, self._scale)
         self.env.set_parameters(dict(zip(self._names, values, strict=True)), where)  # type: ignore[attr-defined]
         return seen, before
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """What each first of neighboring rows has, in all of them, ``[..., N]``."""
+        return x[..., :: self._sharing].repeat_interleave(self._sharing, -1, output_size=self.num_envs)
 
     def _success(self, step: Step, done: Tensor) -> Tensor:
         """``[N]``, what is known where an episode ended."""
@@ -236,8 +242,9 @@ class Randomized(OwnState):
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
         kept = state.get("kept", {})
-        if isinstance(self._ranges, AutomaticRanges) and "lost" not in kept:  # of 0.2.0, which had no cohorts
-            state = {**state, "kept": {**kept, **self._ranges.no_cohorts()}}
+        if isinstance(self._ranges, AutomaticRanges) and "tally" in kept and "lost" not in kept:
+            self._ranges.load_stage(kept["bounds"].t().tolist())  # of 0.2.0, which had no cohorts
+            state = {**state, "kept": {**kept, **self._ranges.kept}}
         super()._load_state_dict(state)
 
     def _position(self, name: str, value: float) -> float:

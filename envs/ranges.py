@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlcore.dispatch import accelerated
-from rlcore.distributed import total
+from rlcore.envs.cohorts import Cohorts
 from rlcore.types import Metrics
 
 
@@ -64,12 +64,14 @@ class Fixed:
     """Uniform over all of the range.
 
     ``draw`` and ``record``, here and below, run inside of recordings; ``kept`` is what the future depends on, tensors
-    that are changed in place. ``broken_off`` and ``began_at_reset`` come before and after the draws of a reset.
+    that are changed in place, and ``of_episodes`` what comes with the positions of an env, ``[N]``. ``broken_off`` and
+    ``began_at_reset`` come before and after the draws of a reset.
     """
 
     def __init__(self, rows: list[Row], num_envs: int, device: torch.device) -> None:
         self.shape, self.device = (len(rows), num_envs), device
         self.kept: dict[str, Tensor] = {}
+        self.of_episodes: Tensor | None = None
 
     def draw(self, generator: torch.Generator, where: Tensor) -> Tensor:
         """Positions ``[P, N]`` for all envs; episodes begin with them in the envs ``where`` ``[N]``."""
@@ -92,11 +94,8 @@ class AutomaticRanges:
     one parameter at one of its bounds. A bound moves out by a step if the mean success there is at least ``high``, and
     back by one if it is at most ``low``; never past the nominal value, nor past the limits.
 
-    The mean is that of a cohort: of all episodes that begin at the bound after its last decision, until an ``adapt``
-    finds them to be enough. Those that begin later do not count, and the cohort decides when all of it has ended, or
-    what has not ended cannot change the decision. The first episodes to end would be others: the short ones, which are
-    the failures where a robot falls, and the successes where it arrives. Episodes that are broken off have no outcome,
-    and the cohorts that they were of begin anew.
+    The mean is that of a cohort, see ``rlcore.envs.cohorts``: of the episodes that begin at a bound after its last
+    decision.
 
     Args:
         rows: the parameters.
@@ -120,24 +119,18 @@ class AutomaticRanges:
         episodes: int,
     ) -> None:
         self.rows, self.device = rows, device
-        self.step, self.low, self.high, self.episodes = step, low, high, episodes
+        self.step, self.low, self.high = step, low, high
         self.start = torch.tensor([row.start for row in rows], device=device)  # [P]
         self.bounds = self.start.repeat(2, 1)  # [2, P]
         count = len(rows)
-        self._none = 2 * count
-        # What the episode of each env is, [N]: 0..2P-1 played at that bound, 2P of no cohort, and 2P + 1 + bound of one
-        # that takes no more.
-        self.played = torch.full((num_envs,), self._none, device=device)
-        self.sums = torch.zeros(2, 2 * count, device=device)  # episodes and successes of each cohort so far
-        # Those of each env that are in no sum yet, by what they were; the last is of what has not ended.
-        self.tally = torch.zeros(2, 4 * count + 2, num_envs, device=device)
-        self.lost = torch.zeros(4 * count + 1, device=device)  # episodes that were broken off, by what they were
-        self.kept = {
-            "bounds": self.bounds, "played": self.played, "sums": self.sums, "tally": self.tally, "lost": self.lost,
-        }  # fmt: skip
+        self.cohorts = Cohorts(2 * count, num_envs, episodes, device)
+        self.played = self.of_episodes = self.cohorts.of  # [N]
+        # Episodes and successes of each env since ``adapt``, by what they were; the last is of what has not ended.
+        self.tally = torch.zeros(2, self.cohorts.rows + 1, num_envs, device=device)
+        kept = {"played": self.played, "sums": self.cohorts.sums, "lost": self.cohorts.lost}
+        self.kept = {"bounds": self.bounds, "tally": self.tally, **kept}
         self._one = torch.ones(num_envs, device=device)
-        self._last = torch.tensor(4 * count + 1, device=device)
-        self._kinds = torch.arange(4 * count + 1, device=device)
+        self._last = torch.tensor(self.cohorts.rows, device=device)
         self._limits = torch.arange(1, 2 * count + 1, device=device) / (4 * count)  # [2P], of numbers that choose
         # Between what each parameter is drawn where a bound is played, or none, [2, P, 2P + 1].
         self._between = torch.zeros(2, count, 2 * count + 1, device=device)
@@ -154,49 +147,30 @@ class AutomaticRanges:
         add_ended(self.tally, self.played, done, success, self._one, self._last)
 
     def broken_off(self) -> None:
-        """Remember which cohorts lose episodes; see ``Fixed``."""
-        self.lost.add_(self._in_flight()).add_(self.tally[0, :-1].sum(1))
+        """See ``Fixed``."""
+        self.cohorts.broken_off(self.tally[0, :-1].sum(1))
         self.tally.zero_()
 
     def began_at_reset(self, whole: bool) -> None:
-        """Count no part of an episode for one; see ``Fixed``."""
+        """Take no part of an episode for one; see ``Fixed``."""
         if not whole:
-            self.played.fill_(self._none)
+            self.played.fill_(self.cohorts.none)
 
     def adapt(self) -> Metrics:
         """Move the bounds whose cohorts have decided, on all ranks together."""
-        none = self._none
-        told = total(torch.cat((self.tally[:, :-1].sum(2), self._in_flight()[None], self.lost[None])))  # [4, 4P + 1]
+        least, most, over, told = self.cohorts.take(self.tally[:, :-1].sum(2))
         self.tally.zero_()
-        self.lost.zero_()
-        free, waiting = told[:, :none], told[:, none + 1 :]  # [4, 2P]: of bounds that take more, and that do not
-        waits = waiting[0] + waiting[2] > 0
-        ended, successes, left, lost = torch.where(waits, waiting, free)
-        lost = (lost + free[3] + waiting[3]) > 0
-        number, successes = self.sums.add_(torch.stack((ended, successes)))
-        begun = number + left
-        enough = begun >= self.episodes
-        least, most = successes / begun.clamp(min=1.0), (successes + left) / begun.clamp(min=1.0)  # of the mean
-        decided = enough & ((least >= self.high) | (most <= self.low) | (left == 0)) & ~lost
-        out = ((least >= self.high).float() - (most <= self.low).float()).where(decided, 0.0).view(2, -1)
-        self.bounds[0].copy_(torch.minimum((self.bounds[0] - self.step * out[0]).clamp(min=0.0), self.start))
-        self.bounds[1].copy_(torch.maximum((self.bounds[1] + self.step * out[1]).clamp(max=1.0), self.start))
-        over = decided | lost  # the next cohort is of those that begin from here on
-        self.sums.masked_fill_(over, 0.0)
-        closed = torch.where(enough & ~waits, self._kinds[none + 1 :], self._kinds[:none])
-        kinds = torch.cat((closed, self._kinds[none:])).masked_fill(torch.cat((over, over.new_zeros(1), over)), none)
-        self.played.copy_(kinds[self.played])
+        out, back = least >= self.high, most <= self.low  # [2P]
+        step = self.step * (out.float() - back.float()).view(2, -1)
+        self.bounds[0].copy_(torch.minimum((self.bounds[0] - step[0]).clamp(min=0.0), self.start))
+        self.bounds[1].copy_(torch.maximum((self.bounds[1] + step[1]).clamp(max=1.0), self.start))
+        self.cohorts.renew(out | back | over)
         self.loaded()
-        ended, succeeded = told[:2].sum(1)
-        return {"randomize/success": succeeded / ended}  # 0 / 0 is no number
-
-    def _in_flight(self) -> Tensor:
-        """How many episodes of each kind there are, ``[4P + 1]``."""
-        return torch.zeros_like(self.lost).index_add_(0, self.played, self._one)
+        return {"randomize/success": told[1] / told[0]}  # 0 / 0 is no number
 
     def merged(self) -> list[Tensor]:
         """What is the same on all ranks."""
-        return [self.bounds, self.sums]
+        return [self.bounds, self.cohorts.sums]
 
     def ends(self) -> Tensor:
         """Lower and upper ends of what is drawn, ``[2, P]``."""
@@ -209,14 +183,9 @@ class AutomaticRanges:
     def load_stage(self, stage: list[list[float]]) -> None:
         """Draw from the distributions of ``stage`` from now on, with new cohorts."""
         self.bounds.copy_(torch.tensor(stage).t())
-        for name, value in self.no_cohorts().items():
-            self.kept[name].copy_(value)
+        self.cohorts.begin_anew()
+        self.tally.zero_()
         self.loaded()
-
-    def no_cohorts(self) -> dict[str, Tensor]:
-        """What is kept before any episode has begun, but for the bounds."""
-        nothing = {name: torch.zeros_like(value) for name, value in self.kept.items() if name != "bounds"}
-        return nothing | {"played": torch.full_like(self.played, self._none)}
 
     def loaded(self) -> None:
         """Work out what is drawn from by what is kept: a bound that is played is both ends of its parameter."""

@@ -257,7 +257,7 @@ def of_levels(strategy: Any) -> list[Tensor]:
         env.score_levels(5)
     for _ in range(12):
         outcomes = torch.randint(0, 5, (2, 10, 12), generator=draw).float() * torch.tensor([0.2, 1.0]).view(2, 1, 1)
-        env._outcomes.copy_(own(outcomes, 2).sum(2))
+        env._outcomes[:, :10].copy_(own(outcomes, 2).sum(2))  # of the threshold: of cohorts that take more
         if strategy == "plr":
             assert env._played is not None
             env._played.copy_(own(torch.randint(0, 10, (5, 12), generator=draw)))
@@ -280,11 +280,9 @@ def of_ranges(kind: str) -> list[Tensor]:
         for _ in range(8):
             bounds, position = torch.randint(0, 5, (12,), generator=draw), torch.rand(2, 12, generator=draw)
             done = torch.rand(12, generator=draw) < 0.4
-            if kind == "adr":
-                ranges.played.copy_(own(bounds, 0))
-            else:
-                ranges.log_density.zero_()
             ranges.record(own(position), own(done, 0), own((position[0] < 0.7).float(), 0))
+            if kind == "adr":  # which draws as much
+                ranges.played.copy_(torch.where(own(done, 0), own(bounds, 0), ranges.played))
         told = ranges.adapt()["randomize/success"]
     return [torch.cat([told.view(1).double(), *(x.double().flatten() for x in ranges.merged())])]
 
