@@ -1,4 +1,4 @@
-"""Benchmarks of MT10 and of HalfCheetah-Vel: what needs no simulator."""
+"""Benchmarks of MT10, of HalfCheetah-Vel and of MAML: what needs no simulator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import meta_gradient
 import meta_world
 import pytest
 import torch
@@ -91,3 +92,12 @@ def test_parameters_after_each_step_are_told_of_every_task() -> None:
         assert all(mine.shape == (4, *p.shape) for mine, p in zip(own, agent.network.parameters, strict=True))
         assert all(bool((mine[1] == mine[0]).all()) == (k == 0) for mine in own)
     assert all(torch.equal(mine, last) for mine, last in zip(found[-1], agent.adapted, strict=True))
+
+
+def test_updates_with_second_derivatives_and_without_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "--num-envs 4 --num-tasks 2 --steps 3 --adapt-steps 1 --epochs 1 --updates 1"
+    meta_gradient.main(["--device", "cpu", *sizes.split()])
+    head, _, _, second, first = capsys.readouterr().out.splitlines()
+    assert "1 gradients of 24 samples, 2 tasks" in head
+    assert second.startswith("| second | eager | ") and first.startswith("| first | eager | ")
+    assert all(float(line.split("|")[3].split()[0]) > 0 for line in (first, second))
