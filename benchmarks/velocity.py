@@ -3,9 +3,9 @@
     python benchmarks/velocity.py --run told=runs/HalfCheetah-Vel/ppo/RUN --run "RL²=..." --run MAML=... --png out.png
 
 A loss is a negative return of an episode. All runs are evaluated without exploring in the same envs of the same goals,
-which one seed draws: a policy with a memory in every episode of a trial, one of MAML before adaptation and after all
-steps of it. For a step the ``--rows`` envs of a goal play an episode each, exploring; of the steps between, the losses
-of these are told. The first run is what the others are compared with.
+which one seed draws: a policy with a memory in every episode of a trial, one of MAML before adaptation and after each
+step of it. For a step the ``--rows`` envs of a goal play an episode each, exploring; the losses of these are in the
+file of ``--json``. The first run is what the others are compared with.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def adapting(env: VecEnv, config: Any, state: dict[str, Any], goals: int, seed: 
 
 @torch.no_grad()
 def quiet_returns(env: VecEnv, agent: MAML, parameters: Sequence[Tensor], seed: int) -> Tensor:
-    """Returns ``[N]`` of an episode of every env with the parameters ``[M, ...]`` of its task, without exploring."""
+    """Returns ``[N]`` of an episode of every env with the parameters ``[M, ...]`` of its task, without exploring.
+
+    A seed draws the tasks: it has to be that of the adaptation.
+    """
     obs, policy = env.reset(seed), agent.policy
     returns = torch.zeros(env.num_envs, dtype=torch.float64)
     for _ in range(env.max_episode_length):
@@ -59,28 +62,36 @@ def quiet_returns(env: VecEnv, agent: MAML, parameters: Sequence[Tensor], seed: 
     return returns
 
 
-def losses(run: Path, checkpoint: str, goals: int, rows: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Losses ``[episodes or steps, goals]`` of a run's policy, and the goals."""
+def by_step(env: VecEnv, agent: MAML, seed: int) -> tuple[Tensor, Tensor]:
+    """Returns ``[K + 1, N]`` before adaptation to the tasks that a seed draws and after each step of it.
+
+    The first are of the episodes that a step was taken by, exploring; the others of one more, without.
+    """
+    found = adapt(env, agent, seed)
+    quiet = [quiet_returns(env, agent, parameters, seed) for parameters in found.parameters]
+    return torch.stack(found.returns), torch.stack(quiet)
+
+
+def losses(run: Path, checkpoint: str, goals: int, rows: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Losses ``[episodes or steps, goals]`` of a run's policy, ``quiet`` and, of MAML, ``exploring``; and the goals."""
     _, path = locate(run, checkpoint)
     policy, _, content = restore_policy(path)
     settings = read_config(content["config"])
     env: Any = make_env(settings.task, goals * rows, seed=seed, **settings.env)
     env.hold_tasks(rows)
     env.reset(seed)
-    wanted = env.task_values()["velocity"].view(goals, rows)[:, 0]
+    drawn = env.task_values()["velocity"]
     if settings.algo == "maml":
         agent = adapting(env, settings.agent, content["agent"], goals, seed)
-        before = [p.expand(goals, *p.shape) for p in agent.network.parameters]
-        exploring = adapt(env, agent, seed).returns[1:-1]
-        ends = [quiet_returns(env, agent, p, seed + 1) for p in (before, agent.adapted)]
-        returns = torch.stack([ends[0], *exploring, ends[1]])
+        exploring, quiet = by_step(env, agent, seed)
+        returns = {"quiet": quiet, "exploring": exploring}
     else:
-        found = run_episodes(env, policy, seed + 1)
-        returns = found.returns.unsqueeze(0) if found.trial is None else found.trial.t()
-    env.reset(seed)
-    assert torch.equal(wanted, env.task_values()["velocity"].view(goals, rows)[:, 0])
+        found = run_episodes(env, policy, seed)
+        returns = {"quiet": found.returns.unsqueeze(0) if found.trial is None else found.trial.t()}
+    assert torch.equal(drawn, env.task_values()["velocity"]), "the episodes were of other goals"
     env.close()
-    return -returns.view(len(returns), goals, rows).mean(2), wanted
+    by_goal = {name: -values.view(len(values), goals, rows).mean(2) for name, values in returns.items()}
+    return by_goal, drawn.view(goals, rows)[:, 0]
 
 
 def curve(run: Path) -> tuple[list[int], list[float], str]:
@@ -137,7 +148,8 @@ def main(words: Sequence[str] | None = None) -> None:
     print(f"loss of an episode, {args.goals} goals, {args.rows} episodes of each; 95 % intervals over goals")
     print("| | before or first | ... and then | last, beside the first run |\n|---|---|---|---|")
     for name, run in runs.items():
-        found, goals = losses(run, args.checkpoint, args.goals, args.rows, args.seed)
+        ways, goals = losses(run, args.checkpoint, args.goals, args.rows, args.seed)
+        found = ways["quiet"]
         told = found[-1] if told is None else told
         ratio = float(found[-1].mean() / told.mean())
         low, high = t_interval((found[-1] - ratio * told) / told.mean())  # of a ratio of means, Cochran, chapter 6
@@ -149,6 +161,7 @@ def main(words: Sequence[str] | None = None) -> None:
         report["runs"][name] = {
             "run": str(run), "losses": found.tolist(), "goals": goals.tolist(), "ratio": ratio,
             "ratio_ci95": [ratio + low, ratio + high],
+            **{f"losses_{name}": values.tolist() for name, values in ways.items() if name != "quiet"},
         }  # fmt: skip
     if args.json:
         args.json.write_text(json.dumps(report, indent=1))

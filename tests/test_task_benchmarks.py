@@ -1,15 +1,20 @@
-"""Benchmarks of MT10 and of HalfCheetah-Vel: what needs no simulator."""
+"""Benchmarks of MT10, of HalfCheetah-Vel and of MAML: what needs no simulator."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
+import meta_gradient
 import meta_world
 import pytest
 import torch
 import velocity
 
+from rlcore.envs import make_env
+from rlcore.maml import MAML, MAMLConfig
+from rlcore.train.adapting import adapt
 from rlcore.train.evaluate import Evaluation
 
 
@@ -64,3 +69,35 @@ def test_a_curve_is_that_of_the_last_episode_or_step(tmp_path: Path) -> None:
     table.write_text("env_steps,loss/policy\n10,1\n")
     with pytest.raises(ValueError, match="has no returns"):
         velocity.curve(tmp_path)
+
+
+def test_an_adapted_policy_is_evaluated_on_the_goals_that_it_was_adapted_to() -> None:
+    # It hardly explores and hardly moves: its episodes are the same with and without, if the goals are.
+    env: Any = make_env("Navigation-2D", 12, seed=1, max_episode_length=9)
+    config = MAMLConfig(num_tasks=4, adapt_steps=2, init_std=1e-4, min_std=1e-5, step_size=1e-12)
+    agent = MAML(env, config, seed=1)
+    env.reset(5)
+    goals = env.task_values()["goal_x"]
+    exploring, quiet = velocity.by_step(env, agent, 5)
+    assert exploring.shape == quiet.shape == (3, 12) and exploring[0].std() > 0.1
+    torch.testing.assert_close(quiet, exploring, rtol=0.01, atol=0.01)
+    assert torch.equal(env.task_values()["goal_x"], goals)
+
+
+def test_parameters_after_each_step_are_told_of_every_task() -> None:
+    env: Any = make_env("Navigation-2D", 12, seed=1, max_episode_length=9)
+    agent = MAML(env, MAMLConfig(num_tasks=4, adapt_steps=2), seed=1)
+    found = adapt(env, agent, 5).parameters
+    for k, own in enumerate(found):
+        assert all(mine.shape == (4, *p.shape) for mine, p in zip(own, agent.network.parameters, strict=True))
+        assert all(bool((mine[1] == mine[0]).all()) == (k == 0) for mine in own)
+    assert all(torch.equal(mine, last) for mine, last in zip(found[-1], agent.adapted, strict=True))
+
+
+def test_updates_with_second_derivatives_and_without_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = "--num-envs 4 --num-tasks 2 --steps 3 --adapt-steps 1 --epochs 1 --updates 1"
+    meta_gradient.main(["--device", "cpu", *sizes.split()])
+    head, _, _, second, first = capsys.readouterr().out.splitlines()
+    assert "1 gradients of 24 samples, 2 tasks" in head
+    assert second.startswith("| second | eager | ") and first.startswith("| first | eager | ")
+    assert all(float(line.split("|")[3].split()[0]) > 0 for line in (first, second))

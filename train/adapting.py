@@ -28,7 +28,7 @@ class Adapted:
     returns: list[Tensor]
     """Of the episodes that were played before it and after each step, ``[N]`` each: one of every env, exploring."""
     parameters: list[list[Tensor]]
-    """Those of the policy, before it and after each step."""
+    """Those of the policy, before it and after each step, ``[M, ...]`` each: of every task."""
 
     @property
     def best(self) -> int:
@@ -36,11 +36,11 @@ class Adapted:
         return max(range(len(self.returns)), key=lambda k: float(self.returns[k].mean()))
 
     def policy(self, base: ActorPolicy, step: int) -> ActorPolicy:
-        """The policy after a step, which acts alone; the base is left as it is."""
+        """The policy of the first task after a step, which acts alone; the base is left as it is."""
         made = copy.deepcopy(base)
         with torch.no_grad():
             for mine, value in zip(TaskNetwork(made).parameters, self.parameters[step], strict=True):
-                mine.copy_(value)
+                mine.copy_(value[0])
         return made.eval()
 
     def lines(self) -> list[str]:
@@ -82,15 +82,17 @@ def learner(env: VecEnv, config: MAMLConfig, state: Mapping[str, Any], steps: in
 def adapt(env: VecEnv, agent: MAML, seed: int) -> Adapted:
     """Play a rollout, take a step, and so on; the policy and its statistics are left as they were.
 
+    An env of several tasks has new ones afterwards, as after a rollout of training; ``reset(seed)`` brings these back.
+
     Args:
-        env: of one task.
-        agent: of ``learner``, built on it.
-        seed: of the env's reset.
+        env: of one task, or of as many as the agent's.
+        agent: built on it, such as of ``learner``.
+        seed: of the env's reset, and so of the tasks that it draws.
     """
     statistics = copy.deepcopy(agent.policy.normalizer.state_dict())
     agent.initial_state()
     obs = env.reset(seed)
-    parameters = [[p.clone() for p in agent.network.parameters]]
+    parameters = [[p.expand(agent.tasks, *p.shape).clone() for p in agent.network.parameters]]
     for index in range(1, agent.num_steps + 1):
         action, _ = agent.act(obs, ())
         step = agent.renew(env.step(action))
@@ -98,7 +100,7 @@ def adapt(env: VecEnv, agent: MAML, seed: int) -> Adapted:
         agent.policy.normalizer.load_state_dict(statistics)
         obs = step.obs
         if index % agent.horizon == 0 and index < agent.num_steps:
-            parameters.append([p[0].clone() for p in agent.adapted])
+            parameters.append([p.clone() for p in agent.adapted])
     shape = (agent.parts, agent.horizon, env.num_envs)
     total = agent.rollout.data["reward"].view(shape).double().cumsum(1)
     first = agent.rollout.data["done"].view(shape).int().argmax(1, keepdim=True)  # where each env's first episode ended
