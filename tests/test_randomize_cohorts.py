@@ -97,8 +97,8 @@ def test_a_bound_settles_where_success_ends_however_long_episodes_are(
 
 @pytest.mark.parametrize(("success", "failure"), [(100, 5), (5, 100)], ids=["failing ends it", "arriving ends it"])
 def test_a_level_is_left_when_it_is_mastered_however_long_episodes_are(success: int, failure: int) -> None:
-    settings = {"levels": 6, "episodes": 20, "uniform": 0.0, "parameters": {"load": [0.4, 0.9]}}
-    env = Curriculum(Walk(512, success=success, failure=failure), CurriculumConfig(**settings))
+    config = CurriculumConfig(levels=6, episodes=20, uniform=0.0, parameters={"load": [0.4, 0.9]})
+    env = Curriculum(Walk(512, success=success, failure=failure), config)
     env.reset(0)
     action, levels = torch.zeros(512, 1), []
     for _ in range(100):
