@@ -15,6 +15,7 @@ from rlcore.envs.curriculum import Curriculum
 from rlcore.envs.curriculum_config import CurriculumConfig
 from rlcore.envs.randomize import ParameterRange, RandomizeConfig, Randomized
 from rlcore.envs.torch_env import TorchEnv
+from rlcore.stage import lent, reset_at, same_stage, stage_of
 from rlcore.types import Step
 
 EDGE = 0.7
@@ -93,6 +94,20 @@ def test_a_bound_settles_where_success_ends_however_long_episodes_are(
     first = next(i for i, bound in enumerate(bounds) if bound > EDGE - 0.05)
     assert bounds[:first] == sorted(bounds[:first])  # on its way it never comes back
     assert first <= 150 and min(bounds[first:]) >= EDGE - 0.05 and max(bounds) <= EDGE + 0.05
+
+
+def test_few_envs_with_many_ends_decide_as_well() -> None:
+    class Four(Walk):
+        parameters: ClassVar[dict[str, Parameter]] = {
+            name: Parameter(nominal=0.5, low=0.0, high=1.0) for name in ("load", "grip", "push", "heat")
+        }
+
+    every = {name: ParameterRange() for name in Four.parameters}
+    env = of(Four(64, success=20, failure=5, chances=(0.95, 0.95)), parameters=every)
+    env.reset(0)
+    upper(env, 150)  # in which each of 64 envs plays about five episodes at each of 8 ends, and 100 of them decide
+    low, high = zip(*env.stage_dict()["randomize"].values(), strict=True)
+    assert max(low) <= 0.46 + 1e-6 and min(high) >= 0.54 - 1e-6
 
 
 @pytest.mark.parametrize(("success", "failure"), [(100, 5), (5, 100)], ids=["failing ends it", "arriving ends it"])
@@ -211,3 +226,26 @@ def test_rows_that_share_a_task_play_the_same_bound() -> None:
     assert (load == load[:, :1]).all() and (played == played[:, :1]).all()
     for bound, value in enumerate((0.2, 0.6)):
         assert torch.equal(played == bound, torch.isclose(load, torch.tensor(value)))
+
+
+@pytest.mark.parametrize("mode", ["adr", "doraemon"])
+def test_an_evaluation_on_the_training_env_decides_nothing(mode: str) -> None:
+    env = of(Walk(64, success=30, failure=5, chances=(0.0, 0.0)), mode=mode, boundary_episodes=5, interval=1)
+    env.load_stage_dict({"randomize": {"load": [0.2, 0.6] if mode == "adr" else [20.0, 20.0]}})
+    env.reset(0)
+    upper(env, 1, steps=1)
+    stage, action = stage_of(env), torch.zeros(64, 1)
+    with lent(env, lambda obs: None):  # which cannot put its episodes back
+        env.env.chances = (1.0, 1.0)
+        reset_at(env, stage, 1)
+        for _ in range(90):
+            env.step(action)
+        env.env.chances = (0.0, 0.0)
+    env.adapt()
+    assert same_stage(stage, stage_of(env))
+    if mode == "doraemon":
+        assert env._ranges.seen[:-1, -2].isinf().all()
+    else:
+        assert not env._ranges.cohorts.sums.any()
+        upper(env, 8)
+        assert env.stage_dict()["randomize"]["load"] == pytest.approx([0.28, 0.52], abs=0.05)
