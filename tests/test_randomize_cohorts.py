@@ -50,8 +50,8 @@ class Walk(TorchEnv):
 
     def step(self, action: Tensor) -> Step:
         self.age += 1
-        over, log = self.age >= self.length, {"success": self.success.clone()}
-        obs = {"policy": torch.zeros(self.num_envs, 1)}
+        over, obs = self.age >= self.length, {"policy": torch.zeros(self.num_envs, 1)}
+        log: dict[str, Tensor | float] = {"success": self.success.clone()}
         return Step(obs, torch.zeros(self.num_envs), over, torch.zeros_like(over), obs, log)
 
     def _begin(self) -> dict[str, Tensor]:
