@@ -51,7 +51,8 @@ class CurriculumConfig:
     demote: float = 0.4
     """Share of successes below which the level before does."""
     episodes: int = 100
-    """Episodes of the present level, at least, by which that is decided."""
+    """Episodes of the present level, at least, by which that is decided: those that begin after the last decision, once
+    what has not ended cannot change it."""
     kappa: float = 4.0
     """How much levels of other success rates than the target are left out; 0: not at all."""
     target: float = 0.5

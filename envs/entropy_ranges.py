@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -28,8 +30,9 @@ class MaximumEntropy:
     that have ended, stays at least ``success_rate``, and the KL divergence from the distributions of before at most
     ``max_kl``. Where nothing within that divergence succeeds often enough, they are changed to what succeeds most.
 
-    Of the episodes that end after a reset the first are the short ones. None counts that began at one, nor any that
-    ends while such an episode is in flight; from then on short ones and long ones end as often as they begin.
+    Of the episodes that end after a reset the first are the short ones. So nothing changes before all that began at the
+    reset have ended. Where those began in the middle, they do not count, nor does what ended beside them. From then on
+    long episodes end as often as they begin; with starts in step that is so over any time as long as the longest.
 
     This is done by Adam on a penalty, and the best of the points that it passes is taken; the distributions stay if
     none is allowed and better. Densities are those of 1024 cells of the range, within which positions are uniform.
@@ -66,10 +69,13 @@ class MaximumEntropy:
         self.cursor = torch.tensor(-1, device=device)  # number of the latest episode
         self.told = torch.tensor(-1, device=device)  # and of the one that was told last
         self.log_density = self.of_episodes = torch.zeros(num_envs, device=device)  # [N], of the position of each env
+        # Log densities of the episodes in flight that began at a reset, [N]; minus infinity for the others.
+        self.first = torch.full((num_envs,), -torch.inf, device=device)
+        self.waits = torch.zeros((), device=device)  # how many those are, of all ranks
         self.calls = torch.zeros((), dtype=torch.int64)  # on the host
         self.kept = {
             "shape": self.shape, "seen": self.seen, "cursor": self.cursor, "log_density": self.log_density,
-            "told": self.told, "calls": self.calls,
+            "told": self.told, "calls": self.calls, "first": self.first,
         }  # fmt: skip
         centers = (torch.arange(_CELLS, device=device, dtype=torch.float64) + 0.5) / _CELLS
         self._centers = centers
@@ -95,13 +101,17 @@ class MaximumEntropy:
         self.seen[:-1, -2].masked_fill_(self._recent()[0], torch.inf)
 
     def began_at_reset(self, whole: bool) -> None:
-        """Leave out the episodes in flight; see ``ranges.Fixed``."""
-        self.log_density.fill_(torch.inf)
+        """Wait for the episodes in flight; see ``ranges.Fixed``."""
+        if not whole:
+            self.log_density.fill_(torch.inf)
+        self.first.copy_(self.log_density)
 
     def adapt(self) -> Metrics:
         """Change the distributions, every so often."""
-        at_reset = self.log_density.isposinf().any()
-        self.seen[:-1, -2].masked_fill_(self._recent()[0] & at_reset, torch.inf)
+        self.first.masked_fill_(self.first != self.log_density, -torch.inf)  # those have ended
+        in_the_middle = self.first.isposinf().any()  # began one that goes on
+        self.seen[:-1, -2].masked_fill_(self._recent()[0] & in_the_middle, torch.inf)
+        self.waits.copy_(total((~self.first.isneginf()).sum().float()))
         self.calls += 1
         if int(self.calls) % self.interval == 0:
             self.shape.copy_(of_main(self._improve()))  # GPUs of other kinds might differ in the last bit
@@ -152,7 +162,7 @@ class MaximumEntropy:
             square.lerp_(slope.square(), 0.01)
             move = mean / (1 - 0.9 ** (step + 1)) / ((square / (1 - 0.99 ** (step + 1))).sqrt() + 1e-9)
             free = (free.detach() - _RATE * move).clamp(0.0, 9.0).requires_grad_()  # a and b from 1: no poles
-        enough = log_density.isfinite().sum() >= _FEWEST
+        enough = (log_density.isfinite().sum() >= _FEWEST) & (self.waits == 0)
         return torch.where(enough, best, before).float()
 
     def merged(self) -> list[Tensor]:
@@ -171,6 +181,10 @@ class MaximumEntropy:
         """Draw from the distributions of ``stage`` from now on."""
         self.shape.copy_(torch.tensor(stage).t())
         self.loaded()
+
+    def completed(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See ``ranges.Fixed``; where nothing was waited for, all has begun anew."""
+        return {"first": torch.full_like(self.first, -torch.inf), **kept} if "seen" in kept else kept
 
     def loaded(self) -> None:
         """Work out the cells of the distributions that are kept."""

@@ -241,11 +241,7 @@ class Randomized(OwnState):
             self._ranges.loaded()
 
     def _load_state_dict(self, state: dict[str, Any]) -> None:
-        kept = state.get("kept", {})
-        if isinstance(self._ranges, AutomaticRanges) and "tally" in kept and "lost" not in kept:
-            self._ranges.load_stage(kept["bounds"].t().tolist())  # of 0.2.0, which had no cohorts
-            state = {**state, "kept": {**kept, **self._ranges.kept}}
-        super()._load_state_dict(state)
+        super()._load_state_dict({**state, "kept": self._ranges.completed(state.get("kept", {}))})
 
     def _position(self, name: str, value: float) -> float:
         """Where a value lies between the limits, in 0..1."""

@@ -50,15 +50,17 @@ class RandomizeConfig:
     narrow_below: float = 0.5
     """Of adr: mean success at an end up to which it moves back."""
     step: float = 0.02
-    """Of adr: how far an end moves, in parts of the range."""
+    """Of adr: how far an end moves, in parts of the range, by one decision: at most one in the time in which
+    ``boundary_episodes`` begin at it and the longest of them ends."""
     boundary_episodes: int = 100
-    """Of adr: episodes at an end that decide."""
+    """Of adr: episodes at an end that decide, at least: those that begin there after its last decision, and all of
+    them, so that short ones do not count for more."""
     success_rate: float = 0.5
     """Of doraemon: success that is to be expected at least."""
     max_kl: float = 0.1
     """Of doraemon: how far the distributions change at once, in nats."""
     interval: int = 16
-    """Of doraemon: iterations from one change to the next."""
+    """Of doraemon: iterations from one change to the next; the first is when all that began at a reset has ended."""
     episodes: int = 2048
     """Of doraemon: the latest so many episodes tell what succeeds; at least one for each env."""
 

@@ -5,6 +5,7 @@ Positions ``[P, N]`` are from 0, the lower limit of a parameter, to 1, the upper
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -85,6 +86,10 @@ class Fixed:
 
     def began_at_reset(self, whole: bool) -> None:
         """Know that the episodes in flight began at a reset, ``whole`` or in the middle; nothing to be done here."""
+
+    def completed(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What was saved, with what version 0.2.0 did not; nothing to be done here."""
+        return kept
 
 
 class AutomaticRanges:
@@ -186,6 +191,14 @@ class AutomaticRanges:
         self.cohorts.begin_anew()
         self.tally.zero_()
         self.loaded()
+
+    def completed(self, kept: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """See ``Fixed``; where there were no cohorts, new ones begin."""
+        if "bounds" not in kept or "lost" in kept:
+            return kept
+        new = self.cohorts.none_begun()
+        new["played"] = new.pop("of")
+        return {**kept, **new, "tally": torch.zeros_like(self.tally)}
 
     def loaded(self) -> None:
         """Work out what is drawn from by what is kept: a bound that is played is both ends of its parameter."""

@@ -86,8 +86,8 @@ def test_they_are_who_began_after_the_last_decision(num_envs: int, resets: bool)
                 if episode.kind < kinds:
                     by_hand.break_off(episode)
             for kind, members in enumerate(by_hand.members):  # what has ended since the last look goes with them
-                before = cohorts.sums[0, kind] if members else 0
-                by_hand.lost[kind] |= sum(e.success is not None for e in members) > before
+                known = float(cohorts.sums[0, kind])
+                by_hand.lost[kind] |= sum(e.success is not None for e in members) > known
             cohorts.broken_off(ended[0])
             ended.zero_()
             for env in range(num_envs):

@@ -78,20 +78,23 @@ def test_bounds_are_chosen_and_counted(shape: tuple[int, int], place: torch.devi
     count, envs = shape
     uniform, between = torch.rand(count + 1, envs, device=place), torch.rand(2, count, 2 * count + 1, device=place)
     limits = torch.arange(1, 2 * count + 1, device=place) / (4 * count)
-    where, played = torch.rand(envs, device=place) < 0.5, torch.zeros(envs, dtype=torch.int64, device=place)
+    where = torch.rand(envs, device=place) < 0.5
+    played = torch.randint(4 * count + 1, (envs,)).to(place)  # of cohorts that take more, of none, of those that wait
+    before = played.cpu().numpy().copy()
     bound = np.minimum((uniform[-1].double().cpu().numpy() * 4 * count).astype(int), 2 * count)
     low, high = between.double().cpu().numpy()[:, :, bound]
     position = chosen(uniform, limits, between, where, played)
     close(position, low + (high - low) * uniform[:-1].double().cpu().numpy())
-    now = np.where(where.cpu().numpy(), bound, 0)
+    now = np.where(where.cpu().numpy(), bound, before)
     assert played.tolist() == now.tolist()
-    tally, success = torch.zeros(2, 2 * count + 2, envs, device=place), torch.rand(envs, device=place)
-    success[~where] = torch.nan  # of episodes that go on nothing is known
+    tally, success = torch.zeros(2, 4 * count + 2, envs, device=place), torch.rand(envs, device=place)
+    done = torch.rand(envs, device=place) < 0.5
+    success[~done] = torch.nan  # of episodes that go on nothing is known
     for _ in range(2):
-        last = torch.tensor(2 * count + 1, device=place)
-        add_ended(tally, played, where, success, torch.ones_like(success), last)
-    wanted = np.zeros((2, 2 * count + 1, envs))
-    for env in np.flatnonzero(where.cpu().numpy()):
+        last = torch.tensor(4 * count + 1, device=place)
+        add_ended(tally, played, done, success, torch.ones_like(success), last)
+    wanted = np.zeros((2, 4 * count + 1, envs))
+    for env in np.flatnonzero(done.cpu().numpy()):
         wanted[:, now[env], env] = 2.0, 2.0 * float(success[env])
     close(tally[:, :-1], wanted)
 
