@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import socket
@@ -18,7 +19,7 @@ except ImportError:  # not on Windows
 
 from rlcore.checkpoint import save_checkpoint
 from rlcore.config import load_yaml, save_yaml
-from rlcore.files import remove_stale
+from rlcore.files import remove_stale, whole_file
 from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, read_config, safe_name
 
@@ -44,6 +45,8 @@ class RunFolder:
         self.best = self.checkpoints / "best.pt"
         self.evaluation = path / "eval.json"
         self.exported = path / "export" / "policy.onnx"
+        self.end = path / "end.json"
+        self.videos = path / "videos"
         self._lock: int | None = None
 
     @classmethod
@@ -150,6 +153,16 @@ class RunFolder:
     def write_config(self, config: TrainConfig) -> None:
         """Write the resolved configuration; ``rlcore train --config`` of it repeats the run."""
         save_yaml(self.config_file, config)
+
+    def note_end(self, said: str, iteration: int) -> None:
+        """Write down why the run ended, as it was said; a disk that is full leaves it unsaid."""
+        record = {"ended": said, "iteration": iteration, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with contextlib.suppress(OSError), whole_file(self.end) as file:
+            file.write(json.dumps(record, indent=2) + "\n")
+
+    def filmed(self) -> list[Path]:
+        """Videos of evaluations by iteration, oldest first."""
+        return sorted(self.videos.glob("*.gif"))
 
     def numbered(self) -> list[Path]:
         """Checkpoints by iteration, oldest first."""
