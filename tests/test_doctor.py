@@ -196,7 +196,7 @@ def test_the_command_says_and_writes_what_was_found(
         (["--run", "nowhere"], "no run at 'nowhere'"),
         (["--task", "CartPole", "--seconds", "0"], "--seconds is 0.0; give more than 0"),
         (["--task", "CartPole", "--json", "."], "--json is '.', a folder; give a file"),
-        (["--task", "CartPole", "--num-envs", "0"], "--num_envs is 0; give 1 or more"),
+        (["--task", "CartPole", "--num-envs", "0"], "--num-envs is 0; give 1 or more"),
         (["--run", "nowhere", "--env.x", "1"], "without --task no env is examined"),
         (["--config", "nowhere.yaml"], "configuration file 'nowhere.yaml' does not exist"),
         (["--task", "CartPol"], "unknown task 'CartPol': did you mean CartPole"),

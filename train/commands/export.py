@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlcore.train.arguments import Job, read
 from rlcore.train.commands.common import output_elsewhere, required_run
+from rlcore.train.groups import flag_of
 
 if TYPE_CHECKING:
     from rlcore.export import CppReport
@@ -131,8 +132,8 @@ def _check_alone(args: ExportArguments) -> None:
     defaults = ExportArguments()
     for name in ("run", "checkpoint", "format", "output", "dynamic_batch", "cells", "for_task", "given_task", "gate"):
         if getattr(args, name) != getattr(defaults, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is for a run, and --onnx names a file that is written already; leave one out")
+            written = "and --onnx names a file that is written already; leave one out"
+            raise ValueError(f"{flag_of(name)} is for a run, {written}")
 
 
 def _check_told(path: Path, metadata: Mapping[str, Any]) -> None:
