@@ -198,6 +198,7 @@ def test_the_command_says_and_writes_what_was_found(
         (["--task", "CartPole", "--json", "."], "--json is '.', a folder; give a file"),
         (["--task", "CartPole", "--num-envs", "0"], "--num-envs is 0; give 1 or more"),
         (["--run", "nowhere", "--env.x", "1"], "without --task no env is examined"),
+        (["--run", "nowhere", "--algo", "sac"], "--algo is for the env, and without --task none is examined"),
         (["--config", "nowhere.yaml"], "configuration file 'nowhere.yaml' does not exist"),
         (["--task", "CartPol"], "unknown task 'CartPol': did you mean CartPole"),
     ],

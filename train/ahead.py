@@ -8,6 +8,7 @@ from rlcore.safety import SafetyConfig
 from rlcore.train.best import told_of_stages
 from rlcore.train.conclude import say
 from rlcore.train.evaluate import ENDLESS
+from rlcore.train.idle import idle_settings
 from rlcore.train.several import places
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def say_what_is_ahead(training: Training) -> None:
         )
     if training.film is not None and training.film.fault:
         notes.append(f"no videos: {training.film.fault}")
+    notes += idle_settings(config, spec)
     for note in notes:
         say(console, f"note         {note}")
     left = config.num_iterations - (0 if progress is None else progress.iteration)

@@ -100,6 +100,8 @@ def _written(args: ExportArguments) -> Job:
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
     if args.cpp is not None and "onnx" not in args.format:
         raise ValueError("--cpp writes what an ONNX file does; add onnx to --format")
+    if args.cells != "operator" and "onnx" not in args.format:
+        raise ValueError(f"--cells is '{args.cells}', which is for ONNX; leave it out, or add onnx to --format")
     writers: dict[str, Callable[..., ExportReport]] = {
         "onnx": functools.partial(export_onnx, cells=args.cells),
         "torchscript": export_torchscript,
