@@ -17,8 +17,10 @@ import torch
 
 from rlcore.config import save_yaml
 from rlcore.envs import make_env
+from rlcore.report import Report
 from rlcore.train.cli import main
 from rlcore.train.defaults import default_config
+from rlcore.train.doctor import learner
 from rlcore.train.doctor.control import trace
 from rlcore.train.doctor.env import examine_env
 from rlcore.train.doctor.episodes import discounted
@@ -187,6 +189,20 @@ def test_the_command_says_and_writes_what_was_found(
     assert record["env"]["observation_terms"][2]["remark"] == "never changes"
     assert main(["doctor", "--task", "python:faulty:Healthy", *words]) == 0
     assert json.loads(file.read_text())["env"]["healthy"] is True
+
+
+def test_one_pass_of_ppo_stands_for_all_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = default_config("CartPole")
+    config = replace(config, num_envs=8, agent=replace(config.agent, num_epochs=7, num_minibatches=2))
+    epochs: list[int] = []
+
+    def timed(env: Any, agent: Any, *_: Any, on_report: Any, **__: Any) -> None:
+        epochs.append(agent.config.num_epochs)
+        on_report(Report(1, 1, {"time/collect_s": 1.0, "time/learn_s": 2.0}))
+
+    monkeypatch.setattr(learner, "learn", timed)
+    into = examine_env(config, seconds=0.1)
+    assert epochs == [1] and into.numbers["speed"]["learn"] == 14.0 and into.numbers["speed"]["collect"] == 1.0
 
 
 @pytest.mark.parametrize(
