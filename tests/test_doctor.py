@@ -18,11 +18,12 @@ import torch
 from rlcore.config import save_yaml
 from rlcore.envs import make_env
 from rlcore.report import Report
+from rlcore.train.algorithms import find
 from rlcore.train.cli import main
 from rlcore.train.defaults import default_config
 from rlcore.train.doctor import learner
 from rlcore.train.doctor.control import trace
-from rlcore.train.doctor.env import examine_env
+from rlcore.train.doctor.env import bootstrap_of, examine_env
 from rlcore.train.doctor.episodes import discounted
 from rlcore.train.doctor.findings import Examination
 from rlcore.train.doctor.learner import saturated
@@ -189,6 +190,18 @@ def test_the_command_says_and_writes_what_was_found(
     assert record["env"]["observation_terms"][2]["remark"] == "never changes"
     assert main(["doctor", "--task", "python:faulty:Healthy", *words]) == 0
     assert json.loads(file.read_text())["env"]["healthy"] is True
+
+
+@pytest.mark.parametrize("env", ["LimitTerminates", "FinalIsFirst"])
+def test_to_an_algorithm_without_bootstrap_time_outs_and_last_observations_are_all_the_same(env: str) -> None:
+    config, _ = default_config(f"python:faulty:{env}")
+    for algo, agent in (("ppo", replace(config.agent, timeout_bootstrap="none")), ("maml", find("maml").config())):
+        own = replace(default_config(f"python:faulty:{env}", algo=algo)[0], agent=agent)
+        assert bootstrap_of(own) == "none"
+    assert bootstrap_of(config) == "final_obs"
+    into = examine_env(replace(config, agent=replace(config.agent, timeout_bootstrap="none")), seconds=2)
+    assert not {"episode.timeout_terminated", "episode.final_obs_reset"} & {f.check for f in into.findings}
+    assert into.facts["time-outs"] == "worth nothing, like failures (none)"
 
 
 def test_one_pass_of_ppo_stands_for_all_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
