@@ -317,7 +317,7 @@ def test_a_dropped_connection_ends_like_ctrl_c(
     happens(lambda number: os.kill(os.getpid(), signal.SIGHUP) if number in (LATE, LATE + 1) else None)
     assert main(words(tmp_path)) == 129
     run, out = only_run(tmp_path), capsys.readouterr().out
-    assert "stopped after iteration 4; to go on" in out
+    assert "stopped after iteration 4, by SIGHUP; to go on" in out
     assert told_by(run) == "stopped after iteration 4, by SIGHUP"
     happens(None)
     assert main(["train", "--resume", str(run)]) == 0

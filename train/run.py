@@ -258,15 +258,19 @@ def _likeness(run: Path, path: Path) -> float:
 
 
 def locate(path: Path, which: str = "best") -> tuple[RunFolder, Path]:
-    """The run and the checkpoint that a path means: a checkpoint itself, or ``which`` one of a run folder.
+    """The run and the checkpoint that a path means: a checkpoint itself, or ``which`` one of a run folder."""
+    run = RunFolder.open(path)
+    return run, (path if path.is_file() and path.suffix == ".pt" else run.checkpoint(which))
+
+
+def located(path: Path, checkpoint: str) -> tuple[RunFolder, Path]:
+    """The run and the checkpoint that ``--run`` and ``--checkpoint`` mean.
 
     Raises:
         FileNotFoundError: there is no such run or checkpoint.
         ValueError: both name a checkpoint.
     """
-    run = RunFolder.open(path)
-    if path.is_file() and path.suffix == ".pt":
-        if which != "best":
-            raise ValueError(f"--checkpoint is '{which}', and '{path}' is one itself; leave --checkpoint out")
-        return run, path
-    return run, run.checkpoint(which)
+    found = locate(path, checkpoint)
+    if found[1] == path and checkpoint != "best":
+        raise ValueError(f"--checkpoint is '{checkpoint}', and '{path}' is one itself; leave --checkpoint out")
+    return found

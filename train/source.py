@@ -26,7 +26,7 @@ from rlcore.train.conclude import give_task, refuse_broken, restore_policy, viol
 from rlcore.train.config import DEVICES, is_device, read_config, resolve_device
 from rlcore.train.evaluate import evaluation_options
 from rlcore.train.play import find_renderer
-from rlcore.train.run import RunFolder, locate
+from rlcore.train.run import RunFolder, located
 from rlcore.train.tasks import MAKERS
 from rlcore.train.window import render_mode_of
 
@@ -111,7 +111,7 @@ def policy_and_env(
             trained_with.pop(SHARE, None)
             run, trained_on = None, args.task
     else:
-        run, path = locate(args.run, args.checkpoint)
+        run, path = located(args.run, args.checkpoint)
         policy, spec, content = restore_policy(path, device)
         refuse_broken(policy, path)
         if given_task:

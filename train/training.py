@@ -225,8 +225,8 @@ class Training:
             interrupt.signal = most(interrupt.signal or 0) or None  # whichever rank it came to
         leave()
         if interrupt.signal is not None:
-            stopped = f"stopped after iteration {progress.iteration}"
-            self._tell_end(f"{stopped}, by {Signals(interrupt.signal).name}", progress)
+            stopped = f"stopped after iteration {progress.iteration}, by {Signals(interrupt.signal).name}"
+            self._tell_end(stopped, progress)
             say(self.console, f"{stopped}; to go on:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             if self.ranks.size > 1:

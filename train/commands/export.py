@@ -76,7 +76,7 @@ def _written(args: ExportArguments) -> Job:
     from rlcore.export import ExportReport, export_onnx, export_torchscript, read_metadata, write_cpp
     from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
     from rlcore.train.config import safe_name
-    from rlcore.train.run import locate
+    from rlcore.train.run import located
 
     if args.motors and args.deploy_yaml is None:
         raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
@@ -95,7 +95,7 @@ def _written(args: ExportArguments) -> Job:
             print(_told_source(write_cpp(args.onnx, args.cpp)))
         _tell(args, metadata)
         return lambda: 0
-    run, checkpoint = locate(required_run(args.run), args.checkpoint)
+    run, checkpoint = located(required_run(args.run), args.checkpoint)
     if args.output is not None and args.output.is_dir():
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
     if args.cpp is not None and "onnx" not in args.format:
