@@ -84,7 +84,10 @@ class Agent(Protocol):
 
     @property
     def timeout_bootstrap(self) -> Timeout:
-        """How a time-out bootstraps; ``final_obs`` becomes ``value`` where the env turns out to hide these."""
+        """How a time-out bootstraps; ``final_obs`` becomes ``value`` where the env turns out to hide these.
+
+        One that has no bootstrap says ``none`` in its class, where ``rlcore doctor`` reads it, too.
+        """
         ...
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -188,10 +188,7 @@ def scheduled(config: PPOConfig, spec: EnvSpec, learning_rate: Tensor) -> tuple[
     parts = spec.action_size if averaged else 1
     tables = {"learning_rate": ScheduleConfig(end=0.0)} if config.lr_schedule == "linear" else {}
     tables |= config.schedules
-    if (own := tables.get("entropy_coef")) is not None:
-        start = config.entropy_coef if own.start is None else own.start
-        tables["entropy_coef"] = replace(own, start=start / parts, end=own.end / parts)
-    schedules = Schedules(tables, config, learning_rate.device, learning_rate=learning_rate)
+    schedules = Schedules(tables, config, learning_rate.device, {"entropy_coef": parts}, learning_rate=learning_rate)
     settings = {
         "clip_range": config.clip_range,
         "value_coef": config.value_coef,

@@ -48,6 +48,13 @@ class CostConfig:
         """What an excess counts as 1."""
         return self.scale or abs(self.limit) or 1.0
 
+    @property
+    def text(self) -> str:
+        """The limit for people."""
+        if self.kind == "probability":
+            return f"in at most {100 * self.limit:g} % of episodes"
+        return f"at most {self.limit:g} {'an episode' if self.kind == 'episode' else 'a step'}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SafetyConfig:

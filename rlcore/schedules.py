@@ -123,18 +123,24 @@ class Schedules:
         schedules: by setting.
         settings: that they are of.
         device: of the values.
+        parts: numbers by which settings are divided to be values; none: they are the values.
         held: tensors that hold a setting already, such as a learning rate; they are filled.
     """
 
     def __init__(
-        self, schedules: Mapping[str, ScheduleConfig], settings: Any, device: torch.device, **held: Tensor
+        self,
+        schedules: Mapping[str, ScheduleConfig],
+        settings: Any,
+        device: torch.device,
+        parts: Mapping[str, int] | None = None,
+        **held: Tensor,
     ) -> None:
-        self._schedules = dict(schedules)
+        self._schedules, self._parts = dict(schedules), parts or {}
         self._own = {name: float(getattr(settings, name)) for name in schedules}
         starts = {n: self._own[n] if schedule.start is None else schedule.start for n, schedule in schedules.items()}
         self.values = {n: held[n] if n in held else torch.tensor(x, device=device) for n, x in starts.items()}
         for name, value in self.values.items():
-            value.fill_(starts[name])
+            value.fill_(starts[name] / self._parts.get(name, 1))
 
     @property
     def by_share(self) -> list[str]:
@@ -156,8 +162,8 @@ class Schedules:
                 number = schedule.value(self._own[name], iteration, num_iterations)
             except ConfigError as error:
                 raise ConfigError(f"schedule of {name}: {error}") from None
-            self.values[name].fill_(number)
+            self.values[name].fill_(number / self._parts.get(name, 1))
 
     def told(self) -> Metrics:
-        """The present values, as metrics."""
-        return {f"policy/{name}": value.clone() for name, value in self.values.items()}
+        """The present settings, as metrics."""
+        return {f"policy/{name}": value * self._parts.get(name, 1) for name, value in self.values.items()}

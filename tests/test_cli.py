@@ -430,7 +430,7 @@ def test_help_of_train_shows_the_defaults_of_the_task_and_every_docstring(capsys
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "Discount per step. (default: 0.9)" in text
     assert "gym_Pendulum-v1.yaml" in text
-    for flag in ("--resume", "--config", "--num_envs", "--agent.actor.hidden_dims"):
+    for flag in ("--resume", "--config", "--num-envs", "--agent.actor.hidden-dims"):
         assert flag in text
 
 

@@ -17,10 +17,13 @@ import torch
 
 from rlcore.config import save_yaml
 from rlcore.envs import make_env
+from rlcore.report import Report
+from rlcore.train.algorithms import find
 from rlcore.train.cli import main
 from rlcore.train.defaults import default_config
+from rlcore.train.doctor import learner
 from rlcore.train.doctor.control import trace
-from rlcore.train.doctor.env import examine_env
+from rlcore.train.doctor.env import bootstrap_of, examine_env
 from rlcore.train.doctor.episodes import discounted
 from rlcore.train.doctor.findings import Examination
 from rlcore.train.doctor.learner import saturated
@@ -189,6 +192,32 @@ def test_the_command_says_and_writes_what_was_found(
     assert json.loads(file.read_text())["env"]["healthy"] is True
 
 
+@pytest.mark.parametrize("env", ["LimitTerminates", "FinalIsFirst"])
+def test_to_an_algorithm_without_bootstrap_time_outs_and_last_observations_are_all_the_same(env: str) -> None:
+    config, _ = default_config(f"python:faulty:{env}")
+    for algo, agent in (("ppo", replace(config.agent, timeout_bootstrap="none")), ("maml", find("maml").config())):
+        own = replace(default_config(f"python:faulty:{env}", algo=algo)[0], agent=agent)
+        assert bootstrap_of(own) == "none"
+    assert bootstrap_of(config) == "final_obs"
+    into = examine_env(replace(config, agent=replace(config.agent, timeout_bootstrap="none")), seconds=2)
+    assert not {"episode.timeout_terminated", "episode.final_obs_reset"} & {f.check for f in into.findings}
+    assert into.facts["time-outs"] == "worth nothing, like failures (none)"
+
+
+def test_one_pass_of_ppo_stands_for_all_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _ = default_config("CartPole")
+    config = replace(config, num_envs=8, agent=replace(config.agent, num_epochs=7, num_minibatches=2))
+    epochs: list[int] = []
+
+    def timed(env: Any, agent: Any, *_: Any, on_report: Any, **__: Any) -> None:
+        epochs.append(agent.config.num_epochs)
+        on_report(Report(1, 1, {"time/collect_s": 1.0, "time/learn_s": 2.0}))
+
+    monkeypatch.setattr(learner, "learn", timed)
+    into = examine_env(config, seconds=0.1)
+    assert epochs == [1] and into.numbers["speed"]["learn"] == 14.0 and into.numbers["speed"]["collect"] == 1.0
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -196,8 +225,9 @@ def test_the_command_says_and_writes_what_was_found(
         (["--run", "nowhere"], "no run at 'nowhere'"),
         (["--task", "CartPole", "--seconds", "0"], "--seconds is 0.0; give more than 0"),
         (["--task", "CartPole", "--json", "."], "--json is '.', a folder; give a file"),
-        (["--task", "CartPole", "--num-envs", "0"], "--num_envs is 0; give 1 or more"),
+        (["--task", "CartPole", "--num-envs", "0"], "--num-envs is 0; give 1 or more"),
         (["--run", "nowhere", "--env.x", "1"], "without --task no env is examined"),
+        (["--run", "nowhere", "--algo", "sac"], "--algo is for the env, and without --task none is examined"),
         (["--config", "nowhere.yaml"], "configuration file 'nowhere.yaml' does not exist"),
         (["--task", "CartPol"], "unknown task 'CartPol': did you mean CartPole"),
     ],

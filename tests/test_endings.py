@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import html
+import json
 import os
 import pty
 import re
@@ -302,13 +304,21 @@ def test_mistakes_are_told_from_failures() -> None:
 # Signals
 
 
+def told_by(run: Path) -> str:
+    """Why a run ended, as it wrote it down and shows it on its page."""
+    text: str = json.loads((run / "end.json").read_text())["ended"]
+    assert html.escape(text) in (run / "report.html").read_text()
+    return text
+
+
 def test_a_dropped_connection_ends_like_ctrl_c(
     tmp_path: Path, happens: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     happens(lambda number: os.kill(os.getpid(), signal.SIGHUP) if number in (LATE, LATE + 1) else None)
     assert main(words(tmp_path)) == 129
     run, out = only_run(tmp_path), capsys.readouterr().out
-    assert "stopped after iteration 4; to go on" in out
+    assert "stopped after iteration 4, by SIGHUP; to go on" in out
+    assert told_by(run) == "stopped after iteration 4, by SIGHUP"
     happens(None)
     assert main(["train", "--resume", str(run)]) == 0
     assert main(words(tmp_path / "whole")) == 0
@@ -339,6 +349,7 @@ def test_stopping_at_once_loses_the_iteration_alone(
     assert main(words(tmp_path)) == 143
     assert "stopped, in iteration 4; to go on from iteration 3, with new episodes" in capsys.readouterr().err
     assert not (only_run(tmp_path) / "crash.txt").exists()
+    assert told_by(only_run(tmp_path)) == "stopped, in iteration 4"
 
 
 @pytest.mark.parametrize(
@@ -390,6 +401,7 @@ def test_ctrl_c_that_an_env_takes_badly_is_still_ctrl_c(
     said = capsys.readouterr().err
     assert "rlcore train: stopped" in said and "to go on from iteration 3, with new episodes" in said
     assert ("a worker of the env is gone" in said) == (only_run(tmp_path) / "crash.txt").exists()
+    assert said.splitlines()[-1].startswith(f"rlcore train: {told_by(only_run(tmp_path))}; ")
 
 
 def test_the_hint_of_ctrl_c_is_in_the_live_display_and_comes_before_a_second_one_counts(tmp_path: Path) -> None:

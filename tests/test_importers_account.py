@@ -37,7 +37,8 @@ def test_file_that_is_converted_says_on_stderr_what_became_of_its_keys(
     assert main(["config", "--file", str(file), "--output", str(output), *show]) == 0
     conversion = convert_file(file, num_envs=None)
     kept, lost, new, filled = (conversion.counts[s] for s in ("kept", "changed", "dropped", "default"))
-    counts = f"{kept} keys kept, {lost} changed, {new - 1} dropped, 1 unknown (params.config.taus), {filled} defaults"
+    unknown = "params.config.taus; did you mean 'params.config.tau'?"
+    counts = f"{kept} keys kept, {lost} changed, {new - 1} dropped, 1 unknown ({unknown}), {filled} defaults"
     said = capsys.readouterr().err
     assert said.startswith(f"settings     of rl_games: {counts}")
     assert ("--show" in said) == (not show)

@@ -81,7 +81,7 @@ def test_it_goes_on_as_if_it_had_not_been_interrupted(folder: Path) -> None:
 def test_help_and_config_show_its_settings(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--algo", "a2c", "--task", "CartPole", "--help"]) == 0
     out = capsys.readouterr().out
-    assert "--agent.gae_lambda" in out and "Step size of RMSprop" in out and "clip_range" not in out
+    assert "--agent.gae-lambda" in out and "Step size of RMSprop" in out and "clip_range" not in out
     assert main(["config", "--algo", "a2c.py:RECORD", "--task", "CartPole", "--num-envs", "7"]) == 0
     config = yaml.safe_load(capsys.readouterr().out)
     assert (config["num_envs"], config["num_iterations"], config["agent"]["num_steps"]) == (7, 1000, 16)

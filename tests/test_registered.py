@@ -424,7 +424,7 @@ def test_refusal_names_the_remedy(
 def test_options_of_the_env_are_checked_too(isaac: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     register(isaac, "rsl_rl")
     assert "did you mean scene.env_spacing?" in error_of(f"train --task {TASK} --env.scene.env_spacin 3", capsys)
-    assert "--num_envs needs a value" in error_of(f"train --task {TASK} --env.scene.num-envs", capsys)
+    assert "--num-envs needs a value" in error_of(f"train --task {TASK} --env.scene.num-envs", capsys)
 
 
 @pytest.mark.parametrize("command", ["train --task Mjlab-Walk", "config --task Mjlab-Walk", "tasks Mjlab"])

@@ -27,6 +27,7 @@ from rlcore.train.reports.comparison import comparison_page
 from rlcore.train.reports.page import run_page
 from rlcore.train.reports.run import read_metrics, read_run
 from rlcore.train.reports.seeds import POINTS, group_curve, grouped, mean_interval, run_line
+from rlcore.train.run import RunFolder
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
@@ -98,12 +99,24 @@ def test_the_page_has_curves_figures_settings_and_pictures(tmp_path: Path) -> No
     assert curves["rollout/reward"][0]["y"] == list(range(1, 11))
     assert curves["rollout/reward"][0]["t"][0] == pytest.approx(2 / 3600, rel=1e-4)
     assert curves["eval/return"] == [{"label": "", "x": [1100], "y": [12.5], "t": curves["eval/return"][0]["t"]}]
+    assert "It goes on, or was killed before it could say why it ended." in page.text
     for shown in ("77.25 (70.5 to 84)", "78.5", "50 %", "Left", "25 %", "Some GPU", "0.9125", "1 value not finite"):
         assert shown in page.text
     assert re.search(r"<code>agent\.gamma</code></td><td><mark>0\.9125</mark></td><td>0\.99?\d*</td>", text)
     assert "<mark>" in text and "<mark>ppo" not in text
     sources = [attributes["src"] or "" for tag, attributes in page.elements if tag == "img"]
     assert len(sources) == 1 and base64.b64decode(sources[0].partition("base64,")[2]) == PNG
+
+
+def test_the_page_says_why_the_run_ended_and_where_its_videos_are(tmp_path: Path) -> None:
+    run = RunFolder(make_run(tmp_path / "run"))
+    run.note_end("after iteration 11: eval/return >= 12 (12.5)", 11)
+    run.videos.mkdir()
+    for name in ("000005.gif", "000010.gif"):
+        (run.videos / name).write_bytes(b"GIF89a")
+    text = " ".join(Page(run_page(read_run(run.path))).text.split())
+    assert "Ended after iteration 11: eval/return >= 12 (12.5)" in text
+    assert "videos/000005.gif to videos/000010.gif" in text
 
 
 def test_the_page_needs_no_network_and_runs_its_own_program_alone(tmp_path: Path) -> None:
@@ -133,6 +146,7 @@ def test_nothing_of_a_run_can_break_out_of_the_page(tmp_path: Path) -> None:
     metrics.write(1, 10, {f"rollout/{HOSTILE}": 1.0, "time/total_s": 1.0})
     (run / "eval.json").write_text(json.dumps({HOSTILE: 1, "best": HOSTILE, "tasks": {HOSTILE: {HOSTILE: 2}}}))
     (run / "system.json").write_text(json.dumps({HOSTILE: HOSTILE}))
+    (run / "end.json").write_text(json.dumps({"ended": HOSTILE}))
     (run / "<img onerror=x>.png").write_bytes(PNG)
     facts = read_run(run)
     for text in (

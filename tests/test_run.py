@@ -328,3 +328,35 @@ def test_an_animation_may_be_named_in_capitals(name: str, tmp_path: Path) -> Non
     picture = np.zeros((4, 6, 3), dtype=np.uint8)
     assert write_animation(tmp_path / name, [picture], 0.1) == 1
     assert (tmp_path / name).read_bytes().startswith(b"GIF8")
+
+
+def test_where_no_run_is_the_nearest_and_the_newest_of_its_task_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["20260101-101010-first", "20260102-111111-second", "20260103-121212-first", "20260104-131313"]
+    for name in names:
+        for place in ("CartPole/ppo", "Pendulum/sac"):
+            folder = Path("runs") / place / name
+            (folder / "checkpoints").mkdir(parents=True)
+            (folder / "config.yaml").write_text("")
+    (folder / "checkpoints" / "000020.pt").touch()
+
+    def said(path: str) -> str:
+        with pytest.raises(FileNotFoundError) as caught:
+            RunFolder.open(Path(path))
+        return str(caught.value)
+
+    here = "runs/CartPole/ppo"
+    others = f"Others of CartPole: {here}/20260104-131313, {here}/20260103-121212-first, {here}/20260101-101010-first"
+    for typed in (f"{here}/20260102-111111-secnd", "runs/Cartpole/ppo/*-secnd", f"{tmp_path}/{here}/second"):
+        found = said(typed).replace(f"{tmp_path}/", "")
+        assert f"did you mean '{here}/20260102-111111-second'? {others}" in found
+    for typed in ("runs/CartPole/sac/20260101-101010-first", f"{here}/20260101-101010-frst"):
+        assert f"did you mean '{here}/20260101-101010-first'?" in said(typed)
+    assert f"did you mean '{here}/20260104-131313'?" in said(f"{here}/20260104-131314")
+    assert "-121212-first'?" in said("first")  # a name alone: the newest
+    assert said("nowhere").count("20260104-131313") == 2 and "did you mean" not in said("nowhere")
+    assert "no checkpoint '7' in" in (text := said(str(folder / "checkpoints" / "7.pt"))) and "there is 20" in text
+    monkeypatch.chdir(tmp_path.parent)
+    assert "give a run folder (it has a config.yaml and checkpoints/)" in said("nowhere")

@@ -24,6 +24,7 @@ from rlcore.safety import CostConfig, Safety, SafetyConfig
 from rlcore.signals import SignalConfig
 from rlcore.train.algorithms import find
 from rlcore.train.arguments import UsageError, parse, split_words
+from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig, config_class
 from rlcore.train.defaults import default_config
 
@@ -684,6 +685,19 @@ def test_a_cost_that_the_env_never_gives_is_refused_before_a_step(kind: str) -> 
             algorithm(env, from_dict(config, settings), seed=1)
     assert torch.equal(env.generator.get_state(), state)
     algorithm(env, from_dict(config, {"signals": {"cots": {"weight": 0}}}), seed=1)  # which is not learned from
+
+
+def test_a_run_says_what_is_limited_whoever_limits_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"train --num-iterations 1 --num-envs 2 --eval-envs 1 --no-export --no-report --runs-dir {tmp_path}"
+    words += " --agent.num-steps 8 --agent.num-minibatches 1 --task"
+    for task, line in (
+        ("Budget", ["limits       cost at most 25 an episode (agent.safety.costs, pid)"]),
+        ("Budget --agent.safety.costs.cost.limit 0.05 --agent.safety.costs.cost.kind probability",
+         ["limits       cost in at most 5 % of episodes (agent.safety.costs, pid)"]),
+        ("Budget --agent.safety.costs none", []),
+    ):  # fmt: skip
+        assert main([*words.split(), *task.split()]) == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("limits")] == line
 
 
 def test_envs_tell_which_signals_they_may_give() -> None:

@@ -97,7 +97,7 @@ def test_nonsense_is_refused_by_name(changes: dict[str, Any], error: str) -> Non
         ("clip_range.end=0", "agent.schedules.clip_range.end: 0.0 is not possible; set more than 0"),
         ("clip_range.begin=0.8 clip_range.until=0.2 clip_range.end=1", "until: 0.2 is not possible; set more"),
         ("entropy_coeff.end=0", "agent.schedules.entropy_coeff: 'entropy_coeff' has no schedule here; did you mean"),
-        ("entropy_coef.start=0.1", "--agent.schedules.entropy_coef.end is missing"),
+        ("entropy_coef.start=0.1", "--agent.schedules.entropy-coef.end is missing"),
     ],
 )
 def test_a_schedule_of_the_command_line_is_checked_when_all_of_it_is_there(words: str, error: str | None) -> None:
@@ -164,10 +164,11 @@ def test_scheduled_values_are_learned_from_whoever_computes_the_gradient() -> No
     assert not all(map(torch.equal, by_hand.policy.parameters(), unscheduled.policy.parameters()))
 
 
-def test_a_mean_of_entropies_is_weighed_by_its_share() -> None:
+def test_a_mean_of_entropies_is_weighed_by_its_share_and_told_as_it_was_set() -> None:
     schedules = {"entropy_coef": ScheduleConfig(start=0.5, end=0.1)}
     agent = ppo(task="Reach-UR5e-JointPos", entropy_reduction="mean", schedules=schedules)
-    assert told(agent, 2, "policy/entropy_coef") == [pytest.approx((0.5 / 6,)), pytest.approx((0.3 / 6,))]
+    assert told(agent, 2, "policy/entropy_coef") == [pytest.approx((0.5,)), pytest.approx((0.3,))]
+    assert float(agent.loss_settings["entropy_coef"]) == pytest.approx(0.3 / 6)
 
 
 def test_the_linear_schedule_is_the_same_as_ever() -> None:

@@ -124,9 +124,11 @@ def test_a_run_ends_as_if_it_were_done_and_a_resumed_one_remembers(
     assert main(["train", "--resume", str(run)]) == 0
     out = capsys.readouterr().out
     assert "it ended there: " in out and f"ended        after iteration {last}: " in out
+    assert json.loads((run / "end.json").read_text())["ended"] == out.splitlines()[-1].removeprefix("ended        ")
     assert len(list((run / "checkpoints").glob("0*.pt"))) == last
     assert main(["train", "--resume", str(run), "--stop-at", "none", "--num-iterations", "3"]) == 0
     assert (run / "checkpoints" / "000003.pt").is_file()
+    assert capsys.readouterr().out.endswith("ended        after iteration 3: all iterations are done\n")
 
 
 def test_the_clock_ends_a_run_after_an_iteration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,6 +150,16 @@ def test_the_command_writes_either_and_both(tmp_path: Path, capsys: pytest.Captu
     assert loaded(tmp_path / "a.pt").hidden_state.shape == (1, 1, 8)
     assert main(["export", "--run", str(run), "--format", "torchscript", "--cpp", str(tmp_path / "cpp")]) == 2
     assert "--cpp writes what an ONNX file does; add onnx to --format" in capsys.readouterr().err
+    file, checkpoint = str(run / "export" / "policy.onnx"), str(run / "checkpoints" / "000001.pt")
+    for words, message in (  # which would have no effect
+        (f"export --run {run} --format torchscript --cells decomposed", "which is for ONNX; leave it out"),
+        (f"export --run {run} --no-gate", "has a policy without a gate; leave it out"),
+        (f"export --run {checkpoint} --checkpoint last", "is one itself; leave --checkpoint out"),
+        (f"eval --onnx {file} --checkpoint last", "--checkpoint is 'last', and --onnx names a file; leave one out"),
+        (f"eval --onnx {file} --given-task", "infers no task; leave it out: --given-task"),
+    ):
+        assert main(words.split()) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -167,7 +167,9 @@ def test_mlflow_takes_a_run_into_a_folder(tmp_path: Path, monkeypatch: pytest.Mo
     assert [file.path for file in client.list_artifacts(found.info.run_id, "videos")] == ["videos/000002.gif"]
 
 
-def test_videos_reach_the_loggers_and_leave_no_trace_in_training(tmp_path: Path, wandb: Service) -> None:
+def test_videos_reach_the_loggers_and_leave_no_trace_in_training(
+    tmp_path: Path, wandb: Service, capsys: pytest.CaptureFixture[str]
+) -> None:
     from PIL import Image
 
     words = (
@@ -177,6 +179,7 @@ def test_videos_reach_the_loggers_and_leave_no_trace_in_training(tmp_path: Path,
     filmed = trained(tmp_path, *words.split(), "--eval-video", "2", name="filmed")
     assert [path.name for path in sorted(filmed.glob("videos/*"))] == ["000002.gif"]
     assert wandb.videos == [128]
+    assert f"videos       {filmed / 'videos'} (1)" in capsys.readouterr().out
     with Image.open(filmed / "videos" / "000002.gif") as video:
         assert video.height <= HEIGHT and getattr(video, "n_frames", 1) > 3
     place = "tensorboard.backend.event_processing.event_accumulator"

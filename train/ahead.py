@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rlcore.safety import SafetyConfig
 from rlcore.train.best import told_of_stages
 from rlcore.train.conclude import say
 from rlcore.train.evaluate import ENDLESS
+from rlcore.train.idle import idle_settings
 from rlcore.train.several import places
 
 if TYPE_CHECKING:
+    from rlcore.train.config import TrainConfig
     from rlcore.train.training import Training
 
 TIMEOUTS = {
@@ -36,6 +39,7 @@ def say_what_is_ahead(training: Training) -> None:
         f"envs         {num_envs} x {agent.num_steps} steps = {steps:,} steps an iteration, "
         f"{config.num_iterations} iteration{'s' * (config.num_iterations != 1)}, {limit}",
         f"time-outs    {TIMEOUTS[training.bootstrap]}",
+        *_limits(config),
         f"run folder   {run.path}",
     ):
         say(console, line)
@@ -51,6 +55,7 @@ def say_what_is_ahead(training: Training) -> None:
         )
     if training.film is not None and training.film.fault:
         notes.append(f"no videos: {training.film.fault}")
+    notes += idle_settings(config, spec)
     for note in notes:
         say(console, f"note         {note}")
     left = config.num_iterations - (0 if progress is None else progress.iteration)
@@ -84,3 +89,10 @@ def say_what_is_ahead(training: Training) -> None:
                 f"note         the {falls} {how} {config.num_iterations} iterations now, not "
                 f"{training.planned_before}: it goes on at another value and slope, unlike that of a run planned so",
             )
+
+
+def _limits(config: TrainConfig) -> list[str]:
+    """What is limited, in one line; none where nothing is. A task's own settings may say so, which nobody typed."""
+    safety = getattr(config.agent, "safety", SafetyConfig())
+    each = "; ".join(f"{name} {cost.text}" for name, cost in safety.costs.items())
+    return [f"limits       {each} (agent.safety.costs, {safety.method})"] * bool(each)

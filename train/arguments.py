@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import tyro
 
 from rlcore.config import ALONE, ConfigError, closest, named_groups, nearest, parse_text, shown, to_int
-from rlcore.train.groups import NAME, general_name, how_to_write, is_none, missing, table_of, with_group, without
+from rlcore.train.groups import NAME, flag_of, general_name, how_to_write, is_none, lacks, table_of, with_group, without
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ ELSEWHERE = {
 _RESUME = "a run goes on with --resume RUN, or --resume RUN/checkpoints/000500.pt"
 _LOGS = "tensorboard events and metrics.csv are always in the run folder"
 _PROJECT = "the project of Weights & Biases, or experiment of MLflow, is --log-project"
-_LENGTH = "a run takes --num_iterations, each of num_envs * agent.num_steps steps"
+_LENGTH = "a run takes --num-iterations, each of num_envs * agent.num_steps steps"
 _ISAAC = "it is for tasks of Isaac Lab alone; leave it out"
 _VIDEO = "--eval-video 1 films every evaluation, and rlcore play --run RUN shows a run afterwards"
 
@@ -65,7 +65,7 @@ INSTEAD = {
     "checkpoint": _RESUME,
     "distributed": "--gpus N trains on N GPUs, and so does torchrun; leave it out",
     "enable_cameras": _ISAAC,
-    "experiment_name": "a run's folder is RUNS_DIR/TASK/ALGO/TIME-NAME, of --runs_dir and --name",
+    "experiment_name": "a run's folder is RUNS_DIR/TASK/ALGO/TIME-NAME, of --runs-dir and --name",
     "headless": _ISAAC,
     "livestream": _ISAAC,
     "load_checkpoint": _RESUME,
@@ -184,17 +184,17 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
             options.append((key, values))
             continue
         if general != key and default is not None:
-            if lacking := missing(default, key, [key for key, _ in pairs]):
-                raise UsageError(f"--{lacking} is missing; write --{lacking} VALUE")
+            if lacking := lacks(default, key, [key for key, _ in pairs]):
+                raise UsageError(f"{flag_of(lacking)} is missing; write {flag_of(lacking)} VALUE")
             default = with_group(default, key.split("."))
-        flag, *rest = _words_for(flags.get(key, key), values, settings[general])
+        flag, *rest = _words_for(flag_of(flags.get(key, key)), values, settings[general])
         words += [flag, *rest]
         given[flag] = " ".join(rest)
     box = io.StringIO()
     base: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(box), _columns(10_000):
-            result: T = tyro.cli(cls, args=words, prog=prog, use_underscores=True, **base)
+            result: T = tyro.cli(cls, args=words, prog=prog, **base)
     except SystemExit:
         raise UsageError(_condensed(box.getvalue(), given)) from None
     try:
@@ -218,7 +218,7 @@ def print_help(cls: type[Any], default: Any, prog: str, description: str) -> Non
     for key in (key for key in settings_of(cls) if default is not None and f".{NAME}." in key):
         default = with_group(default, key.split("."))
     with contextlib.suppress(SystemExit):
-        tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description, use_underscores=True)
+        tyro.cli(cls, args=["--help"], default=default, prog=prog, description=description)
 
 
 def free_value(key: str, values: Sequence[str]) -> Any:
@@ -271,25 +271,24 @@ def _flags(cls: type[Any]) -> dict[str, str]:
     return {key: name for key, name in named.items() if isinstance(name, str)}
 
 
-def _words_for(key: str, values: list[str], hint: Any) -> list[str]:
+def _words_for(flag: str, values: list[str], hint: Any) -> list[str]:
     """What tyro expects for a setting."""
     if hint is bool:
         given = values[0].lower() if values else "true"
-        flag = {"true": key, "false": re.sub(r"([^.]*)$", r"no_\1", key, count=1)}.get(given)
-        if flag is None:
-            raise UsageError(f"--{key}: '{values[0]}' is not a yes or no; write True or False")
-        return [f"--{flag}"]
+        if given not in ("true", "false"):
+            raise UsageError(f"{flag}: '{values[0]}' is not a yes or no; write True or False")
+        return [flag if given == "true" else re.sub(r"^--(.*\.)?", r"\g<0>no-", flag)]
     if _is_switch(hint) and " ".join(values).lower() in ("", "true", "false"):
-        return [f"--{key}", " ".join(values).title() or "True"]
+        return [flag, " ".join(values).title() or "True"]
     if not values:
-        raise UsageError(f"--{key} needs a value; write --{key} VALUE")
+        raise UsageError(f"{flag} needs a value; write {flag} VALUE")
     if len(values) == 1 and values[0].lower() in ("none", "null") and type(None) in typing.get_args(hint):
-        return [f"--{key}", "None"]
+        return [flag, "None"]
     if int in (hint, *typing.get_args(hint)):
         values = [str(to_int(value)) if "e" in value.lower() else value for value in values]  # 1e6, as in files
     if _is_sequence(hint):
         values = [part for value in values for part in re.split(r"[\s,]+", value.strip("[]()")) if part]
-    return [f"--{key}", *values]
+    return [flag, *values]
 
 
 def _is_sequence(hint: Any) -> bool:
@@ -340,7 +339,7 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
         match = next((name for name in ELSEWHERE[last].split() if name in settings), None)
     else:
         match = _nearest_setting(key, settings)
-    hint = f"did you mean --{match}?" if match else "--help lists the settings"
+    hint = f"did you mean {flag_of(match)}?" if match else "--help lists the settings"
     return f"unknown setting --{shown}; {hint}"
 
 

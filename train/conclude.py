@@ -111,8 +111,11 @@ def export_checkpoint(
 
     Raises:
         ExportError: the file does not do what the policy does.
+        ValueError: the policy has nothing that an argument is about.
     """
     policy, spec, content = restore_policy(checkpoint)
+    if not gate and policy.gate is None:
+        raise ValueError(f"--no-gate: '{checkpoint}' has a policy without a gate; leave it out")
     with fitting(checkpoint):
         task, options = content["config"]["task"], content["config"].get("env", {})
         facts = {

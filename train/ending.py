@@ -305,6 +305,8 @@ def end_of_run(
         )
     if run is not None and not stopping and not mistake:
         what += write_traceback(error, run.path / CRASH_FILE)
+    if run is not None and progress is not None:
+        run.note_end(one_line(what), progress.iteration)
     traceback.clear_frames(error.__traceback__)  # what they hold may be the memory that was missing
     kept = "" if run is None or progress is None else _kept(run, progress, save, error)
     with suppress(OSError, ValueError):

@@ -16,6 +16,11 @@ NAME = "NAME"
 """In the name of a setting: what the user names."""
 
 
+def flag_of(key: str) -> str:
+    """A setting's flag as help, pages and messages write it; options of a task keep their names in Python."""
+    return f"--{key if key.startswith('env.') else key.replace('_', '-')}"
+
+
 def is_none(value: object) -> bool:
     """Whether a value, of a file or of the command line, is to say that there is none."""
     return value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
@@ -44,7 +49,8 @@ def how_to_write(key: str, value: str, settings: Collection[str]) -> str:
     first = next(name for name in settings if name.startswith(f"{found[0]}.{NAME}.")).rpartition(".")[2]
     group = f"{key}.{NAME}" if found[1] is None else key
     return (
-        f"write --{group}.{first} {value or 'VALUE'}, or --{key} none to take {'all' if found[1] is None else 'it'} out"
+        f"write {flag_of(f'{group}.{first}')} {value or 'VALUE'}, or {flag_of(key)} none to take "
+        f"{'all' if found[1] is None else 'it'} out"
     )
 
 
@@ -73,7 +79,7 @@ def required(cls: type[Any]) -> list[str]:
     return [own.name for own in dataclasses.fields(cls) if own.default is none and own.default_factory is none]
 
 
-def missing(config: Any, key: str, given: Collection[str]) -> str | None:
+def lacks(config: Any, key: str, given: Collection[str]) -> str | None:
     """What a group that a setting ``key`` begins, and that the settings lack, needs besides what is given."""
     group, (*path, table, name, _) = key.rpartition(".")[0], key.split(".")
     for part in path:

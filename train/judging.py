@@ -94,7 +94,7 @@ def evaluated(training: Training, progress: Progress) -> dict[str, float]:
     training.stop.evaluated(told, training.best.better)
     film = training.film
     if film is not None and film.due():
-        path = training.run.path / "videos" / f"{progress.iteration:06d}.gif"
+        path = training.run.videos / f"{progress.iteration:06d}.gif"
         if film.take(path, training.agent.policy, stage):
             training.video(progress.env_steps, path)
         else:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import socket
 import time
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ except ImportError:  # not on Windows
 
 from rlcore.checkpoint import save_checkpoint
 from rlcore.config import load_yaml, save_yaml
-from rlcore.files import remove_stale
+from rlcore.files import remove_stale, whole_file
 from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, read_config, safe_name
 
@@ -26,6 +28,13 @@ from rlcore.train.config import TrainConfig, read_config, safe_name
 class RunLocked(ValueError):
     """Another process trains in a run folder; the message names it."""
 
+
+_LEVELS = 3
+"""Of folders from where runs are to a run: task, algorithm, run."""
+_ALIKE = 0.6
+"""Likeness from which on a run may be the one that was meant."""
+_NEWEST = 3
+"""Runs that are named beside it."""
 
 _trained_here: set[Path] = set()  # folders of runs that this process trains in
 
@@ -44,6 +53,8 @@ class RunFolder:
         self.best = self.checkpoints / "best.pt"
         self.evaluation = path / "eval.json"
         self.exported = path / "export" / "policy.onnx"
+        self.end = path / "end.json"
+        self.videos = path / "videos"
         self._lock: int | None = None
 
     @classmethod
@@ -69,7 +80,7 @@ class RunFolder:
         """The run at ``path``, which may also be one of its checkpoints or its checkpoint folder.
 
         Raises:
-            FileNotFoundError: there is no run there; the message says what a run folder has.
+            FileNotFoundError: there is no run there; the message names the nearest, and the newest of its task.
         """
         if path.is_file() and path.suffix == ".onnx":
             raise FileNotFoundError(f"'{path}' is an exported file; name its run folder, or give it to --onnx")
@@ -84,9 +95,9 @@ class RunFolder:
         if below:
             latest = max(below, key=lambda folder: folder.name)
             raise FileNotFoundError(f"no run at '{path}', but {len(below)} below it; name one, the latest is {latest}")
-        raise FileNotFoundError(
-            f"no run at '{path}'; give a run folder (it has a config.yaml and checkpoints/) or one of its checkpoints"
-        )
+        if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file():
+            cls(path.parent.parent).checkpoint(path.stem)  # says which there are
+        raise FileNotFoundError(f"no run at '{path}'; {_hint(path)}")
 
     def take_over(self) -> list[str]:
         """Keep other processes from training here, and remove what one that was killed has left half written.
@@ -151,6 +162,16 @@ class RunFolder:
         """Write the resolved configuration; ``rlcore train --config`` of it repeats the run."""
         save_yaml(self.config_file, config)
 
+    def note_end(self, said: str, iteration: int) -> None:
+        """Write down why the run ended, as it was said; a disk that is full leaves it unsaid."""
+        record = {"ended": said, "iteration": iteration, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with contextlib.suppress(OSError), whole_file(self.end) as file:
+            file.write(json.dumps(record, indent=2) + "\n")
+
+    def filmed(self) -> list[Path]:
+        """Videos of evaluations by iteration, oldest first."""
+        return sorted(self.videos.glob("*.gif"))
+
     def numbered(self) -> list[Path]:
         """Checkpoints by iteration, oldest first."""
         found = (p for p in self.checkpoints.glob("*.pt") if re.fullmatch(r"\d+", p.stem))
@@ -208,7 +229,48 @@ def _refuse_others(path: Path) -> None:
         )
 
 
+def _hint(path: Path) -> str:
+    """Which run a path of none may mean, and the newest of its task; what a run folder has, where there are none."""
+    place, levels = path.parent, 1
+    while not place.is_dir() and levels < _LEVELS:
+        place, levels = place.parent, levels + 1
+    runs = [folder.parent for folder in place.glob("*/" * levels + "checkpoints")]
+    if not runs:  # such as a name alone
+        runs = [folder.parent for folder in Path(TrainConfig.runs_dir).glob("*/" * _LEVELS + "checkpoints")]
+    if not runs:
+        return "give a run folder (it has a config.yaml and checkpoints/) or one of its checkpoints"
+    runs.sort(key=lambda run: run.name, reverse=True)
+    # Of runs of one name the one of the nearest time, else the newest.
+    near = max(runs, key=lambda run: (_likeness(run, path), SequenceMatcher(None, run.name, path.name).ratio()))
+    if _likeness(near, path) < _ALIKE:
+        return f"the newest are {', '.join(map(str, runs[:_NEWEST]))}"
+    others = [str(run) for run in runs if run.parent.parent == near.parent.parent and run != near]
+    newest = f" Others of {near.parent.parent.name}: {', '.join(others[:_NEWEST])}" if others else ""
+    return f"did you mean '{near}'?{newest}"
+
+
+def _likeness(run: Path, path: Path) -> float:
+    """How much a path is like that of a run, 0 to 1: the mean over the names that may differ."""
+    parts = [(own, given) for own, given in zip(run.parts[::-1], path.parts[::-1], strict=False)][:_LEVELS]
+    names = [re.sub(r"^[\d*]+(-\d{6})?-(?=.)", "", name) for name in parts[0]]  # without the time, which is no name
+    pairs = [parts[0] if re.match(r"\d", names[0]) else (names[0], names[1]), *parts[1:]]
+    return sum(SequenceMatcher(None, own.lower(), given.lower()).ratio() for own, given in pairs) / len(pairs)
+
+
 def locate(path: Path, which: str = "best") -> tuple[RunFolder, Path]:
     """The run and the checkpoint that a path means: a checkpoint itself, or ``which`` one of a run folder."""
     run = RunFolder.open(path)
     return run, (path if path.is_file() and path.suffix == ".pt" else run.checkpoint(which))
+
+
+def located(path: Path, checkpoint: str) -> tuple[RunFolder, Path]:
+    """The run and the checkpoint that ``--run`` and ``--checkpoint`` mean.
+
+    Raises:
+        FileNotFoundError: there is no such run or checkpoint.
+        ValueError: both name a checkpoint.
+    """
+    found = locate(path, checkpoint)
+    if found[1] == path and checkpoint != "best":
+        raise ValueError(f"--checkpoint is '{checkpoint}', and '{path}' is one itself; leave --checkpoint out")
+    return found

@@ -26,7 +26,7 @@ from rlcore.train.conclude import give_task, refuse_broken, restore_policy, viol
 from rlcore.train.config import DEVICES, is_device, read_config, resolve_device
 from rlcore.train.evaluate import evaluation_options
 from rlcore.train.play import find_renderer
-from rlcore.train.run import RunFolder, locate
+from rlcore.train.run import RunFolder, located
 from rlcore.train.tasks import MAKERS
 from rlcore.train.window import render_mode_of
 
@@ -83,6 +83,8 @@ def policy_and_env(
     content: dict[str, Any] | None = None
     run: RunFolder | None
     if args.onnx is not None:
+        if args.checkpoint != "best":
+            raise ValueError(f"--checkpoint is '{args.checkpoint}', and --onnx names a file; leave one out")
         path, folder = args.onnx, args.onnx.parent
         policy: Any = OnnxPolicy(path)
         broken = broken_weights(path)
@@ -101,14 +103,15 @@ def policy_and_env(
         if run is not None and bare_name(run.read_config().task) == bare_name(str(trained_on)):
             trained_on = run.read_config().task  # files of before do not name the module that registers it
         wanted, violations = _needs_of_file(path, policy), _violations_of_file(path, policy)
-        if given_task and policy.inferred_tasks:
-            raise ValueError(f"'{path}' infers its task; write one that is told: rlcore export --given-task")
+        if given_task:
+            remedy = "write one that is told: rlcore export" if policy.inferred_tasks else "leave it out:"
+            raise ValueError(f"'{path}' infers {'its' if policy.inferred_tasks else 'no'} task; {remedy} --given-task")
         if args.task in policy.inferred_tasks:  # one of those that it tells apart, by itself
             trained_with = options_by_task(policy.inferred_tasks, trained_with)[args.task]
             trained_with.pop(SHARE, None)
             run, trained_on = None, args.task
     else:
-        run, path = locate(args.run, args.checkpoint)
+        run, path = located(args.run, args.checkpoint)
         policy, spec, content = restore_policy(path, device)
         refuse_broken(policy, path)
         if given_task:

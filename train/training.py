@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from rlcore.train.filming import Film
 from rlcore.train.judging import due, eval_env_of, evaluated, judged_by
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.machine import write_machine
-from rlcore.train.reports.page import report_at_end
+from rlcore.train.reports.page import report_at_end, write_run_report
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.several import end_of_follower, follow, of_rank, share_of, with_ranks
 from rlcore.train.stop import Stop
@@ -168,7 +169,11 @@ class Training:
         except BaseException as error:
             if not self.ranks.main:
                 return end_of_follower(error, interrupt, self.ranks.rank, self.folder)
-            return end_of_run(error, interrupt, self.run, self.progress, self._rescue)
+            code = end_of_run(error, interrupt, self.run, self.progress, self._rescue)
+            if self.run is not None and self.progress is not None and self.config.report:
+                with suppress(Exception):  # the last line has been said
+                    write_run_report(self.run.path)
+            return code
         finally:
             if self.run is not None:
                 self.run.unlock()
@@ -220,13 +225,16 @@ class Training:
             interrupt.signal = most(interrupt.signal or 0) or None  # whichever rank it came to
         leave()
         if interrupt.signal is not None:
-            say(self.console, f"stopped after iteration {progress.iteration}; to go on:")
+            stopped = f"stopped after iteration {progress.iteration}, by {Signals(interrupt.signal).name}"
+            self._tell_end(stopped, progress)
+            say(self.console, f"{stopped}; to go on:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             if self.ranks.size > 1:
                 say(self.console, f"  with --processes or --gpus {self.ranks.size}, as it was started, bit for bit")
             return 128 + interrupt.signal
+        ended = f"after iteration {progress.iteration}: {self.stop.reason or 'all iterations are done'}"
         if self.stop.reason is not None:
-            say(self.console, f"ended        after iteration {progress.iteration}: {self.stop.reason}")
+            say(self.console, f"ended        {ended}")
         if not self.shares_env:
             close_env(self.env, self.console)
             if self.eval_env.num_envs < config.eval_envs:  # others had their part, and are gone
@@ -238,16 +246,27 @@ class Training:
                 stage, why = self.stage(), self.best.why()
                 code = conclude(self.run, self.eval_env, config, self.console, stage, why, self.stop.reason)
         except Stopped as stop:
+            self._tell_end(f"{ended}; stopped before evaluation and export were done", progress)
             say(self.console, "stopped before evaluation and export were done; to do them:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             code = int(str(stop.code))
         else:
-            if config.report:
-                report_at_end(self.run.path, self.console)
+            self._tell_end(ended, progress)
+            say(self.console, f"ended        {ended}")
         close_env(self.eval_env, self.console)
         if self.film is not None:
             self.film.close()
         return code
+
+    def _tell_end(self, ended: str, progress: Progress) -> None:
+        """Write down why the run ends, and the page that shows it."""
+        assert self.run is not None
+        self.run.note_end(ended, progress.iteration)
+        filmed = len(self.run.filmed())
+        if self.config.eval_video and filmed:
+            say(self.console, f"videos       {self.run.videos} ({filmed})")
+        if self.config.report:
+            report_at_end(self.run.path, self.console)
 
     def _writers(self, warn: Warn) -> list[Writer]:
         assert self.run is not None
@@ -307,6 +326,7 @@ class Training:
             else:
                 self.best.resume(best)
         run.write_config(self.config)
+        run.end.unlink(missing_ok=True)  # it goes on
         return run
 
     def stage(self) -> Stage | None:

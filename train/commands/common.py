@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore.train.arguments import Job
+from rlcore.train.groups import flag_of
 
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a folder in which nothing may be written, as of a run that somebody else has put aside."""
@@ -54,4 +55,4 @@ def check_counts(**counts: int | None) -> None:
     """Refuse numbers below 1."""
     for name, count in counts.items():
         if count is not None and count < 1:
-            raise ValueError(f"--{name} is {count}; give 1 or more")
+            raise ValueError(f"{flag_of(name)} is {count}; give 1 or more")

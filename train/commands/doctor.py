@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcore.train.arguments import Job, read
 from rlcore.train.commands.common import check_counts, check_seed
 from rlcore.train.commands.launching import launched, named_in
+from rlcore.train.groups import flag_of
 
 if TYPE_CHECKING:
     from rlcore.train.config import TrainConfig
@@ -65,6 +66,7 @@ def doctor_command(words: Sequence[str]) -> Job:
         raise ValueError("--task is missing; give one, such as --task CartPole, or --run RUN to examine a run")
     if args.task is None and (options or args.config is not None):
         raise ValueError("without --task no env is examined; add --task, or leave out --env and --config")
+    _refuse_idle(args)
     if not args.seconds > 0:
         raise ValueError(f"--seconds is {args.seconds}; give more than 0")
     if args.json is not None and args.json.is_dir():
@@ -106,6 +108,14 @@ def doctor_command(words: Sequence[str]) -> Job:
     return job
 
 
+def _refuse_idle(args: DoctorArguments) -> None:
+    """Refuse what would have no effect: flags of the env where none is examined, or of settings that a run has."""
+    unlike = [f.name for f in fields(args) if getattr(args, f.name) != f.default]
+    for name in ("algo", "preset", "num_envs", "seconds"):
+        if args.task is None and name in unlike:
+            raise ValueError(f"{flag_of(name)} is for the env, and without --task none is examined; leave it out")
+
+
 def _completed(args: DoctorArguments, file: Path) -> DoctorArguments:
     """Take the task and the algorithm from a file of settings where no flag names them, as ``rlcore train`` does."""
     from rlcore.train.config import TrainConfig
@@ -135,7 +145,11 @@ def _config(args: DoctorArguments, task: str, options: dict[str, Any], run: Any)
     from rlcore.train.defaults import check_preset, default_config
 
     base: TrainConfig | None = None if run is None else run.read_config()
-    if base is None or bare_name(base.task) != bare_name(task):
+    if base is not None and bare_name(base.task) == bare_name(task):
+        for name in ("config", "algo", "preset"):
+            if (value := getattr(args, name)) is not None:
+                raise ValueError(f"--{name} is '{value}', and --run has settings of its own for {task}; leave one out")
+    else:
         asked = args.algo or TrainConfig.algo
         algo, preset = algorithm(asked, args.preset)
         if preset is not None:

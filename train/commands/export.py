@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rlcore.train.arguments import Job, read
 from rlcore.train.commands.common import output_elsewhere, required_run
+from rlcore.train.groups import flag_of
 
 if TYPE_CHECKING:
     from rlcore.export import CppReport
@@ -75,7 +76,7 @@ def _written(args: ExportArguments) -> Job:
     from rlcore.export import ExportReport, export_onnx, export_torchscript, read_metadata, write_cpp
     from rlcore.train.conclude import DROPPED, drop_stale_figures, export_checkpoint
     from rlcore.train.config import safe_name
-    from rlcore.train.run import locate
+    from rlcore.train.run import located
 
     if args.motors and args.deploy_yaml is None:
         raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
@@ -94,11 +95,13 @@ def _written(args: ExportArguments) -> Job:
             print(_told_source(write_cpp(args.onnx, args.cpp)))
         _tell(args, metadata)
         return lambda: 0
-    run, checkpoint = locate(required_run(args.run), args.checkpoint)
+    run, checkpoint = located(required_run(args.run), args.checkpoint)
     if args.output is not None and args.output.is_dir():
         raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
     if args.cpp is not None and "onnx" not in args.format:
         raise ValueError("--cpp writes what an ONNX file does; add onnx to --format")
+    if args.cells != "operator" and "onnx" not in args.format:
+        raise ValueError(f"--cells is '{args.cells}', which is for ONNX; leave it out, or add onnx to --format")
     writers: dict[str, Callable[..., ExportReport]] = {
         "onnx": functools.partial(export_onnx, cells=args.cells),
         "torchscript": export_torchscript,
@@ -131,8 +134,8 @@ def _check_alone(args: ExportArguments) -> None:
     defaults = ExportArguments()
     for name in ("run", "checkpoint", "format", "output", "dynamic_batch", "cells", "for_task", "given_task", "gate"):
         if getattr(args, name) != getattr(defaults, name):
-            flag = f"--{name.replace('_', '-')}"
-            raise ValueError(f"{flag} is for a run, and --onnx names a file that is written already; leave one out")
+            written = "and --onnx names a file that is written already; leave one out"
+            raise ValueError(f"{flag_of(name)} is for a run, {written}")
 
 
 def _check_told(path: Path, metadata: Mapping[str, Any]) -> None:

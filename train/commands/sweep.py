@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rlcore.train import arguments
 from rlcore.train.arguments import Job, UsageError
+from rlcore.train.groups import flag_of
 
 if TYPE_CHECKING:
     from rlcore.train.config import TrainConfig
@@ -71,7 +72,7 @@ def sweep_command(words: Sequence[str]) -> Job:
 
     require_optuna()
     if args.resume is not None:
-        extra = [*rest, *(f"--{name}" for name in sorted(given - _KEPT)), *(f"--sweep {word}" for word in dimensions)]
+        extra = [*rest, *(flag_of(name) for name in sorted(given - _KEPT)), *(f"--sweep {word}" for word in dimensions)]
         if extra:
             raise UsageError(
                 f"{extra[0]} cannot go with --resume: a sweep keeps its settings but --trials and --parallel; leave it "
@@ -103,14 +104,14 @@ def parted(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         if found is None or key not in _NAMES:
             near = nearest_names(key, [*_NAMES, *(own.name for own in fields(TrainConfig))], 1, cutoff=0.75)
             if word.startswith("--") and near and near[0] in _NAMES:
-                raise UsageError(f"unknown setting --{key}; did you mean --{near[0]}?")
+                raise UsageError(f"unknown setting {word}; did you mean {flag_of(near[0])}?")
             rest.append(word)
         elif key in _SWITCHES:
             own.append(word)
         else:
             value = found[2] if found[1] else left.pop(0) if left and not left[0].startswith("--") else None
             if not value:
-                raise UsageError(f"--{key.replace('_', '-')} needs a value; write --{key.replace('_', '-')} VALUE")
+                raise UsageError(f"{flag_of(key)} needs a value; write {flag_of(key)} VALUE")
             if key != "sweep":
                 own.append(f"--{key}={value}")
                 continue
@@ -134,7 +135,7 @@ def _begin(args: SweepArguments, dimensions: Sequence[str], rest: Sequence[str])
     for word in words:
         key = word.partition("=")[0].removeprefix("--").replace("-", "_")
         if key in space and (word.startswith("--") or "=" in word):
-            raise ConfigError(f"--{key} is swept and given; leave one out")
+            raise ConfigError(f"{flag_of(key)} is swept and given; leave one out")
         if key == "runs_dir":
             raise ConfigError(f"--runs-dir is of no use in a sweep: {OWN[key]}; --sweeps-dir names another place")
     name = args.name or time.strftime("%Y%m%d-%H%M%S")

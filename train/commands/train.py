@@ -161,7 +161,7 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
         return {"env": env_options(algo)}
     number = given.get(SCENE_NUM_ENVS) or given.get("num_envs")
     if number is not None and not number.isdigit():
-        raise UsageError(f"--num_envs: '{number}' is not a whole number; write --num_envs 4096")
+        raise UsageError(f"--num-envs: '{number}' is not a whole number; write --num-envs 4096")
     options = arguments.without_options(pairs)[1]
     settings, conversion = registered_config(task, int(number) if number else None, given.get("library"), algo, options)
     if conversion is not None:

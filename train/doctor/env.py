@@ -13,6 +13,7 @@ from rlcore.config import ConfigError
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import simulator_of
+from rlcore.train.ahead import TIMEOUTS
 from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, resolve_device
 from rlcore.train.doctor.control import control_findings
@@ -22,6 +23,7 @@ from rlcore.train.doctor.learner import deployment_findings, examine_learner, re
 from rlcore.train.doctor.observations import observation_facts, observation_findings
 from rlcore.train.doctor.recording import Recording, play
 from rlcore.train.evaluate import ENDLESS, whole_episodes
+from rlcore.types import Timeout
 
 LEAST_STEPS, MOST_STEPS = 200, 2000
 """Of the recording: what statistics need, and what is enough of any task."""
@@ -97,7 +99,10 @@ def _examine(
     into.add(reward_findings(recording, agent, find(config.algo).on_policy))
     if recording.failure is not None:
         return
-    into.add(episode_findings(recording))
+    bootstrap = bootstrap_of(config)
+    if bootstrap != "final_obs":
+        into.facts["time-outs"] = TIMEOUTS[bootstrap]
+    into.add(episode_findings(recording, bootstrap))
     length = _trace_length(recording, seconds)
     try:
         found = list(control_findings(env, config.task, config.seed, length, mask, another, say))
@@ -113,6 +118,13 @@ def _examine(
         examine_learner(env, config, recording, into)
     except ConfigError as error:
         into.findings.append(refused(error))
+
+
+def bootstrap_of(config: TrainConfig) -> Timeout:
+    """What a time-out is worth to the algorithm: as its class says, else its settings, else ``final_obs``."""
+    own, settings = find(config.algo).agent, config.agent
+    said = (getattr(place, "timeout_bootstrap", None) for place in (own, settings))
+    return next((value for value in said if value in TIMEOUTS), "final_obs")
 
 
 def _trace_length(recording: Recording, seconds: float) -> int:

@@ -13,6 +13,7 @@ from rlcore.train.doctor.findings import Finding, listed, plural, setting
 from rlcore.train.doctor.observations import Columns
 from rlcore.train.doctor.recording import Recording
 from rlcore.train.evaluate import ENDLESS
+from rlcore.types import Timeout
 
 
 def reward_findings(recording: Recording, agent: Any, on_policy: bool) -> Iterator[Finding]:
@@ -203,8 +204,14 @@ def reward_facts(recording: Recording, gamma: float) -> str:
     return f"{text}; {shares}" if shares else text
 
 
-def episode_findings(recording: Recording) -> Iterator[Finding]:
-    """What is wrong with how episodes end."""
+def episode_findings(recording: Recording, bootstrap: Timeout = "final_obs") -> Iterator[Finding]:
+    """What is wrong with how episodes end.
+
+    Args:
+        recording: of the env.
+        bootstrap: what a time-out is worth to the algorithm: where that is nothing, it is a failure in any case, and
+            last observations that nobody reads need not be right.
+    """
     limit, steps, lengths = recording.env.max_episode_length, recording.steps, recording.lengths
     endless = limit >= ENDLESS
     if not len(lengths):
@@ -221,8 +228,10 @@ def episode_findings(recording: Recording) -> Iterator[Finding]:
             remedy="look at the conditions of termination: one is true where episodes begin",
         )
         return
-    yield from _limits(recording, endless)
-    yield from _last_observations(recording)
+    limits = _limits(recording, endless)
+    yield from (f for f in limits if bootstrap != "none" or f.check != "episode.timeout_terminated")
+    if bootstrap == "final_obs":
+        yield from _last_observations(recording)
 
 
 def _endless(steps: int, limit: int, endless: bool) -> Iterator[Finding]:

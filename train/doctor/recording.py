@@ -177,7 +177,7 @@ def play(
         env: which is reset here.
         seed: of reset and actions.
         steps: most steps.
-        seconds: after which no more step is begun.
+        seconds: after the first step, after which no more is begun.
         mask: see ``RandomActions``.
         on_step: called with the number of steps done.
     """
@@ -204,6 +204,8 @@ def play(
             kind = "fails"
             kept.take(step)
             obs = step.obs
+            if t == 0:
+                begun = time.perf_counter()  # simulators compile for their first step
             on_step(t + 1)
             if time.perf_counter() - begun > seconds and t >= 8:
                 break

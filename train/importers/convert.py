@@ -57,9 +57,10 @@ class Conversion:
 
     @property
     def summary(self) -> str:
-        """Numbers of keys by what became of them, and the names of those that nobody knows."""
+        """Numbers of keys by what became of them, and the names of those that nobody knows, each with the nearest."""
         counts, unknown = self.counts, self.unknown
-        names = f" ({', '.join(map(short, unknown[:5]))}{', ...' if len(unknown) > 5 else ''})" if unknown else ""
+        told = [f"{short(row.key)}{row.note.removeprefix(UNKNOWN)}" for row in self.rows if row.key in unknown]
+        names = f" ({', '.join(told[:5])}{', ...' if len(told) > 5 else ''})" if told else ""
         return (
             f"{counts['kept']} keys kept, {counts['changed']} changed, {counts['dropped'] - len(unknown)} dropped, "
             f"{len(unknown)} unknown{names}, {counts['default']} defaults"

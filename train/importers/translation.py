@@ -290,7 +290,8 @@ class Translation:
             )
         for key, value in leaves:
             if key in unknown:
-                close = nearest_names(key, [k for k in known if not self.has(k)], 1, cutoff=0.8)
+                unset = [k for k in known if not self.has(k)]
+                close = nearest_names(key, unset, 1, cutoff=0.8) or nearest_names(key, known, 1, cutoff=0.8)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
                 self.rows.append(Row(key, value, None, "dropped", UNKNOWN + hint))
         try:

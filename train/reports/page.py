@@ -63,6 +63,7 @@ def run_page(run: RunFacts) -> str:
     parts = [
         tag("h1", f"{run.task} · {run.algorithm}"),
         tag("p", run.name, class_="soft"),
+        guarded("end", lambda: _end(run)),
         guarded("summary", lambda: _tiles(run)),
         notes_of(run.notes),
         tag("h2", "Learning curves"),
@@ -131,6 +132,15 @@ def _tiles(run: RunFacts) -> Html:
     if isinstance(parity, (int, float)):
         tiles.append(tile("largest difference of the exported file", figure_text(float(parity))))
     return tag("div", *tiles, class_="tiles") if tiles else Html()
+
+
+def _end(run: RunFacts) -> Html:
+    """Why the run ended, as its last line in the terminal said."""
+    if "ended" in run.end:
+        return tag("p", tag("b", "Ended "), str(run.end["ended"]))
+    if not run.metrics.names:  # such as one that was imported
+        return Html()
+    return tag("p", "It goes on, or was killed before it could say why it ended.")
 
 
 def duration(seconds: float) -> str:
@@ -222,7 +232,12 @@ def _of_rich(shown: Any, text_columns: int = 1) -> Html:
 
 
 def _pictures(run: RunFacts) -> Html:
-    return tag("div", *(picture(*entry) for entry in run.pictures), class_="pictures") if run.pictures else Html()
+    parts = [tag("div", *(picture(*entry) for entry in run.pictures), class_="pictures")] if run.pictures else []
+    if run.videos:
+        first, last = run.videos[0], run.videos[-1]
+        several = f", {first} to {last}" if len(run.videos) > 1 else f", {first}"
+        parts.append(tag("p", f"Videos of evaluations are in the run folder{several}.", class_="soft"))
+    return joined(parts)
 
 
 def value_text(value: Any) -> str:

@@ -22,6 +22,7 @@ from rlcore.export.metadata import read_metadata
 from rlcore.train.algorithms import ALGORITHMS
 from rlcore.train.defaults import default_config
 from rlcore.train.machine import MACHINE_FILE
+from rlcore.train.run import RunFolder
 
 Numbers = NDArray[np.float64]
 
@@ -89,6 +90,10 @@ class RunFacts:
     evaluation: dict[str, Any]
     robustness: dict[str, Any]
     machine: dict[str, Any]
+    end: dict[str, Any]
+    """Why the run ended; empty where it goes on, or could not say."""
+    videos: list[str]
+    """Paths of those of evaluations, in the run folder."""
     exported: dict[str, Any]
     """Facts of the exported file."""
     pictures: list[tuple[str, str, bytes]]
@@ -131,11 +136,13 @@ def read_run(path: Path) -> RunFacts:
     notes: list[str] = []
     defaults, about = _defaults(config)
     metrics = read_metrics(path / "metrics.csv")
-    evaluation, robustness, machine = (
-        _read_json(path / name, notes) for name in ("eval.json", "robustness.json", MACHINE_FILE)
+    run = RunFolder(path)
+    evaluation, robustness, machine, end = (
+        _read_json(file, notes) for file in (run.evaluation, path / "robustness.json", path / MACHINE_FILE, run.end)
     )
+    videos = [str(video.relative_to(path)) for video in run.filmed()]
     return RunFacts(
-        path, config, defaults, about, metrics, evaluation, robustness, machine, _exported(path, notes),
+        path, config, defaults, about, metrics, evaluation, robustness, machine, end, videos, _exported(path, notes),
         _pictures(path, notes), [*metrics.notes, *notes],
     )  # fmt: skip
 
