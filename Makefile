@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-WORKERS ?= 2
+WORKERS ?= auto
 TASK ?= Reach-UR5e-JointPos
 # Tests write names of settings wrongly to see what is said of them.
 MISTYPED := --skip '*.onnx,*.pt,*.pth,*.zip' --ignore-words tests/data/mistyped.txt
@@ -22,13 +22,15 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+# What is compiled is kept, whatever the environment says: a hundred processes of the tests import it.
+test: export PYTHONDONTWRITEBYTECODE =
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
 	$(BIN)/codespell $(MISTYPED) tests
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # mjlab is large and pins versions of its own, so its tests have an environment to themselves.
 $(MJLAB)/.installed: setup.cfg

@@ -34,6 +34,9 @@ from rlcore.sac import SAC, SACConfig
 
 SMALL: dict[str, Any] = {"num_steps": 16, "num_epochs": 2, "num_minibatches": 2}
 
+PRELOADED = ["pytest", "rlcore.ppo", "rlcore.sac", "rlcore.ddpg", "rlcore.envs.curriculum", "rlcore.train.several"]
+"""What brings all that tests of ranks import: once, and not in each rank."""
+
 
 def free_port() -> int:
     with socket.socket() as found:
@@ -57,7 +60,7 @@ def _rank(fn: Callable[..., Any], rank: int, size: int, port: int, args: tuple[A
 def in_ranks(size: int, fn: Callable[..., Any], *args: Any) -> list[Any]:
     """What a function returns, or raises, in each of so many processes; None for one that ended without a word."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["rlcore.ppo", "rlcore.sac", "rlcore.envs"])
+    context.set_forkserver_preload(PRELOADED)
     results = context.Queue()
     port = free_port()
     ranks = [context.Process(target=_rank, args=(fn, rank, size, port, args, results)) for rank in range(size)]

@@ -105,7 +105,8 @@ def trained(kinds: tuple[str, ...]) -> dict[str, Any]:
     for kind in kinds:
         agent, reports = learner(kind), list[Report]()
         before = [x.clone() for x in moved(agent)]
-        learn(agent.env, agent, 20, on_report=reports.append, seed=1)
+        iterations = 20 if kind == "adr" else 10  # in which something moves
+        learn(agent.env, agent, iterations, on_report=reports.append, seed=1)
         Ranks(agent.env, agent)  # which compares all that is to be the same
         after = moved(agent)
         changed = any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
@@ -118,7 +119,7 @@ GROUPS = [tuple(PPO_KINDS)[:6], tuple(PPO_KINDS)[6:], tuple(OFF_POLICY_KINDS)]
 
 
 @pytest.mark.parametrize("kinds", GROUPS, ids=["safety", "levels", "off_policy"])
-def test_after_20_updates_ranks_have_the_same_parameters_and_controllers(kinds: tuple[str, ...]) -> None:
+def test_after_some_iterations_ranks_have_the_same_parameters_and_controllers(kinds: tuple[str, ...]) -> None:
     first, second = in_ranks(2, trained, kinds)
     assert isinstance(first, dict), first
     for kind in kinds:
