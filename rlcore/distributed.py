@@ -352,13 +352,14 @@ def share_gradients(optimizers: Iterable[Any], loss: Tensor, metrics: Metrics) -
     """Bring gradients, loss and metrics of a minibatch to their means over ranks, in one buffer and one sum.
 
     Means of equal numbers of samples are the mean of all samples. A loss that is not finite on one rank is so on all.
+    Where there is one rank they are their own means, and nothing is moved: twenty sums an iteration are 2 % of a short one.
 
     Args:
         optimizers: ``FlatAdam`` each, whose gradients are there.
         loss: a scalar.
         metrics: scalars, the same names on all ranks.
     """
-    if not _world.joined:
+    if _world.size == 1:
         return loss, metrics
     optimizers = list(optimizers)
     buffers = [optimizer.collected() for optimizer in optimizers]

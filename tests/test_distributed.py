@@ -126,6 +126,32 @@ def test_after_20_updates_ranks_have_the_same_bits_and_random_numbers_of_their_o
     assert len({tuple(draw) for draw in draws}) == size
 
 
+def sums_taken() -> list[int]:
+    """Sums over ranks in two iterations, with two minibatches a pass and with four."""
+    join(torch.device("cpu"))
+    plain = distributed._reduce
+    found: list[int] = []
+
+    def counted(x: Tensor, op: Any) -> Tensor:
+        found[-1] += 1
+        return plain(x, op)
+
+    distributed._reduce = counted
+    for count in (2, 4):
+        agent = ppo(12, num_minibatches=count)
+        found.append(0)
+        learn(agent.env, agent, 2, seed=1)
+    distributed._reduce = plain
+    return found
+
+
+def test_one_rank_sums_nothing_up_in_a_minibatch_and_two_do_so_once() -> None:
+    ((one, more),) = in_ranks(1, sums_taken)
+    assert 0 < one == more
+    (one, more), _ = in_ranks(2, sums_taken)
+    assert more - one == 2 * SMALL["num_epochs"] * 2
+
+
 def gradient(rank_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of a loss over 24 samples, of which each rank has a share."""
     join(torch.device("cpu"))
