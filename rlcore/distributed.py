@@ -352,7 +352,7 @@ def share_gradients(optimizers: Iterable[Any], loss: Tensor, metrics: Metrics) -
     """Bring gradients, loss and metrics of a minibatch to their means over ranks, in one buffer and one sum.
 
     Means of equal numbers of samples are the mean of all samples. A loss that is not finite on one rank is so on all.
-    Where there is one rank they are their own means, and nothing is moved: twenty sums an iteration are 2 % of a short one.
+    Where there is one rank they are their own means, and nothing is moved: the buffers are 2 % of a short iteration.
 
     Args:
         optimizers: ``FlatAdam`` each, whose gradients are there.
