@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from rlcore.config import ConfigError
@@ -468,11 +469,20 @@ def test_one_of_the_tasks_is_measured_and_shown_by_itself(
     assert picture.stat().st_size > 1000
 
 
-def test_the_configuration_of_tasks_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_configuration_of_tasks_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def talkative(*args: Any, **options: Any) -> Any:
+        print("as simulators are when an env is made")
+        return make_env(*args, **options)
+
+    monkeypatch.setattr("rlcore.train.show_config.make_env", talkative)
     assert main(["config", "--task", "CartPole", "--task", "Pendulum", "--env.CartPole.share", "3"]) == 0
-    said = capsys.readouterr().out
-    assert "task: tasks:CartPole+Pendulum" in said
-    assert "balance: advantage" in said
+    said = capsys.readouterr()
+    assert "as simulators are" in said.err
+    settings = yaml.safe_load(said.out)
+    assert settings["task"] == "tasks:CartPole+Pendulum"
+    assert settings["agent"]["balance"] == "advantage"
 
 
 def test_which_task_to_show_has_to_be_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

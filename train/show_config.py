@@ -106,9 +106,10 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
             raise ConfigError(f"task '{task}' ships no configuration of another library; leave --from out")
         own = default_config(task, args.config, settings, algo, preset)[0]
         if simulator_of(task) not in SIMULATORS:  # making theirs takes long
-            with contextlib.closing(
-                make_env(task, fewest_envs(task), **own.env, **(options or {}))
-            ) as env:  # refuses what is not there
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))  # what a simulator among several tasks says
+                env = make_env(task, fewest_envs(task), **own.env, **(options or {}))  # refuses what is not there
+                stack.enter_context(contextlib.closing(env))
                 record.policy(spec_of(env), own.agent)  # refuses an env that it is not for
         settings = to_dict(own)
         settings |= {} if args.num_envs is None else {"num_envs": args.num_envs}
