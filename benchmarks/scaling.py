@@ -1,6 +1,7 @@
 """Time iterations of PPO in several ranks: what more GPUs bring, and what their sums cost.
 
     python benchmarks/scaling.py --ranks 1 2 4 --num-envs 4096 --rounds 2 --libraries rlcore rsl_rl --json scaling.json
+    python benchmarks/scaling.py --show weak.json strong.json --plot scaling.png
 
 All configurations take turns in one run, round after round, so that a machine that drifts favors none:
 
@@ -73,6 +74,10 @@ class Settings:
     """Times that every configuration has its turn."""
     json: Path | None = None
     """File for the results."""
+    show: tuple[Path, ...] = ()
+    """Files of results to draw, instead of measuring."""
+    plot: Path | None = None
+    """Picture of the results: how many times as fast more ranks are than one."""
     worker: str | None = None
     """For the processes that this one starts: what to measure, and where to write it."""
 
@@ -148,7 +153,7 @@ def turn(settings: Settings, library: str, kind: str, ranks: int, folder: Path) 
     envs = settings.num_envs * (ranks if kind == "weak" else 1)
     for old in folder.iterdir():
         old.unlink()
-    left_out = ("json", "worker", "ranks", "rounds", "libraries", "kinds")
+    left_out = ("json", "worker", "ranks", "rounds", "libraries", "kinds", "show", "plot")
     task = {key: value for key, value in asdict(settings).items() if key not in left_out}
     task |= {"library": library, "envs": envs, "result": str(folder / "result.json")}
     command = [sys.executable]
@@ -165,12 +170,54 @@ def turn(settings: Settings, library: str, kind: str, ranks: int, folder: Path) 
     return {"envs": envs, "env_ms": env_ms, "iteration_ms": iteration_ms}
 
 
+def draw(reports: list[dict[str, Any]], path: Path) -> None:
+    """Write a picture: ratios of several ranks to one, a group of bars for each task and kind, ideals as lines."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    bars: dict[str, dict[str, float]] = {}  # by group and library
+    ideals: dict[str, int] = {}
+    for report in reports:
+        for row in report["results"]:
+            if row["ranks"] > 1:
+                group = f"{report['settings']['task']}\n{row['scaling']}, {row['ranks']} ranks\n{row['envs']:,} envs"
+                bars.setdefault(group, {})[row["library"]] = row["iteration_ms_ratio"]
+                ideals[group] = row["ranks"]
+    if not bars:
+        raise SystemExit("--plot: no result is of more than one rank; measure with --ranks 1 2")
+    libraries = list(dict.fromkeys(library for found in bars.values() for library in found))
+    figure, axes = plt.subplots(figsize=(2.1 * len(bars) + 1.5, 4), layout="constrained")
+    width = 0.8 / len(libraries)
+    for number, library in enumerate(libraries):
+        places = [
+            i + (number - (len(libraries) - 1) / 2) * width for i, group in enumerate(bars) if library in bars[group]
+        ]
+        ratios = [found[library] for found in bars.values() if library in found]
+        axes.bar_label(
+            axes.bar(places, ratios, 0.9 * width, label=library), fmt="%.2f", label_type="center", color="white"
+        )
+    for i, ideal in enumerate(ideals.values()):
+        axes.hlines(ideal, i - 0.45, i + 0.45, color="0.3", linestyle=":", label=None if i else "ideal")
+    axes.set_xticks(range(len(bars)), list(bars))
+    axes.set_ylabel("env steps/s, of those of one rank")
+    axes.set_ylim(0, 1.15 * max(ideals.values()))
+    figure.legend(loc="outside upper right", ncols=len(libraries) + 1)
+    figure.savefig(path, dpi=150)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print and write; returns the exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     settings = tyro.cli(Settings, args=arguments)
     if settings.worker is not None:
         measure(json.loads(settings.worker))
+        return 0
+    if settings.show:
+        if settings.plot is None:
+            raise SystemExit("--show: name the picture with --plot FILE")
+        draw([json.loads(file.read_text()) for file in settings.show], settings.plot)
         return 0
     turns: list[tuple[str, int]] = [("alone", 1)] if "alone" in settings.kinds else []
     for ranks in settings.ranks:
@@ -214,6 +261,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
     Console(width=140).print(table)
     write(report, settings.json)
+    if settings.plot is not None:
+        draw([report], settings.plot)
     return 0
 
 
