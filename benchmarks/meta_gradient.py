@@ -19,6 +19,7 @@ import torch
 
 from rlcore.envs import make_env
 from rlcore.maml import MAML, MAMLConfig
+from rlcore.types import Mode
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -89,7 +90,7 @@ def main(words: Sequence[str] | None = None) -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, 1 thread"
     print(f"{name}, torch {torch.__version__}: {args.epochs} gradients of {samples:,} samples, {args.num_tasks} tasks")
     print("| derivatives | mode | update | to record | allocated at most | reserved |\n|---|---|--:|--:|--:|--:|")
-    modes = ("eager", "graph") if device.type == "cuda" else ("eager",)
+    modes: tuple[Mode, ...] = ("eager", "graph") if device.type == "cuda" else ("eager",)
     for first_order in (False, True):
         for mode in modes:
             config = MAMLConfig(
