@@ -72,6 +72,7 @@ def test_a_spelled_task_with_more_steps_goes_where_it_is_told(
         ("--run {run} --task Pendulum", "Pendulum"),
         ("--run {run} --output {run}", "which is a folder; name a file in it"),
         ("--run {run} --stepz 3", "did you mean --steps"),
+        ("--run {run}/checkpoints/000001.pt --checkpoint last", "is one itself; leave --checkpoint out"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_a_line(

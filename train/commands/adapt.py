@@ -56,13 +56,13 @@ def adapt_command(words: Sequence[str]) -> Job:
     from rlcore.train.conclude import restore_policy
     from rlcore.train.config import DEVICES, is_device, read_config, resolve_device
     from rlcore.train.evaluate import evaluation_options
-    from rlcore.train.run import locate
+    from rlcore.train.run import located
     from rlcore.train.source import policy_and_env
     from rlcore.train.threads import use_threads
 
     if not is_device(args.device):
         raise ValueError(f"--device is '{args.device}'; give {DEVICES}")
-    run, path = locate(required_run(args.run), args.checkpoint)
+    run, path = located(required_run(args.run), args.checkpoint)
     device = resolve_device(args.device)
     policy, spec, content = restore_policy(path, device)
     settings = read_config(content["config"], source=str(path))
