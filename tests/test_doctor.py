@@ -65,6 +65,9 @@ FAULTS = {
 }
 """Envs of ``faulty`` and the one error or warning that each is to cause."""
 
+SHORT = {task: {"max_episode_length": 100} for task in ("CartPole", "CartPole-Pixels")}
+"""Random actions let the pole fall long before; of twice the limit, which a recording has, most shows nothing new."""
+
 ALSO = {"OneStep": {"observation.dead"}, "Unmoved": {"reward.constant"}}
 """What comes with a fault: where no episode goes on, nothing has a velocity."""
 
@@ -73,7 +76,8 @@ def examined(task: str, seconds: float = 60.0, **agent: Any) -> Examination:
     """What is found of a task; enough time is given for whole episodes on a busy machine."""
     config, _ = default_config(task)
     number = 32 if task.startswith("python:") else min(config.num_envs, 32)
-    config = replace(config, num_envs=number, device="cpu", threads=1, agent=replace(config.agent, **agent))
+    env = {**config.env, **SHORT.get(task, {})}
+    config = replace(config, num_envs=number, env=env, device="cpu", threads=1, agent=replace(config.agent, **agent))
     return examine_env(config, seconds)
 
 
