@@ -545,10 +545,10 @@ def test_two_broken_envs_of_64_leave_the_return(memory: bool) -> None:
     for sick in ((), ("observation", "reward")):
         agent = PPO(Hold(sick), PPOConfig(num_steps=16, actor=net, critic=net, normalize_value=True), seed=0)
         begin = evaluate(Hold(()), agent.policy, 1).mean_return
-        agent.learn(40, on_report=lambda report: culprits.update(report.culprits))
+        agent.learn(20, on_report=lambda report: culprits.update(report.culprits))
         returns.append(evaluate(Hold(()), agent.policy, 1).mean_return)
     assert begin < 2 * min(returns)
-    # Over seeds 0 to 3 a healthy run ends between -5.7 and -5.1, a sick one between -5.4 and -4.9.
+    # With memory, over seeds 0 to 2, a healthy run ends between -5.3 and -5.2, a sick one between -5.2 and -4.9.
     assert returns[1] == pytest.approx(returns[0], abs=1.0)
     text = " ".join(culprits)
     assert "'policy'[1] (speed[0]) is not finite" in text and "the reward is" in text
