@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import glob
 import importlib
 import importlib.util
 import json
-import os
 import re
-import shlex
-import subprocess
 import sys
 import threading
 from collections.abc import Mapping
@@ -206,27 +202,6 @@ def test_an_env_that_cannot_be_drawn_is_told_and_training_goes_on(
 
 
 PAGE = (Path(__file__).parents[1] / "docs" / "logging.md").read_text(encoding="utf-8")
-
-
-def test_the_commands_of_the_page_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
-    for line in block.splitlines():
-        program, *words = shlex.split(line)
-        assert program == "rlcore"
-        assert main([found for word in words for found in glob.glob(word) or [word]]) == 0
-    (run,) = tmp_path.glob("runs/CartPole/ppo/*-told")
-    assert (run / "checkpoints" / "000010.pt").is_file()
-
-
-def test_the_program_of_the_page_runs(tmp_path: Path) -> None:
-    (text,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    (tmp_path / "program.py").write_text(text)
-    command = [sys.executable, "program.py"]
-    own = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"ended after iteration \d+", done.stdout)
 
 
 def test_the_settings_of_the_page_are_settings() -> None:
