@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-WORKERS ?= 2
+WORKERS ?= auto
 TASK ?= Reach-UR5e-JointPos
 # Tests write names of settings wrongly to see what is said of them.
 MISTYPED := --skip '*.onnx,*.pt,*.pth,*.zip' --ignore-words tests/data/mistyped.txt
@@ -28,7 +28,7 @@ test: install
 	$(BIN)/codespell
 	$(BIN)/codespell $(MISTYPED) tests
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 # mjlab is large and pins versions of its own, so its tests have an environment to themselves.
 $(MJLAB)/.installed: setup.cfg
