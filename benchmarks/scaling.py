@@ -199,7 +199,7 @@ def draw(reports: list[dict[str, Any]], path: Path) -> None:
             axes.bar(places, ratios, 0.9 * width, label=library), fmt="%.2f", label_type="center", color="white"
         )
     for i, ideal in enumerate(ideals.values()):
-        axes.hlines(ideal, i - 0.45, i + 0.45, color="0.3", linestyle=":", label=None if i else "ideal")
+        axes.hlines(ideal, i - 0.45, i + 0.45, color="0.3", linestyle=":", label="" if i else "ideal")
     axes.set_xticks(range(len(bars)), list(bars))
     axes.set_ylabel("env steps/s, of those of one rank")
     axes.set_ylim(0, 1.15 * max(ideals.values()))
