@@ -91,13 +91,14 @@ READ_BY = {
 
 def told_of_unread(config: RandomizeConfig) -> list[str]:
     """What is to be said of settings that the mode does not read: a line for those of each other mode."""
-    usual, unread = RandomizeConfig(), dict[tuple[str, ...], list[str]]()
+    usual = RandomizeConfig()
+    unread: dict[tuple[str, ...], list[str]] = {}
     for name, modes in READ_BY.items():
         if config.mode not in modes and getattr(config, name) != getattr(usual, name):
             unread.setdefault(modes, []).append(f"env.randomize.{name} {getattr(config, name)}")
+    why = f"no effect: env.randomize.mode is {config.mode}"
     return [
-        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no effect: env.randomize.mode is {config.mode}, and "
-        f"{' and '.join(modes)} {'reads' if len(modes) == 1 else 'read'} {'it' if len(names) == 1 else 'them'}"
+        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} {why}, and not {' or '.join(modes)}"
         for modes, names in unread.items()
     ]
 
