@@ -20,6 +20,7 @@ from rlcore.envs.randomize_config import SETTINGS as SETTINGS
 from rlcore.envs.randomize_config import ParameterRange as ParameterRange
 from rlcore.envs.randomize_config import RandomizeConfig as RandomizeConfig
 from rlcore.envs.randomize_config import split_randomize as split_randomize
+from rlcore.envs.randomize_config import told_of_unread
 from rlcore.envs.ranges import AutomaticRanges, Fixed, Row, Scale, redrawn
 from rlcore.envs.trials import with_trials
 from rlcore.envs.wrappers import OwnState
@@ -95,8 +96,9 @@ class Randomized(OwnState):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The inner env's, and what is drawn."""
-        return (*getattr(self.env, "notes", ()), f"randomized   {self.ranges_text}")
+        """The inner env's, what is drawn, and which settings the mode does not read."""
+        own = (f"randomized   {self.ranges_text}", *told_of_unread(self.randomized))
+        return (*getattr(self.env, "notes", ()), *own)
 
     @property
     def ranges_text(self) -> str:

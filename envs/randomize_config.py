@@ -81,6 +81,27 @@ class RandomizeConfig:
 SETTINGS = tuple(setting.name for setting in fields(RandomizeConfig) if setting.name != "parameters")
 """What among ``randomize.NAME`` is no parameter."""
 
+READ_BY = {
+    "success_return": ("adr", "doraemon"), "widen_above": ("adr",), "narrow_below": ("adr",), "step": ("adr",),
+    "boundary_episodes": ("adr",), "success_rate": ("doraemon",), "max_kl": ("doraemon",), "interval": ("doraemon",),
+    "episodes": ("doraemon",),
+}  # fmt: skip
+"""Settings that not every mode reads."""
+
+
+def told_of_unread(config: RandomizeConfig) -> list[str]:
+    """What is to be said of settings that the mode does not read: a line for those of each other mode."""
+    usual = RandomizeConfig()
+    unread: dict[tuple[str, ...], list[str]] = {}
+    for name, modes in READ_BY.items():
+        if config.mode not in modes and getattr(config, name) != getattr(usual, name):
+            unread.setdefault(modes, []).append(f"env.randomize.{name} {getattr(config, name)}")
+    why = f"no effect: env.randomize.mode is {config.mode}"
+    return [
+        f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} {why}, and not {' or '.join(modes)}"
+        for modes, names in unread.items()
+    ]
+
 
 def split_randomize(options: Mapping[str, Any]) -> tuple[RandomizeConfig | None, dict[str, Any]]:
     """What is to be randomized, of the options of a task ``randomize.NAME`` or a mapping ``randomize``; and the others.

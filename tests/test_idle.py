@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from rlcore import spec_of
 from rlcore.config import from_dict, to_dict
 from rlcore.envs import make_env
 from rlcore.train.algorithms import find
+from rlcore.train.commands.train import settings_in
 from rlcore.train.defaults import default_config
 from rlcore.train.idle import RULES, idle_settings
+from rlcore.train.importers.convert import convert_file
 from rlcore.train.reports.run import leaves
 
 PPO = {
@@ -102,3 +106,26 @@ def test_rules_are_of_settings_that_there_are() -> None:
 def test_nothing_is_said_of_what_a_task_is_shipped_with(task: str, algo: str) -> None:
     config, _ = default_config(task, algo=algo)
     assert idle_settings(config, spec_of(make_env(task, 2))) == []
+
+
+def told_of(*words: object) -> list[str]:
+    read = settings_in([str(word) for word in words])
+    assert read is not None
+    usual, config, _ = read
+    return idle_settings(config, spec_of(make_env(config.task, 2)), usual)
+
+
+def test_a_file_is_told_of_like_flags_and_a_converted_one_of_nothing_that_it_has_to_name(tmp_path: Path) -> None:
+    own, converted = tmp_path / "own.yaml", tmp_path / "converted.yaml"
+    own.write_text("task: Pendulum\nagent: {actor: {rnn: {hidden_size: 8}}}\n")
+    (line,) = told_of("--config", own)
+    assert line.startswith("agent.actor.rnn.hidden_size 8 has no effect")
+    assert len(told_of("--config", own, "--agent.bounds-loss-limit", "0.5")) == 2
+    # rl_games shares the trunk, so that the critic's layers are said twice; rsl_rl knows no limit of observations.
+    file = Path(__file__).parent / "data" / "rl_games_tutorial.yaml"
+    converted.write_text(yaml.safe_dump(convert_file(file, num_envs=8).config))
+    assert told_of("--task", "Pendulum", "--config", converted) == []
+    assert told_of("--task", "Pendulum", "--config", converted, "--agent.critic.hidden-dims", "[7]") != []
+    config, _ = default_config("Pendulum")
+    off = replace(config, agent=replace(config.agent, normalize_obs=False, clip_obs=None))
+    assert idle_settings(off, spec_of(make_env("Pendulum", 2))) == []

@@ -403,6 +403,19 @@ def test_the_stage_of_a_simulator_is_its_own_whatever_is_around_it(mode: str) ->
     assert other.env.env.count == 7
 
 
+def test_settings_that_the_mode_does_not_read_are_told() -> None:
+    given = {"randomize.mass": [0.5, 1.5], "randomize.step": 0.1, "randomize.success_return": -400.0}
+    both = "has no effect: env.randomize.mode is fixed, and not adr"
+    for mode, told in (
+        ("fixed", [f"randomize.success_return -400.0 {both} or doraemon",
+                   f"randomize.step 0.1 {both}"]),
+        ("adr", []),
+        ("doraemon", ["randomize.step 0.1 has no effect: env.randomize.mode is doraemon, and not adr"]),
+    ):  # fmt: skip
+        env: Any = make_env("Pendulum", 3, seed=0, **given, **{"randomize.mode": mode})
+        assert [note for note in env.notes if "effect" in note] == [f"env.{line}" for line in told]
+
+
 def test_make_env_takes_ranges() -> None:
     options: dict[str, Any] = {
         "randomize.noise": [0.0, 0.1],

@@ -461,7 +461,7 @@ def configured(isaac: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     register(isaac, "rsl_rl")
     seen: list[TrainConfig] = []
 
-    def training(config: TrainConfig, console: Any, resumed_from: Any) -> Any:
+    def training(config: TrainConfig, console: Any, resumed_from: Any, usual: Any) -> Any:
         seen.append(config)
         return SimpleNamespace(start=lambda: 0)
 
@@ -553,12 +553,15 @@ def test_run_uses_one_env_and_closes_the_simulator_last(
     isaac: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     register(isaac, "rsl_rl")
+    fixed = AGENTS["rsl_rl"]["algorithm"] | {"schedule": "fixed", "desired_kl": 0.02}
+    isaac["rsl_rl_cfg_entry_point"] = lambda: AGENTS["rsl_rl"] | {"algorithm": fixed}
     monkeypatch.setattr(FakeDirect, "close", lambda env: Launcher.events.append("env closed"))
     run = trained(tmp_path, "--headless")
     assert Env.made == 1
     assert Launcher.events[1:] == ["env closed", "closed"]
     printed, said = capsys.readouterr()
     assert "settings     of rsl_rl" in said and "evaluations use the training env" in printed
+    assert "no effect" not in printed  # nobody typed what it is registered with
     figures = json.loads((run / "eval.json").read_text())
     # Env i ends after i + 2 steps, and no episode of an evaluation begins in the middle.
     assert figures["episodes"] == 4 and figures["length_mean"] == pytest.approx((2 + 3 + 4 + 5) / 4)

@@ -55,7 +55,7 @@ def say_what_is_ahead(training: Training) -> None:
         )
     if training.film is not None and training.film.fault:
         notes.append(f"no videos: {training.film.fault}")
-    notes += idle_settings(config, spec)
+    notes += idle_settings(config, spec, training.usual)
     for note in notes:
         say(console, f"note         {note}")
     left = config.num_iterations - (0 if progress is None else progress.iteration)

@@ -33,6 +33,7 @@ class Rule(NamedTuple):
 
 _GATE = "horizon warmup num_candidates num_around network learning_rate num_updates batch_size buffer_size tau held_out"
 _SPREAD = "init_std min_std max_std std_type state_dependent_std"
+_SHARED = "agent.share_trunk gives the critic the actor's layers"
 _BOTH = (ActorCriticConfig, OffPolicyConfig)
 _LIMITED = (PPOConfig, OffPolicyConfig)
 
@@ -74,7 +75,7 @@ RULES = (
     *_network("critic"),
     Rule(
         ActorCriticConfig, _below("critic", "kind hidden_dims layer_norm activation"),
-        lambda agent, _: agent.share_trunk, "agent.share_trunk gives the critic the actor's layers",
+        lambda agent, _: agent.share_trunk, _SHARED,
     ),
     Rule(
         _BOTH, "clip_obs obs_epsilon", lambda agent, _: agent.normalize_obs is False, "agent.normalize_obs is false",
@@ -150,18 +151,22 @@ RULES = (
 )  # fmt: skip
 
 
-def idle_settings(config: TrainConfig, spec: EnvSpec) -> list[str]:
-    """What is to be said of settings that are not the task's usual ones, and that nothing reads.
+def idle_settings(config: TrainConfig, spec: EnvSpec, usual: TrainConfig | None = None) -> list[str]:
+    """What is to be said of settings that are not the usual ones, and that nothing reads.
+
+    Nothing is said of None, which asks for nothing, and of a critic's layers that are those that it shares: converted
+    files name both.
 
     Args:
         config: of the run.
         spec: of its env.
+        usual: what it would be if nobody had set anything; None: the defaults of its task.
 
     Returns:
         A line for each reason.
     """
     try:
-        usual, _ = default_config(config.task, algo=config.algo, preset=config.preset)
+        usual = usual or default_config(config.task, algo=config.algo, preset=config.preset)[0]
     except ConfigError:  # nobody knows what was given
         return []
     own, before = (dict(leaves(to_dict(settings.agent))) for settings in (config, usual))
@@ -170,8 +175,10 @@ def idle_settings(config: TrainConfig, spec: EnvSpec) -> list[str]:
         set_here = [
             key
             for key in own
-            if any(key == n or key.startswith(f"{n}.") for n in names) and own[key] != before.get(key)
+            if any(key == n or key.startswith(f"{n}.") for n in names) and own[key] not in (before.get(key), None)
         ]
+        if why == _SHARED:
+            set_here = [key for key in set_here if own[key] != own[key.replace("critic", "actor", 1)]]
         each = ", ".join(f"agent.{key} {shown(own[key])}" for key in set_here[:3])
         more = f" and {len(set_here) - 3} more" if len(set_here) > 3 else ""
         if set_here:

@@ -50,19 +50,27 @@ from rlcore.train.writers import Warn, Writer, writers
 class Training:
     """A run that is ready to start: everything that can be refused has been checked."""
 
-    def __init__(self, config: TrainConfig, console: Console, resumed_from: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        console: Console,
+        resumed_from: Path | None = None,
+        usual: TrainConfig | None = None,
+    ) -> None:
         """Build env and agent, and restore them if the run is continued.
 
         Args:
             config: the whole run.
             console: where the run is shown.
             resumed_from: checkpoint to go on from.
+            usual: what it would be if nobody had set anything; None: the task's defaults.
 
         Raises:
             ValueError: something in the configuration does not fit; one line that names it and the remedy.
             CheckpointError: the checkpoint is one of another version.
             RunLocked: another process trains in the run's folder.
         """
+        self.usual = usual
         self.run: RunFolder | None = None
         self.notes: list[str] = []
         self.device = resolve_device(local_device(config.device))

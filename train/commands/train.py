@@ -31,8 +31,8 @@ def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
     """What the words of ``rlcore train`` make of a run, a simulator that they name being started.
 
     Returns:
-        The settings before the words, those with them, and the checkpoint to go on from; None where only help was asked
-        for, which is printed.
+        The settings before the words and the file that they name, those with them, and the checkpoint to go on from;
+        None where only help was asked for, which is printed.
     """
     words = launched(with_library(words))
     from rlcore.config import ConfigError, load_yaml
@@ -42,6 +42,7 @@ def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
 
     named, helping = named_in(words), arguments.asks_help(words)
     base: Any = None
+    usual: Any = None
     resumed: Path | None = None
     if named.get("resume") and not helping:
         from rlcore.train.continuation import resumed_config
@@ -95,6 +96,8 @@ def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
         registered = {} if helping else _registered(task or "", pairs, asked, preset)
         try:
             base, files = default_config(task or "TASK", file, registered, algo, preset)
+            if file is not None:
+                usual, _ = default_config(task or "TASK", None, registered, algo, base.preset)
         except ConfigError as error:
             if file is None:
                 raise
@@ -115,7 +118,7 @@ def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
         from rlcore.train.run import locate
 
         config = replace(config, init_from=str(locate(Path(config.init_from), "best")[1].resolve()))
-    return base, config, resumed
+    return usual or base, config, resumed
 
 
 def _gathered(pairs: list[arguments.Pair], name: str) -> list[arguments.Pair]:
@@ -170,7 +173,7 @@ def _registered(task: str, pairs: list[arguments.Pair], algo: str, preset: str |
     return settings
 
 
-def _training(base: Any, config: Any, resumed: Path | None) -> Job:
+def _training(usual: Any, config: Any, resumed: Path | None) -> Job:
     from rich.console import Console
 
     from rlcore.train.continuation import refuse_changes
@@ -178,5 +181,5 @@ def _training(base: Any, config: Any, resumed: Path | None) -> Job:
     from rlcore.train.training import Training
 
     if resumed is not None:
-        refuse_changes(base, config)
-    return Training(config, Console(file=standard_output()), resumed_from=resumed).start
+        refuse_changes(usual, config)
+    return Training(config, Console(file=standard_output()), resumed_from=resumed, usual=usual).start
