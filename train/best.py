@@ -124,7 +124,8 @@ class Best:
             kind, value = f"score over {len(self.result.tasks)} tasks", self.score
         text = f"iteration {self.iteration}: {kind} {value:.4g}, {most}"
         if self._anew:
-            text += f"; the best before was measured anew at the stage of each evaluation ({self._anew} times)"
+            often = "once" if self._anew == 1 else f"{self._anew} times"
+            text += f"; the best before was measured anew at the stage of each evaluation, {often}"
         if self._resumed_from is not None:
             text += f"; that of before the run was continued, of iteration {self._resumed_from}, was measured anew"
         return text
