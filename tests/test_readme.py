@@ -10,9 +10,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 from pages import PAGES, ROOT, Block, blocks, name_of
 
@@ -104,6 +106,16 @@ def prepare(command: str) -> None:
     job.__self__.env.close()
 
 
+@pytest.fixture
+def own_tasks() -> Iterator[None]:
+    """Tasks that a page registers with gymnasium are gone after it."""
+    before = set(gymnasium.registry)
+    yield
+    for name in set(gymnasium.registry) - before:
+        del gymnasium.registry[name]
+
+
+@pytest.mark.usefixtures("own_tasks")
 @pytest.mark.cpu_seconds(600)
 @pytest.mark.parametrize("page", [page for page in PAGES if name_of(page) not in ELSEWHERE], ids=name_of)
 def test_the_blocks_of_a_page_run_one_after_the_other(
