@@ -316,6 +316,8 @@ def make_tasks(
     if len(set(tasks)) < len(tasks) or not all(tasks):
         raise ValueError(f"task '{TASKS_PREFIX}{names}' names a task twice or none; name each once, with + between")
     for task in tasks:
+        if "," in task:
+            raise ValueError(f"task '{TASKS_PREFIX}{names}' has a comma; write + between tasks, or --task for each")
         if simulator_of(task) == "isaaclab":
             raise ValueError(f"{task}: Isaac Lab has one scene a process; train its tasks one by one")
     own = options_by_task(tasks, options)
