@@ -357,6 +357,10 @@ def test_where_no_run_is_the_nearest_and_the_newest_of_its_task_are_named(
     assert f"did you mean '{here}/20260104-131313'?" in said(f"{here}/20260104-131314")
     assert "-121212-first'?" in said("first")  # a name alone: the newest
     assert said("nowhere").count("20260104-131313") == 2 and "did you mean" not in said("nowhere")
+    searched: list[Path] = []
+    plain = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda path, pattern: [searched.append(path), *plain(path, pattern)][1:])
+    assert "the newest are runs/" in said("/nowhere/at/all") and Path("/") not in searched  # which has all files
     assert "no checkpoint '7' in" in (text := said(str(folder / "checkpoints" / "7.pt"))) and "there is 20" in text
     monkeypatch.chdir(tmp_path.parent)
     assert "give a run folder (it has a config.yaml and checkpoints/)" in said("nowhere")

@@ -234,8 +234,8 @@ def _hint(path: Path) -> str:
     place, levels = path.parent, 1
     while not place.is_dir() and levels < _LEVELS:
         place, levels = place.parent, levels + 1
-    runs = [folder.parent for folder in place.glob("*/" * levels + "checkpoints")]
-    if not runs:  # such as a name alone
+    runs = [folder.parent for folder in place.glob("*/" * levels + "checkpoints")] if place.resolve().name else []
+    if not runs:  # such as a name alone, or a path of which the root of all files is all that there is
         runs = [folder.parent for folder in Path(TrainConfig.runs_dir).glob("*/" * _LEVELS + "checkpoints")]
     if not runs:
         return "give a run folder (it has a config.yaml and checkpoints/) or one of its checkpoints"
