@@ -20,6 +20,7 @@ _ADAM_STEPS = 50
 _RATE = 0.03
 _PRICE = 30.0  # of what a constraint is broken by, in nats
 _FEWEST = 64  # episodes that say something
+_CURSORS = 32  # see remember
 
 
 class MaximumEntropy:
@@ -66,7 +67,8 @@ class MaximumEntropy:
         size = max(-(-episodes // world().size), num_envs)
         self.seen = torch.full((size + 1, count + 2), 0.5, device=device)  # position, log density, success; last: waste
         self.seen[:, count] = torch.inf  # of a weight of 0
-        self.cursor = torch.tensor(-1, device=device)  # number of the latest episode
+        self._cursors = torch.full((_CURSORS,), -1, device=device)
+        self.cursor = self._cursors[0]  # number of the latest episode
         self.told = torch.tensor(-1, device=device)  # and of the one that was told last
         self.log_density = self.of_episodes = torch.zeros(num_envs, device=device)  # [N], of the position of each env
         # Log densities of the episodes in flight that began at a reset, [N]; minus infinity for the others.
@@ -94,7 +96,7 @@ class MaximumEntropy:
 
     def record(self, position: Tensor, done: Tensor, success: Tensor) -> None:
         """See ``Fixed``."""
-        remember(self.seen, self.cursor, position, self.log_density, success, done, self._not_ended)
+        remember(self.seen, self._cursors, position, self.log_density, success, done, self._not_ended)
 
     def broken_off(self) -> None:
         """Leave out what has ended since ``adapt``, which may be another's use of the env; see ``ranges.Fixed``."""
@@ -187,7 +189,8 @@ class MaximumEntropy:
         return {"first": torch.full_like(self.first, -torch.inf), **kept} if "seen" in kept else kept
 
     def loaded(self) -> None:
-        """Work out the cells of the distributions that are kept."""
+        """Work out the cells of the distributions that are kept, and be where they are in the episodes."""
+        self._cursors.copy_(self.cursor.clone())
         a, b = self.shape.double()[..., None] - 1.0  # [P, 1] each
         chance = (a * self._centers.log() + b * (-self._centers).log1p()).softmax(1)  # [P, cells]
         self._density.copy_((chance * _CELLS).log())
@@ -213,14 +216,15 @@ def inverted(uniform: Tensor, cumulative: Tensor, density: Tensor, where: Tensor
 
 @accelerated("ranges:remember")
 def remember(
-    seen: Tensor, cursor: Tensor, position: Tensor, density: Tensor, success: Tensor, done: Tensor, waste: Tensor
+    seen: Tensor, cursors: Tensor, position: Tensor, density: Tensor, success: Tensor, done: Tensor, waste: Tensor
 ) -> None:
     """Write ``position`` ``[P, N]``, log density and success of episodes that are ``done`` over the oldest.
 
     ``seen`` has the latest M >= N in its rows, ``[M + 1, P + 2]``; what has not ended goes to the last row, of number
-    ``waste``. ``cursor`` is the number of the latest episode, from -1, and follows in place.
+    ``waste``. ``cursors`` ``[C]`` are each the number of the latest episode, from -1, and follow in place: each
+    program of the kernel has its own, so none changes what another has yet to read.
     """
-    number = torch.cumsum(done, 0).add_(cursor)  # [N], of the episodes that ended
+    number = torch.cumsum(done, 0).add_(cursors[0])  # [N], of the episodes that ended
     place = torch.where(done, number % (len(seen) - 1), waste)
     seen.index_copy_(0, place, torch.cat((position, density[None], success[None])).t())
-    cursor.copy_(number[-1])
+    cursors.copy_(number[-1])

@@ -12,9 +12,9 @@ from conftest import INTERPRETED
 from rlcore import dispatch
 from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
-from rlcore.envs.entropy_ranges import inverted, remember
+from rlcore.envs.entropy_ranges import MaximumEntropy, inverted, remember
 from rlcore.envs.randomize import Randomized
-from rlcore.envs.ranges import Scale, add_ended, chosen, redrawn
+from rlcore.envs.ranges import Row, Scale, add_ended, chosen, redrawn
 
 SHAPES = [(1, 1), (3, 5), (2, 300)]
 """Parameters and envs."""
@@ -87,7 +87,7 @@ def test_bounds_are_chosen_and_counted(shape: tuple[int, int], place: torch.devi
     close(position, low + (high - low) * uniform[:-1].double().cpu().numpy())
     now = np.where(where.cpu().numpy(), bound, before)
     assert played.tolist() == now.tolist()
-    tally, success = torch.zeros(2, 4 * count + 2, envs, device=place), torch.rand(envs, device=place)
+    tally, success = torch.zeros(2, 4 * count + 2, envs, device=place), torch.rand(envs, 3, device=place)[:, 1]
     done = torch.rand(envs, device=place) < 0.5
     success[~done] = torch.nan  # of episodes that go on nothing is known
     for _ in range(2):
@@ -99,39 +99,64 @@ def test_bounds_are_chosen_and_counted(shape: tuple[int, int], place: torch.devi
     close(tally[:, :-1], wanted)
 
 
+@pytest.mark.parametrize("cells", [1, 64, 100, 1024])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_distributions_are_inverted(shape: tuple[int, int], place: torch.device) -> None:
+def test_distributions_are_inverted(shape: tuple[int, int], cells: int, place: torch.device) -> None:
     torch.manual_seed(0)
     count, envs = shape
-    chance = torch.rand(count, 64).softmax(1)
+    chance = (4.0 * torch.rand(count, cells)).softmax(1)
     cumulative = chance.cumsum(1)
     cumulative[:, -1] = torch.inf
     uniform, kept = torch.rand(2, count, envs), torch.full((envs,), 7.0)
     uniform[0, :, 0] = 0.0
     where = torch.rand(envs) < 0.5
-    density = (chance * 64).log()
+    density = (chance * cells).log()
     given = [x.to(place) for x in (uniform, cumulative, density, where, kept)]
     position = inverted(*given)
     cell = np.stack([np.searchsorted(c, u) for c, u in zip(cumulative.numpy(), uniform[0].numpy(), strict=True)])
-    close(position, (cell + uniform[1].double().numpy()) / 64)
+    close(position, (cell + uniform[1].double().numpy()) / cells)
     total = np.take_along_axis(density.double().numpy(), cell, 1).sum(0)
     close(given[-1], np.where(where.numpy(), total, 7.0))
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 5000)])
-def test_the_latest_episodes_are_remembered_in_order(shape: tuple[int, int], place: torch.device) -> None:
+@pytest.mark.parametrize(("more", "programs"), [(0.0, 32), (0.5, 2)])
+def test_the_latest_episodes_are_remembered_in_order(
+    shape: tuple[int, int], more: float, programs: int, place: torch.device
+) -> None:
     torch.manual_seed(0)
     count, envs = shape
-    size = envs + envs // 2
+    size = envs + int(more * envs)
     seen = torch.full((size + 1, count + 2), 9.0, device=place)
-    cursor, waste = torch.tensor(-1, device=place), torch.tensor(size, device=place)
+    cursors, waste = torch.full((programs,), -1, device=place), torch.tensor(size, device=place)
     wanted, number = seen.cpu().numpy()[:-1].copy(), -1
     for _ in range(3):
-        position, density, success = torch.rand(count, envs), torch.rand(envs), torch.rand(envs)
-        done = torch.rand(envs) < 0.7
-        remember(seen, cursor, *(x.to(place) for x in (position, density, success, done)), waste)
+        position, density, done = torch.rand(count, envs), torch.rand(envs), torch.rand(envs) < 0.7
+        figures = torch.rand(envs, 3)
+        success = figures[:, 1]
+        given = (position.to(place), density.to(place), figures.to(place)[:, 1], done.to(place))  # a column stays one
+        remember(seen, cursors, *given, waste)
         for env in np.flatnonzero(done.numpy()):
             number += 1
             wanted[number % size] = [*position[:, env].tolist(), float(density[env]), float(success[env])]
-    assert int(cursor) == number
+    assert cursors.tolist() == [number] * programs
     np.testing.assert_array_equal(seen[:-1].cpu().numpy(), wanted)
+
+
+def test_episodes_go_on_where_a_saved_state_was(place: torch.device) -> None:
+    ranges, loaded = (
+        MaximumEntropy([Row("mass", 0.5)], 64, place, success_rate=0.5, max_kl=0.1, episodes=100, interval=1)
+        for _ in range(2)
+    )
+    torch.manual_seed(0)
+    for begun in range(4):
+        if begun == 2:
+            saved = {name: value.clone() for name, value in ranges.kept.items()}
+            for name, value in loaded.kept.items():
+                value.copy_(saved[name])
+            loaded.loaded()
+        position, success, done = torch.rand(1, 64).to(place), torch.rand(64).to(place), torch.rand(64).to(place) < 0.5
+        for each in (ranges, loaded) if begun >= 2 else (ranges,):
+            each.record(position, done, success)
+    assert int(ranges.cursor) == int(loaded.cursor) > 63
+    torch.testing.assert_close(loaded.seen[:-1], ranges.seen[:-1], rtol=0, atol=0)
