@@ -132,7 +132,7 @@ class MaximumEntropy:
         recent, number = self._recent()
         self.told.copy_(self.cursor)
         successes = self.seen[:-1, -1].where(recent, 0.0).sum()
-        if world().joined:
+        if world().several:
             successes, number = total(torch.stack([successes, number.to(successes)])).unbind()
         return successes / number  # 0 / 0 is no number
 

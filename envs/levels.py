@@ -150,7 +150,7 @@ def level_figures(level: Tensor, number: int) -> dict[str, Tensor]:
     share = (level == torch.arange(number, device=level.device).unsqueeze(1)).float().mean(1)  # [L]
     level = level.float()
     least, most = level.min(), level.max()
-    if world().joined:
+    if world().several:
         share, (least, most) = average(share), largest(torch.stack((-least, most))).unbind()
         least = -least
     entropy = -torch.xlogy(share, share).sum() / math.log(number)

@@ -27,7 +27,7 @@ class TaskReturns(nn.Module):
 
     def __init__(self, index: Tensor, tasks: int) -> None:
         super().__init__()
-        kind = MergedNormalizer if world().joined else RunningNormalizer
+        kind = MergedNormalizer if world().several else RunningNormalizer
         self.statistics = kind(tasks, warmup=10 * world().size)
         self.register_buffer("index", index, persistent=False)
         self.register_buffer("own", nn.functional.one_hot(index, tasks) > 0, persistent=False)
@@ -118,7 +118,7 @@ class Balance(nn.Module):
     def _count(self, success: Tensor) -> None:
         ended = success.isfinite() & self.own.unsqueeze(1)  # [K, T, N]
         number, successes = ended.sum((1, 2)).float(), (success.nan_to_num(0.0) * ended).sum((1, 2))
-        if world().joined:
+        if world().several:
             number, successes = total(torch.stack([number, successes])).unbind()
         rate = successes / number.clamp(min=1)
         self.success.lerp_(rate, 1 - self.KEPT**number)
@@ -134,7 +134,7 @@ def task_moments(x: Tensor, learned: Tensor, own: Tensor) -> tuple[Tensor, Tenso
     """
     counts = (learned & own.unsqueeze(1)).flatten(1)  # [K, T * N]
     number, whole = counts.sum(1), x.flatten().where(counts, 0.0).sum(1)
-    if world().joined:
+    if world().several:
         number, whole = total(torch.stack([number.to(whole), whole])).unbind()
     number = number.clamp(min=1)
     mean = whole / number
@@ -145,7 +145,7 @@ def task_moments(x: Tensor, learned: Tensor, own: Tensor) -> tuple[Tensor, Tenso
 def balanced(config: Any, env: VecEnv) -> tuple[RunningNormalizer | TaskReturns | None, Balance | None]:
     """What normalizes returns, if anything does, and what balances advantages, as PPO's settings say."""
     if config.balance == "none":
-        kind = MergedNormalizer if world().joined else RunningNormalizer
+        kind = MergedNormalizer if world().several else RunningNormalizer
         return kind(1, warmup=10 * world().size).to(env.device) if config.normalize_value else None, None
     index, names = env.task_index, list(env.tasks)  # type: ignore[attr-defined]
     device = torch.device(env.device)

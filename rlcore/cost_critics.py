@@ -144,7 +144,7 @@ class CostCritics(nn.Module):
         """Move the multipliers where it is time, after so many more gradient steps; what to log."""
         self.since.add_(gradient_steps)
         # What a rank has measured stays its own until it counts, once.
-        costs, number = total(self.measured.clone()) if world().joined else self.measured
+        costs, number = total(self.measured.clone()) if world().several else self.measured
         cost = costs / number  # [K], NaN where nothing was measured
         due = (self.since >= self.config.safety.interval) & cost.isfinite()
         self.safety.move(cost, due)

@@ -54,6 +54,11 @@ class World(NamedTuple):
     """Host and device of each rank."""
 
     @property
+    def several(self) -> bool:
+        """Whether there is another rank; one alone sums nothing, whose copies are 1 to 2 % of a short iteration."""
+        return self.size > 1
+
+    @property
     def main(self) -> bool:
         """Whether this is the rank that logs, evaluates and saves."""
         return self.rank == 0
@@ -268,22 +273,22 @@ def _reduce(x: Tensor, op: Any) -> Tensor:
 
 def total(x: Tensor) -> Tensor:
     """The sum of a tensor over ranks, in place; in a CUDA graph as well."""
-    return _reduce(x, dist.ReduceOp.SUM) if _world.joined else x
+    return _reduce(x, dist.ReduceOp.SUM) if _world.several else x
 
 
 def largest(x: Tensor) -> Tensor:
     """The maximum of a tensor over ranks, in place."""
-    return _reduce(x, dist.ReduceOp.MAX) if _world.joined else x
+    return _reduce(x, dist.ReduceOp.MAX) if _world.several else x
 
 
 def average(x: Tensor) -> Tensor:
     """The mean of a tensor over ranks, in place."""
-    return total(x).div_(_world.size) if _world.joined else x
+    return total(x).div_(_world.size) if _world.several else x
 
 
 def joined_rows(x: Tensor) -> Tensor:
     """Rows ``[B, ...]`` of all ranks, one rank's after the other's, ``[size * B, ...]``."""
-    if not _world.joined:
+    if not _world.several:
         return x
     table = x.new_zeros(_world.size, *x.shape)
     table[_world.rank] = x
@@ -292,17 +297,17 @@ def joined_rows(x: Tensor) -> Tensor:
 
 def of_main(x: Tensor) -> Tensor:
     """A tensor as rank 0 has it."""
-    return total(x if _world.main else torch.zeros_like(x)) if _world.joined else x
+    return total(x if _world.main else torch.zeros_like(x)) if _world.several else x
 
 
 def most(number: int) -> int:
     """The largest of a whole number over ranks, such as the signal to stop by, on the host."""
-    return int(largest(torch.tensor(number)).item()) if _world.joined else number
+    return int(largest(torch.tensor(number)).item()) if _world.several else number
 
 
 def gathered(value: Any) -> list[Any]:
     """A plain value of each rank, on the host; of this process alone where it is alone."""
-    if not _world.joined:
+    if not _world.several:
         return [value]
     found: list[Any] = [None] * _world.size
     try:
@@ -314,7 +319,7 @@ def gathered(value: Any) -> list[Any]:
 
 def received(value: Any) -> list[Any]:
     """A value of each rank, on the host, for rank 0; the others get none."""
-    if not _world.joined:
+    if not _world.several:
         return [value]
     found: list[Any] | None = [None] * _world.size if _world.main else None
     try:
@@ -326,7 +331,7 @@ def received(value: Any) -> list[Any]:
 
 def differs(text: str) -> bool:
     """Whether a text is not the same on all ranks, which costs the host one small sum."""
-    if not _world.joined:
+    if not _world.several:
         return False
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
     high, low = largest(torch.tensor([number, -number])).tolist()
@@ -352,14 +357,13 @@ def share_gradients(optimizers: Iterable[Any], loss: Tensor, metrics: Metrics) -
     """Bring gradients, loss and metrics of a minibatch to their means over ranks, in one buffer and one sum.
 
     Means of equal numbers of samples are the mean of all samples. A loss that is not finite on one rank is so on all.
-    Where there is one rank they are their own means, and nothing is moved: the buffers are 2 % of a short iteration.
 
     Args:
         optimizers: ``FlatAdam`` each, whose gradients are there.
         loss: a scalar.
         metrics: scalars, the same names on all ranks.
     """
-    if _world.size == 1:
+    if not _world.several:
         return loss, metrics
     optimizers = list(optimizers)
     buffers = [optimizer.collected() for optimizer in optimizers]

@@ -78,7 +78,7 @@ def learn(
         progress.restart(env, agent)
         progress.episodes.read()
     mark = Mark(agent.moved())
-    ranks = Ranks(env, agent, should_stop) if world().joined else None
+    ranks = Ranks(env, agent, should_stop) if world().several else None
     collect = _collector(env, agent, progress.episodes, capture_env)
     report_to = on_report or Faults().log
     underway: _Mail | None = None

@@ -257,7 +257,7 @@ class FlatAdam:
             The gradient's norm before clipping, and 1 if the step was taken, else 0; scalars.
         """
         whole = self.collected()
-        if not shared and world().size > 1:
+        if not shared and world().several:
             loss = allowed.to(whole.dtype) if allowed.is_floating_point() else torch.where(allowed, 0.0, torch.nan)
             together = average(torch.cat([whole, loss.view(1)]))
             whole, allowed = together[:-1], together[-1]

@@ -88,7 +88,7 @@ def moments(x: Tensor, learned: Tensor) -> tuple[Tensor, Tensor]:
 
     Those of all ranks, where there are several.
     """
-    if world().joined:
+    if world().several:
         sums = torch.stack([learned.sum().to(x.dtype), x.where(learned, 0.0).sum()])
         number, whole = total(sums).unbind()
         mean = whole / number

@@ -344,7 +344,7 @@ class Safety(nn.Module):
         Of the rollouts of all ranks, where there are several, so that multipliers are the same on all.
         """
         costs, number = self.spent(data)
-        if world().joined:
+        if world().several:
             costs, number = total(torch.stack([costs, number.to(costs)])).unbind()
         return costs / number
 

@@ -314,7 +314,7 @@ class SafetyCritic:
         inside = (place == torch.arange(BINS, device=place.device).unsqueeze(1)) & known  # [BINS, T * H]
         rows = torch.stack([torch.ones_like(risk), risk, came])  # [3, T * H]
         counts, fresh = known.sum(), rows @ inside.float().t()
-        if world().joined:
+        if world().several:
             sums = total(torch.cat([fresh.flatten(), counts.view(1)]))
             fresh, counts = sums[:-1].view_as(fresh), sums[-1]
         kept = (1 - counts / MEMORY).clamp(min=0.0)

@@ -106,7 +106,7 @@ class SignalColumns(nn.Module):
         self.configs |= {name: config for name, config in signals.items() if config.weight != 0}
         self.gamma, self.gae_lambda = gamma, gae_lambda
         size = len(self.configs)
-        kind = MergedNormalizer if world().joined else RunningNormalizer
+        kind = MergedNormalizer if world().several else RunningNormalizer
         self.normalizer = kind(size, warmup=10 * world().size) if normalize and size else None
 
     def __len__(self) -> int:

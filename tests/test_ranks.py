@@ -172,6 +172,7 @@ def on_gpu(kinds: tuple[str, ...], mode: str) -> list[tuple[int, bool, bool]]:
     device = torch.device(f"cuda:{os.environ['RANK']}")
     torch.cuda.set_device(device)
     join(device)
+    World.several = property(lambda world: world.joined)  # type: ignore[method-assign]  # one rank does as many do
     found: list[tuple[int, bool, bool]] = []
     for kind in kinds:
         agent = learner(kind, 48, device, mode)
