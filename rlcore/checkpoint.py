@@ -108,7 +108,7 @@ def load_checkpoint(
     if not isinstance(content["schema"], int) or content["schema"] != SCHEMA:
         by = shown(content.get("rlcore"))
         raise CheckpointError(
-            f"checkpoint '{path}' has schema {shown(content['schema'])} (written by rlcore {by}) and this is rlcore "
+            f"checkpoint '{path}' has schema {shown(content['schema'])} (written by rlcore {by}) and this is rlcore"
             f" {__version__}, which reads schema {SCHEMA}; install the version that wrote it"
         )
     missing = [key for key in (*needed, *_KEYS) if key not in content]
