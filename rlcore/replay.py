@@ -320,7 +320,7 @@ class Replay:
         row, size = int(state["row"]), int(state["size"])
         # Where a ring has come round, its rows are in order for one of as many alone.
         fits = len(state["end"]) <= self.num_rows and row < self.num_rows and (row == size or size == self.num_rows)
-        remedy = f"the replay memory was saved with {size} vector steps of {self.num_envs} envs, in other room; set that"
+        remedy = f"a replay memory of another size was saved, with {size} vector steps; set that run's"
         check(fits, "buffer_size", self.num_rows * self.num_envs, remedy)
         self._wait()
         for name, value in self._rings().items():

@@ -267,7 +267,7 @@ def test_a_memory_of_another_size_takes_what_has_not_come_round_alone(rows: int)
     for t in range(4):
         after.run(t == 3).compare(t, 1, 1)
     saved = before.run(6).replay.state_dict(11)
-    with pytest.raises(ConfigError, match=rf"buffer_size: {2 * rows} is not possible; .* with 8 vector steps of 2"):
+    with pytest.raises(ConfigError, match=rf"buffer_size: {2 * rows} is not possible; .* with 8 vector steps"):
         after.replay.load_state_dict(saved)
 
 
