@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,6 @@ from rlcore.export.metadata import ExportError, load_model, read_metadata
 
 SOURCE = Path(__file__).parent / "cpp"
 HEADERS = ("rlcore_joints.hpp", "rlcore_policy.hpp", "rlcore_runner.hpp", "rlcore_watch.hpp")
-PLAIN = set(string.ascii_letters + string.digits + " !#$%&'()*+,-./:;<=>@[]^_`{|}~")
 EXAMPLES = ("self_test.cpp", "robot.cpp", "Makefile", "CMakeLists.txt")
 
 

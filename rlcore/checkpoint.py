@@ -25,8 +25,10 @@ OF_A_RUN = ("config", "spec")
 
 _KEYS = ("agent", "progress", "env", "recording", "rng")
 
-_PASSING = ("replay", "trace", "critic_state", "held")
-"""Parts of an agent's state that hold what was met, which may be broken, and what a new episode clears."""
+_PASSING = (
+    "replay", "trace", "critic_state", "held", "safety.running", "costs.tensors.safety.running", "costs.tensors.latest",
+)  # fmt: skip
+"""Parts of an agent's state that hold what was met, which may be broken or nothing yet, and what an episode clears."""
 
 
 class CheckpointError(ValueError):
@@ -108,7 +110,7 @@ def load_checkpoint(
     if not isinstance(content["schema"], int) or content["schema"] != SCHEMA:
         by = shown(content.get("rlcore"))
         raise CheckpointError(
-            f"checkpoint '{path}' has schema {shown(content['schema'])} (written by rlcore {by}) and this is rlcore "
+            f"checkpoint '{path}' has schema {shown(content['schema'])} (written by rlcore {by}) and this is rlcore"
             f" {__version__}, which reads schema {SCHEMA}; install the version that wrote it"
         )
     missing = [key for key in (*needed, *_KEYS) if key not in content]
@@ -167,12 +169,12 @@ def broken_values(state: Mapping[str, Any], prefix: str = "") -> list[str]:
     found: list[str] = []
     for key, value in state.items():
         name = f"{prefix}{key}"
+        if name in _PASSING:
+            continue
         if isinstance(value, Tensor):
             network = name.startswith(("policy.", "critic.", "critics."))
             if value.is_floating_point() and not (value.isfinite() if network else ~value.isnan()).all():
                 found.append(name)
-        elif name in _PASSING:
-            continue
         elif isinstance(value, (list, tuple)):
             found += broken_values({str(i): item for i, item in enumerate(value)}, f"{name}.")
         elif isinstance(value, Mapping):

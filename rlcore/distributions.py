@@ -289,7 +289,8 @@ class CategoricalHead(nn.Module):
             return Categorical(F.log_softmax(output, dim=-1))
         # By reshape: opset 11 of ONNX has no unflatten.
         logits = output.index_select(-1, self.places).reshape(*output.shape[:-1], *self.shape)
-        return MultiCategorical(F.log_softmax(logits.masked_fill(self.filled, IMPOSSIBLE), dim=-1))
+        # Further down than what a mask forbids: where it forbids all, what fills up stays impossible.
+        return MultiCategorical(F.log_softmax(logits.masked_fill(self.filled, 2 * IMPOSSIBLE), dim=-1))
 
     def backward(self, distribution: Categorical, gradient: Tensor, mask: Tensor | None = None) -> Tensor:
         """Gradient by the output ``[..., K]`` of one dimension, from that by ``log_probs``; to the bits of autograd."""

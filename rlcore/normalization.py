@@ -26,7 +26,7 @@ HUGE = 1e3  # standard deviations from the mean, and at least
 FLOOR = 1e5  # this much, beyond which a number does not count,
 MEMORY = 8.0  # unless most of its feature do; so many numbers are remembered for that
 _SQUARED = 1e15  # below this, squares and their sums do not overflow
-_HALF_LIFE = 5000  # vector steps
+DECAY = 0.5 ** (1 / 5000)  # of the largest return, in each vector step
 
 
 class RunningNormalizer(nn.Module):
@@ -228,7 +228,7 @@ class ReturnScale(nn.Module):
         most = statistics.mean.abs() + WIDE * (statistics.var.sqrt() + statistics.epsilon)
         most = torch.where(statistics.count > statistics.warmup * len(reward), most, torch.inf)
         self.running.clamp_(-most, most)
-        torch.maximum(self.largest.mul_(0.5 ** (1 / _HALF_LIFE)), self.running.abs().amax(), out=self.largest)
+        torch.maximum(self.largest.mul_(DECAY), self.running.abs().amax(), out=self.largest)
         self.running.masked_fill_(done, 0.0)
 
     def forward(self) -> Tensor:

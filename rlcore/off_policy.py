@@ -176,19 +176,17 @@ class OffPolicy:
         if self.critic_normalizer is not self.policy.normalizer:
             self.critic_normalizer.update(concatenate(obs, self.critic_groups))
         vectors, broken = self.policy.normalizer.usable(actor_obs)  # so that the env gets an action in any case
-        normalized = vectors
         self.broken.note(broken)
         with matmul_precision(self.config.precision):
-            if self.policy.raw_shapes:
-                normalized = self.policy.encoders(as_stored(obs, self.policy.raw_shapes), normalized)
-            action = self._explore(normalized)  # [N, A]
-            action = self.safety_critic.explored(vectors, normalized, action)
+            features = self.policy.encoders(as_stored(obs, self.policy.raw_shapes), vectors)
+            action = self._explore(features)  # [N, A]
+            action = self.safety_critic.explored(vectors, features, action)
         drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
         if nothing(warm):
             return action
-        uniform = self.policy.stretched(2 * drawn - 1, normalized)
+        uniform = self.policy.stretched(2 * drawn - 1, features)
         return torch.where(warm, uniform, action)
 
     def _explore(self, features: Tensor) -> Tensor:
@@ -384,7 +382,8 @@ class OffPolicy:
         names += [name for name in optional if state.get(name) is not None]
         for name in names:
             getattr(self, name).load_state_dict(state[name])
-        self.iteration, self.first = state["iteration"], int(state["began"]) // self.num_steps
+        self.iteration = state["iteration"]
+        self.first = self.iteration - int(state["steps"] - state["began"]) // self.num_steps  # where the run began
         self.steps.copy_(state["steps"])
         self.began.copy_(state["began"])
         if self.num_iterations is not None:

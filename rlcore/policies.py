@@ -391,9 +391,9 @@ class SquashedPolicy(Policy):
         """See ``Policy.output_of``."""
         return self.output(vectors)
 
-    def drawn(self, output: Tensor, noise: Tensor) -> Tensor:
-        """See ``Policy.drawn``; the deviation is that which the head gives, else that of exploration."""
+    def drawn(self, output: Tensor, noise: Tensor, features: Tensor | None = None) -> Tensor:
+        """See ``Policy.drawn`` and ``squash``; the deviation is that which the head gives, else that of exploration."""
         mean, log_std = output[..., : self.actions], output[..., self.actions :]
         if self.stochastic:
-            return self.squash(mean + log_std.clamp(*self.log_std_range).exp() * noise)
+            return self.squash(mean + log_std.clamp(*self.log_std_range).exp() * noise, features)
         return self.limit(self.squash(mean) + self.action_scale * self.spread * noise)

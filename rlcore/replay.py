@@ -305,7 +305,8 @@ class Replay:
         """Restore ``state_dict``'s result, in place.
 
         Raises:
-            ConfigError: it was saved with room for another number of final observations, or with other signals.
+            ConfigError: it was saved with room for another number of steps or of final observations, or with other
+                signals.
         """
         saved_signals = state["signals"].shape[-1] if "signals" in state else 0
         remedy = f"the replay memory was saved with {saved_signals}; learn from as many, or begin anew"
@@ -316,6 +317,11 @@ class Replay:
                 f"the replay memory was saved with room for {saved} last observations; set final_capacity to {saved}"
             )
             check(saved == self.num_finals, "final_capacity", self.num_finals, remedy)
+        row, size = int(state["row"]), int(state["size"])
+        # Where a ring has come round, its rows are in order for one of as many alone.
+        fits = len(state["end"]) <= self.num_rows and row < self.num_rows and (row == size or size == self.num_rows)
+        remedy = f"a replay memory of another size was saved, with {size} vector steps; set that run's"
+        check(fits, "buffer_size", self.num_rows * self.num_envs, remedy)
         self._wait()
         for name, value in self._rings().items():
             value[: len(state[name])].copy_(state[name])

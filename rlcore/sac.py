@@ -166,8 +166,7 @@ class SAC(OffPolicy):
         return sample_tanh_gaussian(policy.output(features), self.config.log_std_range, *bounds)
 
     def _explore(self, features: Tensor) -> Tensor:
-        mean, log_std = self.policy.output(features).chunk(2, -1)
-        return self.policy.squash(mean + log_std.clamp(*self.config.log_std_range).exp() * self.held.draw(), features)
+        return self.policy.drawn(self.policy.output(features), self.held.draw(), features)
 
     def _gradient_step(self, batch: Batch, with_actor: bool) -> Metrics:
         """Equations of arXiv:1812.05905; with n steps the entropy of those in between is left out."""

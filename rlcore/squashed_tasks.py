@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from rlcore.config import ConfigError, check
 from rlcore.distributions import LOG_2PI, tanh_gaussian
 from rlcore.env import WIDEST_ACTION, EnvSpec, VecEnv
-from rlcore.normalization import WIDE, ReturnScale, RunningNormalizer
+from rlcore.normalization import DECAY, WIDE, ReturnScale, RunningNormalizer
 from rlcore.tasks import TASK_GROUP, numbers_of, own_part
 from rlcore.types import Obs
 
 IDLE_LOG_STD = -0.5 * LOG_2PI
 """Of dimensions that a task does not have, before the tanh. About a mean of 0 and without noise their log density, with
 that of the tanh, is 0; and since all of it is constant, it has no gradient."""
-
-_DECAY = 0.5 ** (1 / 5000)  # of the largest return, as for one task
 
 
 class SquashedTasks(nn.Module):
@@ -130,7 +128,7 @@ class TaskReturnScale(nn.Module):
         most = torch.where(statistics.count > statistics.warmup * self.own.sum(0), most, torch.inf)[self.index]  # [N]
         self.running.copy_(self.running.clamp(-most, most))
         found = torch.where(self.own, self.running.abs().unsqueeze(1), 0.0).amax(0)
-        self.largest.copy_(torch.maximum(self.largest * _DECAY, found))
+        self.largest.copy_(torch.maximum(self.largest * DECAY, found))
         self.running.masked_fill_(done, 0.0)
 
     def forward(self) -> Tensor:

@@ -92,7 +92,8 @@ class EpisodeStatistics:
         ended = (step.terminated | step.truncated) & (returns.abs() < torch.inf)  # [N]
         success = torch.as_tensor(step.log.get("success", nothing))
         goals = torch.as_tensor(step.log.get("num_goals", one if "success" in step.log else nothing))
-        columns = torch.stack([returns, lengths, one, success * goals, goals])  # [5, N]
+        goals = torch.where(success.isnan(), 0.0, goals)  # NaN is nothing, and would spoil the sums of all tasks
+        columns = torch.stack([returns, lengths, one, success.nan_to_num(0.0) * goals, goals])  # [5, N]
         columns = torch.where(ended, columns, 0.0)
         self._task_totals += (self._own.unsqueeze(1) * columns).sum(2)  # not by a product, which CUDA may round
 

@@ -107,6 +107,9 @@ def test_masked_choices_are_never_made_and_have_no_gradient(choices: int | tuple
 def test_where_nothing_is_allowed_everything_is() -> None:
     p = CategoricalHead(8, 4)(torch.randn(3, 4), torch.zeros(4))
     torch.testing.assert_close(p.log_probs.exp(), torch.full((3, 4), 0.25))
+    several = CategoricalHead(8, (3, 2, 4))(torch.randn(5000, 9), torch.tensor([1.0, 0, 1, 0, 0, 0, 0, 0, 0]))
+    assert several.log_probs[:, 1].exp().tolist() == [[0.5, 0.5, 0, 0]] * 5000  # no choices that are none
+    assert several.sample().amax(0).tolist() == [2, 1, 3]
 
 
 STD_TYPES: tuple[StdType, ...] = ("softplus", "log", "scalar")

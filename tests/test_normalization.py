@@ -202,7 +202,7 @@ def test_broken_rewards_are_told_from_large_ones() -> None:
 
 
 def test_a_divisor_of_rewards_comes_down_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlcore.normalization._HALF_LIFE", 100)
+    monkeypatch.setattr("rlcore.normalization.DECAY", 0.5 ** (1 / 100))
     scale, done = ReturnScale(8, gamma=0.9, limit=5.0), torch.zeros(8, dtype=torch.bool)
     for _ in range(300):
         scale.update(torch.randn(8), done)

@@ -13,6 +13,7 @@ from conftest import check_that_nothing_waits, leaves
 from torch import Tensor
 
 from rlcore import DDPG, SAC, ConfigError, DDPGConfig, NetworkConfig, SACConfig, Step
+from rlcore.checkpoint import broken_values
 from rlcore.config import from_dict
 from rlcore.cost_critics import CostCritics
 from rlcore.envs import make_env
@@ -301,6 +302,18 @@ def test_without_costs_there_is_nothing(kind: Any) -> None:
     assert agent.costs is None and agent.return_scale is None and agent.replay.signals is None
     assert agent.state_dict()["costs"] is None
     assert not any(name.startswith("safety/") or "cost" in name for row in rows for name in row)
+
+
+def test_a_run_can_be_resumed_before_its_multipliers_have_moved_and_after_a_cost_that_is_no_number() -> None:
+    agent = learner(SAC, safety=LimitsConfig(costs=COSTS))
+    progress = agent.learn(12)
+    assert agent.costs.latest.isnan().all()
+    assert broken_values(snapshot(agent.env, agent, progress)["agent"]) == []
+    action = torch.zeros(4, 1)
+    step = agent.env.step(action)
+    signals = {**step.signals, "speed": torch.full((4,), torch.nan)}
+    agent.record(progress.obs, action, (), step._replace(signals=signals))
+    assert agent.costs.safety.running.isnan().any() and broken_values(agent.state_dict()) == []
 
 
 @pytest.mark.parametrize(

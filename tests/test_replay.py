@@ -259,6 +259,18 @@ def test_a_memory_saved_with_other_room_for_final_observations_names_that_room()
         History(Place(CPU, "env"), num_envs=2, rows=20, final_capacity=5).replay.load_state_dict(saved)
 
 
+@pytest.mark.parametrize("rows", [6, 12])
+def test_a_memory_of_another_size_takes_what_has_not_come_round_alone(rows: int) -> None:
+    before, after = (History(Place(CPU, "env"), num_envs=2, rows=n, final_capacity=4) for n in (8, rows))
+    after.replay.load_state_dict(before.run(5).replay.state_dict(5))
+    after.steps, after.final_numbers = list(before.steps), dict(before.final_numbers)
+    for t in range(4):
+        after.run(t == 3).compare(t, 1, 1)
+    saved = before.run(6).replay.state_dict(11)
+    with pytest.raises(ConfigError, match=rf"buffer_size: {2 * rows} is not possible; .* with 8 vector steps"):
+        after.replay.load_state_dict(saved)
+
+
 def test_truncations_in_every_env_at_once_fit_the_smallest_side_ring(place: Place) -> None:
     history = History(place, num_envs=4, rows=6, final_capacity=4)
     for t in range(10):

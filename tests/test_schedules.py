@@ -12,8 +12,9 @@ import torch
 from rlcore import DDPG, PPO, SAC, DDPGConfig, NetworkConfig, PPOConfig, SACConfig
 from rlcore.config import ConfigError, from_dict, to_dict
 from rlcore.envs import make_env
-from rlcore.learn import resume, snapshot
+from rlcore.learn import begin, learn, resume, snapshot
 from rlcore.schedules import ScheduleConfig, Schedules
+from rlcore.train.beginning import act_by_policy
 from rlcore.train.cli import main
 from rlcore.train.commands.train import settings_in
 
@@ -263,6 +264,20 @@ def test_two_halves_are_one_whole_to_the_bit(name: str) -> None:
     other.learn(8, progress=progress)
     assert other.iteration == 8
     assert all(map(torch.equal, whole.policy.parameters(), other.policy.parameters()))
+
+
+def test_a_run_whose_actor_was_taken_from_elsewhere_goes_on_where_its_schedules_were() -> None:
+    def build() -> Any:
+        return off_policy(DDPG, 8, schedules={"noise_std": ScheduleConfig(end=0.01)})
+
+    half = build()
+    act_by_policy(half)  # as if so many random steps had been taken before
+    assert int(half.began) > 0
+    progress = learn(half.env, half, 8, progress=begin(half.env, half, 0), should_stop=lambda: half.iteration == 4)
+    other = build()
+    resume(other.env, other, snapshot(half.env, half, progress))
+    for key, value in half.schedules.values.items():
+        assert torch.equal(value, other.schedules.values[key]), key
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -382,6 +382,16 @@ def test_episodes_are_told_by_task() -> None:
     assert math.isnan(float(episodes.read()["rollout/episode_return_a"]))
 
 
+def test_a_task_without_success_does_not_spoil_that_of_others() -> None:
+    episodes = EpisodeStatistics(4, torch.device("cpu"), tasks=(torch.tensor([0, 0, 1, 1]), ("a", "b")))
+    done = torch.ones(4, dtype=torch.bool)
+    success = torch.tensor([1.0, 0.0, torch.nan, torch.nan])
+    episodes.record(Step({}, torch.ones(4), done, ~done, None, {"success": success}))
+    means = episodes.read()
+    assert float(means["rollout/success_a"]) == 0.5 and float(means["rollout/success"]) == 0.5
+    assert math.isnan(float(means["rollout/success_b"]))
+
+
 # Training
 
 
