@@ -193,13 +193,14 @@ def conclude(
         return 1
     seed = config.seed + FINAL_SEED
     iteration = content["progress"]["iteration"]
-    say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
+    why_now = "" if ended is None else f"{ended} ends the training; "
+    say(console, f"{why_now}evaluating the best checkpoint, of iteration {iteration}, on new episodes")
     if stage is not None:
-        say(console, f"stage        {config.eval_stage}: {stage_text(stage)}")
+        say(console, f"stage        {config.eval_stage}: {stage_text(stage, env)}")
     violations = violations_of(config)
     result = evaluate(env, policy, seed, stage=stage, violations=violations)
     options = evaluation_options(config.env)
-    record = evaluation_record(config.task, options, checkpoint, seed, result, stage, config.eval_stage)
+    record = evaluation_record(config.task, options, checkpoint, seed, result, env, stage, config.eval_stage)
     record |= {"iteration": iteration} | ({} if why is None else {"best": why})
     record |= {} if ended is None else {"stopped": ended}
     for line in result.lines():
@@ -236,11 +237,12 @@ def evaluation_record(
     policy: Path,
     seed: int,
     result: Evaluation,
+    env: VecEnv,
     stage: Stage | None = None,
     which: str = "start",
 ) -> dict[str, Any]:
-    """What eval.json holds; ``which`` says whose ``stage`` it is, where the env has any."""
-    stood = {} if stage is None else {"stage": {"which": which, **stage_figures(stage)}}
+    """What eval.json holds; ``which`` says whose ``stage`` it is, where the ``env`` has any."""
+    stood = {} if stage is None else {"stage": {"which": which, **stage_figures(stage, env)}}
     return {"task": task, "env": dict(options), "policy": str(policy), "seed": seed, **stood, **result.as_dict()}
 
 

@@ -241,8 +241,6 @@ class Training:
                 say(self.console, f"  with --processes or --gpus {self.ranks.size}, as it was started, bit for bit")
             return 128 + interrupt.signal
         ended = f"after iteration {progress.iteration}: {self.stop.reason or 'all iterations are done'}"
-        if self.stop.reason is not None:
-            say(self.console, f"ended        {ended}")
         if not self.shares_env:
             close_env(self.env, self.console)
             if self.eval_env.num_envs < config.eval_envs:  # others had their part, and are gone
@@ -255,7 +253,7 @@ class Training:
                 code = conclude(self.run, self.eval_env, config, self.console, stage, why, self.stop.reason)
         except Stopped as stop:
             self._tell_end(f"{ended}; stopped before evaluation and export were done", progress)
-            say(self.console, "stopped before evaluation and export were done; to do them:")
+            say(self.console, f"ended        {ended}; stopped before evaluation and export were done; to do them:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             code = int(str(stop.code))
         else:

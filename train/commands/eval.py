@@ -75,7 +75,7 @@ def eval_command(words: Sequence[str]) -> Job:
         )
         output = args.output or source.folder / "eval.json"
         record = evaluation_record(
-            source.task, source.options, source.path, args.seed, result, source.stage, source.which
+            source.task, source.options, source.path, args.seed, result, source.env, source.stage, source.which
         )
         say(console, f"{source.task}, {source.path}")
         for line in source.notes:
