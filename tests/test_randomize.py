@@ -534,6 +534,23 @@ def test_sac_learns_from_dynamics_of_the_step() -> None:
     assert batch.obs["dynamics"].unique().numel() > 8
 
 
+@pytest.mark.parametrize("options", [
+    ["--env.randomize.mode", "adr", "--env.randomize.mass", "true"],
+    ["--env.randomize.mode", "doraemon", "--env.randomize.mass", "true"],
+    ["--env.curriculum.parameters.mass", "[0.7, 1.5]"],
+])  # fmt: skip
+def test_what_follows_success_where_nothing_tells_it_is_refused_before_there_is_a_run(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlcore.train.cli import main
+
+    words = f"train --task Pendulum --num-envs 8 --eval-envs 4 --device cpu --runs-dir {tmp_path}".split()
+    assert main([*words, *options]) == 2
+    said = capsys.readouterr()
+    assert re.search(r"env\.(randomize|curriculum)\.success_return", said.err) and not said.out
+    assert not list(tmp_path.iterdir())
+
+
 def test_train_and_eval_say_what_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rlcore.train.cli import main
 

@@ -199,6 +199,7 @@ def judged(task: str, num_envs: int) -> tuple[list[float], list[float]] | None:
     env = eval_env_of(config, judges, torch.device("cpu"))
     training: Any = SimpleNamespace(config=config, judges=judges, first_judged=first, eval_env=env, device=env.device)
     training.agent = PPO(env, PPOConfig(num_steps=4, num_minibatches=1), seed=1)
+    training.interrupt, training.pulse = SimpleNamespace(signal=None), lambda t: None
     training.stage, training.lent = lambda: None, lambda progress: nullcontext()
     training.best = SimpleNamespace(with_weights=lambda weights: (training.agent.policy.load_state_dict(weights),
                                                                   training.agent.policy)[1])  # fmt: skip

@@ -31,6 +31,7 @@ from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options
+from rlcore.train.pulse import pulse
 from rlcore.train.run import RunFolder
 
 FINAL_SEED = 2_000_003
@@ -198,7 +199,8 @@ def conclude(
     if stage is not None:
         say(console, f"stage        {config.eval_stage}: {stage_text(stage, env)}")
     violations = violations_of(config)
-    result = evaluate(env, policy, seed, stage=stage, violations=violations)
+    with pulse(console, env) as before:
+        result = evaluate(env, policy, seed, stage=stage, violations=violations, before=before)
     options = evaluation_options(config.env)
     record = evaluation_record(config.task, options, checkpoint, seed, result, env, stage, config.eval_stage)
     record |= {"iteration": iteration} | ({} if why is None else {"best": why})
@@ -213,7 +215,9 @@ def conclude(
             say(console, f"export       refused: {error}")
             refused = True
         else:
-            exported = evaluate(env, OnnxPolicy(run.exported), seed, stage=stage, violations=violations)
+            file_policy = OnnxPolicy(run.exported)
+            with pulse(console, env) as before:
+                exported = evaluate(env, file_policy, seed, stage=stage, violations=violations, before=before)
             file = {"file": str(run.exported), "sha256": _sha256(run.exported)}
             record["onnx"] = file | {"parity": report.parity.max_abs_error, **exported.as_dict()}
             for line in exported.lines():

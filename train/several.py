@@ -139,6 +139,9 @@ def follow(training: Training, interrupt: Interrupt) -> int:
             training.save(progress)
 
     with interrupt.handling():
+        if training.owed:
+            measure_along(training, training.progress)
+            training.saved_iteration = -1
         progress = training.learn(on_report, on_iteration, interrupt)
         if most(0):  # rank 0 evaluates once more
             measure_along(training, progress)
