@@ -214,11 +214,13 @@ class Curriculum(Wrapper):
             self._cohorts.begin_anew()
             self._outcomes.zero_()
 
-    def stage_told(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def stage_told(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """See ``rlcore.stage``: levels, and what parameters are at them."""
-        of_env, own = told(self.env, self._of_the_env(state)), {k: x for k, x in state.items() if k == self._key}
-        values = values_at(self.table, own[self._key], self.env.parameters, self._names) if self._names and own else {}
-        return {**of_env, **own, **{f"curriculum/{name}": value for name, value in values.items()}}
+        inner, level = self._of_the_env(state), state.get(self._key)
+        if not self._names or level is None:
+            return told(self.env, inner)
+        values = values_at(self.table, level, self.env.parameters, self._names)  # type: ignore[attr-defined]
+        return {**told(self.env, inner), self._key: level, "curriculum": values}
 
     def stage_where(self, which: str) -> dict[str, Any]:
         """The stage at which all envs are at the hardest level (``end``), or evenly over all levels (``all``)."""

@@ -203,7 +203,8 @@ class MaximumEntropy:
     def _chances(self, shape: Tensor) -> Tensor:
         """Probability of each cell, float64 ``[P, cells]``, of distributions ``[2, P]``."""
         a, b = shape.double()[..., None] - 1.0  # [P, 1] each
-        return (a * self._centers.log() + b * (-self._centers).log1p()).softmax(1)
+        chances: Tensor = (a * self._centers.log() + b * (-self._centers).log1p()).softmax(1)
+        return chances
 
 
 @accelerated("ranges:inverted")

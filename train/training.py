@@ -16,7 +16,7 @@ from rich.console import Console
 from rlcore.agent import Agent, check_agent
 from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state
 from rlcore.config import ConfigError, shown, to_dict
-from rlcore.distributed import gathered, join, leave, local_device, most
+from rlcore.distributed import gathered, gone, join, leave, local_device, most
 from rlcore.env import spec_of
 from rlcore.env_check import check_obs
 from rlcore.envs import make_env
@@ -33,7 +33,7 @@ from rlcore.train.best import Best
 from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
-from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
+from rlcore.train.ending import CRASH_FILE, Interrupt, Stopped, end_of_run, quiet_threads
 from rlcore.train.evaluate import whole_episodes
 from rlcore.train.filming import Film
 from rlcore.train.judging import due, eval_env_of, evaluated, judged_by, try_out
@@ -97,6 +97,7 @@ class Training:
         self.video: Callable[[int, Path], None] = lambda env_steps, path: None
         self.stop = Stop(config.stop_at, config.stop_no_progress, config.stop_after)
         self.interrupt = Interrupt()
+        self.interrupt.gone = gone
         self.resumed_from = resumed_from
         content = None if resumed_from is None else load_checkpoint(resumed_from, device=str(self.device))
         if content is not None and torch.device(content["config"]["device"]).type != self.device.type:
@@ -344,6 +345,8 @@ class Training:
                 self.best.resume(best)
         run.write_config(self.config)
         run.end.unlink(missing_ok=True)  # it goes on
+        if run.set_aside_crash():
+            say(self.console, f"set aside {CRASH_FILE} as {CRASH_FILE}.old, because the run goes on")
         return run
 
     def stage(self) -> Stage | None:
@@ -375,7 +378,11 @@ class Training:
 
     def content(self, progress: Progress) -> dict[str, Any]:
         """What a checkpoint holds."""
-        own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "ranges": dict(self.best.ranges)}
+        own: dict[str, Any] = {
+            "config": to_dict(self.config),
+            "spec": dataclasses.asdict(self.spec),
+            "ranges": dict(self.best.ranges),
+        }
         own |= {"stop": self.stop.state_dict()} if self.stop.asked else {}
         own |= {"owed": True} if self.owed else {}
         content = own | snapshot(self.env, self.agent, progress)
