@@ -167,9 +167,8 @@ def end_of_follower(error: BaseException, interrupt: Interrupt, rank: int, folde
         The exit code.
     """
     show_traceback(error)
-    stopped = (interrupt.signal is not None and not interrupt.lost) or isinstance(
-        error, (KeyboardInterrupt, SystemExit)
-    )
+    asked = interrupt.signal is not None and not interrupt.lost
+    stopped = asked or isinstance(error, (KeyboardInterrupt, SystemExit))
     if stopped or (isinstance(error, RankLost) and "rank 0 " not in str(error)):
         return 128 + (interrupt.signal or 2) if stopped else FAILED
     mistake = is_mistake(error)
