@@ -116,11 +116,11 @@ def _made(task: str, num_envs: int, device: str | torch.device, seed: int | None
         from rlcore.envs.curriculum_config import disturbed, split_curriculum
 
         curriculum, options = split_curriculum(options)
-        env = _made(task, num_envs, device, seed, **options)
+        bare = _made(task, num_envs, device, seed, **options)
         try:
-            return Curriculum(disturbed(env, curriculum, seed), curriculum)
+            return Curriculum(disturbed(bare, curriculum, seed), curriculum)
         except ValueError:
-            env.close()
+            bare.close()
             raise
     if any(name.partition(".")[0] == "randomize" for name in options):
         from rlcore.envs.randomize import randomized, split_randomize
