@@ -112,11 +112,16 @@ def _made(task: str, num_envs: int, device: str | torch.device, seed: int | None
         sources, options = split_sources(options)
         return with_signals(_made(task, num_envs, device, seed, **options), sources)
     if any(name.partition(".")[0] == "curriculum" for name in options):
-        from rlcore.envs.curriculum import with_curriculum
-        from rlcore.envs.curriculum_config import split_curriculum
+        from rlcore.envs.curriculum import Curriculum
+        from rlcore.envs.curriculum_config import disturbed, split_curriculum
 
         curriculum, options = split_curriculum(options)
-        return with_curriculum(_made(task, num_envs, device, seed, **options), curriculum, seed)
+        bare = _made(task, num_envs, device, seed, **options)
+        try:
+            return Curriculum(disturbed(bare, curriculum, seed), curriculum)
+        except ValueError:
+            bare.close()
+            raise
     if any(name.partition(".")[0] == "randomize" for name in options):
         from rlcore.envs.randomize import randomized, split_randomize
 

@@ -13,7 +13,7 @@ from rlcore.config import ConfigError
 from rlcore.distributed import total
 from rlcore.env import VecEnv, is_adaptive, is_exact, is_staggered, is_stateful
 from rlcore.envs.cohorts import Cohorts
-from rlcore.envs.curriculum_config import CurriculumConfig, disturbed, own_levels_of, table_of
+from rlcore.envs.curriculum_config import CurriculumConfig, own_levels_of, table_of
 from rlcore.envs.levels import (
     among,
     drawn,
@@ -25,13 +25,14 @@ from rlcore.envs.levels import (
     spread,
     success_weights,
     summed,
+    values_at,
     with_floor,
 )
 from rlcore.envs.terrain import TerrainLevels
 from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.envs.wrappers import Wrapper
 from rlcore.ranks import merged_in, merges
-from rlcore.stage import rows_of
+from rlcore.stage import rows_of, told
 from rlcore.types import Metrics, Obs, Step
 
 
@@ -167,8 +168,8 @@ class Curriculum(Wrapper):
         """Move levels on by what came of the latest episodes; see ``rlcore.env.Adaptive``.
 
         Returns:
-            Metrics of the env, those of ``level_figures``, and ``curriculum/success`` of the episodes since the last
-            call.
+            Metrics of the env, those of ``level_figures``, means of the parameters in the episodes in flight, and
+            ``curriculum/success`` of the episodes since the last call.
         """
         metrics: Metrics = self.env.adapt() if is_adaptive(self.env) else {}
         config = self.config
@@ -187,6 +188,8 @@ class Curriculum(Wrapper):
         episodes, successes = outcomes.view(2, -1).sum(1)
         figures = level_figures(self.level, self.num_levels)
         figures["success"] = successes / episodes  # NaN, so not reported, if nothing ended
+        if self._names:
+            figures |= zip(self._names, self.table[:, self.level].mean(1), strict=True)
         self._outcomes.zero_()
         return metrics | {f"curriculum/{name}": value for name, value in figures.items()}
 
@@ -210,6 +213,14 @@ class Curriculum(Wrapper):
         if self._cohorts is not None:
             self._cohorts.begin_anew()
             self._outcomes.zero_()
+
+    def stage_told(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See ``rlcore.stage``: levels, and what parameters are at them."""
+        inner, level = self._of_the_env(state), state.get(self._key)
+        if not self._names or level is None:
+            return told(self.env, inner)
+        values = values_at(self.table, level, self.env.parameters, self._names)  # type: ignore[attr-defined]
+        return {**told(self.env, inner), self._key: level, "curriculum": values}
 
     def stage_where(self, which: str) -> dict[str, Any]:
         """The stage at which all envs are at the hardest level (``end``), or evenly over all levels (``all``)."""
@@ -384,17 +395,3 @@ class Curriculum(Wrapper):
             return on
 
         return restore
-
-
-def with_curriculum(env: VecEnv, config: CurriculumConfig, seed: int | None = None) -> VecEnv:
-    """The env with a curriculum, and with the disturbances that are among its parameters.
-
-    Raises:
-        ConfigError: see ``Curriculum``.
-        ValueError: see ``rlcore.envs.disturb.Disturbed``. The env has been closed then.
-    """
-    try:
-        return Curriculum(disturbed(env, config, seed), config)
-    except ValueError:
-        env.close()
-        raise

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from rlcore.config import ConfigError, check, from_dict, nearest
+from rlcore.config import ConfigError, check, check_below, from_dict, nearest
 from rlcore.env import VecEnv, is_randomizable
 from rlcore.envs.costs import put
 from rlcore.envs.disturb import KINDS, PUSH_INTERVAL, Disturbed, disturbances
@@ -76,7 +76,7 @@ class CurriculumConfig:
             check(0 <= value <= 1, key, value, "give a number from 0 to 1")
         check(self.success_share > 0, "success_share", self.success_share, "all would be one: give more than 0")
         check(self.average > 0, "average", self.average, "nothing would be learned of: give more than 0")
-        check(self.demote < self.promote, "demote", self.demote, f"give less than promote, {self.promote}")
+        check_below(self, "demote", "promote")
         check(0 <= self.kappa < math.inf, "kappa", self.kappa, "give 0 or more")
         check(0 < self.temperature < math.inf, "temperature", self.temperature, "give more than 0")
         for key in ("episodes", "window"):

@@ -173,7 +173,14 @@ class MaximumEntropy:
 
     def ends(self) -> Tensor:
         """5 % and 95 % quantiles of what is drawn, ``[2, P]``."""
-        return (torch.searchsorted(self._cumulative, self._levels).t() + 0.5) / _CELLS
+        return self._quantiles(self._cumulative)
+
+    def ends_of(self, stage: list[list[float]]) -> Tensor:
+        """``ends`` of what ``stage`` gave."""
+        return self._quantiles(self._chances(torch.tensor(stage, device=self.device).t()).cumsum(1).float())
+
+    def _quantiles(self, cumulative: Tensor) -> Tensor:
+        return (torch.searchsorted(cumulative, self._levels).t() + 0.5) / _CELLS
 
     def stage(self) -> list[list[float]]:
         """The distribution of each parameter in plain numbers, a and b."""
@@ -191,11 +198,16 @@ class MaximumEntropy:
     def loaded(self) -> None:
         """Work out the cells of the distributions that are kept, and be where they are in the episodes."""
         self._cursors.copy_(self.cursor.clone())
-        a, b = self.shape.double()[..., None] - 1.0  # [P, 1] each
-        chance = (a * self._centers.log() + b * (-self._centers).log1p()).softmax(1)  # [P, cells]
+        chance = self._chances(self.shape)
         self._density.copy_((chance * _CELLS).log())
         self._cumulative.copy_(chance.cumsum(1))
         self._cumulative[:, -1] = torch.inf  # whatever is rounded
+
+    def _chances(self, shape: Tensor) -> Tensor:
+        """Probability of each cell, float64 ``[P, cells]``, of distributions ``[2, P]``."""
+        a, b = shape.double()[..., None] - 1.0  # [P, 1] each
+        chances: Tensor = (a * self._centers.log() + b * (-self._centers).log1p()).softmax(1)
+        return chances
 
 
 @accelerated("ranges:inverted")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from rlcore.distributed import average, largest, total, world
+from rlcore.env import Parameter
+from rlcore.envs.parameters import unit_of
+from rlcore.stage import Told
 
 GOLDEN = 0.6180339887498949
 
@@ -55,6 +59,14 @@ def replay_distribution(score: Tensor, age: Tensor, temperature: float, stalenes
 def with_floor(weights: Tensor, uniform: float) -> Tensor:
     """Probabilities by weights ``[L]``, of which a share is the same for all levels, against forgetting."""
     return (1 - uniform) * weights / weights.sum() + uniform / len(weights)
+
+
+def values_at(
+    table: Tensor, level: Tensor, parameters: Mapping[str, Parameter], names: Sequence[str]
+) -> dict[str, Told]:
+    """What parameters of these names are at levels ``[N]``, by a ``table`` ``[P, L]``, as people are told."""
+    rows = table[:, level.to(table.device)]  # [P, N]
+    return {name: Told(row, unit_of(parameters[name])) for name, row in zip(names, rows, strict=True)}
 
 
 def among(which: str, like: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from rlcore.envs.launch import TASKS_PREFIX, simulator_of
 from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.observations import choose_groups, concatenate, groups_of
 from rlcore.ranks import merged_in, merges
-from rlcore.stage import Stage, reset_at, stage_of, stage_where
+from rlcore.stage import Stage, reset_at, stage_of, stage_where, told
 from rlcore.tasks import TASK_GROUP, chosen, numbers_of
 from rlcore.types import Metrics, Obs, Step
 
@@ -183,6 +183,10 @@ class MultiTask:
     def stage_dict(self) -> dict[str, Any]:
         """How far the curricula of each task have come; nothing where there are none."""
         return {name: stage for name, env in self.envs.items() if (stage := stage_of(env)) is not None}
+
+    def stage_told(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``rlcore.stage``: of each task as it is told by itself."""
+        return {name: told(self.envs[name], part["state"]) for name, part in state.items() if name in self.envs}
 
     @contextlib.contextmanager
     def at_stage(self, state: Mapping[str, Any]) -> Iterator[None]:

@@ -18,6 +18,11 @@ _MULTIPLIER, _INCREMENT = 6364136223846793005, 1442695040888963407
 _APART = -7046029254386353131  # 2^64 / golden ratio: neighbors begin far from each other
 
 
+def unit_of(parameter: Parameter) -> str:
+    """What its values are told in; of a factor ``times``, of a share nothing."""
+    return parameter.unit or ("times" if parameter.nominal == 1 else "")
+
+
 class ParameterRows:
     """The present values of an env's parameters; see ``rlcore.env.Randomizable``.
 

@@ -16,6 +16,7 @@ from rlcore.config import ConfigError, check, nearest
 from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, is_staggered, name_of
 from rlcore.envs.disturb import KINDS, SHARES, Disturbed, disturbances
 from rlcore.envs.entropy_ranges import MaximumEntropy
+from rlcore.envs.parameters import unit_of
 from rlcore.envs.randomize_config import SETTINGS as SETTINGS
 from rlcore.envs.randomize_config import ParameterRange as ParameterRange
 from rlcore.envs.randomize_config import RandomizeConfig as RandomizeConfig
@@ -25,7 +26,7 @@ from rlcore.envs.ranges import AutomaticRanges, Fixed, Row, Scale, redrawn
 from rlcore.envs.trials import with_trials
 from rlcore.envs.wrappers import OwnState
 from rlcore.ranks import merged_in, merges
-from rlcore.stage import stage_of
+from rlcore.stage import Told, stage_of, told
 from rlcore.types import Metrics, Obs, Step
 
 
@@ -71,7 +72,7 @@ class Randomized(OwnState):
             torch.tensor(-1.0, device=self.device),
         )
         rows = [Row(name, self._position(name, known[name].nominal)) for name in self._limits]
-        self._names = tuple(self._limits)
+        self._names, self._units = tuple(self._limits), [unit_of(known[name]) for name in self._limits]
         self._ranges = self._made(rows, config)
         n = self.num_envs
         self._drawn = torch.zeros(len(rows), n, device=self.device)  # [P, N], positions in 0..1
@@ -89,6 +90,7 @@ class Randomized(OwnState):
         if not isinstance(self._ranges, Fixed):
             self._adaptive = self._ranges
             self.adapt, self.stage_dict, self.load_stage_dict = self._adapt, self._stage_dict, self._load_stage_dict
+            self.stage_told = self._stage_told
             if merges(env):
                 self.merged = self._merged
             if hasattr(env, "at_stage"):
@@ -214,6 +216,17 @@ class Randomized(OwnState):
         inner = stage_of(self.env)
         own = dict(zip(self._names, self._adaptive.stage(), strict=True))
         return {**({} if inner is None else inner["state"]), "randomize": own}
+
+    def _stage_told(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``rlcore.stage``: ends of what is drawn, in the parameters' own units."""
+        inner = told(self.env, {key: value for key, value in state.items() if key != "randomize"})
+        stage = state.get("randomize", {})
+        if set(stage) != set(self._names):  # of another env: nobody can tell what its parts are worth
+            return {**inner, "randomize": stage}
+        ends = self._adaptive.ends_of([stage[name] for name in self._names])  # [2, P]
+        values = self._scale.values(ends.t())  # [P, 2]
+        rows = zip(self._names, values, self._units, strict=True)
+        return {**inner, "randomize": {name: Told(row, unit, ends=True) for name, row, unit in rows}}
 
     def _load_stage_dict(self, state: Mapping[str, Any]) -> None:
         self._take(state)

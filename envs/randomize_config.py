@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from rlcore.config import ConfigError, check, from_dict
+from rlcore.config import ConfigError, check, check_below, from_dict
 from rlcore.envs.disturb import PUSH_INTERVAL
 
 
@@ -72,8 +72,8 @@ class RandomizeConfig:
             check(getattr(self, key) >= 1, key, getattr(self, key), "set 1 or more")
         check(0 < self.success_rate <= 1, "success_rate", self.success_rate, "set a number above 0, at most 1")
         check(self.widen_above <= 1, "widen_above", self.widen_above, "set a number up to 1, or it never widens")
-        order = "set it below widen_above"
-        check(0 <= self.narrow_below < self.widen_above, "narrow_below", self.narrow_below, order)
+        check(self.narrow_below >= 0, "narrow_below", self.narrow_below, "set 0 or more, or it never narrows")
+        check_below(self, "narrow_below", "widen_above")
         value = self.success_return
         check(value is None or math.isfinite(value), "success_return", value, "set a number, or none")
 

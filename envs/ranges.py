@@ -181,6 +181,10 @@ class AutomaticRanges:
         """Lower and upper ends of what is drawn, ``[2, P]``."""
         return self.bounds
 
+    def ends_of(self, stage: list[list[float]]) -> Tensor:
+        """``ends`` of what ``stage`` gave."""
+        return torch.tensor(stage, device=self.device).t()
+
     def stage(self) -> list[list[float]]:
         """The distribution of each parameter in plain numbers."""
         return self.bounds.t().tolist()

@@ -78,6 +78,25 @@ def check_positive(settings: object, *keys: str, none: bool = False) -> None:
         check((none and value is None) or 0 < value < math.inf, key, value, remedy)
 
 
+def check_below(settings: object, lower: str, upper: str) -> None:
+    """Refuse a setting that is not below another; where one of the two has its default, it is the other that is wrong.
+
+    Raises:
+        ConfigError: names what was given, and what it does not go with.
+    """
+    low, high, usual = getattr(settings, lower), getattr(settings, upper), type(settings)
+    if low < high:
+        return
+    if high == getattr(usual, upper):
+        remedy = f"give less than {upper}, whose default is {shown(high)}, or set {upper} as well"
+    elif low == getattr(usual, lower):
+        remedy = f"give more than {lower}, whose default is {shown(low)}, or set {lower} as well"
+        lower, low = upper, high
+    else:
+        remedy = f"give less than {upper}, {shown(high)}"
+    check(False, lower, low, remedy)
+
+
 def settings_of(config: T | None, cls: type[T]) -> T:
     """The settings that an agent was given, held to the same types as those of a file; its defaults for None.
 

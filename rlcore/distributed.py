@@ -52,6 +52,8 @@ class World(NamedTuple):
     """Where ranks leave notes for each other."""
     places: tuple[str, ...] = ()
     """Host and device of each rank."""
+    processes: tuple[int, ...] = ()
+    """Number of each rank's process; 0 where it cannot be seen from here, as on another host."""
 
     @property
     def several(self) -> bool:
@@ -117,8 +119,11 @@ def join(device: torch.device, limit: float = START_LIMIT) -> World:
     if str(device) == "cuda":
         device = torch.device("cuda", torch.cuda.current_device())
     store = _store(rank, limit)
-    found = _roll(store, rank, size, _place(device), limit)
+    notes = [note.rsplit("|", 1) for note in _roll(store, rank, size, f"{_place(device)}|{os.getpid()}", limit)]
+    found = [place for place, _ in notes]
     places = tuple(place.partition("|")[0] for place in found)
+    host = f"{socket.gethostname()} "
+    processes = tuple(int(x) if place.startswith(host) and _runs(int(x)) else 0 for place, x in notes)
     twice = next((place for place in found if found.count(place) > 1 and " cuda" in place), None)
     if twice is not None:
         ranks = " and ".join(str(i) for i, place in enumerate(found) if place == twice)
@@ -127,12 +132,17 @@ def join(device: torch.device, limit: float = START_LIMIT) -> World:
     backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=_PATIENCE, **gpu)
-    _world = World(rank, size, True, store, places)
+    _world = World(rank, size, True, store, places, processes)
     for where in dict.fromkeys([torch.device("cpu"), device]):  # in the same order on all
         number = float(total(torch.tensor(float(rank), device=where)))
         if number != size * (size - 1) / 2:
             raise RankLost(f"the sum of ranks 0 to {size - 1} on {where} is {number:g}; see NCCL_DEBUG=INFO")
     return _world
+
+
+def gone() -> list[int]:
+    """Ranks of this host whose process has ended. Nobody is asked, so that a signal's handler may call it."""
+    return [rank for rank, process in enumerate(_world.processes) if process and not _runs(process)]
 
 
 def first_to_say(text: str) -> bool:
@@ -220,6 +230,19 @@ def _place(device: torch.device) -> str:
     """Host and device, and after a bar what tells GPUs apart where hosts have the same name."""
     own = getattr(torch.cuda.get_device_properties(device), "uuid", "") if device.type == "cuda" else ""
     return f"{socket.gethostname()} {device}|{own}"
+
+
+def _runs(process: int) -> bool:
+    """Whether there is such a process on this host."""
+    if os.name != "posix":  # where to ask might be to end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _roll(store: Any, rank: int, size: int, place: str, limit: float) -> tuple[str, ...]:

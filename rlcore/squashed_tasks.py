@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import ConfigError, check
+from rlcore.distributed import total, world
 from rlcore.distributions import LOG_2PI, tanh_gaussian
 from rlcore.env import WIDEST_ACTION, EnvSpec, VecEnv
 from rlcore.normalization import DECAY, WIDE, ReturnScale, RunningNormalizer
@@ -88,10 +89,15 @@ class SquashedTasks(nn.Module):
         return self.stretched(unit, features), log_prob - self.log_scale[index]
 
     def mean_of(self, values: Tensor, weight: Tensor, index: Tensor, default: float | Tensor) -> Tensor:
-        """Mean of values ``[B]`` by weight ``[B]`` over the rows of each task, ``[K]``; a default where none counts."""
+        """Mean of values ``[B]`` by weight ``[B]`` over the rows of each task, ``[K]``; a default where none counts.
+
+        Over those of all ranks: a mean of their means would count a rank with few rows of a task as one with many.
+        """
         own = index == torch.arange(self.count, device=index.device).unsqueeze(1)  # [K, B]
-        number = torch.where(own, weight, 0.0).sum(1)
-        return torch.where(number > 0, torch.where(own, weight * values, 0.0).sum(1) / number, default)
+        number, sums = torch.where(own, weight, 0.0).sum(1), torch.where(own, weight * values, 0.0).sum(1)
+        if world().size > 1:
+            number, sums = total(torch.stack([number, sums]))
+        return torch.where(number > 0, sums / number, default)
 
 
 class TaskReturnScale(nn.Module):

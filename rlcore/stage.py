@@ -13,6 +13,7 @@ Tensors with a row for each env are handed on to any number of envs, see ``rows_
   reset, which may read it, and once more after, as resets are what moves curricula;
 - ``stage_where(which) -> dict``: what ``stage_dict`` would give with all envs at the hardest level (``end``), or evenly
   over all levels (``all``), and the rest as it stands;
+- ``stage_told(state) -> dict``: a stage as people read it, with values of parameters as ``Told``; nobody puts it back;
 - ``hold() -> Callable[[], bool]``: remember everything, episodes in flight included. What it returns puts it back, and
   tells whether it could; else the caller begins new episodes.
 """
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,6 +35,16 @@ Stage = dict[str, Any]
 """Plain values and tensors, fit for a checkpoint: ``num_envs``, ``clocks`` and the env's own ``state``."""
 
 _MOST_SHOWN = 8
+
+
+class Told(NamedTuple):
+    """What a parameter is at a stage."""
+
+    values: Tensor
+    """The two ends of what is drawn, or what it is in each env ``[N]``."""
+    unit: str = ""
+    ends: bool = False
+    """Whether it is the two ends."""
 
 
 def stage_of(env: VecEnv) -> Stage | None:
@@ -132,17 +143,28 @@ def same_stage(one: Stage | None, other: Stage | None) -> bool:
     return _equal(first, second)
 
 
-def stage_figures(stage: Stage | None) -> dict[str, Any]:
-    """A stage in plain numbers: values by name, and mean, min and max of tensors; no names that begin with ``_``."""
-    return {} if stage is None else dict(_figures(stage["state"], ""))
+def told(env: VecEnv, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stage's ``state`` as people read it, where the env has words for it; else as it is."""
+    give: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = getattr(env, "stage_told", None)
+    return state if give is None else give(state)
 
 
-def stage_text(stage: Stage | None) -> str:
-    """A stage in one line."""
+def stage_figures(stage: Stage | None, env: VecEnv) -> dict[str, Any]:
+    """A stage of an env in plain numbers by name; no names that begin with ``_``.
+
+    Of tensors there are mean, min and max, of a parameter with its unit; of what is drawn from a range, its ends.
+    """
+    return {} if stage is None else dict(_figures(told(env, stage["state"]), ""))
+
+
+def stage_text(stage: Stage | None, env: VecEnv) -> str:
+    """A stage of an env in one line."""
     parts = []
-    for name, value in stage_figures(stage).items():
+    for name, value in stage_figures(stage, env).items():
         if isinstance(value, dict):
-            parts.append(f"{name} {value['mean']:.4g} ({value['min']:.4g} to {value['max']:.4g})")
+            mean, low, high = (f"{value[key]:.4g}" if key in value else "" for key in ("mean", "min", "max"))
+            spread = f"{mean} ({low} to {high})" if mean else f"{low} to {high}"
+            parts.append(" ".join(filter(None, (name, spread if low != high else low, value.get("unit")))))
         elif isinstance(value, list):
             parts.append(f"{name} {', '.join(f'{x:.4g}' if isinstance(x, float) else str(x) for x in value)}")
         else:
@@ -200,6 +222,10 @@ def _figures(state: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             continue  # not for people
         if isinstance(value, Mapping):
             yield from _figures(value, f"{prefix}{key}/")
+        elif isinstance(value, Told):
+            x = value.values.double().cpu()
+            ends = {"min": float(x.min()), "max": float(x.max())}
+            yield name, (ends if value.ends else _summary(x)) | ({"unit": value.unit} if value.unit else {})
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
             yield from _figures(value[0], f"{prefix}{key}/0/")  # the first stands for all
         elif isinstance(value, (Tensor, np.ndarray)):
@@ -210,8 +236,12 @@ def _figures(state: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             if numbers.numel() == 1:
                 yield name, float(numbers)
             else:
-                yield name, {"mean": float(numbers.mean()), "min": float(numbers.min()), "max": float(numbers.max())}
+                yield name, _summary(numbers)
         elif isinstance(value, (bool, int, float, str)):
             yield name, value
         elif isinstance(value, (list, tuple)) and value and all(isinstance(x, (int, float)) for x in value):
             yield name, list(value)
+
+
+def _summary(numbers: Tensor) -> dict[str, Any]:
+    return {"mean": float(numbers.mean()), "min": float(numbers.min()), "max": float(numbers.max())}

@@ -56,7 +56,7 @@ class Ladder(TorchEnv):
     task = "Ladder"
     _buffers: ClassVar[tuple[str, ...]] = ("steps", "height", "start", "from_here")
     parameters: ClassVar[Mapping[str, Parameter]] = {
-        "height": Parameter(nominal=0.0, low=0.0, high=1.0),
+        "height": Parameter(nominal=0.0, low=0.0, high=1.0, unit="m"),
         "start": Parameter(nominal=0.0, low=0.0, high=1.0, next_episode=True),
     }
     action_space: spaces.Space[Any] = spaces.Box(-1, 1, (1,), dtype=np.float32)
@@ -384,6 +384,7 @@ def test_metrics_tell_the_distribution() -> None:
             "level_top": 0.5,
             "level_entropy": entropy,
             "success": 0.75,
+            "height": 1.75 / 3,
         }
     )
 
@@ -549,7 +550,9 @@ def test_stages_are_handed_on_to_any_number_of_envs_and_compared_by_what_begins(
         played(env, action)
         env.adapt()
     stage = stage_of(env)
-    assert int(env._reached) == 2 and "curriculum_level" in stage_text(stage)
+    assert int(env._reached) == 2 and stage_text(stage, env) == (
+        "curriculum_level 1.969 (0 to 3); curriculum/height 0.6562 (0 to 1) m"
+    )
     played(env)
     assert same_stage(stage, stage_of(env))  # further episodes at the same draws
     for number in (1, 4, 100):  # 4 is the number of levels, too
@@ -596,7 +599,7 @@ def test_a_run_evaluates_where_training_stands_and_eval_anywhere(
     assert "curricula    stand in evaluations where training stands" in said
     assert "stage        trained: curriculum_level" in said
     header = (folder / "metrics.csv").read_text().splitlines()[0]
-    wanted = ("level_mean", "level_min", "level_max", "level_top", "level_entropy", "success")
+    wanted = ("level_mean", "level_min", "level_max", "level_top", "level_entropy", "success", "height")
     assert {f"curriculum/{name}" for name in wanted} <= set(header.split(","))
     checkpoint = load_checkpoint(folder / "checkpoints" / "best.pt")
     assert "curriculum_level" in checkpoint["stage"]["state"] and "curriculum" in checkpoint["env"]
@@ -610,7 +613,7 @@ def test_a_run_evaluates_where_training_stands_and_eval_anywhere(
         means[which] = record["curriculum_level"]["mean"]
     assert means["start"] < 0.2 and means["end"] == 2.0 and means["all"] == pytest.approx(1.0, abs=0.1)
     assert means["trained"] == pytest.approx(last["curriculum_level"]["mean"], abs=0.1) and means["trained"] > 1.5
-    assert "stage        end: curriculum_level 2 (2 to 2)" in capsys.readouterr().out
+    assert "stage        end: curriculum_level 2; curriculum/height 0.1 m\n" in capsys.readouterr().out
 
 
 def test_a_run_in_two_parts_is_one_and_may_be_measured_at_the_hardest_level(
@@ -711,7 +714,9 @@ def test_an_evaluation_on_the_training_env_leaves_levels_as_they_were(bodies: bo
         ({"kapa": 2}, "unknown key 'kapa'; did you mean 'kappa'?"),
         ({"kappa": 2}, "kappa is read by success, not by threshold; leave it out"),
         ({"strategy": "plr", "success_return": 2}, "is read by threshold and per_env and success, not by plr"),
-        ({"promote": 0.3}, "demote: 0.4 is not possible; give less than promote"),
+        ({"promote": 0.3}, "curriculum.*promote: 0.3 is not possible; give more than demote, whose default is 0.4, or"),
+        ({"demote": 0.9}, "demote: 0.9 is not possible; give less than promote, whose default is 0.8, or set promote"),
+        ({"demote": 0.5, "promote": 0.3}, "demote: 0.5 is not possible; give less than promote, 0.3"),
         ({"uniform": 1.5}, "uniform: 1.5 is not possible; give a number from 0 to 1"),
         ({"": 3}, "env.curriculum: 3 is not possible; write curriculum.levels"),
     ],

@@ -140,7 +140,9 @@ def test_an_error_of_the_env_ends_in_one_line_and_keeps_the_last_finished_iterat
     assert [int(row["iteration"]) for row in rows_of(run)] == [1, 2, 3]
     happens(None)
     assert main(["train", "--resume", str(run)]) == 0
-    assert "resumed      after iteration 3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resumed      after iteration 3" in said and "set aside crash.txt as crash.txt.old" in said
+    assert not (run / "crash.txt").exists() and (run / "crash.txt.old").read_text(encoding="utf-8") == crash
     assert [int(row["iteration"]) for row in rows_of(run)] == [1, 2, 3, 4, 5, 6]
 
 

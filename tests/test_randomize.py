@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -317,12 +318,30 @@ def test_ranges_are_a_stage_for_any_number_of_envs() -> None:
     run(env, 6, steps=8)  # so few are in flight at the end of an iteration that they cannot change what it decides
     stage = stage_of(env)
     assert not same_stage(start, stage)
-    assert stage_figures(stage)["randomize/load"] == pytest.approx([0.23, 0.47])
-    assert "randomize/load 0.23, 0.47" in stage_text(stage)
+    assert stage is not None and stage["state"]["randomize"]["load"] == pytest.approx([0.23, 0.47])
+    told = stage_figures(stage, small)["randomize/load"]
+    assert (told.pop("unit"), told) == ("kg", pytest.approx({"min": 0.23, "max": 0.47}))
+    assert stage_text(stage, small) == "randomize/load 0.23 to 0.47 kg"
     reset_at(small, stage, 0)
     assert same_stage(stage_of(small), {**stage, "num_envs": 1})  # type: ignore[dict-item]
     with pytest.raises(ValueError, match="the stage is one of load, and grip is randomized here"):
         reset_at(of(Threshold(2), "adr", grip=True), stage)
+
+
+@pytest.mark.parametrize(("mode", "drawn"), [("adr", [0.0, 0.5]), ("doraemon", [2.0, 2.0])])
+def test_a_stage_is_told_in_the_units_of_its_parameters(mode: str, drawn: list[float]) -> None:
+    env = of(Threshold(4, seed=0), mode, load=[0.2, 3.2], grip={"range": [1.0, 16.0], "distribution": "log_uniform"})
+    state = {"randomize": {"load": drawn, "grip": drawn}}
+    env.load_stage_dict(state)
+    told = env.adapt()  # what is logged of it
+    env.load_stage_dict({"randomize": {"load": [1.0, 1.0], "grip": [1.0, 1.0]}})  # told of a stage, not of the present
+    figures = stage_figures({"num_envs": 4, "clocks": [], "state": state}, env)
+    for name, unit in (("load", "kg"), ("grip", "times")):
+        ends = [float(told[f"randomize/{name}_{end}"]) for end in ("low", "high")]
+        assert figures[f"randomize/{name}"] == {"min": ends[0], "max": ends[1], "unit": unit}
+    if mode == "adr":  # half of 0.2 to 3.2, and of the logarithm of 1 to 16
+        text = stage_text({"num_envs": 4, "clocks": [], "state": state}, env)
+        assert text == "randomize/grip 1 to 4 times; randomize/load 0.2 to 1.7 kg"
 
 
 def test_ranges_and_the_stage_of_the_env_go_together() -> None:
@@ -461,7 +480,9 @@ def test_make_env_takes_ranges() -> None:
         ({"noise": {"rang": [0, 1]}}, r"unknown key 'noise.rang'; did you mean 'range'"),
         ({"noise": True, "mode": "ard"}, "mode: 'ard' is not one of 'fixed', 'adr', 'doraemon'"),
         ({"mode": "adr"}, r"name what is drawn: randomize.PARAMETER"),
-        ({"noise": True, "narrow_below": 0.9}, "narrow_below: 0.9 is not possible; set it below widen_above"),
+        ({"noise": True, "narrow_below": 0.9}, "narrow_below: 0.9 is not possible; give less than widen_above, whose"),
+        ({"noise": True, "widen_above": 0.4}, "randomize.widen_above: 0.4 is not possible; give more than narrow_be"),
+        ({"noise": True, "narrow_below": -0.1}, "randomize.narrow_below: -0.1 is not possible; set 0 or more"),
         ({"noise": True, "success_rate": 0}, "success_rate: 0.0 is not possible"),
         ({"noise": True, "interval": 0}, "interval: 0 is not possible; set 1 or more"),
         ({"mass": [0, 1.5]}, r"Pendulum: env.randomize.mass: \[0.0, 1.5\] is not possible; give a range above 0"),
@@ -513,6 +534,23 @@ def test_sac_learns_from_dynamics_of_the_step() -> None:
     assert batch.obs["dynamics"].unique().numel() > 8
 
 
+@pytest.mark.parametrize("options", [
+    ["--env.randomize.mode", "adr", "--env.randomize.mass", "true"],
+    ["--env.randomize.mode", "doraemon", "--env.randomize.mass", "true"],
+    ["--env.curriculum.parameters.mass", "[0.7, 1.5]"],
+])  # fmt: skip
+def test_what_follows_success_where_nothing_tells_it_is_refused_before_there_is_a_run(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rlcore.train.cli import main
+
+    words = f"train --task Pendulum --num-envs 8 --eval-envs 4 --device cpu --runs-dir {tmp_path}".split()
+    assert main([*words, *options]) == 2
+    said = capsys.readouterr()
+    assert re.search(r"env\.(randomize|curriculum)\.success_return", said.err) and not said.out
+    assert not list(tmp_path.iterdir())
+
+
 def test_train_and_eval_say_what_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from rlcore.train.cli import main
 
@@ -527,7 +565,7 @@ def test_train_and_eval_say_what_is_drawn(tmp_path: Path, capsys: pytest.Capture
     run_folder = next(tmp_path.rglob("config.yaml")).parent
     assert "randomize/noise_high" in (run_folder / "metrics.csv").read_text()
     assert main(["eval", "--run", str(run_folder), "--device", "cpu"]) == 0
-    assert "stage        trained: randomize/action_delay 0, " in capsys.readouterr().out
+    assert re.search(r"stage        trained: randomize/action_delay 0( to [\d.]+)? steps; ", capsys.readouterr().out)
     words = f"eval --run {run_folder} --device cpu --env.randomize.mode fixed --env.randomize.noise".split()
     assert main([*words, "[1, 2]"]) == 0
     said = capsys.readouterr().out

@@ -20,6 +20,7 @@ from rlcore.capture import Captured
 from rlcore.cost_critics import CostCritics
 from rlcore.ddpg import DDPG, DDPGConfig
 from rlcore.distributed import World, join, leave, total, world
+from rlcore.env import spec_of
 from rlcore.envs import make_env
 from rlcore.envs.curriculum import Curriculum
 from rlcore.envs.curriculum_config import CurriculumConfig
@@ -33,6 +34,8 @@ from rlcore.ranks import Ranks, checksum, merged_in
 from rlcore.sac import SAC, SACConfig
 from rlcore.safety import CostConfig, Safety, SafetyConfig
 from rlcore.signals import SignalConfig
+from rlcore.squashed_tasks import SquashedTasks
+from rlcore.statistics import EpisodeStatistics
 from rlcore.train.several import of_rank, with_ranks
 from rlcore.types import Step
 
@@ -251,6 +254,24 @@ def of_tasks(_: str) -> list[Tensor]:
     return [torch.cat([*found, balance.success, returns.statistics.mean, returns.statistics.var])]
 
 
+def of_episodes(_: str) -> list[Tensor]:
+    """Returns and entropies by task, of which each rank sees another number."""
+    join(torch.device("cpu"))
+    draw, count = torch.Generator().manual_seed(4), 12
+    tasks = own(torch.arange(count) % 2, 0), "xy"
+    statistics = EpisodeStatistics(count // world().size, torch.device("cpu"), tasks=tasks)
+    for _ in range(8):
+        done = own(torch.rand(count, generator=draw) < torch.tensor([0.1] * 6 + [0.7] * 6), 0)
+        reward, none = own(torch.randn(count, generator=draw) + torch.arange(12), 0), torch.zeros_like(done)
+        statistics.record(Step({}, reward, done, none, None, {"success": (reward > 5).float()}))
+    statistics.share()
+    told = [x for name, x in statistics.read().items() if name.endswith(("_x", "_y"))]
+    actions = SquashedTasks(spec_of(make_env(CORNERS, 2)), heads=False)
+    index = own(torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1]), 0)
+    values, weight = own(torch.randn(count, generator=draw), 0), own(torch.rand(count, generator=draw), 0)
+    return [torch.cat([torch.stack(told), actions.mean_of(values, weight, index, -1.0)])]
+
+
 def of_levels(strategy: Any) -> list[Tensor]:
     join(torch.device("cpu"))
     config = CurriculumConfig(parameters={"mass": [0.5, 1.5]}, success_return=0.0, episodes=20, strategy=strategy)
@@ -325,6 +346,7 @@ def of_costs(_: str) -> list[Tensor]:
 CASES: list[tuple[Any, str]] = [
     *((of_safety, method) for method in ("pid", "lagrange", "p3o", "cat")),
     (of_tasks, ""),
+    (of_episodes, ""),
     *((of_levels, strategy) for strategy in ("threshold", "success", "plr")),
     (of_ranges, "adr"),
     (of_ranges, "doraemon"),

@@ -19,7 +19,7 @@ import torch
 from test_distributed import in_ranks, optimizers_of, ppo
 
 from rlcore.config import ConfigError
-from rlcore.distributed import World, join, local_device, world
+from rlcore.distributed import RankLost, World, gone, join, local_device, world
 from rlcore.learn import learn
 from rlcore.ppo import PPO, PPOConfig
 from rlcore.ranks import checksum
@@ -27,8 +27,9 @@ from rlcore.sac import SACConfig
 from rlcore.train.arguments import UsageError
 from rlcore.train.config import TrainConfig
 from rlcore.train.elastic import on_own_device, processes_in, start
+from rlcore.train.ending import Interrupt, end_of_run
 from rlcore.train.judging import all_measured, eval_env_of, judged_by, measure_along, measured
-from rlcore.train.several import of_rank, share_of
+from rlcore.train.several import end_of_follower, of_rank, share_of
 
 ROOT = Path(__file__).parent.parent
 RANKS = "--processes 2 --device cpu --num-envs 16 --agent.num-steps 16 --eval-interval 0 --eval-envs 2 --log-interval 1"
@@ -153,11 +154,34 @@ def test_a_rank_that_dies_or_is_interrupted_ends_all_with_a_checkpoint(
     (saved,) = tmp_path.glob("runs/CartPole/ppo/*/checkpoints/*.pt")
     if number == signal.SIGKILL:
         assert "rank 1 was ended by signal 9" in text
-        assert f"rank 1 of 2 is gone, in iteration {int(saved.stem) + 1}; traceback in" in text
+        assert f"error: rank 1 of 2 is gone, in iteration {int(saved.stem) + 1}; to go on from" in text
+        assert "rank 1 has ended, and the others end with it" in text and "once more to stop" not in text
+        assert not list(tmp_path.rglob("crash.txt"))
         assert f"to go on from iteration {int(saved.stem)}, with new episodes: rlcore train --resume" in text
     else:
-        assert f"stopped after iteration {int(saved.stem)}" in text
+        assert f"stopped after iteration {int(saved.stem)}" in text and "has ended" not in text
         assert len(torch.load(saved, weights_only=True)["ranks"]) == 1
+
+
+def test_a_signal_after_the_end_of_a_rank_is_not_taken_for_a_wish(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr("rlcore.distributed._world", World(0, 3, True, None, (), (os.getpid(), other.pid, 0)))
+    for alive in (True, False):
+        if not alive:
+            other.kill()
+            other.wait()
+        assert gone() == ([] if alive else [1])
+        interrupt = Interrupt()
+        interrupt.gone = gone
+        with interrupt.handling():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert ("rank 1 has ended" in capfd.readouterr().err) != alive
+        code = end_of_run(RankLost("rank 1 of 3 is gone"), interrupt, None, None, lambda: None)
+        assert code == (143 if alive else 70) == end_of_follower(RankLost("rank 1 is gone"), interrupt, 2, None)
+        said = capfd.readouterr().err
+        assert said == f"rlcore train: {'stopped, and' if alive else 'error:'} rank 1 of 3 is gone\n"
 
 
 def on_gpu(mode: str) -> tuple[int, bool, float]:
@@ -199,6 +223,7 @@ def judged(task: str, num_envs: int) -> tuple[list[float], list[float]] | None:
     env = eval_env_of(config, judges, torch.device("cpu"))
     training: Any = SimpleNamespace(config=config, judges=judges, first_judged=first, eval_env=env, device=env.device)
     training.agent = PPO(env, PPOConfig(num_steps=4, num_minibatches=1), seed=1)
+    training.interrupt, training.pulse = SimpleNamespace(signal=None), lambda t: None
     training.stage, training.lent = lambda: None, lambda progress: nullcontext()
     training.best = SimpleNamespace(with_weights=lambda weights: (training.agent.policy.load_state_dict(weights),
                                                                   training.agent.policy)[1])  # fmt: skip

@@ -228,7 +228,7 @@ def test_a_reset_at_a_stage_promotes_nobody_and_places_robots_where_they_belong(
     kept.seek(0)
     reset_at(other, torch.load(kept, weights_only=True))
     assert other.core.ranges.speed == (-2.0, 3.0) and torch.equal(other.core.levels, levels)
-    assert "speed" in stage_text(stage_of(env)) and "terrain_levels 4.5 (3 to 6)" in stage_text(stage_of(env))
+    assert "speed" in stage_text(stage_of(env), env) and "terrain_levels 4.5 (3 to 6)" in stage_text(stage_of(env), env)
 
 
 def test_a_resumed_run_stands_at_the_levels_that_were_saved(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_running_statistics_of_gymnasium_wrappers_go_on_and_are_shared_with_eval
     for _ in range(30):
         env.step(torch.ones(3, 1))
     stage = stage_of(env)
-    assert stage is not None and "NormalizeObservation.obs_rms/count" in stage_text(stage)
+    assert stage is not None and "NormalizeObservation.obs_rms/count" in stage_text(stage, env)
     other = make_env("gym:Pendulum-v1", 5, seed=2, **options)
     reset_at(other, stage, 7)
     told = stage_of(other)

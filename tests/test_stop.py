@@ -113,6 +113,8 @@ def test_a_run_ends_as_if_it_were_done_and_a_resumed_one_remembers(
     words = "--num-iterations 9 --eval-interval 2 --save-interval 1"
     run = trained(tmp_path, *words.split(), "--stop-at", "policy/kl>1e9", "--stop-at", condition)
     last = 2 if condition.startswith("eval") else 1
+    said = capsys.readouterr().out
+    assert said.count("ended        ") == said.count(" ends the training; evaluating the best checkpoint, ") == 1
     content = load_checkpoint(run / "checkpoints" / f"{last:06d}.pt")
     assert content["progress"]["iteration"] == last and content["stop"]["reason"].startswith(condition[:7])
     record = json.loads((run / "eval.json").read_text())

@@ -31,6 +31,7 @@ from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options
+from rlcore.train.pulse import pulse
 from rlcore.train.run import RunFolder
 
 FINAL_SEED = 2_000_003
@@ -193,13 +194,15 @@ def conclude(
         return 1
     seed = config.seed + FINAL_SEED
     iteration = content["progress"]["iteration"]
-    say(console, f"evaluating the best checkpoint, of iteration {iteration}, on new episodes")
+    why_now = "" if ended is None else f"{ended} ends the training; "
+    say(console, f"{why_now}evaluating the best checkpoint, of iteration {iteration}, on new episodes")
     if stage is not None:
-        say(console, f"stage        {config.eval_stage}: {stage_text(stage)}")
+        say(console, f"stage        {config.eval_stage}: {stage_text(stage, env)}")
     violations = violations_of(config)
-    result = evaluate(env, policy, seed, stage=stage, violations=violations)
+    with pulse(console, env) as before:
+        result = evaluate(env, policy, seed, stage=stage, violations=violations, before=before)
     options = evaluation_options(config.env)
-    record = evaluation_record(config.task, options, checkpoint, seed, result, stage, config.eval_stage)
+    record = evaluation_record(config.task, options, checkpoint, seed, result, env, stage, config.eval_stage)
     record |= {"iteration": iteration} | ({} if why is None else {"best": why})
     record |= {} if ended is None else {"stopped": ended}
     for line in result.lines():
@@ -212,7 +215,9 @@ def conclude(
             say(console, f"export       refused: {error}")
             refused = True
         else:
-            exported = evaluate(env, OnnxPolicy(run.exported), seed, stage=stage, violations=violations)
+            file_policy = OnnxPolicy(run.exported)
+            with pulse(console, env) as before:
+                exported = evaluate(env, file_policy, seed, stage=stage, violations=violations, before=before)
             file = {"file": str(run.exported), "sha256": _sha256(run.exported)}
             record["onnx"] = file | {"parity": report.parity.max_abs_error, **exported.as_dict()}
             for line in exported.lines():
@@ -236,11 +241,12 @@ def evaluation_record(
     policy: Path,
     seed: int,
     result: Evaluation,
+    env: VecEnv,
     stage: Stage | None = None,
     which: str = "start",
 ) -> dict[str, Any]:
-    """What eval.json holds; ``which`` says whose ``stage`` it is, where the env has any."""
-    stood = {} if stage is None else {"stage": {"which": which, **stage_figures(stage)}}
+    """What eval.json holds; ``which`` says whose ``stage`` it is, where the ``env`` has any."""
+    stood = {} if stage is None else {"stage": {"which": which, **stage_figures(stage, env)}}
     return {"task": task, "env": dict(options), "policy": str(policy), "seed": seed, **stood, **result.as_dict()}
 
 

@@ -35,6 +35,8 @@ HINT = (
     "finishing the iteration in progress, then writing a checkpoint; once more to stop at once, losing that iteration"
 )
 
+LOST = "rank {} has ended, and the others end with it: the last finished iteration is saved"
+
 TOO_SOON = "that one came too soon after the first to count; once more stops at once, losing the iteration"
 
 LONGEST_LINE = 1000
@@ -66,6 +68,10 @@ class Interrupt:
         self.at_once = False
         self.show: Callable[[str], bool] = lambda text: False
         """Shows the hint in a live display, and says whether there is one."""
+        self.gone: Callable[[], list[int]] = list
+        """Which other ranks have ended: then it is their end that the signal tells of, and nobody's wish."""
+        self.lost: list[int] = []
+        """Those that had when the first signal came."""
         self._since = 0.0
 
     @contextmanager
@@ -89,7 +95,8 @@ class Interrupt:
             raise Stopped(128 + number)
         hint = HINT
         if self.signal is None:
-            self.signal, self._since = number, now
+            self.signal, self._since, self.lost = number, now, self.gone()
+            hint = LOST.format(", ".join(map(str, self.lost))) if self.lost else HINT
         # A closing terminal hangs up on its shell and on what runs in it, so that it comes twice.
         elif number != getattr(signal, "SIGHUP", None):
             if now - self._since > PATIENCE:
@@ -288,7 +295,8 @@ def end_of_run(
         The exit code.
     """
     show_traceback(error)
-    number = interrupt.signal
+    gone = bool(interrupt.lost) and _is_a("rlcore.distributed", "RankLost", error)
+    number = None if gone else interrupt.signal
     if isinstance(error, KeyboardInterrupt):  # a simulator may have taken over what Ctrl-C does
         number = number or int(signal.SIGINT)
     stopping = isinstance(error, (Stopped, KeyboardInterrupt, OutputClosed))
@@ -303,7 +311,7 @@ def end_of_run(
         what += (
             f", {'in' if progress.broken_off else 'after'} iteration {progress.iteration + bool(progress.broken_off)}"
         )
-    if run is not None and not stopping and not mistake:
+    if run is not None and not stopping and not mistake and not gone:  # what another died of is not to be seen here
         what += write_traceback(error, run.path / CRASH_FILE)
     if run is not None and progress is not None:
         run.note_end(one_line(what), progress.iteration)

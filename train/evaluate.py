@@ -201,6 +201,7 @@ def evaluate(
     rounds: int = 1,
     stage: Stage | None = None,
     violations: Mapping[str, float] | None = None,
+    before: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Run every env to the end of its first episode, and count each of these episodes once.
 
@@ -215,11 +216,12 @@ def evaluate(
         stage: where the env's curricula stand as each round begins; None is wherever they are.
         violations: signals that are a violation where they are above a number, by name; those that the env does not
             give are left out.
+        before: see ``run_episodes``.
 
     Raises:
         ValueError: the env returns something of a wrong type or shape.
     """
-    results = [run_episodes(env, policy, seed + r, stage, violations or {}) for r in range(rounds)]
+    results = [run_episodes(env, policy, seed + r, stage, violations, before=before) for r in range(rounds)]
     return estimated(results, getattr(env, "tasks", ()))
 
 

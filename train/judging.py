@@ -10,14 +10,15 @@ from rlcore.agent import Policy
 from rlcore.capture import rebuilt
 from rlcore.checkpoint import save_checkpoint
 from rlcore.distributed import World, gathered, received
-from rlcore.env import VecEnv, want_final_obs
+from rlcore.env import VecEnv, is_adaptive, want_final_obs
 from rlcore.envs import make_env
 from rlcore.envs.launch import fewest_envs
 from rlcore.resume import Progress
-from rlcore.stage import Stage
+from rlcore.stage import Stage, reset_at
 from rlcore.train.best import figures
 from rlcore.train.conclude import say, violations_of
 from rlcore.train.config import TrainConfig
+from rlcore.train.controller import Controller
 from rlcore.train.evaluate import (
     Evaluation,
     Rows,
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 
 EVAL_SEED = 1_000_003
 """Added to the run's seed for the evaluations that choose the best checkpoint."""
+
+
+BROKEN_OFF = "broken off"
+"""What a rank has in the place of its episodes where it was asked to stop."""
+
+
+class BrokenOff(Exception):
+    """A signal has ended an evaluation: whoever wants to stop is not to wait for minutes of it."""
 
 
 def judged_by(config: TrainConfig, borrowed: int | None, world: World) -> tuple[int, int]:
@@ -68,24 +77,46 @@ def eval_env_of(config: TrainConfig, num_envs: int, device: torch.device) -> Vec
     return env
 
 
+def try_out(env: VecEnv, policy: Policy, stage: Stage | None) -> None:
+    """Begin an evaluation, so that what an env refuses in it is seen now, and not once a run has a folder.
+
+    That is a stage of another number of envs, and levels or ranges that follow the success of episodes where nothing
+    tells it.
+
+    Raises:
+        ValueError: names it and the remedy.
+    """
+    if is_adaptive(env) or not hasattr(env, "at_stage"):
+        with undisturbed(env.device):
+            obs = reset_at(env, stage)
+            if is_adaptive(env):
+                env.step(Controller(policy, env).act(obs))
+
+
 def evaluated(training: Training, progress: Progress) -> dict[str, float]:
     """Evaluate the present policy, on rank 0, and keep it if it is the best so far.
 
     Returns:
-        What is logged of it.
+        What is logged of it; nothing where a signal ended it, so that it is owed to the run.
     """
     stage = training.stage()
-    training.evaluated = progress.iteration
+    training.evaluated, training.owed = progress.iteration, True
 
     def measure(policy: Policy) -> Evaluation:
         return measured(training, policy, stage)
 
     with undisturbed(training.device), training.lent(progress), whole_episodes(training.eval_env):
-        result = measure(training.agent.policy)
-        said = training.best.measured(stage, measure)
+        try:
+            result, said = measure(training.agent.policy), training.best.measured(stage, measure)
+            training.owed = False
+        except BrokenOff:
+            said = "the evaluation was broken off; where the run is resumed, it comes first"
         all_measured()
+    training.pulse.end()
     if said is not None:
         say(training.console, f"note         {said}")
+    if training.owed:
+        return {}
     assert training.run is not None
     if training.best.replaced_by(progress.iteration, result, stage, training.agent.policy):
         judged = {"score": training.best.score, "evaluation": result.as_dict()}
@@ -109,10 +140,15 @@ def measured(training: Training, policy: Policy, stage: Stage | None) -> Evaluat
         training: rank 0's.
         policy: the present one, or another of the run.
         stage: where the curricula stand.
+
+    Raises:
+        BrokenOff: a rank was asked to stop.
     """
     present = policy is training.agent.policy
     gathered("present" if present else rebuilt(policy.state_dict(), lambda tensor: tensor.cpu()))
     parts = received(_episodes(training, policy, stage))
+    if BROKEN_OFF in parts:
+        raise BrokenOff
     return estimated([part for part in parts if part is not None], getattr(training.eval_env, "tasks", ()))
 
 
@@ -130,8 +166,17 @@ def measure_along(training: Training, progress: Progress) -> None:
             received(_episodes(training, policy, stage))
 
 
-def _episodes(training: Training, policy: Policy, stage: Stage | None) -> Rows | None:
+def _episodes(training: Training, policy: Policy, stage: Stage | None) -> Rows | str | None:
     if not training.judges:
         return None
     seed = training.config.seed + EVAL_SEED + training.first_judged
-    return run_episodes(training.eval_env, policy, seed, stage, violations_of(training.config))
+
+    def before(t: int) -> None:
+        if training.interrupt.signal is not None:
+            raise BrokenOff
+        training.pulse(t)
+
+    try:
+        return run_episodes(training.eval_env, policy, seed, stage, violations_of(training.config), before=before)
+    except BrokenOff:
+        return BROKEN_OFF

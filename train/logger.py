@@ -187,6 +187,10 @@ class RunLogger:
         """Show a line in the live display, if there is one; may be called from within anything."""
         return self._display.hint(text)
 
+    def doing(self, text: str) -> bool:
+        """Show in the live display what goes on, nothing for an empty text, and say whether there is such a display."""
+        return self._display.doing(text)
+
     def video(self, env_steps: int, path: Path) -> None:
         """Pass on the video of an evaluation."""
         for writer in self._writers:
@@ -248,7 +252,7 @@ class Display:
         )
         self._task: TaskID = self._progress.add_task("", total=total, completed=done, steps=0, rate=0.0, eta="-:--:--")
         self._live: Live | None = None
-        self._hint = ""
+        self._hint = self._doing = ""
 
     def start(self) -> None:
         """Begin to draw, if this is a terminal."""
@@ -260,13 +264,18 @@ class Display:
 
     def stop(self) -> None:
         """Leave the last picture standing."""
-        self._hint = ""
+        self._hint = self._doing = ""
         if self._live is not None:
             self._live.stop()
 
     def hint(self, text: str) -> bool:
         """Show a line under the table, if there is one; no lock is taken, because a signal may call this."""
         self._hint = text
+        return self._live is not None
+
+    def doing(self, text: str) -> bool:
+        """Show what goes on under the table, if there is one, until another text comes."""
+        self._doing = text
         return self._live is not None
 
     def warn(self, text: str) -> None:
@@ -307,7 +316,8 @@ class Display:
         for i in range(half):
             right = shown[half + i] if half + i < len(shown) else ("", "")
             table.add_row(*shown[i], *right)
-        return Group(self._progress, table, *([Text(self._hint, "bold yellow")] if self._hint else []))
+        lines = [(self._doing, ""), (self._hint, "bold yellow")]
+        return Group(self._progress, table, *(Text(text, style) for text, style in lines if text))
 
 
 def _figure(value: float) -> str:

@@ -23,6 +23,7 @@ from rlcore.config import load_yaml, save_yaml
 from rlcore.files import remove_stale, whole_file
 from rlcore.train.algorithms import find
 from rlcore.train.config import TrainConfig, read_config, safe_name
+from rlcore.train.ending import CRASH_FILE
 
 
 class RunLocked(ValueError):
@@ -167,6 +168,18 @@ class RunFolder:
         record = {"ended": said, "iteration": iteration, "time": time.strftime("%Y-%m-%d %H:%M:%S")}
         with contextlib.suppress(OSError), whole_file(self.end) as file:
             file.write(json.dumps(record, indent=2) + "\n")
+
+    def set_aside_crash(self) -> bool:
+        """Move tracebacks of what ended the run to those of earlier ends, and say whether there were any."""
+        crash = self.path / CRASH_FILE
+        if not crash.is_file():
+            return False
+        with contextlib.suppress(OSError):  # it is not worth a run
+            with crash.with_suffix(".txt.old").open("a", encoding="utf-8") as old:
+                old.write(crash.read_text(encoding="utf-8", errors="replace"))
+            crash.unlink()
+            return True
+        return False
 
     def filmed(self) -> list[Path]:
         """Videos of evaluations by iteration, oldest first."""

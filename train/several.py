@@ -139,6 +139,9 @@ def follow(training: Training, interrupt: Interrupt) -> int:
             training.save(progress)
 
     with interrupt.handling():
+        if training.owed:
+            measure_along(training, training.progress)
+            training.saved_iteration = -1
         progress = training.learn(on_report, on_iteration, interrupt)
         if most(0):  # rank 0 evaluates once more
             measure_along(training, progress)
@@ -164,7 +167,8 @@ def end_of_follower(error: BaseException, interrupt: Interrupt, rank: int, folde
         The exit code.
     """
     show_traceback(error)
-    stopped = interrupt.signal is not None or isinstance(error, (KeyboardInterrupt, SystemExit))
+    asked = interrupt.signal is not None and not interrupt.lost
+    stopped = asked or isinstance(error, (KeyboardInterrupt, SystemExit))
     if stopped or (isinstance(error, RankLost) and "rank 0 " not in str(error)):
         return 128 + (interrupt.signal or 2) if stopped else FAILED
     mistake = is_mistake(error)

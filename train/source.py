@@ -190,7 +190,7 @@ def _set_stage(
         source.stage = first
     if source.stage is not None:
         because = f" ({reason})" if source.which == "start" and asked is None else ""
-        source.notes.append(f"stage        {source.which}{because}: {stage_text(source.stage)}")
+        source.notes.append(f"stage        {source.which}{because}: {stage_text(source.stage, source.env)}")
 
 
 def _without_draws(stage: Stage) -> Stage | None:

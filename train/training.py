@@ -16,7 +16,7 @@ from rich.console import Console
 from rlcore.agent import Agent, check_agent
 from rlcore.checkpoint import fitting, load_checkpoint, refuse_broken_state
 from rlcore.config import ConfigError, shown, to_dict
-from rlcore.distributed import gathered, join, leave, local_device, most
+from rlcore.distributed import gathered, gone, join, leave, local_device, most
 from rlcore.env import spec_of
 from rlcore.env_check import check_obs
 from rlcore.envs import make_env
@@ -25,7 +25,7 @@ from rlcore.learn import check_scored, learn
 from rlcore.ranks import refuse
 from rlcore.report import Report
 from rlcore.resume import Progress, begin, restore, snapshot
-from rlcore.stage import Stage, lent, reset_at, stage_of, stage_where
+from rlcore.stage import Stage, lent, stage_of, stage_where
 from rlcore.train.ahead import TIMEOUTS, say_what_is_ahead
 from rlcore.train.algorithms import find
 from rlcore.train.beginning import Held, take_weights
@@ -33,12 +33,13 @@ from rlcore.train.best import Best
 from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
-from rlcore.train.ending import Interrupt, Stopped, end_of_run, quiet_threads
-from rlcore.train.evaluate import undisturbed, whole_episodes
+from rlcore.train.ending import CRASH_FILE, Interrupt, Stopped, end_of_run, quiet_threads
+from rlcore.train.evaluate import whole_episodes
 from rlcore.train.filming import Film
-from rlcore.train.judging import due, eval_env_of, evaluated, judged_by
+from rlcore.train.judging import due, eval_env_of, evaluated, judged_by, try_out
 from rlcore.train.logger import RunLogger, notes_shown
 from rlcore.train.machine import write_machine
+from rlcore.train.pulse import Pulse
 from rlcore.train.reports.page import report_at_end, write_run_report
 from rlcore.train.run import RunFolder, locate
 from rlcore.train.several import end_of_follower, follow, of_rank, share_of, with_ranks
@@ -95,6 +96,8 @@ class Training:
         self.exact = True
         self.video: Callable[[int, Path], None] = lambda env_steps, path: None
         self.stop = Stop(config.stop_at, config.stop_no_progress, config.stop_after)
+        self.interrupt = Interrupt()
+        self.interrupt.gone = gone
         self.resumed_from = resumed_from
         content = None if resumed_from is None else load_checkpoint(resumed_from, device=str(self.device))
         if content is not None and torch.device(content["config"]["device"]).type != self.device.type:
@@ -155,10 +158,11 @@ class Training:
             if not own:
                 torch.manual_seed(seed)
         stage = self.stage()
-        if not self.shares_env and not hasattr(self.eval_env, "at_stage"):
-            with undisturbed(self.device):  # that it takes the stage of another number of envs is seen now, not later
-                reset_at(self.eval_env, stage)
+        if not self.shares_env:
+            try_out(self.eval_env, self.agent.policy, stage)
         self.saved_iteration = self.evaluated = done
+        self.owed = content is not None and bool(content.get("owed"))  # the evaluation of the last iteration
+        self.pulse = Pulse(self.eval_env, lambda text: True, lambda text: None)
         self.best = Best(self.config, self.spec, self.device)
         self.bootstrap = self.agent.timeout_bootstrap
 
@@ -170,7 +174,7 @@ class Training:
             export was refused. Whatever else ends it is told in one line on standard error, with what was kept; for
             the codes see ``rlcore.train.ending``.
         """
-        interrupt = Interrupt()
+        interrupt = self.interrupt
         try:
             with quiet_threads():
                 return self._train(interrupt) if self.ranks.main else follow(self, interrupt)
@@ -208,6 +212,7 @@ class Training:
             ) as logger,
         ):
             interrupt.show, self.video = logger.hint, logger.video
+            self.pulse = Pulse(self.eval_env, logger.doing, partial(say, self.console))
 
             def on_report(report: Report) -> None:
                 self.stop.told(report.metrics)
@@ -225,10 +230,17 @@ class Training:
                     self.save(progress)
                 self.stop.timed()
 
+            def evaluate_now(progress: Progress) -> None:
+                if figures := evaluated(self, progress):
+                    logger.evaluated(progress.iteration, progress.env_steps, figures)
+
+            if self.owed:
+                evaluate_now(self.progress)
+                self.saved_iteration = -1  # what is there says that it is owed
             progress = self.learn(on_report, on_iteration, interrupt)
             early = self.stop.reason is not None and self.evaluated != progress.iteration and interrupt.signal is None
             if most(int(early)):
-                logger.evaluated(progress.iteration, progress.env_steps, evaluated(self, progress))
+                evaluate_now(progress)
             self.save_last(progress)
             interrupt.signal = most(interrupt.signal or 0) or None  # whichever rank it came to
         leave()
@@ -241,8 +253,6 @@ class Training:
                 say(self.console, f"  with --processes or --gpus {self.ranks.size}, as it was started, bit for bit")
             return 128 + interrupt.signal
         ended = f"after iteration {progress.iteration}: {self.stop.reason or 'all iterations are done'}"
-        if self.stop.reason is not None:
-            say(self.console, f"ended        {ended}")
         if not self.shares_env:
             close_env(self.env, self.console)
             if self.eval_env.num_envs < config.eval_envs:  # others had their part, and are gone
@@ -255,7 +265,7 @@ class Training:
                 code = conclude(self.run, self.eval_env, config, self.console, stage, why, self.stop.reason)
         except Stopped as stop:
             self._tell_end(f"{ended}; stopped before evaluation and export were done", progress)
-            say(self.console, "stopped before evaluation and export were done; to do them:")
+            say(self.console, f"ended        {ended}; stopped before evaluation and export were done; to do them:")
             say(self.console, f"  rlcore train --resume {self.run.path}")
             code = int(str(stop.code))
         else:
@@ -335,6 +345,8 @@ class Training:
                 self.best.resume(best)
         run.write_config(self.config)
         run.end.unlink(missing_ok=True)  # it goes on
+        if run.set_aside_crash():
+            say(self.console, f"set aside {CRASH_FILE} as {CRASH_FILE}.old, because the run goes on")
         return run
 
     def stage(self) -> Stage | None:
@@ -366,7 +378,12 @@ class Training:
 
     def content(self, progress: Progress) -> dict[str, Any]:
         """What a checkpoint holds."""
-        own = {"config": to_dict(self.config), "spec": dataclasses.asdict(self.spec), "ranges": dict(self.best.ranges)}
+        own: dict[str, Any] = {
+            "config": to_dict(self.config),
+            "spec": dataclasses.asdict(self.spec),
+            "ranges": dict(self.best.ranges),
+        }
         own |= {"stop": self.stop.state_dict()} if self.stop.asked else {}
+        own |= {"owed": True} if self.owed else {}
         content = own | snapshot(self.env, self.agent, progress)
         return content if self.ranks.size == 1 else content | {"world": self.ranks.size}

@@ -59,6 +59,7 @@ def eval_command(words: Sequence[str]) -> Job:
     from rlcore.train.conclude import DROPPED, evaluation_record, say, update_evaluation, write_json
     from rlcore.train.ending import standard_output
     from rlcore.train.evaluate import evaluate
+    from rlcore.train.pulse import pulse
     from rlcore.train.run import RunFolder
     from rlcore.train.source import policy_and_env
     from rlcore.train.threads import use_threads
@@ -70,12 +71,12 @@ def eval_command(words: Sequence[str]) -> Job:
 
     def job() -> int:
         console = Console(file=standard_output())
-        result = evaluate(
-            source.env, source.policy, args.seed, rounds=rounds, stage=source.stage, violations=source.violations
-        )
+        at = {"stage": source.stage, "violations": source.violations}
+        with pulse(console, source.env) as before:
+            result = evaluate(source.env, source.policy, args.seed, rounds=rounds, before=before, **at)
         output = args.output or source.folder / "eval.json"
         record = evaluation_record(
-            source.task, source.options, source.path, args.seed, result, source.stage, source.which
+            source.task, source.options, source.path, args.seed, result, source.env, source.stage, source.which
         )
         say(console, f"{source.task}, {source.path}")
         for line in source.notes:
