@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.config import check
-from rlcore.critics import set_precision
+from rlcore.critics import frozen, set_precision
 from rlcore.distributed import average, total, world
 from rlcore.env import VecEnv
+from rlcore.losses import cost_loss, cost_target, limited_loss
 from rlcore.networks import Network, NetworkConfig, network_outputs, unit_weights
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.optimizer import FlatAdam, descend, flat, learned
-from rlcore.replay import Transitions
+from rlcore.replay import Batch, Transitions
 from rlcore.safety import Safety
 from rlcore.types import Metrics, Step
 
@@ -134,6 +135,21 @@ class CostCritics(nn.Module):
         assert transitions.signals is not None, "a memory without costs"
         size = torch.maximum(self.square.sqrt(), self.least).clamp(min=1e-8)
         return transitions.signals[:, : len(self.safety)] / size
+
+    def improve(self, batch: Batch, next_action: Tensor) -> Metrics:
+        """Take the critics' step towards ``cost_target``, where actions ``[B, A]`` are what would be done next."""
+        assert batch.costs is not None, "a batch without costs"
+        with torch.no_grad():
+            following = self.targets(batch.next_critic_obs, next_action)
+            target = cost_target(following, batch.costs, batch.discount)
+        spent = self.critics(batch.critic_obs.detach(), batch.action)
+        return self.learn(cost_loss(spent, target, batch.weight))
+
+    def limited(self, loss: Tensor, batch: Batch, action: Tensor, weight: Tensor) -> Tensor:
+        """An actor's loss under the limits, see ``limited_loss``; ``action`` ``[B, A]`` is differentiable by it."""
+        with frozen(self.optimizer.parameters):
+            spent = self.critics(batch.critic_obs.detach(), action)
+        return limited_loss(loss, spent, weight, self.multiplier, self.price)
 
     def learn(self, loss: Tensor) -> Metrics:
         """Take the critics' step down their loss."""

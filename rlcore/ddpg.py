@@ -18,7 +18,7 @@ from rlcore.config import ConfigError, check, settings_of
 from rlcore.critics import encoded, frozen
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.exploration import Deviation
-from rlcore.losses import actor_loss, cost_loss, cost_target, critic_loss, limited_loss
+from rlcore.losses import actor_loss, critic_loss
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.optimizer import flat, learned, polyak_update
@@ -139,13 +139,9 @@ class DDPG(OffPolicy):
         fixed = batch.reward, batch.discount, weight
         loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
         metrics = self._critic_step(loss, value)
-        if (costs := self.costs) is not None and batch.costs is not None:
+        if (costs := self.costs) is not None:
             # What actions cost: the same by the larger of two critics.
-            with torch.no_grad():
-                following = costs.targets(batch.next_critic_obs, next_action)
-                target = cost_target(following, batch.costs, batch.discount)
-            spent = costs.critics(batch.critic_obs.detach(), batch.action)
-            metrics |= costs.learn(cost_loss(spent, target, weight))
+            metrics |= costs.improve(batch, next_action)
         if with_actor:  # less often than the critics, and the targets wait for it too: TD3 section 5.2
             # Up the first critic along the deterministic policy gradient, eq. 6.
             action = self.policy.squash(self.policy.output(batch.actor_obs))
@@ -154,9 +150,7 @@ class DDPG(OffPolicy):
             weight = self.safety_critic.counted(seen, action, weight)
             loss = actor_loss(values, weight, "mean")[0]
             if costs is not None:  # under limits, by multipliers that follow what episodes cost
-                with frozen(costs.optimizer.parameters):
-                    spent = costs.critics(batch.critic_obs.detach(), action)
-                loss = limited_loss(loss, spent, weight, costs.multiplier, costs.price)
+                loss = costs.limited(loss, batch, action, weight)
                 polyak_update(costs.target_buffer, costs.optimizer, config.tau)
             loss = self.safety_critic.with_danger(loss, seen, action)
             metrics |= self._actor_step(loss)

@@ -13,7 +13,7 @@ from rlcore.config import check, check_positive, settings_of
 from rlcore.critics import encoded, frozen
 from rlcore.distributions import sample_tanh_gaussian
 from rlcore.env import EnvSpec, VecEnv
-from rlcore.losses import actor_loss, cost_loss, cost_target, critic_loss, limited_loss, temperature_gradient
+from rlcore.losses import actor_loss, critic_loss, temperature_gradient
 from rlcore.off_policy import OffPolicy
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.optimizer import polyak_update
@@ -187,13 +187,9 @@ class SAC(OffPolicy):
         fixed = batch.reward, batch.discount, weight, bonus
         loss, value = critic_loss(output, next_output, *fixed, reduce=config.q_reduce, support=self.critics.support)
         metrics = self._critic_step(loss, value)
-        if (costs := self.costs) is not None and batch.costs is not None:
+        if (costs := self.costs) is not None:
             # What actions cost: the same by the larger of two critics, and without the entropy.
-            with torch.no_grad():
-                following = costs.targets(batch.next_critic_obs, next_action)
-                target = cost_target(following, batch.costs, batch.discount)
-            spent = costs.critics(batch.critic_obs.detach(), batch.action)
-            metrics |= costs.learn(cost_loss(spent, target, weight))
+            metrics |= costs.improve(batch, next_action)
         if with_actor:
             # The actor's loss, eq. 9, through actions that are differentiable by the policy's output.
             action, log_prob = self._sample(batch.actor_obs)
@@ -202,9 +198,7 @@ class SAC(OffPolicy):
             weight = self.safety_critic.counted(seen, action, weight)
             loss, entropy = self._actor_loss(values, weight, log_prob, temperature, seen)
             if costs is not None:  # under limits, by multipliers that follow what episodes cost
-                with frozen(costs.optimizer.parameters):
-                    spent = costs.critics(batch.critic_obs.detach(), action)
-                loss = limited_loss(loss, spent, weight, costs.multiplier, costs.price)
+                loss = costs.limited(loss, batch, action, weight)
             loss = self.safety_critic.with_danger(loss, seen, action)
             metrics |= self._actor_step(loss)
             if config.learn_temperature:
