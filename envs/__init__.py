@@ -273,6 +273,8 @@ def _unknown_task(task: str) -> str:
     from gymnasium.envs.registration import registry
 
     importlib.import_module("rlcore.envs.gym_costs")  # which registers some
+    if "," in task:
+        return f"unknown task '{task:.200}': a task has no comma in its name; give --task once for each of several"
     nearest = nearest_names(task, TASKS)
     if task in registry:
         nearest = [GYM_PREFIX + task, *nearest]

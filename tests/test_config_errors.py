@@ -40,6 +40,8 @@ COMMAND_LINES = {
     "mistyped command": ("trian --task CartPole", ["trian", "did you mean 'train'"]),
     "unknown command": ("fly", ["fly", "commands are train"]),
     "a task without its flag": ("train CartPole", ["unexpected word 'CartPole'", "--task CartPole"]),
+    "two tasks after one flag": ("train --task CartPole Pendulum", ["'Pendulum'", "such as --task Pendulum"]),
+    "two tasks in one word": ("train --task CartPole,Pendulum", ["no comma", "--task once for each"]),
     "a setting of the run as the task's": (
         "train --task CartPole --env.num_envs 5",
         ["env.num_envs: 5", "without 'env.'"],

@@ -321,7 +321,7 @@ def _unexpected(word: str, pairs: list[Pair], settings: dict[str, Any]) -> str:
         return f"--{last} takes one path and there are '{taken[0]}' and '{word}'; a pattern fits both, so name one"
     if not pairs and "run" in settings and os.path.exists(word):
         return f"unexpected word '{word}'; write --run {word}"
-    such = f", such as --task {word}" if not pairs and "task" in settings else ""
+    such = f", such as --task {word}" if last in ("", "task") and "task" in settings else ""
     return f"unexpected word '{word}'; write --setting value or setting=value{such}"
 
 

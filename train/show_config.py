@@ -64,10 +64,12 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
     if args.config is not None:
         if args.file is not None:
             raise ConfigError(f"--config is '{args.config}', and --file '{args.file}' is converted; leave one out")
-        written = str(run_settings(args.config).get("algo", TrainConfig.algo))
-        args = replace(args, task=args.task or task_of(args.config), algo=args.algo or written)
+        file = args.config
+        written = str(run_settings(file).get("algo", TrainConfig.algo))
+        args = replace(args, task=args.task or task_of(file), algo=args.algo or written)
         if args.task is None:
-            raise ConfigError(f"{args.config} names no task{remedy_for(args.config) or '; add --task TASK'}")
+            remedy = remedy_for(file) or "; add --task TASK"
+            raise ConfigError(f"{file} names no task{remedy}")
     if args.task is None and args.file is None:
         raise ConfigError("give --task TASK, --config FILE, or --file FILE of another library")
     task, library = args.task or "TASK", args.library
