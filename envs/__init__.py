@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rlcore.envs.launch import PYTHON_PREFIX, TASKS_PREFIX, simulator_of
@@ -61,6 +62,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 """Tasks that are whole families, see ``rlcore.family``, and the options that make them so where nobody says others."""
 
+
+_NUMBERS: dict[str, tuple[Any, str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "bool": (bool, "True or False"),
+}
+"""What a value may be where an argument of somebody's env has this annotation, and how it is called."""
 
 _METHODS = ("reset", "step", "close")
 """Of every vector env."""
@@ -211,6 +219,7 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
         raise ValueError(f"{task}: it has no argument num_envs; give it one, the number of envs to step together")
     common = {"num_envs": num_envs, "device": device, "seed": seed}
     _check_options(task, cls, options, set(common), [])
+    _check_numbers(task, parameters, options)
     made: Any = cls(**{name: value for name, value in common.items() if name in parameters}, **options)
     env: VecEnv = _adapted(made, task, device, None if "seed" in parameters else seed)
     if _placed(getattr(env, "device", device)) != device:  # one without is refused later, by what it lacks
@@ -221,6 +230,15 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
     if not hasattr(env, "task"):
         made.task = task  # an exported file says what to make for its evaluation
     return env
+
+
+def _check_numbers(task: str, parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]) -> None:
+    """Refuse what is no number for an argument that its author wrote ``int``, ``float`` or ``bool`` after."""
+    for name, value in options.items():
+        wanted = parameters[name].annotation if name in parameters else None
+        kinds, what = _NUMBERS.get(getattr(wanted, "__name__", str(wanted)), (object, ""))
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds not in (bool, object)):
+            raise ValueError(f"{task}: option {name} is {value!r:.80}; give {what}")
 
 
 def _adapted(made: Any, task: str, device: torch.device, seed: int | None) -> VecEnv:
@@ -260,6 +278,8 @@ def _unknown_task(task: str) -> str:
     from gymnasium.envs.registration import registry
 
     importlib.import_module("rlcore.envs.gym_costs")  # which registers some
+    if "," in task:
+        return f"unknown task '{task:.200}': a task has no comma in its name; give --task once for each of several"
     nearest = nearest_names(task, TASKS)
     if task in registry:
         nearest = [GYM_PREFIX + task, *nearest]

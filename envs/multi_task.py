@@ -368,10 +368,9 @@ def options_by_task(tasks: Sequence[str], options: Mapping[str, Any]) -> dict[st
         spelled = {name: task for task in tasks for name in (task, task.replace("-", "_"))}  # as words of a command are
         owners = [name for name in spelled if key == name or key.startswith(f"{name}.")]
         if not owners:
-            raise ValueError(
-                f"{TASKS_PREFIX}{'+'.join(tasks)}: option '{key}' belongs to no task; write TASK.{key}; "
-                f"{nearest(key.partition('.')[0], tasks)}"
-            )
+            first, point, _ = key.partition(".")
+            remedy = nearest(first.replace("_", "-"), tasks) if point else f"write TASK.{key}, TASK being one of them"
+            raise ValueError(f"{TASKS_PREFIX}{'+'.join(tasks)}: option '{key}' belongs to no task; {remedy}")
         name = max(owners, key=len)
         task, option = spelled[name], key.removeprefix(name).removeprefix(".")
         if option == "num_envs" or (not option and isinstance(value, Mapping) and "num_envs" in value):

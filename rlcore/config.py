@@ -253,6 +253,15 @@ def save_yaml(path: str | Path, config: Any) -> None:
         file.write(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
+def _group_of(key: object, cls: type[Any]) -> str | None:
+    """What to write where a setting stands beside the group that it belongs to, the outermost that has it."""
+    hints = typing.get_type_hints(cls)
+    for name in (field.name for field in dataclasses.fields(cls) if dataclasses.is_dataclass(hints[field.name])):
+        if key in {field.name for field in dataclasses.fields(hints[name])}:
+            return f"write it under '{name}:'"
+    return None
+
+
 def _built(cls: type[T], data: Any, source: str, prefix: str) -> T:
     """Build nested dataclasses from the innermost on, so that every message can name the whole path of a setting."""
     if not isinstance(data, Mapping):
@@ -264,7 +273,7 @@ def _built(cls: type[T], data: Any, source: str, prefix: str) -> T:
     values = dict(data)
     for key, value in data.items():
         if key not in names:
-            hint = ALONE.get(str(key)) or nearest(str(key)[:80], names)
+            hint = ALONE.get(str(key)) or _group_of(key, cls) or nearest(str(key)[:80], names)
             raise ConfigError(f"{source}: unknown key {shown(f'{prefix}{key}')}; {hint}")
         kind = str(hints[key])
         if "tuple[" in kind and not _fits(value, kind):

@@ -40,6 +40,13 @@ COMMAND_LINES = {
     "mistyped command": ("trian --task CartPole", ["trian", "did you mean 'train'"]),
     "unknown command": ("fly", ["fly", "commands are train"]),
     "a task without its flag": ("train CartPole", ["unexpected word 'CartPole'", "--task CartPole"]),
+    "two tasks after one flag": ("train --task CartPole Pendulum", ["'Pendulum'", "such as --task Pendulum"]),
+    "two tasks in one word": ("train --task CartPole,Pendulum", ["no comma", "--task once for each"]),
+    "a setting of the run as the task's": (
+        "train --task CartPole --env.num_envs 5",
+        ["env.num_envs: 5", "without 'env.'"],
+    ),
+    "the same of another command": ("eval --run runs --env.seed 5", ["env.seed: 5", "without 'env.'"]),
     "resume without a run": ("train --resume", ["--resume needs a value", "--resume RUN"]),
     "a fraction as a number of envs": ("train --task CartPole --num-envs 1.5e0", ["'1.5e0' is not a whole number"]),
     "a word as a number or none": (
@@ -182,6 +189,8 @@ FILES = {
     "unknown key": ("num_env: 4", ["num_env", "num_envs"]),
     "unknown key in a group": ("agent: {gama: 0.9}", ["agent.gama", "gamma"]),
     "unknown key in a group in a group": ("agent: {actor: {hidden: [8]}}", ["hidden", "hidden_dims"]),
+    "a setting outside of its group": ("gamma: 0.9", ["unknown key 'gamma'; write it under 'agent:'"]),
+    "a setting of the run as the task's": ("env: {num_envs: 5}", ["env.num_envs: 5", "without 'env.'"]),
     "wrong type": ("num_envs: many", ["num_envs", "many"]),
     "yes for a number": ("num_envs: true", ["num_envs", "True"]),
     "number for a yes or no": ("agent: {normalize_obs: 3}", ["normalize_obs", "3"]),
@@ -263,6 +272,22 @@ def test_settings_of_another_library_are_told_whatever_is_wrong_with_them_first(
     file.write_text("logger: wandb\nnum_steps_per_env: 24\nalgorithm: {class_name: PPO}\n")
     line = refused(["train", "--task", "Pendulum", "--config", str(file)], capsys)
     assert f"looks like one of rsl_rl: convert it first, rlcore config --file {file}" in line
+    assert "valid:" not in line  # names of rlcore's, which that file is not about
+    line = refused(["config", "--config", str(file)], capsys)
+    assert f"names no task; it looks like one of rsl_rl: convert it first, rlcore config --file {file}" in line
+
+
+def test_settings_of_rlcore_are_told_from_another_librarys_in_spite_of_a_mistake(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("mine.yaml").write_text("{task: CartPole, num_env: 3, agent: {gamma: 0.9}}")
+    line = refused(["config", "--file", "mine.yaml"], capsys)
+    assert "mine.yaml: these look like settings of rlcore; see what they come to with --config mine.yaml" in line
+
+
+def test_a_run_that_is_given_as_an_exported_file_is_told(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(["eval", "--onnx", str(run)], capsys)
+    assert f"--onnx is '{run}', a folder; name the file in it, or give a run's folder to --run" in line
 
 
 @pytest.mark.parametrize(
@@ -275,6 +300,7 @@ def test_settings_of_another_library_are_told_whatever_is_wrong_with_them_first(
         ("train --task Pendulum --logger none,wandb", "logger: 'none' is not possible; it stands alone"),
         ("train --task CartPole --agent.safety.costs.x.limit 1", "env.costs.NAME makes one of what it observes"),
         ("train --task CartPole --algo reinforc", "'reinforc' is no algorithm; did you mean 'reinforce.py'?"),
+        ("train --task CartPole --algo pp", "no algorithm; did you mean 'ppo'? Or name a FILE.py of your own"),
     ],
 )
 def test_what_is_nearly_right_is_answered_with_what_was_meant(

@@ -62,7 +62,9 @@ def test_every_command_takes_it(
     assert main(["train", "--config", str(run / "config.yaml"), "--num-iterations", "1", "--no-export"]) == 0
     assert main(["train", "--resume", str(run), "--agent.gamma", "0.5"]) == 2
     assert json.loads((run / "eval.json").read_text())["onnx"]["parity"] <= 1e-5
-    assert "agent.gamma is 0.99 in the run that is resumed and 0.5 here" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "agent.gamma is 0.99 in the run that is resumed and 0.5 here" in error
+    assert "may begin with the weights of this one (--init-from)" in error
 
 
 def test_it_goes_on_as_if_it_had_not_been_interrupted(folder: Path) -> None:

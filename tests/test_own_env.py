@@ -181,6 +181,13 @@ def test_an_option_that_it_lacks_is_named() -> None:
         make_env("python:drift_of_mine:Drift", 2, wnd=1.0)
 
 
+@pytest.mark.parametrize("value", ["strong", True, [1.0]])
+def test_what_is_no_number_is_refused_where_the_constructor_wants_one(value: object) -> None:
+    with pytest.raises(ValueError, match=r"Drift: option wind is .*; give a number"):
+        make_env("python:drift_of_mine:Drift", 2, wind=value)
+    make_env("python:drift_of_mine:Drift", 2, wind=1).close()  # a whole number is one
+
+
 @pytest.mark.parametrize(("task", "error"), [("drift_of_mine:Careless", RuntimeError), ("needs_more:A", ImportError)])
 def test_mistakes_inside_it_keep_their_traceback(task: str, error: type[Exception]) -> None:
     with pytest.raises(error):

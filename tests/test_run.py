@@ -273,6 +273,14 @@ def test_a_loss_that_is_no_number_any_more_is_said_once(tmp_path: Path) -> None:
     assert "iteration 4: gradient steps were skipped: observations, rewards or the loss are not finite" in told[0]
 
 
+def test_a_run_that_ends_in_its_first_iteration_tells_it_once(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=9, log_interval=5, console=Console(file=screen)) as logger:
+        logger.report(Report(1, 10, {"rollout/reward": 1.0}), {})
+    assert screen.getvalue().count("[1/9] 10 steps") == 1
+    assert len(rows_of(tmp_path / "metrics.csv")) == 1
+
+
 def test_time_left_is_judged_by_the_latest_interval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(logger_module.time, "perf_counter", lambda: now)

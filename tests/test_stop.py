@@ -103,7 +103,7 @@ def test_what_an_earlier_part_of_the_run_counted_goes_on() -> None:
     fresh = Stop(None, None, "50")
     fresh.resume({"progress": {"seconds": 60.0}})  # of a run that had no conditions
     fresh.timed()
-    assert fresh.reason == "50 s are over"
+    assert fresh.reason == "50 s are over (60 s before it was resumed)"
 
 
 @pytest.mark.parametrize("condition", ["eval/return>=1", "rollout/reward >= 1"])

@@ -103,7 +103,10 @@ def find(algo: object, where: str = "algo") -> Algorithm[Any]:
     known = [*ALGORITHMS, *ALIASES] if where.startswith("-") else ALGORITHMS
     files = [path.name for path in Path().glob("*.py")] if where.startswith("-") else []
     hint = next((f"did you mean '{file}'?" for file in nearest_names(f"{algo}", files, 1, cutoff=0.7)), None)
-    hint = hint or nearest(str(algo), known) + (", or a FILE.py of one's own" if where.startswith("-") else "")
+    if hint is None:
+        hint = nearest(str(algo), known)
+        if where.startswith("-"):
+            hint += " Or name a FILE.py of your own" if hint.endswith("?") else ", or a FILE.py of your own"
     raise ConfigError(f"{where}: {algo!r} is no algorithm; {hint}")
 
 

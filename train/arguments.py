@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import tyro
 
 from rlcore.config import ALONE, ConfigError, closest, named_groups, nearest, parse_text, shown, to_int
+from rlcore.train.config import check_options
 from rlcore.train.groups import NAME, flag_of, general_name, how_to_write, is_none, lacks, table_of, with_group, without
 
 T = TypeVar("T")
@@ -201,7 +202,7 @@ def parse(cls: type[T], pairs: Iterable[Pair], default: T | None, prog: str) -> 
         for key, values in options:
             result = _with_option(result, key, free_value(key, values))
     except ConfigError as error:
-        raise UsageError(f"{key.rpartition('.')[0].rpartition('.')[0]}.{error}") from None
+        raise UsageError(f"{key.rpartition('.')[0].rpartition('.')[0]}.{error}".removeprefix(".")) from None
     return result
 
 
@@ -246,6 +247,7 @@ def pairs_of(words: Sequence[str], cls: type[Any], free: str | None = None) -> l
 def without_options(pairs: Sequence[Pair]) -> tuple[list[Pair], dict[str, Any]]:
     """The settings among pairs, and apart from them the options of the task, ``env.NAME``, by name."""
     options = {key.removeprefix("env."): free_value(key, values) for key, values in pairs if key.startswith("env.")}
+    check_options(options)
     return [(key, values) for key, values in pairs if not key.startswith("env.")], options
 
 
@@ -319,7 +321,7 @@ def _unexpected(word: str, pairs: list[Pair], settings: dict[str, Any]) -> str:
         return f"--{last} takes one path and there are '{taken[0]}' and '{word}'; a pattern fits both, so name one"
     if not pairs and "run" in settings and os.path.exists(word):
         return f"unexpected word '{word}'; write --run {word}"
-    such = f", such as --task {word}" if not pairs and "task" in settings else ""
+    such = f", such as --task {word}" if last in ("", "task") and "task" in settings else ""
     return f"unexpected word '{word}'; write --setting value or setting=value{such}"
 
 

@@ -189,6 +189,7 @@ class TrainConfig:
         check(is_device(self.device), "device", self.device, f"give {DEVICES}")
         plain = self.name is None or (safe_name(self.name) == self.name and len(self.name) <= LONGEST_NAME)
         check(plain, "name", self.name, f"use letters, digits, '.', '_' and '-' only, and at most {LONGEST_NAME}")
+        check_options(self.env)
         check_loggers(self.logger)
         check_stop(self.stop_at, self.stop_no_progress, self.stop_after, self.eval_interval)
         _refuse_huge(to_dict(self))
@@ -240,6 +241,18 @@ def read_config(data: Mapping[str, Any], source: str = "configuration") -> Train
         ConfigError: an unknown algorithm or key, a wrong type or an impossible value.
     """
     return from_dict(config_class(data.get("algo", "ppo"), f"{source}: algo"), data, source)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of a task that are settings of the run, which every env is made with.
+
+    Raises:
+        ConfigError: names the first, its value and what to write instead.
+    """
+    for name in ("task", "num_envs", "device", "seed"):
+        if name in options:
+            remedy = f"{name} is no option of a task but a setting of the command; write it without 'env.'"
+            raise ConfigError(f"env.{name}: {shown(options[name])} is not possible; {remedy}")
 
 
 def _refuse_huge(settings: Mapping[str, Any]) -> None:

@@ -35,8 +35,8 @@ def refuse_changes(before: TrainConfig, after: TrainConfig) -> None:
     for key, (old, new) in changes(before, after).items():
         if key not in RESUMABLE and not key.startswith("env."):
             raise ConfigError(
-                f"{key} is {old!r} in the run that is resumed and {new!r} here; leave it out, "
-                "or start a new run without --resume"
+                f"{key} is {old!r} in the run that is resumed and {new!r} here; leave it out, or start a new run "
+                "without --resume" + ", which may begin with the weights of this one (--init-from)" * (key != "algo")
             )
 
 

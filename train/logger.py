@@ -158,6 +158,7 @@ class RunLogger:
         self._average = Average()
         self._pending: Report | None = None
         self._first = True
+        self._shown: Report | None = None  # the first, as it came, without the rest of its interval
         self._faults = Faults()
         self._display = Display(console, total, done=0 if resumed is None else resumed[0])
         steps = None if resumed is None else resumed[1]
@@ -218,6 +219,7 @@ class RunLogger:
             row = self._flush()
         elif self._first:  # in the files it is a part of its interval
             self._display.show(report, {**report.metrics, **extra})
+            self._shown = report
         self._first = False
         return row
 
@@ -232,7 +234,8 @@ class RunLogger:
         self._file.write(report.iteration, report.env_steps, metrics)
         for writer in self._writers:
             writer.write(report.env_steps, metrics)
-        self._display.show(report, metrics)
+        if report is not self._shown:
+            self._display.show(report, metrics)
         return metrics
 
 

@@ -22,7 +22,7 @@ from rlcore.train.config import TrainConfig, read_config
 from rlcore.train.defaults import default_config, task_of
 from rlcore.train.ending import standard_output
 from rlcore.train.importers.account import show, tell
-from rlcore.train.importers.convert import Conversion, convert_file
+from rlcore.train.importers.convert import Conversion, convert_file, remedy_for
 from rlcore.train.importers.registered import env_options, registered_config
 from rlcore.train.many import run_settings
 
@@ -64,10 +64,12 @@ def show_config(args: ConfigArguments, options: Mapping[str, Any] | None = None)
     if args.config is not None:
         if args.file is not None:
             raise ConfigError(f"--config is '{args.config}', and --file '{args.file}' is converted; leave one out")
-        written = str(run_settings(args.config).get("algo", TrainConfig.algo))
-        args = replace(args, task=args.task or task_of(args.config), algo=args.algo or written)
+        file = args.config
+        written = str(run_settings(file).get("algo", TrainConfig.algo))
+        args = replace(args, task=args.task or task_of(file), algo=args.algo or written)
         if args.task is None:
-            raise ConfigError(f"{args.config} names no task; add --task TASK")
+            remedy = remedy_for(file) or "; add --task TASK"
+            raise ConfigError(f"{file} names no task{remedy}")
     if args.task is None and args.file is None:
         raise ConfigError("give --task TASK, --config FILE, or --file FILE of another library")
     task, library = args.task or "TASK", args.library

@@ -86,6 +86,8 @@ def policy_and_env(
         if args.checkpoint != "best":
             raise ValueError(f"--checkpoint is '{args.checkpoint}', and --onnx names a file; leave one out")
         path, folder = args.onnx, args.onnx.parent
+        if path.is_dir():
+            raise ValueError(f"--onnx is '{path}', a folder; name the file in it, or give a run's folder to --run")
         policy: Any = OnnxPolicy(path)
         broken = broken_weights(path)
         if broken:

@@ -185,7 +185,8 @@ class Stop:
     def timed(self) -> None:
         """Look at the clock, after an iteration."""
         if self._seconds is not None and self._elapsed() >= self._seconds:
-            self._end(f"{self._seconds:g} s are over")
+            before = f" ({self._before:.4g} s before it was resumed)" if self._before else ""
+            self._end(f"{self._seconds:g} s are over{before}")
 
     def _elapsed(self) -> float:
         return self._before + time.monotonic() - self._since

@@ -103,7 +103,8 @@ def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
                 raise
             from rlcore.train.importers.convert import remedy_for
 
-            raise ConfigError(f"{error}{remedy_for(file)}") from error
+            theirs = remedy_for(file)  # what else could be written in it is of no use then
+            raise ConfigError(f"{str(error).partition('; ')[0]}{theirs}" if theirs else str(error)) from error
         if helping:
             _print_help(TrainArguments, {f.name: getattr(base, f.name) for f in fields(Own)}, task, files)
             return None

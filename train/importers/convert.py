@@ -20,6 +20,9 @@ from rlcore.train.importers.translation import STYLES, UNKNOWN, Row, Status, Tra
 
 Library = Literal["rsl_rl", "rl_games", "skrl", "sb3"]
 
+_OWN = {field.name for field in fields(TrainConfig)}
+"""Keys that a file of rlcore's own has at its top."""
+
 _CONVERT = {
     "rsl_rl": rsl_rl.convert,
     "rl_games": rl_games.convert,
@@ -199,6 +202,8 @@ def guess_library(source: Mapping[str, Any], file: str = "configuration") -> Lib
         "n_timesteps" in section for section in sections
     ):
         return "sb3"
+    if 2 * len(keys & _OWN) > len(keys):
+        raise ConfigError(f"{file}: these look like settings of rlcore; see what they come to with --config {file}")
     raise ConfigError(
         f"{file}: this looks like no configuration of {', '.join(get_args(Library))} (top-level keys: "
         f"{', '.join(map(str, source)) or 'none'}); name the library with --from"
@@ -226,7 +231,6 @@ def remedy_for(path: Path) -> str:
     library = _looks_like(source)
     if library is None:
         return ""
-    own = {field.name for field in fields(TrainConfig)}
-    if 2 * len(own & set(source)) > len(source):
+    if 2 * len(_OWN & set(source)) > len(source):
         return ""
     return f"; it looks like one of {library}: convert it first, rlcore config --file {path} --output mine.yaml"
