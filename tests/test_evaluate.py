@@ -146,6 +146,17 @@ def test_an_episode_whose_signal_is_no_number_is_not_in_its_mean() -> None:
     assert result.episodes == 4 and "signal_lost_mean" not in result.as_dict()
 
 
+def test_an_episode_whose_success_is_nan_counts_for_no_success() -> None:
+    class Half(Lengths):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            step.log["success"][1:] = torch.nan  # type: ignore[index]
+            return step
+
+    one, result = evaluate(Lengths(4), Still(), seed=0), evaluate(Half(4), Still(), seed=0)
+    assert (one.goals, result.goals) == (4, 1) and result.success in (0.0, 1.0)
+
+
 def test_without_success_the_score_is_the_mean_return() -> None:
     result = evaluate(Lengths(4, with_success=False), Still(), seed=0)
     assert result.success is None

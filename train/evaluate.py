@@ -347,10 +347,11 @@ def run_episodes(
         ended = running & done & sound
         if "success" in step.log:
             reports_success = True
-            number = _per_env(step.log.get("num_goals", 1.0), n, device)
-            # Where no episode ended, the entries mean nothing and may be NaN.
-            successes += torch.where(ended, _per_env(step.log["success"], n, device) * number, 0.0)
-            goals += torch.where(ended, number, 0.0)
+            success = _per_env(step.log["success"], n, device)
+            tells = ended & ~success.isnan()  # NaN is nothing, as in training: a task of several may have no success
+            number = torch.where(tells, _per_env(step.log.get("num_goals", 1.0), n, device), 0.0)
+            successes += torch.where(tells, success * number, 0.0)
+            goals += number
         for name, told in step.log.items():  # of a task its name is before
             if (key := name.rpartition("/")[2]).startswith(RETURN):
                 own = torch.as_tensor(told, dtype=torch.float64, device=device)  # [N]
