@@ -20,6 +20,6 @@ def arrays(first: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     return (np, first.numpy(), *[None if tensor is None else tensor.numpy() for tensor in others])
 
 
-def nothing(flags: Tensor) -> bool:
+def none_set(flags: Tensor) -> bool:
     """Tell whether the host may look, and sees that nothing is set: on a CPU, where nothing runs ahead of it."""
     return flags.is_cpu and not np.count_nonzero(flags.numpy())

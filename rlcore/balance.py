@@ -152,7 +152,7 @@ def balanced(config: Any, env: VecEnv) -> tuple[RunningNormalizer | TaskReturns 
     return TaskReturns(index, len(names)).to(device), Balance(config.balance, index, names).to(device)
 
 
-def traced(env: VecEnv, rows: int) -> Tensor | None:
+def trace_rows(env: VecEnv, rows: int) -> Tensor | None:
     """Which envs a recording is of where there are several tasks, ``[rows]``: of each in turn; None: the first few."""
     index: Tensor | None = getattr(env, "task_index", None)
     if index is None:
@@ -161,6 +161,6 @@ def traced(env: VecEnv, rows: int) -> Tensor | None:
     return turn.argsort(stable=True)[:rows]
 
 
-def picked(values: Mapping[str, Tensor], rows: Tensor | None) -> Mapping[str, Tensor]:
+def select_rows(values: Mapping[str, Tensor], rows: Tensor | None) -> Mapping[str, Tensor]:
     """Rows ``[rows]`` of tensors ``[N, ...]``, in the place of the first few; None leaves that to who stores them."""
     return values if rows is None else {name: value[rows] for name, value in values.items()}

@@ -173,7 +173,7 @@ class Captured:
         return result
 
     def _record(self, args: tuple[Any, ...]) -> Any:
-        static = rebuilt(args, lambda tensor: tensor.detach().clone())
+        static = tree_map(args, lambda tensor: tensor.detach().clone())
         graph, side = torch.cuda.CUDAGraph(), _stream("side", self._index())
         try:
             with self._recording(graph, side):
@@ -289,13 +289,13 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(item)
 
 
-def rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def tree_map(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Dicts, tuples and lists of tensors, with each tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
-        return {key: rebuilt(item, change) for key, item in value.items()}
+        return {key: tree_map(item, change) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        items = [rebuilt(item, change) for item in value]
+        items = [tree_map(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value

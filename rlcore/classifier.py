@@ -124,7 +124,7 @@ class TaskClassifier(nn.Module):
         seen, state = self.history(x, state, keep)
         return self.mlp(seen, self.head), state
 
-    def told(
+    def with_probabilities(
         self, normalized: Tensor, state: State, keep: Tensor | None = None, before: Tensor | None = None
     ) -> tuple[Tensor, Tensor, State, State]:
         """Put the probability of each task in the place of the group ``task``.

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlcore.arrays import nothing
+from rlcore.arrays import none_set
 from rlcore.env import is_image
 from rlcore.types import Metrics
 
@@ -77,7 +77,7 @@ def broken_steps(sources: Mapping[str, Tensor | None]) -> Metrics:
     """
     columns = {name: column for name, column in sources.items() if column is not None}
     table = torch.stack(list(columns.values()))  # [S, T, N]
-    if nothing(table >= 0):
+    if none_set(table >= 0):
         return {}
     counts = (table >= 0).sum(1)  # [S, N]
     env = counts.argmax(1)  # [S]
@@ -111,7 +111,7 @@ def far_numbers(normalizers: Mapping[str, Any], num_envs: int) -> Metrics:
         if hasattr(part, "outliers") and not any(part.outliers is known for known in outliers.values()):
             outliers[source] = part.outliers
     rows = []
-    if all(nothing(table[0]) for table in outliers.values()):
+    if all(none_set(table[0]) for table in outliers.values()):
         return {}
     for table in outliers.values():
         column = table[0].argmax(0, keepdim=True)
@@ -141,7 +141,7 @@ class Latest:
 
     def read(self, source: str) -> Metrics:
         """Return in how many steps something was found since the last read, and the latest; see ``broken_steps``."""
-        if nothing(self.found):
+        if none_set(self.found):
             return {}
         found = self.found.clone()
         self.found.zero_()

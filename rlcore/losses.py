@@ -96,7 +96,7 @@ def ppo_loss(
     return loss, metrics
 
 
-def value_loss(values: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
+def signal_loss(values: Tensor, returns: Tensor, weight: Tensor) -> Tensor:
     """Mean squared error of values ``[L, B, C]`` against returns, samples by weight ``[L, B]``, summed over columns."""
     return (weight.unsqueeze(-1) * (values - returns).square()).mean((0, 1)).sum()
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rlcore.anchors import Anchors
-from rlcore.arrays import nothing
-from rlcore.balance import picked, traced
+from rlcore.arrays import none_set
+from rlcore.balance import select_rows, trace_rows
 from rlcore.capture import Captured, matmul_precision
 from rlcore.config import ConfigError, check
 from rlcore.cost_critics import CostCritics, restore
@@ -110,7 +110,8 @@ class OffPolicy:
         self.held = HeldNoise(env.num_envs, policy.actions, config.noise_hold).to(device)
         self.steps = torch.zeros(1, dtype=torch.int64, device=device)  # vector steps, as the device knows
         self.began = torch.zeros_like(self.steps)  # of them, before this run
-        self.trace, self.traced = make_trace(env.num_envs, device, images=bool(spec.image_shapes)), traced(env, 8)
+        self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
+        self.traced = trace_rows(env, 8)
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.skips = False  # whether the env has steps that are none, see ``Step.valid``
         self.fault_groups, self.broken = fault_groups(policy.groups, self.critic_groups), Latest(device)
@@ -184,7 +185,7 @@ class OffPolicy:
         drawn = torch.rand_like(action)
         warm = self.steps * self.env.num_envs < self.config.learning_starts
         self.steps += 1
-        if nothing(warm):
+        if none_set(warm):
             return action
         uniform = self.policy.stretched(2 * drawn - 1, features)
         return torch.where(warm, uniform, action)
@@ -232,7 +233,7 @@ class OffPolicy:
                 self.costs.record(step, done, self.return_scale())
         self.held.end(done)
         self._end_episodes(done)
-        self.trace.write(picked({**obs, "done": done}, self.traced))
+        self.trace.write(select_rows({**obs, "done": done}, self.traced))
         self.trace.advance()
 
     def update(self) -> Metrics:
@@ -290,7 +291,7 @@ class OffPolicy:
         """Steps of this iteration that are left out of learning, and what tells where they come from."""
         broken = self.replay.broken(self.num_steps)  # [num_steps, N]
         limited = {"actor_far": self.policy.normalizer, "critic_far": self.critic_normalizer}
-        found = {} if nothing(broken) else broken_steps({"step": broken.int() - 1})
+        found = {} if none_set(broken) else broken_steps({"step": broken.int() - 1})
         far = far_numbers(limited, self.env.num_envs) | self.broken.read("actor")
         return {"replay/dropped": broken.sum()} | found | far
 

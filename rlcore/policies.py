@@ -147,7 +147,7 @@ class ActorPolicy(Policy):
         """
         if self.classifier is None or not self.inferred_tasks:
             return (*self._decided(normalized, state, keep, raw), None)
-        normalized, logits, own, state = self.classifier.told(normalized, state, keep, told)
+        normalized, logits, own, state = self.classifier.with_probabilities(normalized, state, keep, told)
         distribution, state = self._decided(normalized, state, keep, raw)
         return distribution, (*own, *state), logits
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rlcore.anchors import Anchors
-from rlcore.arrays import nothing
-from rlcore.balance import balanced, picked, traced
+from rlcore.arrays import none_set
+from rlcore.balance import balanced, select_rows, trace_rows
 from rlcore.capture import Captured, compiled, matmul_precision, side_by_side
 from rlcore.classifier import told_column
 from rlcore.config import settings_of
@@ -23,7 +23,7 @@ from rlcore.distributions import unstacked
 from rlcore.env import VecEnv, spec_of, want_final_obs
 from rlcore.faults import broken_observations, far_numbers, fault_groups, lost_steps, rollout_faults
 from rlcore.learn import Progress, Report, learn
-from rlcore.losses import cost_penalty, ppo_loss, value_loss
+from rlcore.losses import cost_penalty, ppo_loss, signal_loss
 from rlcore.normalization import broken_rewards, denormalized
 from rlcore.observations import as_stored, concatenate, unread
 from rlcore.optimizer import FlatAdam, step_all
@@ -31,9 +31,9 @@ from rlcore.policies import build_policy
 from rlcore.ppo_config import PPOConfig as PPOConfig
 from rlcore.ppo_config import rate_by_kl, scheduled, sequences_of
 from rlcore.ppo_gradient import written_out
-from rlcore.recurrent import cleared, forgetful
+from rlcore.recurrent import cleared, state_lost
 from rlcore.returns import bootstrap_values, explained_variance, gae, room_for_timeouts, scaled_reward, standardized
-from rlcore.rollout import Rollout, Samples, laid_out, make_trace, shuffled, without_burn_in
+from rlcore.rollout import Rollout, Samples, make_trace, shuffled, to_sequences, without_burn_in
 from rlcore.safety import Safety
 from rlcore.safety_critic import SafetyCritic
 from rlcore.signals import SignalColumns, check_signals
@@ -90,7 +90,8 @@ class PPO:
         self.safety_critic = SafetyCritic(self.policy, config.safety, env, config.num_steps, config.mode)
         self.rollout = Rollout(config.num_steps, env.num_envs, device)
         self.starts = Rollout(config.num_steps // self.length, env.num_envs, device)  # states where sequences begin
-        self.trace, self.traced = make_trace(env.num_envs, device, images=bool(spec.image_shapes)), traced(env, 8)
+        self.trace = make_trace(env.num_envs, device, images=bool(spec.image_shapes))
+        self.traced = trace_rows(env, 8)
         self.timeout_bootstrap: Timeout = config.timeout_bootstrap
         self.fault_groups = fault_groups(self.policy.groups, self.critic.groups)
         self.anchors, self.mode = Anchors(self), config.mode
@@ -170,7 +171,7 @@ class PPO:
         row["action"] = action  # its density is computed for a whole rollout at once
         row |= {f"old_{name}": part.expand_as(distribution[0]) for name, part in distribution._asdict().items()}
         self.rollout.write(row | told_column(task_logits))
-        self.trace.write(picked(obs, self.traced))
+        self.trace.write(select_rows(obs, self.traced))
         if self.recurrent:
             state = cleared(state, broken_observations(row))
         wanted = self.policy.limit(action, row["actor_obs"])
@@ -196,12 +197,12 @@ class PPO:
             row |= {"terminated": terminated | ~valid, "valid": valid}
         done = row["terminated"] | truncated  # [N]
         # What was there before may stay where nothing ended, since nobody reads it.
-        if final_obs is not None and not ("final_obs" in self.rollout.data and nothing(done)):
+        if final_obs is not None and not ("final_obs" in self.rollout.data and none_set(done)):
             final = concatenate(final_obs, self.critic.groups)
             row["final_obs"], row["final_broken"] = self.critic.normalizer.usable(final)
             row |= {f"final_raw_{g}": value for g, value in as_stored(final_obs, self.critic.raw_shapes).items()}
         self.rollout.write(row)
-        self.trace.write(picked({"done": done}, self.traced))
+        self.trace.write(select_rows({"done": done}, self.traced))
         self.rollout.advance()
         self.trace.advance()
 
@@ -272,7 +273,7 @@ class PPO:
             advantages, of_costs, signal_returns = self.signals.targets(
                 advantages, data, signal_outputs, signal_timeouts, cut, lost, self.timeout_bootstrap, survival
             )
-        learned = ~(lost | forgetful(broken_obs, done, self.length)) if self.recurrent else ~lost
+        learned = ~(lost | state_lost(broken_obs, done, self.length)) if self.recurrent else ~lost
         weight = weights_of(learned)
         self.advantages = (advantages, weight)
         about = {"policy/explained_variance": explained_variance(returns, values, learned)}
@@ -312,7 +313,7 @@ class PPO:
             told=data.get("told"),
             cost_advantage=of_costs,
         )
-        return laid_out(rollout, self.length, tuple(self.starts.data.values()), states), about
+        return to_sequences(rollout, self.length, tuple(self.starts.data.values()), states), about
 
     def _minibatch(self, samples: Samples) -> Metrics:
         """Take one optimizer step on sequences ``[L, B, ...]``, unless it is to be skipped."""
@@ -352,7 +353,7 @@ class PPO:
         if self.policy.classifier is not None and task_logits is not None:
             loss = self.policy.classifier.with_loss(loss, metrics, task_logits, samples)
         if samples.signal_returns is not None:
-            metrics["loss/signal_value"] = value_loss(value[..., 1:], samples.signal_returns, samples.weight)
+            metrics["loss/signal_value"] = signal_loss(value[..., 1:], samples.signal_returns, samples.weight)
             loss = loss + config.value_coef * metrics["loss/signal_value"]
         if samples.cost_advantage is not None:
             metrics["loss/penalty"] = cost_penalty(distribution, samples, self.safety.excess, settings["clip_range"])

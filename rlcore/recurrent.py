@@ -161,7 +161,7 @@ def after(gates: Tensor, state: State, weight: Tensor, bias: Tensor) -> State:
     return ((1 - z) * n + z * h,)
 
 
-def forgetful(broken: Tensor, done: Tensor, length: int) -> Tensor:
+def state_lost(broken: Tensor, done: Tensor, length: int) -> Tensor:
     """Where a broken observation has cleared the recurrent state, until episode or sequence ends, bool ``[T, N]``.
 
     Args:

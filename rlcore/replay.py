@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rlcore.arrays import arrays
-from rlcore.capture import rebuilt
+from rlcore.capture import tree_map
 from rlcore.config import ConfigError, check
 from rlcore.device_memory import Needs, Room, pinned_zeros, size_text
 from rlcore.dispatch import kernels_run
@@ -74,7 +74,7 @@ def minibatches(batch: Batch, number: int) -> list[Batch]:
     if number == 1:
         return [batch]
     size = len(batch.weight) // number
-    return [rebuilt(batch, operator.itemgetter(slice(i * size, (i + 1) * size))) for i in range(number)]
+    return [tree_map(batch, operator.itemgetter(slice(i * size, (i + 1) * size))) for i in range(number)]
 
 
 class Replay:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.arrays import arrays, nothing
+from rlcore.arrays import arrays, none_set
 from rlcore.dispatch import accelerated
 from rlcore.normalization import UNUSABLE, reward_limit
 from rlcore.types import Timeout
@@ -111,7 +111,7 @@ def read_ends(ring: Tensor, side: Tensor, windows: Windows) -> tuple[Tensor, Ten
     """
     flat, kind = ring.flatten(0, 1), read_as(ring)
     aside = windows.after < 0  # [B]
-    if nothing(aside):
+    if none_set(aside):
         return flat.index_select(0, windows.begin).to(kind), flat.index_select(0, windows.after).to(kind)
     there = flat.index_select(0, windows.after.clamp(min=0))
     kept = side.index_select(0, (-1 - windows.after).clamp(min=0))
@@ -219,7 +219,7 @@ def write_rows(
             before = (place - 1) % len(end)
             _mark(end, before, broken & (end.index_select(0, before) == GOING), CUT)
     _put(ring, place, value)
-    if finals is not None and not nothing(finals.slot < len(finals.ring) - 1):
+    if finals is not None and not none_set(finals.slot < len(finals.ring) - 1):
         last = finals.value
         if (broken := _broken(last)) is not None:
             last = last.where(last.abs() < UNUSABLE, 0.0)

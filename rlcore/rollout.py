@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlcore.arrays import arrays
-from rlcore.capture import rebuilt
+from rlcore.capture import tree_map
 from rlcore.dispatch import accelerated
 from rlcore.distributions import Distribution
 from rlcore.types import Obs, State
@@ -125,7 +125,7 @@ def without_burn_in(
     # A deviation for all states [A] has no steps to leave out.
     distribution = type(distribution)(*(part[steps:] if part.dim() > 1 else part for part in distribution))
     samples = samples._replace(actor_state=(), critic_state=())  # which the networks have read
-    return distribution, value[steps:], rebuilt(samples, lambda x: x[steps:])
+    return distribution, value[steps:], tree_map(samples, lambda x: x[steps:])
 
 
 def shuffled(rollout: Samples, number: int) -> Iterator[Samples]:
@@ -135,10 +135,10 @@ def shuffled(rollout: Samples, number: int) -> Iterator[Samples]:
         return
     count = rollout.weight.shape[1]
     order = torch.randperm(count, device=rollout.weight.device)
-    rollout = rebuilt(rollout, lambda x: _reordered(x, order))
+    rollout = tree_map(rollout, lambda x: _reordered(x, order))
     size = count // number
     for first in range(0, count, size):
-        yield rebuilt(rollout, functools.partial(torch.narrow, dim=1, start=first, length=size))
+        yield tree_map(rollout, functools.partial(torch.narrow, dim=1, start=first, length=size))
 
 
 def _reordered(value: Tensor, order: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def _reordered(value: Tensor, order: Tensor) -> Tensor:
     return value.index_select(1, order)
 
 
-def laid_out(rollout: Samples, length: int, actor_states: State, critic_states: State) -> Samples:
+def to_sequences(rollout: Samples, length: int, actor_states: State, critic_states: State) -> Samples:
     """Cut a rollout ``[T, N, ...]`` into sequences.
 
     Args:
@@ -159,7 +159,7 @@ def laid_out(rollout: Samples, length: int, actor_states: State, critic_states: 
     """
     begun = (actor_states, critic_states)
     actor, critic = (tuple(x.flatten(0, 1).transpose(0, 1) for x in parts) for parts in begun)
-    return rebuilt(rollout, lambda x: sequences(x, length))._replace(actor_state=actor, critic_state=critic)  # type: ignore[no-any-return]
+    return tree_map(rollout, lambda x: sequences(x, length))._replace(actor_state=actor, critic_state=critic)  # type: ignore[no-any-return]
 
 
 def sequences(value: Tensor, length: int) -> Tensor:

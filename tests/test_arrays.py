@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlcore import normalization, replay_rows, statistics
-from rlcore.arrays import arrays, nothing
+from rlcore.arrays import arrays, none_set
 from rlcore.dispatch import plain
 from rlcore.distributions import Gaussian
 from rlcore.losses import ppo_loss
@@ -31,7 +31,7 @@ def test_arrays_share_the_tensors_memory() -> None:
     _, y, none = arrays(x, None)
     y += 2
     assert x.tolist() == [2, 2, 2] and none is None
-    assert nothing(flags) and not nothing(flags | (x > 1))
+    assert none_set(flags) and not none_set(flags | (x > 1))
 
 
 def vector_steps(number: int, valid: bool) -> list[Step]:

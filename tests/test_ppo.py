@@ -17,7 +17,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig, Step
-from rlcore.capture import rebuilt
+from rlcore.capture import tree_map
 from rlcore.envs import make_env
 from rlcore.envs.null import Null
 from rlcore.learn import Report
@@ -144,7 +144,7 @@ def reference_loss(agent: PPO, sample: Samples) -> Tensor:
     assert sample.critic_obs is not None
     values, _ = agent.critic(sample.critic_obs)
     mean, std, values = mean[0], std.expand_as(mean)[0], values[0]
-    sample = rebuilt(sample, lambda x: x[0])
+    sample = tree_map(sample, lambda x: x[0])
     for i in range(len(values)):
         log_prob = sum(
             -0.5 * ((float(a) - float(m)) / float(s)) ** 2 - math.log(float(s)) - 0.5 * math.log(2 * math.pi)
@@ -224,7 +224,7 @@ def test_advantages_are_standardized_over_the_batch_or_the_minibatch_or_not() ->
     torch.testing.assert_close(prepared("batch")[1].advantage, expected)
     agent, batch = prepared("minibatch")
     torch.testing.assert_close(batch.advantage, raw)
-    part = rebuilt(batch, lambda x: x[:, :16])
+    part = tree_map(batch, lambda x: x[:, :16])
     moved = part._replace(log_prob=part.log_prob + 0.1 * torch.randn(1, 16))
     standard = (moved.advantage - moved.advantage.mean()) / moved.advantage.std(correction=0)
     loss = agent._evaluate(moved)[1]["loss/policy"]
@@ -488,13 +488,13 @@ def test_the_loss_is_that_of_the_samples_that_are_left(changes: dict[str, Any]) 
         metrics.pop("policy/std", None)  # of all samples
         return [loss.detach(), *metrics.values(), *(p.grad for p in agent.optimizers[0].parameters)]
 
-    other = rebuilt(batch, torch.clone)
+    other = tree_map(batch, torch.clone)
     for column in (other.advantage, other.returns, other.value, other.log_prob):
         column[left_out] += 0.3
     for one, two in zip(measured(batch), measured(other), strict=True):
         torch.testing.assert_close(one, two)
     if not agent.recurrent:
-        some = rebuilt(batch, lambda x: x[:, ~left_out[0]])
+        some = tree_map(batch, lambda x: x[:, ~left_out[0]])
         some = some._replace(weight=torch.ones_like(some.weight))
         for one, two in zip(measured(batch), measured(some), strict=True):
             torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
@@ -614,7 +614,7 @@ def test_target_kl_stops_the_update_and_later_minibatches_change_nothing() -> No
     batch, _ = one._targets(one.next_obs)
     one.stopped = torch.zeros((), dtype=torch.bool)
     index = torch.randperm(one.num_sequences).chunk(3)[0]
-    one._minibatch(rebuilt(batch, lambda x: x[:, index]))
+    one._minibatch(tree_map(batch, lambda x: x[:, index]))
     torch.testing.assert_close(flat(agent), flat(one))
 
 

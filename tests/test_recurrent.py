@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlcore import PPO, ConfigError, NetworkConfig, PPOConfig
-from rlcore.capture import rebuilt
+from rlcore.capture import tree_map
 from rlcore.envs import make_env
 from rlcore.learn import learn, resume, snapshot
 from rlcore.networks import Network
@@ -199,14 +199,14 @@ def test_the_training_loop_clears_the_state_of_ended_episodes() -> None:
 def test_burn_in_steps_refresh_the_state_and_are_not_learned_from() -> None:
     agent = PPO(make_env("Pendulum", 8, seed=0), config(burn_in=3, clip_value_loss=False), seed=0)
     batch = rollout(agent)
-    learned = rebuilt(batch._replace(actor_state=(), critic_state=()), lambda x: x[3:])
+    learned = tree_map(batch._replace(actor_state=(), critic_state=()), lambda x: x[3:])
     loss, metrics = agent._evaluate(batch)
     assert metrics["policy/kl"].abs() < 1e-6  # every step stands beside its own old distribution
     torch.testing.assert_close(metrics["loss/policy"], -learned.advantage.mean(), rtol=1e-3, atol=1e-5)
     error = (learned.value - learned.returns).square().mean()
     torch.testing.assert_close(metrics["loss/value"], error, rtol=1e-4, atol=1e-4)
     for steps, same in ((slice(0, 3), True), (slice(3, 4), False)):
-        changed = rebuilt(batch, torch.clone)
+        changed = tree_map(batch, torch.clone)
         for column in (changed.action, changed.advantage, changed.returns):
             column[steps] += 1.0
         assert torch.equal(agent._evaluate(changed)[0], loss) == same

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlcore import PPO, NetworkConfig, PPOConfig
-from rlcore.balance import Balance, TaskReturns, task_moments, traced
+from rlcore.balance import Balance, TaskReturns, task_moments, trace_rows
 from rlcore.config import ConfigError, from_dict
 from rlcore.critics import Critic
 from rlcore.distributions import Categorical, Gaussian
@@ -447,10 +447,10 @@ def test_the_first_ratio_is_one() -> None:
 
 def test_a_recording_is_of_each_task_in_turn() -> None:
     env = make_env(MIXED, 12, seed=1)
-    rows = traced(env, 8)
+    rows = trace_rows(env, 8)
     assert rows is not None
     assert env.task_index[rows].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]  # type: ignore[attr-defined]
-    assert traced(make_env("CartPole", 12), 8) is None
+    assert trace_rows(make_env("CartPole", 12), 8) is None
     agent = agent_on(MIXED)
     agent.learn(1)
     assert agent.recording()["task"][0].argmax(-1).tolist() == [0, 1, 2, 0, 1, 2, 0, 1]

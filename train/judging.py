@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rlcore.agent import Policy
-from rlcore.capture import rebuilt
+from rlcore.capture import tree_map
 from rlcore.checkpoint import save_checkpoint
 from rlcore.distributed import World, gathered, received
 from rlcore.env import VecEnv, is_adaptive, want_final_obs
@@ -145,7 +145,7 @@ def measured(training: Training, policy: Policy, stage: Stage | None) -> Evaluat
         BrokenOff: a rank was asked to stop.
     """
     present = policy is training.agent.policy
-    gathered("present" if present else rebuilt(policy.state_dict(), lambda tensor: tensor.cpu()))
+    gathered("present" if present else tree_map(policy.state_dict(), lambda tensor: tensor.cpu()))
     parts = received(_episodes(training, policy, stage))
     if BROKEN_OFF in parts:
         raise BrokenOff

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcore.agent import Agent
-from rlcore.capture import rebuilt
+from rlcore.capture import tree_map
 from rlcore.config import ConfigError, to_dict
 from rlcore.distributed import RankLost, World, differs, gathered, leave, most, received
 from rlcore.learn import Faults, Progress, Report, begin
@@ -54,7 +54,7 @@ def with_ranks(content: dict[str, Any], world: World) -> dict[str, Any]:
         return content
     own = {key: content[key] for key in ("env", "progress", "rng")}
     own["agent"] = {key: value for key, value in content["agent"].items() if key not in (*SHARED, *LEARNED)}
-    parts = received(rebuilt(own, lambda tensor: tensor.cpu()) if world.rank else None)
+    parts = received(tree_map(own, lambda tensor: tensor.cpu()) if world.rank else None)
     return content | {"ranks": parts[1:]}
 
 
@@ -77,7 +77,7 @@ def of_rank(content: dict[str, Any], world: World, agent: Agent) -> tuple[bool, 
             content["agent"] |= part["agent"]
             device = next(agent.policy.parameters()).device
             replay = content["agent"].pop("replay", None)
-            content |= rebuilt(content, lambda tensor: tensor.to(device))
+            content |= tree_map(content, lambda tensor: tensor.to(device))
             if "replay" in part["agent"]:
                 content["agent"]["replay"] = replay
         return True, []
