@@ -89,7 +89,7 @@ def export_onnx(
         _save(model, facts, draft)
         parity = verify(draft, ready.policy, ready.recording, tolerance=tolerance)
         if not parity.passed:
-            raise ExportError(f"'{path}' was not written: {parity}")
+            raise ExportError(f"'{path}' was not written: {parity}{parity.remedy}")
         facts |= parity.metadata()
         trace = golden_trace(draft, ready.recording, group_shapes(policy))
         facts |= {} if trace is None else {"golden_trace": trace}

@@ -44,6 +44,7 @@ RANDOM_SHAPE = (32, 32)  # steps, envs
 IMAGE_STEPS = 8  # random steps where there are images, each of which is hundreds of times the work
 END_RATE = 0.1  # chance of a random step to end its episode
 SEQUENCE_STEPS = 256  # through which a recurrent policy and its file keep their own states, at least
+ROUNDING = 1e-4  # at most, of sums of many thousand numbers in float32
 CLOSE = 1e-4  # of a gate's logit, over the larger of 1 and that: float32 rounds to about 1e-6 of it
 OUTLIER = 10.0  # how many times further out than random observations
 
@@ -89,6 +90,13 @@ class ParityReport:
     def passed(self) -> bool:
         """Whether the file does what the policy does."""
         return self.mismatches == 0 and self.error <= self.tolerance
+
+    @property
+    def remedy(self) -> str:
+        """What to do where the file does the same to a few roundings; nothing where it does something else."""
+        if self.mismatches or not self.tolerance < self.error <= ROUNDING:
+            return ""
+        return "; so little may be rounding, of long sums most of all: 'rlcore export --tolerance' allows more"
 
     def __str__(self) -> str:
         """One line for people."""

@@ -72,7 +72,7 @@ def export_torchscript(
         runner = TorchScriptPolicy(draft)
         parity = verify(runner, ready.policy, ready.recording, tolerance=tolerance)
         if not parity.passed:
-            raise ExportError(f"'{path}' was not written: {parity}")
+            raise ExportError(f"'{path}' was not written: {parity}{parity.remedy}")
         facts |= parity.metadata()
         trace = golden_trace(runner, ready.recording, group_shapes(policy))
         facts |= {} if trace is None else {"golden_trace": trace}

@@ -21,7 +21,7 @@ from PIL import Image
 import rlcore
 from rlcore.checkpoint import load_checkpoint
 from rlcore.envs import make_env
-from rlcore.export import ExportError
+from rlcore.export import ExportError, read_metadata
 from rlcore.train import arguments
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
@@ -353,6 +353,15 @@ def test_export_needs_no_env(run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     onnx.checker.check_model(model)
     facts = {entry.key: entry.value for entry in model.metadata_props}
     assert (facts["task"], facts["iteration"], facts["algorithm"]) == ("CartPole", "4", "ppo")
+
+
+def test_an_export_may_be_told_how_far_a_file_may_differ(run: Path, tmp_path: Path, capsys: Any) -> None:
+    output = tmp_path / "policy.onnx"
+    words = ["export", "--run", str(run), "--output", str(output), "--tolerance"]
+    assert main([*words, "3e-5"]) == 0 and read_metadata(output)["parity_tolerance"] == 3e-5
+    assert main([*words, "2"]) == 2
+    assert "--tolerance is 2; give a number above 0 and below 1" in capsys.readouterr().err
+    assert main(["export", "--onnx", str(output), "--show", "--tolerance", "3e-5"]) == 2
 
 
 def test_a_refused_export_is_told_by_its_own_exit_code(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

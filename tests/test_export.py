@@ -207,6 +207,15 @@ def test_failed_parity_is_refused_and_the_previous_file_survives(tmp_path: Path)
     assert report.parity.max_abs_error == pytest.approx(3e-4, rel=0.01)
 
 
+def test_a_difference_that_may_be_rounding_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    options = {"recording": make_recording(), "tolerance": 1e-12}
+    with pytest.raises(ExportError, match="may be rounding, of long sums most of all: 'rlcore export --tolerance'"):
+        export_onnx(Controller(), make_spec(), tmp_path / "policy.onnx", **options)  # type: ignore[arg-type]
+    with pytest.raises(ExportError) as error:
+        export_onnx(Broken(), make_spec(), tmp_path / "policy.onnx", **options)  # type: ignore[arg-type]
+    assert "rounding" not in str(error.value)
+
+
 def test_difference_on_recorded_observations_alone_is_found(tmp_path: Path) -> None:
     class BrokenFarOut(Controller):
         def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:

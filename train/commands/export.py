@@ -43,6 +43,9 @@ class ExportArguments:
     needs them. None: for all, with the task as an input."""
     given_task: bool = False
     """Of a policy that infers its task: take the task as an input instead."""
+    tolerance: float = 1e-5
+    """Largest difference between what the file and the policy give, relative where outputs go beyond -1..1; above it no
+    file is written. Long sums, such as those of image features without a projection, round to more."""
     cpp: Path | None = None
     """Folder to write the file to as C++17 source, too: weights as constants, no dependency."""
     show: bool = False
@@ -102,9 +105,11 @@ def _written(args: ExportArguments) -> Job:
         raise ValueError("--cpp writes what an ONNX file does; add onnx to --format")
     if args.cells != "operator" and "onnx" not in args.format:
         raise ValueError(f"--cells is '{args.cells}', which is for ONNX; leave it out, or add onnx to --format")
+    if not 0 < args.tolerance < 1:
+        raise ValueError(f"--tolerance is {args.tolerance:g}; give a number above 0 and below 1, such as 3e-5")
     writers: dict[str, Callable[..., ExportReport]] = {
-        "onnx": functools.partial(export_onnx, cells=args.cells),
-        "torchscript": export_torchscript,
+        "onnx": functools.partial(export_onnx, cells=args.cells, tolerance=args.tolerance),
+        "torchscript": functools.partial(export_torchscript, tolerance=args.tolerance),
     }
     own = run.exported if args.for_task is None else run.exported.with_name(f"{safe_name(args.for_task)}.onnx")
     for number, kind in enumerate(dict.fromkeys(args.format)):
@@ -132,7 +137,18 @@ def _written(args: ExportArguments) -> Job:
 def _check_alone(args: ExportArguments) -> None:
     """Refuse what is for writing a file together with one that is there already."""
     defaults = ExportArguments()
-    for name in ("run", "checkpoint", "format", "output", "dynamic_batch", "cells", "for_task", "given_task", "gate"):
+    for name in (
+        "run",
+        "checkpoint",
+        "format",
+        "output",
+        "dynamic_batch",
+        "cells",
+        "for_task",
+        "given_task",
+        "gate",
+        "tolerance",
+    ):
         if getattr(args, name) != getattr(defaults, name):
             written = "and --onnx names a file that is written already; leave one out"
             raise ValueError(f"{flag_of(name)} is for a run, {written}")
