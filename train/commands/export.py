@@ -137,18 +137,7 @@ def _written(args: ExportArguments) -> Job:
 def _check_alone(args: ExportArguments) -> None:
     """Refuse what is for writing a file together with one that is there already."""
     defaults = ExportArguments()
-    for name in (
-        "run",
-        "checkpoint",
-        "format",
-        "output",
-        "dynamic_batch",
-        "cells",
-        "for_task",
-        "given_task",
-        "gate",
-        "tolerance",
-    ):
+    for name in "run checkpoint format output dynamic_batch cells for_task given_task gate tolerance".split():
         if getattr(args, name) != getattr(defaults, name):
             written = "and --onnx names a file that is written already; leave one out"
             raise ValueError(f"{flag_of(name)} is for a run, {written}")
