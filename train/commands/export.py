@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from rlcore.train.groups import flag_of
 if TYPE_CHECKING:
     from rlcore.export import CppReport
 
+_OF_A_FILE = ("onnx", "show", "cpp", "deploy_yaml", "motors")
 _ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
 
 
@@ -137,7 +139,7 @@ def _written(args: ExportArguments) -> Job:
 def _check_alone(args: ExportArguments) -> None:
     """Refuse what is for writing a file together with one that is there already."""
     defaults = ExportArguments()
-    for name in "run checkpoint format output dynamic_batch cells for_task given_task gate tolerance".split():
+    for name in [field.name for field in dataclasses.fields(args) if field.name not in _OF_A_FILE]:
         if getattr(args, name) != getattr(defaults, name):
             written = "and --onnx names a file that is written already; leave one out"
             raise ValueError(f"{flag_of(name)} is for a run, {written}")
