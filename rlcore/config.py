@@ -97,6 +97,18 @@ def check_below(settings: object, lower: str, upper: str) -> None:
     check(False, lower, low, remedy)
 
 
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of a task that are settings of the run, which every env is made with.
+
+    Raises:
+        ConfigError: names the first, its value and what to write instead.
+    """
+    for name in ("task", "num_envs", "device", "seed"):
+        if name in options:
+            remedy = f"{name} is no option of a task but a setting of the command; write it without 'env.'"
+            raise ConfigError(f"env.{name}: {shown(options[name])} is not possible; {remedy}")
+
+
 def settings_of(config: T | None, cls: type[T]) -> T:
     """The settings that an agent was given, held to the same types as those of a file; its defaults for None.
 

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from rlcore.config import ALONE, ConfigError, closest, named_groups, nearest, parse_text, shown, to_int
-from rlcore.train.config import check_options
+from rlcore.config import ALONE, ConfigError, check_options, closest, named_groups, nearest, parse_text, shown, to_int
 from rlcore.train.groups import NAME, flag_of, general_name, how_to_write, is_none, lacks, table_of, with_group, without
 
 T = TypeVar("T")

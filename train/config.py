@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from rlcore.agent import Algorithm
-from rlcore.config import ConfigError, check, from_dict, shown, to_dict
+from rlcore.config import ConfigError, check, check_options, from_dict, shown, to_dict
 from rlcore.device import checked_device
 from rlcore.ppo_config import PPOConfig
 from rlcore.train.algorithms import NAMES, find
@@ -241,18 +241,6 @@ def read_config(data: Mapping[str, Any], source: str = "configuration") -> Train
         ConfigError: an unknown algorithm or key, a wrong type or an impossible value.
     """
     return from_dict(config_class(data.get("algo", "ppo"), f"{source}: algo"), data, source)
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options of a task that are settings of the run, which every env is made with.
-
-    Raises:
-        ConfigError: names the first, its value and what to write instead.
-    """
-    for name in ("task", "num_envs", "device", "seed"):
-        if name in options:
-            remedy = f"{name} is no option of a task but a setting of the command; write it without 'env.'"
-            raise ConfigError(f"env.{name}: {shown(options[name])} is not possible; {remedy}")
 
 
 def _refuse_huge(settings: Mapping[str, Any]) -> None:
