@@ -1,8 +1,8 @@
 """Several processes that train one policy, each on envs of its own: how they meet, and what they sum up.
 
-PyTorch's ``torch.distributed`` does the work, started by torchrun. A process that has joined nobody is alone: there
-every function returns what it is given. What is summed has the same bits on every rank, so that all ranks that began
-alike take the same step.
+PyTorch's ``torch.distributed`` does the work, started by torchrun. A process that has joined nobody is alone, and so is
+the only rank: there every function returns what it is given. What is summed has the same bits on every rank, so that
+all ranks that began alike take the same step.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class World(NamedTuple):
 
     @property
     def several(self) -> bool:
-        """Whether there is another rank; one alone sums nothing, whose copies are 1 to 2 % of a short iteration."""
+        """Whether there is another rank; one alone sums nothing: copies for it are 2 % of a short iteration."""
         return self.size > 1
 
     @property

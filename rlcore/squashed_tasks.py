@@ -95,7 +95,7 @@ class SquashedTasks(nn.Module):
         """
         own = index == torch.arange(self.count, device=index.device).unsqueeze(1)  # [K, B]
         number, sums = torch.where(own, weight, 0.0).sum(1), torch.where(own, weight * values, 0.0).sum(1)
-        if world().size > 1:
+        if world().several:
             number, sums = total(torch.stack([number, sums]))
         return torch.where(number > 0, sums / number, default)
 
