@@ -219,7 +219,7 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
         raise ValueError(f"{task}: it has no argument num_envs; give it one, the number of envs to step together")
     common = {"num_envs": num_envs, "device": device, "seed": seed}
     _check_options(task, cls, options, set(common), [])
-    _check_numbers(task, parameters, options)
+    check_numbers(task, parameters, options)
     made: Any = cls(**{name: value for name, value in common.items() if name in parameters}, **options)
     env: VecEnv = _adapted(made, task, device, None if "seed" in parameters else seed)
     if _placed(getattr(env, "device", device)) != device:  # one without is refused later, by what it lacks
@@ -232,8 +232,12 @@ def _make_own(task: str, num_envs: int, device: torch.device, seed: int | None, 
     return env
 
 
-def _check_numbers(task: str, parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]) -> None:
-    """Refuse what is no number for an argument that its author wrote ``int``, ``float`` or ``bool`` after."""
+def check_numbers(task: str, parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]) -> None:
+    """Refuse what is no number for an argument that its author wrote ``int``, ``float`` or ``bool`` after.
+
+    Raises:
+        ValueError: names the first, its value and what to give. Python would take any word for true.
+    """
     for name, value in options.items():
         wanted = parameters[name].annotation if name in parameters else None
         kinds, what = _NUMBERS.get(getattr(wanted, "__name__", str(wanted)), (object, ""))

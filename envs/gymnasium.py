@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlcore.env import EnvFailed, VecEnv
-from rlcore.envs import look_here, unknown_option
+from rlcore.envs import check_numbers, look_here, unknown_option
 from rlcore.envs.envpool import with_reset_seed
 from rlcore.envs.gym_costs import COST, StepCosts
 from rlcore.envs.gym_mujoco import with_physics
@@ -33,7 +33,9 @@ NO_TIME_LIMIT = 1_000_000
 """``max_episode_length`` of an env that sets no time limit."""
 
 _MUJOCO_NEEDS = {"mujoco", "imageio", "glfw"}
-"""Modules that gymnasium's MuJoCo tasks import."""
+"""Modules that gymnasium's MuJoCo tasks import; it says how to install the first alone."""
+
+_OPTIONS = ("render_mode", "max_episode_steps", "disable_env_checker", "vectorization", "wrappers", "action_mask")
 
 _Answer = tuple[Any, ...]
 """Observations after and before resets, the same if there were none; rewards, terminated, truncated ``[N]``; and with
@@ -355,11 +357,12 @@ def make_gymnasium(
         refused = re.search(r"(?:unexpected keyword|multiple values for(?: keyword)?) argument '(\w+)'", str(error))
         if refused is None or refused[1] not in options:
             raise ValueError(_failed(f"gym:{env_id}", "making it", error)) from error
-        valid = [name for name in _options_of(env_id) if name != refused[1]]
+        valid = [name for name in dict.fromkeys([*_parameters_of(env_id), *_OPTIONS]) if name != refused[1]]
         raise ValueError(unknown_option(f"gym:{env_id}", refused[1], valid)) from error
     except Exception as error:
         raise ValueError(_failed(f"gym:{env_id}", "making it", error)) from error
     try:
+        check_numbers(f"gym:{env_id}", _parameters_of(env_id), options)
         return GymnasiumEnv(env, device, seed, task=f"gym:{env_id}")
     except ValueError:
         env.close()
@@ -373,7 +376,6 @@ def _failed(task: str, what: str, error: Exception) -> str:
 
 def _cannot_make(env_id: str, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    # Gymnasium itself checks for MuJoCo alone, and imports more of what its extra installs.
     missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     if isinstance(error, gymnasium.error.DependencyNotInstalled) and "mujoco" in reason.lower():
         missing = "mujoco"
@@ -384,14 +386,12 @@ def _cannot_make(env_id: str, error: Exception) -> str:
     return f"gym:{env_id}: {reason}" + (" (`rlcore tasks` lists the built-in tasks)" if named_wrong else "")
 
 
-def _options_of(env_id: str) -> list[str]:
-    """Keyword arguments that an id takes, as far as signatures tell."""
+def _parameters_of(env_id: str) -> dict[str, inspect.Parameter]:
+    """What the env of an id is made with, as far as signatures tell."""
     entry_point: Any = gymnasium.spec(env_id.rpartition(":")[2]).entry_point
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    own = [name for name, p in inspect.signature(creator).parameters.items() if p.kind in kinds]
-    common = ["render_mode", "max_episode_steps", "disable_env_checker", "vectorization", "wrappers", "action_mask"]
-    return list(dict.fromkeys([*own, *common]))
+    return {name: p for name, p in inspect.signature(creator).parameters.items() if p.kind in kinds}
 
 
 def _first_sub_env(env: VectorEnv[Any, Any, Any]) -> gymnasium.Env[Any, Any] | None:

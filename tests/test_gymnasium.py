@@ -474,6 +474,7 @@ def test_render_without_a_render_mode_says_how() -> None:
         ("gym:Nowhere/Foo-v0", {}, "Namespace Nowhere not found"),
         ("gym:CartPole-v1", {"sutton": True}, "unknown option 'sutton'.*sutton_barto_reward.*max_episode_steps"),
         ("gym:CartPole-v1", {"vector_kwargs": {}}, "unknown option 'vector_kwargs'"),
+        ("gym:CartPole-v1", {"sutton_barto_reward": "no"}, "option sutton_barto_reward is 'no'; give True or False"),
         ("gym:CartPole-v1", {"vectorization_mode": "sync"}, "'vectorization_mode': did you mean vectorization"),
         ("gym:CartPole-v1", {"vectorization": "threads"}, "vectorization is 'threads'; use 'sync'"),
     ],
