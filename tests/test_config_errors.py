@@ -180,6 +180,7 @@ COMMAND_LINES = {
     "preset over a file": ("config --file a.yaml --preset gpu", ["--preset is 'gpu'", "a.yaml", "leave one out"]),
     "export of nothing": ("export", ["--run", "missing"]),
     "unknown flag of export": ("export --rnu x", ["--rnu", "did you mean --run?"]),
+    "Isaac Lab's video of play": ("play --run a --video a.mp4", ["did you mean --output?"]),
     "play to a text file": ("play --run a --output a.txt", ["a.txt", ".gif"]),
     "filter without a match": ("tasks Cartpool", ["Cartpool", "CartPole"]),
     "two filters": ("tasks a b", ["'b'", "FILTER"]),

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "ent_coef": "agent.init_temperature agent.entropy_coef",
     "entropy_coefficient": "agent.init_temperature agent.entropy_coef",
     "exploration_noise": "agent.noise_std",
+    "gif": "output",
     "gradient_steps": "agent.num_updates agent.num_epochs",
     "initial_entropy_value": "agent.init_temperature",
     "lam": "agent.gae_lambda",
@@ -51,6 +52,7 @@ ELSEWHERE = {
     "target_policy_noise": "agent.target_noise",
     "train_freq": "agent.num_steps",
     "vf_coef": "agent.value_coef",
+    "video": "output",
 }
 """What other libraries call a setting, and its names here: the first that the algorithm has."""
 
@@ -336,7 +338,7 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
     last = key.rpartition(".")[2]
     if "algo" in settings and last in INSTEAD:
         return f"unknown setting --{shown}; {INSTEAD[last]}"
-    if last in ELSEWHERE and "algo" in settings:
+    if last in ELSEWHERE:
         match = next((name for name in ELSEWHERE[last].split() if name in settings), None)
     else:
         match = _nearest_setting(key, settings)
