@@ -153,7 +153,7 @@ def _made(task: str, num_envs: int, device: str | torch.device, seed: int | None
 
         return make_mjlab(task, num_envs, device, seed, **options)
     if task.startswith(GYM_PREFIX):
-        from rlcore.envs.gymnasium import make_gymnasium
+        from rlcore.envs.gym_make import make_gymnasium
 
         return make_gymnasium(task.removeprefix(GYM_PREFIX), num_envs, device, seed, **options)
     if simulator == "envpool":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlcore.env import Parameter, VecEnv, is_randomizable
 from rlcore.envs.envpool import make_envpool
-from rlcore.envs.gymnasium import make_gymnasium
+from rlcore.envs.gym_make import make_gymnasium
 from rlcore.envs.parameters import ParameterRows
 from rlcore.envs.wrappers import OwnState
 from rlcore.types import Obs, Step

@@ -24,7 +24,7 @@ from rlcore.train.importers.registered import registered_names
 MAKERS = {
     "isaaclab": ["rlcore.envs.isaaclab:make_isaaclab", "rlcore.envs.isaaclab:IsaacLabEnv"],
     "mjlab": ["rlcore.envs.mjlab:make_mjlab", "rlcore.envs.mjlab:MjlabEnv"],
-    "gymnasium": ["rlcore.envs.gymnasium:make_gymnasium"],
+    "gymnasium": ["rlcore.envs.gym_make:make_gymnasium"],
     "envpool": ["rlcore.envs.envpool:make_envpool"],
 }
 """What takes the options of tasks that are not built in, and what else describes them."""
