@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rlcore import PPOConfig, spec_of
 from rlcore.agent import Policy
+from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.safety import CostConfig, SafetyConfig
 from rlcore.train.best import Best, excess
@@ -217,8 +219,25 @@ def test_no_episode_at_all_has_no_figures_and_the_worst_score() -> None:
 def test_rounds_start_anew_with_other_seeds() -> None:
     env = Lengths(6)
     result = evaluate(env, Still(), seed=10, rounds=3)
-    assert env.seeds == [10, 11, 12]
+    assert env.seeds == [10, 16, 22]
     assert result.episodes == 18
+
+
+def test_no_round_plays_episodes_of_another_once_more() -> None:
+    env = make_env("gym:CartPole-v1", 8)  # whose env i has seed + i
+
+    def act(obs: dict[str, Any]) -> Any:
+        return (obs["policy"][:, 2] > 0).astype(np.int64)
+
+    first: list[Tensor] = []
+
+    def before(t: int) -> None:
+        if t == 0:
+            states = [sub.unwrapped.state for sub in env.env.envs]  # type: ignore[attr-defined]
+            first.append(torch.tensor(np.stack(states)))
+
+    evaluate(env, act, 5, rounds=3, before=before)
+    assert len(torch.cat(first).unique(dim=0)) == 3 * 8
 
 
 def test_nothing_of_an_evaluation_is_remembered_for_gradients() -> None:

@@ -211,7 +211,8 @@ def evaluate(
     Args:
         env: a separate copy of the task; it is reset here, and left in the middle of an episode.
         policy: a policy module, or a function from observations to actions such as an exported file.
-        seed: makes the estimate repeatable; round r resets with ``seed + r``.
+        seed: makes the estimate repeatable; round r resets with ``seed + r * num_envs``, for gymnasium's envs take seed,
+            seed + 1, ... and would play the episodes of the round before once more.
         rounds: times that all envs start anew; each gives ``env.num_envs`` episodes.
         stage: where the env's curricula stand as each round begins; None is wherever they are.
         violations: signals that are a violation where they are above a number, by name; those that the env does not
@@ -221,7 +222,8 @@ def evaluate(
     Raises:
         ValueError: the env returns something of a wrong type or shape.
     """
-    results = [run_episodes(env, policy, seed + r, stage, violations, before=before) for r in range(rounds)]
+    seeds = range(seed, seed + rounds * env.num_envs, env.num_envs)
+    results = [run_episodes(env, policy, own, stage, violations, before=before) for own in seeds]
     return estimated(results, getattr(env, "tasks", ()))
 
 
