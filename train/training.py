@@ -164,6 +164,8 @@ class Training:
         self.owed = content is not None and bool(content.get("owed"))  # the evaluation of the last iteration
         self.pulse = Pulse(self.eval_env, lambda text: True, lambda text: None)
         self.best = Best(self.config, self.spec, self.device)
+        with fitting(resumed_from):
+            self.best.take_ranges(content or {})
         self.bootstrap = self.agent.timeout_bootstrap
 
     def start(self) -> int:
