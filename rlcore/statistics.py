@@ -13,6 +13,13 @@ from rlcore.capture import Captured
 from rlcore.distributed import total, union
 from rlcore.types import Metrics, Mode, Step
 
+_OF_EPISODES = ("rollout/episode_", "rollout/success", "env/", "curriculum/success", "randomize/success")
+
+
+def of_episodes(metric: str) -> bool:
+    """Whether a metric is a mean over the episodes that ended, and has no value where none did."""
+    return metric.startswith(_OF_EPISODES) or (metric.startswith("signal/") and metric.endswith("_episode"))
+
 
 class EpisodeStatistics:
     """Returns and lengths of the episodes that ended since the last read, summed on the device.

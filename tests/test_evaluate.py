@@ -16,7 +16,7 @@ from rlcore.agent import Policy
 from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.safety import CostConfig, SafetyConfig
-from rlcore.train.best import Best, excess
+from rlcore.train.best import Best, excess, figures
 from rlcore.train.config import TrainConfig
 from rlcore.train.evaluate import Evaluation, evaluate
 from rlcore.train.intervals import t_interval, t_quantile, wilson_interval
@@ -146,6 +146,16 @@ def test_an_episode_whose_signal_is_no_number_is_not_in_its_mean() -> None:
     result = evaluate(Sick(4), Still(), seed=0)
     assert result.as_dict()["signal_cost_mean"] == float(result.lengths[[0, 2, 3]].double().mean())
     assert result.episodes == 4 and "signal_lost_mean" not in result.as_dict()
+
+
+def test_a_signal_that_is_no_number_in_one_env_is_told_of_the_others_in_training_too() -> None:
+    cost = torch.tensor([1.0, 2.0, math.nan]).double()
+    result = Evaluation(
+        returns=torch.ones(3).double(), lengths=torch.ones(3), signals={"cost": cost, "none": 0 / cost[2:]}
+    )
+    told = figures(result, {})
+    assert told["eval/signal_cost"] == result.as_dict()["signal_cost_mean"] == 1.5
+    assert "eval/signal_none" not in told
 
 
 def test_an_episode_whose_success_is_nan_counts_for_no_success() -> None:

@@ -145,7 +145,7 @@ def figures(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> di
         found["eval/success"] = result.success
     found |= {f"eval/return_{name}": part.mean_return for name, part in result.tasks.items()}
     found |= {f"eval/success_{k}": part.success for k, part in result.tasks.items() if part.success is not None}
-    return found | {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.signals.items() if len(sums)}
+    return found | {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.known_signals.items()}
 
 
 def score(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> float:

@@ -34,7 +34,7 @@ from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
 from rlcore.train.ending import CRASH_FILE, Interrupt, Stopped, end_of_run, quiet_threads
-from rlcore.train.evaluate import whole_episodes
+from rlcore.train.evaluate import ENDLESS, whole_episodes
 from rlcore.train.filming import Film
 from rlcore.train.judging import due, eval_env_of, evaluated, judged_by, try_out
 from rlcore.train.logger import RunLogger, notes_shown
@@ -123,6 +123,7 @@ class Training:
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.first_stage = stage_of(self.eval_env)
         self.spec = spec_of(self.env)
+        self.stop.tasks = tuple(self.spec.tasks)
         self.algorithm = find(config.algo)
         with notes_shown(self.console), settings_as_typed(config.agent):
             self.agent: Agent = self.algorithm.agent(
@@ -201,6 +202,10 @@ class Training:
         if self.progress is None:
             self.progress = begin(self.env, self.agent, config.seed)
         self.held.begin(self.progress.iteration)
+        if self.env.max_episode_length < ENDLESS:
+            longest = -(-self.env.max_episode_length // self.agent.num_steps)  # iterations of an episode
+            began = 0 if self.exact else self.progress.iteration
+            self.stop.fair_from = began + longest + config.log_interval
         evaluations: dict[int, dict[str, float]] = {}  # by iteration, until its report comes
         with (
             interrupt.handling(),
@@ -219,7 +224,7 @@ class Training:
             def on_report(report: Report) -> None:
                 self.stop.told(report.metrics)
                 if (row := logger.report(report, evaluations.pop(report.iteration, {}))) is not None:
-                    self.stop.logged(row)
+                    self.stop.logged(report.iteration, row)
 
             def on_iteration(progress: Progress) -> None:
                 self.held.after(progress.iteration)
