@@ -142,7 +142,7 @@ def same_stage(one: Stage | None, other: Stage | None) -> bool:
     return _equal(_without_clocks(one), _without_clocks(other))
 
 
-def _without_clocks(stage: Stage) -> dict[str, Any]:
+def _without_clocks(stage: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage's ``state`` says of what episodes are like, of stages within it, as several tasks have, too."""
     return {
         name: _without_clocks(value) if isinstance(value, Mapping) and value.keys() == stage.keys() else value
