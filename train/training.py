@@ -110,8 +110,8 @@ class Training:
                 f"num_iterations is {config.num_iterations} and the run has done {done} already; "
                 f"give --num-iterations {done} or more"
             )
-        # A simulator that cannot be restored must not repeat the episodes that it began with.
-        seed = self.ranks.seed(config.seed + done)
+        # A simulator that cannot be restored must not repeat the episodes that it began with; gymnasium's env i adds i.
+        seed = self.ranks.seed(config.seed + done * config.num_envs)
         self.film = Film(config, self.device) if config.eval_video and self.ranks.main else None
         self.env = make_env(config.task, self.share, self.device, seed=seed, **config.env)
         # Isaac Sim has one scene per process: there, evaluations borrow the training env.
