@@ -198,7 +198,7 @@ class Randomized(OwnState):
         value = step.log["success"]
         if not isinstance(value, Tensor):
             return torch.full_like(step.reward, value)
-        return value.to(step.reward).expand_as(step.reward)
+        return value.to(step.reward).expand_as(step.reward).nan_to_num(0.0)  # NaN would stay in what decides
 
     @torch.no_grad()
     def _adapt(self) -> Metrics:

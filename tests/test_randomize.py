@@ -171,6 +171,24 @@ def test_adr_bound_settles_where_success_ends() -> None:
     assert told[0]["randomize/load_high"] == pytest.approx(0.37) and told[0]["randomize/success"] == 1.0
 
 
+@pytest.mark.parametrize("mode", ["adr", "doraemon"])
+def test_an_episode_whose_success_is_no_number_is_none_and_stops_nothing(mode: str) -> None:
+    class Torn(Threshold):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            success = step.log["success"]
+            assert isinstance(success, Tensor)
+            success[:2] = torch.nan  # of envs that are broken for good
+            return step
+
+    settings = {"boundary_episodes": 40} if mode == "adr" else {"interval": 1, "success_rate": 0.8}
+    env = of(Torn(128), mode, load=True, **settings)
+    env.reset(0)
+    told = run(env, 30)
+    assert all(row["randomize/success"] <= 1 for row in told)
+    assert told[-1]["randomize/load_high"] > 0.6
+
+
 def test_adr_plays_bounds_in_half_of_the_episodes_and_never_passes_nominal() -> None:
     env = of(Threshold(8000), "adr", load=True, grip={"range": [0.1, 10.0], "distribution": "log_uniform"})
     env.reset(0)
