@@ -20,6 +20,7 @@ from rlcore.envs import make_env
 from rlcore.train import training
 from rlcore.train.cli import main
 from rlcore.train.continuation import resumed_config
+from rlcore.train.reports.run import read_run
 
 
 def test_measuring_a_run_again_keeps_the_figures_of_its_file(tmp_path: Path) -> None:
@@ -113,6 +114,12 @@ def test_stopping_in_the_last_evaluation_says_how_to_go_on(
     assert not (run / "eval.json").exists()
     assert main(["train", "--resume", str(run)]) == 0
     assert (run / "eval.json").is_file() and (run / "export" / "policy.onnx").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "conclude", conclude)
+        assert main(["train", "--resume", str(run), "--num-iterations", "2"]) == 128 + number
+    # Its page shows no figures of the policy that the run had before it went on.
+    assert not read_run(run).evaluation
+    assert (run / "eval.json.old").is_file()
 
 
 @pytest.mark.parametrize(
