@@ -39,7 +39,7 @@ class StepSuccess:
 
     def of_each(self, infos: Sequence[Mapping[str, Any]], done: NDArray[np.bool_]) -> None:
         """Take in a step of N envs that were stepped one by one, of which some ended an episode ``[N]``."""
-        ended = [infos[i] for i in np.flatnonzero(done)] if self._name == "" else []
+        ended = [infos[i] for i in np.flatnonzero(done).tolist()] if self._name == "" else []
         if self._known(done, infos[0], *ended):
             self._take(np.array([bool(info.get(self._name or "", False)) for info in infos]), done)
 
