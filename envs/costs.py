@@ -92,7 +92,8 @@ class WithSignals(Wrapper):
         super().__init__(env)
         told = signal_names(env)
         self.signal_names = None if told is None else (*told, *sources)
-        self._sources = {name: _reader(env, f"{self.task}: costs.{name}", source) for name, source in sources.items()}
+        self.sources = dict(sources)
+        self._readers = {name: _reader(env, f"{self.task}: costs.{name}", source) for name, source in sources.items()}
 
     def step(self, action: Tensor) -> Step:
         """Step the inner env; see ``VecEnv.step``.
@@ -102,7 +103,7 @@ class WithSignals(Wrapper):
         """
         step = self.env.step(action)
         signals = dict(step.signals or {})
-        for name, read in self._sources.items():
+        for name, read in self._readers.items():
             if name in signals:
                 raise ValueError(f"{self.task}: costs.{name}: the env gives a signal '{name}'; choose another name")
             value = read(step)

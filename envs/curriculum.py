@@ -32,7 +32,7 @@ from rlcore.envs.terrain import TerrainLevels
 from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.envs.wrappers import Wrapper
 from rlcore.ranks import merged_in, merges
-from rlcore.stage import rows_of, told
+from rlcore.stage import rows_of, stage_of, told
 from rlcore.types import Metrics, Obs, Step
 
 
@@ -45,7 +45,7 @@ class Curriculum(Wrapper):
     ``state_dict`` and of the stage; see ``rlcore.stage``.
 
     Where a parameter counts from the next episode on, or levels are the env's own, the level of an episode is chosen as
-    the one before it begins.
+    the one before it begins; other parameters are set as it begins all the same.
 
     Args:
         env: any env.
@@ -60,12 +60,15 @@ class Curriculum(Wrapper):
         self.config, n, device = config, env.num_envs, env.device
         self._where = f"{self.task}: env.curriculum"
         self._terrain: TerrainLevels | None = None
+        self._late: Tensor | None = None  # which parameters count from the next episode on, where others do at once
         self._names = tuple(config.parameters)
         if config.parameters:
-            self.table = table_of(env, config, self._where).to(device)
-            """``[P, L]``, in the order of the parameters."""
+            self.table = table_of(env, config, self._where).to(device)  # [P, L], in the order of the parameters
             number = self.table.shape[1]
-            self._ahead = any(env.parameters[name].next_episode for name in self._names)  # type: ignore[attr-defined]
+            late = [env.parameters[name].next_episode for name in self._names]  # type: ignore[attr-defined]
+            self._ahead = any(late)
+            if self._ahead and not all(late):
+                self._late = torch.tensor(late, device=device)[:, None]  # [P, 1]
         else:
             self._terrain, number = own_levels_of(env, config, self._where)
             self._ahead = True
@@ -94,9 +97,8 @@ class Curriculum(Wrapper):
         self._staggered = is_staggered(env)
         self._reached = torch.zeros(1, dtype=torch.int64, device=device)
         self._rate = torch.full((number,), config.target, device=device)
-        self._known = torch.zeros(number, device=device)
+        self._known, self._age = torch.zeros(2, number, device=device)
         self._score = torch.full((number,), torch.inf, device=device)
-        self._age = torch.zeros(number, device=device)
         learned = ("probabilities", "_reached", "_rate", "_known", "_score", "_age")
         self._kept: dict[str, Tensor] = {name.lstrip("_"): getattr(self, name) for name in learned}
         flight = ("level", "_next", "_own", "_whole", "_returns", "_outcomes")
@@ -128,6 +130,8 @@ class Curriculum(Wrapper):
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env, at the level that it stands at."""
         self.level.copy_(self._next)
+        if self._late is not None:
+            self._give(torch.ones_like(self._whole))
         obs = self.env.reset(seed)
         self._returns.zero_()
         self._row.zero_()
@@ -210,9 +214,9 @@ class Curriculum(Wrapper):
         elif not is_exact(self.env) and is_stateful(self.env):
             self.env.load_state_dict(inner)
         self._put_back(state)
+        self._outcomes.zero_()
         if self._cohorts is not None:
             self._cohorts.begin_anew()
-            self._outcomes.zero_()
 
     def stage_told(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """See ``rlcore.stage``: levels, and what parameters are at them."""
@@ -271,11 +275,13 @@ class Curriculum(Wrapper):
         return torch.where(places < self.config.uniform, anywhere, self._own)
 
     def _give(self, where: Tensor) -> None:
-        """Set what the next episodes' levels are, in envs ``where``, bool ``[N]``."""
+        """Set what the next episodes' levels are, and those that count at once, in envs ``where``, bool ``[N]``."""
         if self._terrain is not None:
             self._terrain.set(self._next, where)
         else:
             values = self.table.index_select(1, self._next)  # [P, N]
+            if self._late is not None:
+                values = values.where(self._late, self.table.index_select(1, self.level))
             rows = dict(zip(self._names, values.unbind(), strict=True))
             self.env.set_parameters(rows, where)  # type: ignore[attr-defined]
 
@@ -303,17 +309,15 @@ class Curriculum(Wrapper):
         """Score levels by the magnitude of the advantages of a rollout; see ``rlcore.env.Scored``."""
         assert self._played is not None
         mean, number = mean_magnitudes(self._played, advantages, weight, self.num_levels)
-        latest = mean.to(self._score)
-        rate = self.config.average
+        latest, rate = mean.to(self._score), self.config.average
         score = torch.where(self._score.isinf(), latest, (1 - rate) * self._score + rate * latest)
         self._score.copy_(torch.where(number > 0, score, self._score))
         self._age.copy_(torch.where(number > 0, 0.0, self._age + 1))
         self._row.zero_()
 
     def _inner_stage(self) -> dict[str, Any]:
-        if hasattr(self.env, "stage_dict"):
-            return dict(self.env.stage_dict())
-        return dict(self.env.state_dict()) if not is_exact(self.env) and is_stateful(self.env) else {}
+        inner = stage_of(self.env)
+        return {} if inner is None else inner["state"]
 
     def _of_the_env(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """What of a stage is the inner env's, which may refuse more than that."""
@@ -340,8 +344,7 @@ class Curriculum(Wrapper):
             self.level.copy_(self._terrain.levels)
         elif self.config.strategy == "per_env" and self._key in state:
             levels = state[self._key].to(self.level).clamp(max=self.num_levels - 1)
-            rows = rows_of(len(levels), self.num_envs).to(levels.device)
-            self.level.copy_(levels if len(levels) == self.num_envs else levels[rows])
+            self.level.copy_(levels[rows_of(len(levels), self.num_envs).to(levels.device)])
         else:
             self.level.copy_(spread(self.probabilities, self.num_envs))
         self._next.copy_(self.level)

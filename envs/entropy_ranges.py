@@ -64,6 +64,8 @@ class MaximumEntropy:
         count = len(rows)
         mean = torch.tensor([min(max(row.start, 0.05), 0.95) for row in rows], device=device)
         self.shape = 200.0 * torch.stack((mean, 1.0 - mean))  # [2, P], a and b
+        self._points = torch.tensor([row.point for row in rows], device=device)  # [P], with no range to grow
+        self.shape[:, self._points] = 1.0  # no part of a density, nor of what one change may be
         size = max(-(-episodes // world().size), num_envs)
         self.seen = torch.full((size + 1, count + 2), 0.5, device=device)  # position, log density, success; last: waste
         self.seen[:, count] = torch.inf  # of a weight of 0
@@ -155,7 +157,7 @@ class MaximumEntropy:
                 entropy, distance = beta_entropy_and_kl(shape, before)
                 lacks, over = (self.success_rate - expected).clamp(min=0.0), (distance - self.max_kl).clamp(min=0.0)
                 loss = _PRICE * (lacks + over) - entropy * (lacks == 0)
-            (slope,) = torch.autograd.grad(loss, free)
+            slope = torch.autograd.grad(loss, free)[0].masked_fill(self._points, 0.0)
             allowed = torch.where(lacks > 0, expected.detach() - 1e6, entropy.detach())
             score = torch.where((distance <= self.max_kl) & allowed.isfinite(), allowed, -torch.inf)
             best = torch.where(score > best_score, free.detach().exp(), best)

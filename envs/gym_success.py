@@ -18,7 +18,7 @@ LAST_STEP = "is_success"
 
 
 class StepSuccess:
-    """Whether an env tells success, which its first step shows, and then that of every episode.
+    """Whether an env tells success, as a first step or a first end of an episode shows, and then that of every episode.
 
     Args:
         num_envs: N.
@@ -26,7 +26,7 @@ class StepSuccess:
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
-        self._name: str | None = ""  # of the entry; empty until a first step, None where there is none
+        self._name: str | None = ""  # of the entry; empty until it is known, None where there is none
         self._so_far, self._latest = np.zeros((2, num_envs), np.bool_)
 
     def log(self, device: torch.device) -> dict[str, Tensor | float]:
@@ -39,22 +39,24 @@ class StepSuccess:
 
     def of_each(self, infos: Sequence[Mapping[str, Any]], done: NDArray[np.bool_]) -> None:
         """Take in a step of N envs that were stepped one by one, of which some ended an episode ``[N]``."""
-        if self._known(infos[0]):
+        ended = [infos[i] for i in np.flatnonzero(done).tolist()] if self._name == "" else []
+        if self._known(done, infos[0], *ended):
             self._take(np.array([bool(info.get(self._name or "", False)) for info in infos]), done)
 
     def of_vector(self, infos: Mapping[str, Any], done: NDArray[np.bool_], begun: NDArray[np.bool_] | None) -> None:
         """Take in a step of a vector env; arguments as for ``gym_costs.StepCosts.of_vector``."""
         final = infos.get("final_info")
-        if self._known(infos, *([final] if isinstance(final, Mapping) else [])):
+        if self._known(done, infos, *([final] if isinstance(final, Mapping) else [])):
             now = self._column(infos)
             if isinstance(final, Mapping):
                 now = np.where(done, self._column(final), now)
             self._take(now if begun is None else now & ~begun, done)
 
-    def _known(self, *infos: Mapping[str, Any]) -> bool:
+    def _known(self, done: NDArray[np.bool_], *infos: Mapping[str, Any]) -> bool:
         if self._name == "":
-            self._name = next((x for x in (SOME_STEP, LAST_STEP) if any(x in info for info in infos)), None)
-        return self._name is not None
+            told = [x for x in (SOME_STEP, LAST_STEP) if any(x in info for info in infos)]
+            self._name = told[0] if told else None if done.any() else ""
+        return bool(self._name)
 
     def _column(self, infos: Mapping[str, Any]) -> NDArray[np.bool_]:
         given = infos.get(self._name or "")

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlcore.env import DYNAMICS, VecEnv, is_image, signal_names
+from rlcore.envs.costs import WithSignals
 from rlcore.envs.trials import Trials
 from rlcore.envs.wrappers import OwnState
 from rlcore.types import Obs, Step, begins
@@ -94,12 +95,17 @@ def with_history(env: VecEnv, length: int | None) -> VecEnv:
 
 
 def without_history(env: VecEnv) -> VecEnv:
-    """The env within its history and trials, if it has such: what disturbs sensors and motors reaches none of these."""
-    return without_history(env.env) if isinstance(env, (ActionHistory, Trials)) else env
+    """The env within its history and trials, if it has such: what disturbs sensors and motors reaches none of these.
+
+    Signals of one's own, which are around the trials, are of what is disturbed.
+    """
+    return without_history(env.env) if isinstance(env, (ActionHistory, Trials, WithSignals)) else env
 
 
 def disturbed_within(env: VecEnv, wrap: Callable[[VecEnv], VecEnv]) -> VecEnv:
-    """Wrap an env within its history and trials, if it has such."""
+    """Wrap an env within its history and trials, if it has such; see ``without_history``."""
     if isinstance(env, ActionHistory):
         return ActionHistory(disturbed_within(env.env, wrap), env.length)
+    if isinstance(env, WithSignals):
+        return WithSignals(disturbed_within(env.env, wrap), env.sources)
     return Trials(disturbed_within(env.env, wrap), env.episodes) if isinstance(env, Trials) else wrap(env)

@@ -71,7 +71,7 @@ class Randomized(OwnState):
             points if equal else None,
             torch.tensor(-1.0, device=self.device),
         )
-        rows = [Row(name, self._position(name, known[name].nominal)) for name in self._limits]
+        rows = [Row(n, self._position(n, known[n].nominal), low == high) for n, (low, high) in self._limits.items()]
         self._names, self._units = tuple(self._limits), [unit_of(known[name]) for name in self._limits]
         self._ranges = self._made(rows, config)
         n = self.num_envs
@@ -198,7 +198,7 @@ class Randomized(OwnState):
         value = step.log["success"]
         if not isinstance(value, Tensor):
             return torch.full_like(step.reward, value)
-        return value.to(step.reward).expand_as(step.reward)
+        return value.to(step.reward).expand_as(step.reward).nan_to_num(0.0)  # NaN would stay in what decides
 
     @torch.no_grad()
     def _adapt(self) -> Metrics:

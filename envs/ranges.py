@@ -24,6 +24,8 @@ class Row:
     name: str
     start: float
     """Position of its nominal value, in 0..1."""
+    point: bool = False
+    """Whether there is one value alone, so that no range of it can grow."""
 
 
 class Scale(NamedTuple):
@@ -136,7 +138,8 @@ class AutomaticRanges:
         self.kept = {"bounds": self.bounds, "tally": self.tally, **kept}
         self._one = torch.ones(num_envs, device=device)
         self._last = torch.tensor(self.cohorts.rows, device=device)
-        self._limits = torch.arange(1, 2 * count + 1, device=device) / (4 * count)  # [2P], of numbers that choose
+        movable = torch.tensor([not row.point for row in rows], device=device).repeat(2).cumsum(0)  # [2P]
+        self._limits = movable / (2 * movable[-1].clamp(min=1))  # [2P], of numbers that choose
         # Between what each parameter is drawn where a bound is played, or none, [2, P, 2P + 1].
         self._between = torch.zeros(2, count, 2 * count + 1, device=device)
         self.loaded()

@@ -106,7 +106,8 @@ class Trials(OwnState):
             )
         ended = step.terminated | step.truncated  # [N]
         over = ended & (self._episode == self.episodes - 1)  # [N]
-        self._returns.add_(step.reward.unsqueeze(1) * (self._episode.unsqueeze(1) == self._numbers))
+        present = self._episode.unsqueeze(1) == self._numbers  # [N, E]
+        self._returns.add_(step.reward.unsqueeze(1).where(present, 0.0))  # what is no number is one episode's alone
         log = dict(step.log)
         if self.episodes > 1:
             log |= {f"{RETURN}{k + 1}": x.clone() for k, x in enumerate(self._returns.unbind(1))}

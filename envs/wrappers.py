@@ -75,10 +75,11 @@ class OwnState(Wrapper):
     Args:
         env: any env.
         seed: of the random numbers until ``reset`` gets one; random when not given.
+        suffix: of the task's name.
     """
 
-    def __init__(self, env: VecEnv, seed: int | None) -> None:
-        super().__init__(env)
+    def __init__(self, env: VecEnv, seed: int | None, suffix: str = "") -> None:
+        super().__init__(env, suffix)
         self._kept: dict[str, Tensor] = {}
         """What the future depends on, changed in place."""
         self._random = torch.Generator(self.device)
@@ -201,7 +202,7 @@ class HiddenVelocity(Wrapper):
         return {group: obs[group].index_select(1, places) for group, places in columns.items()}
 
 
-class Delayed(Wrapper):
+class Delayed(OwnState):
     """Shows every observation a fixed number of steps late, as a slow sensor or link would.
 
     Until the first late observation of an episode arrives, the episode's first one is shown. The last one of an
@@ -216,7 +217,7 @@ class Delayed(Wrapper):
     """
 
     def __init__(self, env: VecEnv, delay: int = 3) -> None:
-        super().__init__(env, "Delayed")
+        super().__init__(env, None, "Delayed")
         self.signal_names = signal_names(env)
         if isinstance(delay, bool) or not isinstance(delay, int) or delay < 1:
             raise ValueError(f"{self.task}: delay is {delay!r}; use a whole number of at least 1")
@@ -225,10 +226,7 @@ class Delayed(Wrapper):
             group: torch.zeros(delay, env.num_envs, *space.shape, dtype=dtype_of(space), device=env.device)
             for group, space in env.observation_spaces.items()
         }
-        if is_stateful(env):  # else the wrapper must not be so either
-            self._stateful = env
-            self.state_dict = self._state_dict
-            self.load_state_dict = self._load_state_dict
+        self._kept |= {f"queue/{group}": queue for group, queue in self._queue.items()}
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start a new episode in every env."""
@@ -252,18 +250,8 @@ class Delayed(Wrapper):
             queue.copy_(torch.where(done, now, torch.cat((queue[1:], now[None]))))
         return step._replace(obs=obs, final_obs=final_obs)
 
-    def _state_dict(self) -> dict[str, Any]:
-        queue = {group: values.clone() for group, values in self._queue.items()}
-        return {"env": self._stateful.state_dict(), "queue": queue}
-
     def _load_state_dict(self, state: dict[str, Any]) -> None:
-        for group, queue in self._queue.items():
-            saved = state["queue"][group]
-            if saved.shape != queue.shape:
-                raise ValueError(
-                    f"{self.task}: the saved state has {saved.shape[1]} envs and a delay of {saved.shape[0]} steps, "
-                    f"this env {queue.shape[1]} and {queue.shape[0]}; use those of the saved run"
-                )
-        self._stateful.load_state_dict(state["env"])
-        for group, queue in self._queue.items():
-            queue.copy_(state["queue"][group])
+        if "queue" in state:  # of 0.2.0
+            kept = {f"queue/{group}": values for group, values in state["queue"].items()}
+            state = {"env": state["env"], "kept": kept, "generator": self._random.get_state()}
+        super()._load_state_dict(state)

@@ -139,8 +139,16 @@ def same_stage(one: Stage | None, other: Stage | None) -> bool:
     """Whether scores that were measured at the two can be compared."""
     if one is None or other is None:
         return one is None and other is None
-    first, second = ({k: v for k, v in x["state"].items() if k not in x["clocks"]} for x in (one, other))
-    return _equal(first, second)
+    return _equal(_without_clocks(one), _without_clocks(other))
+
+
+def _without_clocks(stage: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage's ``state`` says of what episodes are like, of stages within it, as several tasks have, too."""
+    return {
+        name: _without_clocks(value) if isinstance(value, Mapping) and value.keys() == stage.keys() else value
+        for name, value in stage["state"].items()
+        if name not in stage["clocks"]
+    }
 
 
 def told(env: VecEnv, state: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,21 +13,27 @@ from rlcore.capture import Captured
 from rlcore.distributed import total, union
 from rlcore.types import Metrics, Mode, Step
 
+_OF_EPISODES = ("rollout/episode_", "rollout/success", "env/", "curriculum/success", "randomize/success")
+
+
+def of_episodes(metric: str) -> bool:
+    """Whether a metric is a mean over the episodes that ended, and has no value where none did."""
+    return metric.startswith(_OF_EPISODES) or (metric.startswith("signal/") and metric.endswith("_episode"))
+
 
 class EpisodeStatistics:
     """Returns and lengths of the episodes that ended since the last read, summed on the device.
 
     All episodes that end count once, so the mean favors short ones less than a window of the latest would; an
     unbiased estimate is the business of an evaluation. Rewards that are not finite are left out, and with them the
-    returns of their episodes.
+    returns of their episodes. In what a step's log has ``[N]``, NaN is nothing, and does not count.
 
     Args:
         num_envs: N.
         device: where rewards arrive.
         mode: how the counting runs on CUDA.
         tasks: where there are several, int64 ``[N]``, that of each env, and their names: of each task return, length
-            and success are told by themselves, as ``rollout/episode_return_NAME``. In what a step's log has ``[N]``,
-            NaN then is nothing, and does not count.
+            and success are told by themselves, as ``rollout/episode_return_NAME``.
     """
 
     def __init__(
@@ -151,10 +157,9 @@ class EpisodeStatistics:
         if per_env:
             by_goals = goals.where(ended > 0, 0.0) if isinstance(goals, Tensor) else ended
             weights = torch.stack([by_goals.to(ended) if k == "success" else ended for k in per_env])  # [names, N]
-            values = torch.stack([value.to(ended) for value in per_env.values()])
-            if self.tasks:
-                weights = weights.masked_fill(values.isnan(), 0.0)
-            parts.append(torch.stack([torch.where(weights > 0, weights * values, 0.0), weights]).sum(2))
+            products = weights * torch.stack([value.to(ended) for value in per_env.values()])
+            told = ~products.isnan()  # NaN is nothing, and what did not end has no weight
+            parts.append(torch.stack([products, weights]).where(told, 0.0).sum(2))
         names = (*scalars, *per_env)
         if names not in self.logs:
             self.logs[names] = self.totals.new_zeros(2, len(names))

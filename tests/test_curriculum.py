@@ -218,6 +218,38 @@ def test_what_counts_from_the_next_episode_is_set_before_it_begins() -> None:
     assert changed > 50
 
 
+@pytest.mark.parametrize("strategy", ["success", "threshold", "per_env"])
+def test_what_counts_at_once_is_of_the_same_level_as_what_counts_from_the_next_episode_on(strategy: Any) -> None:
+    both = {"height": [0.0, 1.0], "start": [0.0, 1.0]}
+    env = of(Ladder(32, seed=0), strategy=strategy, parameters=both, levels=3, uniform=0.9)
+    inner: Any = env.env
+    env.reset(1)
+    for t in range(60):
+        env.step(torch.zeros(32, 1))
+        if t % 7 == 6:
+            env.adapt()
+        if t % 25 == 24:
+            env.reset()
+        assert torch.equal(inner.height, env.level / 2), t
+        assert torch.equal(inner.from_here, env.level / 2), t
+    assert len(env.level.unique()) == 3
+    saved = env.state_dict()
+    other = of(Ladder(32, seed=3), strategy=strategy, parameters=both, levels=3, uniform=0.9)
+    other.load_state_dict(saved)
+    assert torch.equal(other.env.height, env.level / 2)  # type: ignore[attr-defined]
+    assert torch.equal(other.step(torch.zeros(32, 1)).obs["policy"], env.step(torch.zeros(32, 1)).obs["policy"])
+    assert torch.equal(other.level, env.level)
+
+
+def test_what_ended_while_an_env_was_lent_does_not_count() -> None:
+    env = of(Ladder(8, seed=0), strategy="success")
+    env.reset(1)
+    env.adapt()
+    with lent(env, lambda obs: None):
+        played(env, steps=9)
+    assert ended(env) == (0, 0)
+
+
 def test_with_one_apart_and_parameters_of_the_next_episode_levels_stay_those_played() -> None:
     env = of(Ladder(4, seed=0), strategy="per_env", parameters={"start": [0.0, 1.0]}, levels=9, uniform=0.0)
     seen = env.reset(1)["policy"][:, 1]

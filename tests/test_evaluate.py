@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from rlcore import PPOConfig, spec_of
 from rlcore.agent import Policy
+from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.safety import CostConfig, SafetyConfig
-from rlcore.train.best import Best, excess
+from rlcore.train.best import Best, excess, figures
 from rlcore.train.config import TrainConfig
 from rlcore.train.evaluate import Evaluation, evaluate
 from rlcore.train.intervals import t_interval, t_quantile, wilson_interval
@@ -146,6 +148,16 @@ def test_an_episode_whose_signal_is_no_number_is_not_in_its_mean() -> None:
     assert result.episodes == 4 and "signal_lost_mean" not in result.as_dict()
 
 
+def test_a_signal_that_is_no_number_in_one_env_is_told_of_the_others_in_training_too() -> None:
+    cost = torch.tensor([1.0, 2.0, math.nan]).double()
+    result = Evaluation(
+        returns=torch.ones(3).double(), lengths=torch.ones(3), signals={"cost": cost, "none": 0 / cost[2:]}
+    )
+    told = figures(result, {})
+    assert told["eval/signal_cost"] == result.as_dict()["signal_cost_mean"] == 1.5
+    assert "eval/signal_none" not in told
+
+
 def test_an_episode_whose_success_is_nan_counts_for_no_success() -> None:
     class Half(Lengths):
         def step(self, action: Tensor) -> Step:
@@ -217,8 +229,25 @@ def test_no_episode_at_all_has_no_figures_and_the_worst_score() -> None:
 def test_rounds_start_anew_with_other_seeds() -> None:
     env = Lengths(6)
     result = evaluate(env, Still(), seed=10, rounds=3)
-    assert env.seeds == [10, 11, 12]
+    assert env.seeds == [10, 16, 22]
     assert result.episodes == 18
+
+
+def test_no_round_plays_episodes_of_another_once_more() -> None:
+    env = make_env("gym:CartPole-v1", 8)  # whose env i has seed + i
+
+    def act(obs: dict[str, Any]) -> Any:
+        return (obs["policy"][:, 2] > 0).astype(np.int64)
+
+    first: list[Tensor] = []
+
+    def before(t: int) -> None:
+        if t == 0:
+            states = [sub.unwrapped.state for sub in env.env.envs]  # type: ignore[attr-defined]
+            first.append(torch.tensor(np.stack(states)))
+
+    evaluate(env, act, 5, rounds=3, before=before)
+    assert len(torch.cat(first).unique(dim=0)) == 3 * 8
 
 
 def test_nothing_of_an_evaluation_is_remembered_for_gradients() -> None:

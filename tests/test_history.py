@@ -119,9 +119,10 @@ def test_of_several_tasks_each_remembers_its_own_actions() -> None:
         make_env("tasks:CartPole+Pendulum", 4, action_history=2)
 
 
-def test_disturbances_do_not_reach_what_a_trial_remembers() -> None:
-    env = disturbed_within(
-        make_env("Pendulum", 3, seed=1, trial_episodes=2, action_history=1, max_episode_length=5),
+@pytest.mark.parametrize("costs", [{}, {"costs.speed.observation": "angular_velocity"}])
+def test_disturbances_do_not_reach_what_a_trial_remembers(costs: dict[str, Any]) -> None:
+    env: Any = disturbed_within(
+        make_env("Pendulum", 3, seed=1, trial_episodes=2, action_history=1, max_episode_length=5, **costs),
         lambda inner: Disturbed(inner, ["noise", "action_delay"], seed=2),
     )
     assert isinstance(env, ActionHistory) and isinstance(without_history(env), Disturbed)
@@ -133,3 +134,5 @@ def test_disturbances_do_not_reach_what_a_trial_remembers() -> None:
     assert torch.equal(obs[:, 3], torch.full((3,), 0.25)) and torch.equal(obs[:, 4], step.reward)
     assert obs[:, 5].eq(0).all() and torch.equal(obs[:, 6], torch.full((3,), 0.25))
     assert obs[:, :2].square().sum(1).sub(1).abs().min() > 1e-3  # noise is on what sensors show
+    if costs:  # as it is observed
+        assert torch.equal(step.signals["speed"], obs[:, 2].abs())

@@ -16,9 +16,9 @@ from rlcore.envs import make_env
 from rlcore.train.algorithms import find
 from rlcore.train.commands.train import settings_in
 from rlcore.train.defaults import default_config
+from rlcore.train.groups import leaves
 from rlcore.train.idle import RULES, idle_settings
 from rlcore.train.importers.convert import convert_file
-from rlcore.train.reports.run import leaves
 
 PPO = {
     "num_steps": 8,

@@ -19,6 +19,7 @@ from rlcore.envs.memory import Memory
 from rlcore.envs.null import Null
 from rlcore.envs.wrappers import Delayed, HiddenVelocity
 from rlcore.recurrent import RNNConfig
+from rlcore.stage import lent, stage_of
 
 K = 4
 
@@ -299,8 +300,37 @@ def test_wrappers_have_what_the_env_has_and_no_more() -> None:
 
 def test_a_delayed_env_refuses_a_state_of_another_delay() -> None:
     one, two = make_env("Pendulum-Delayed", 2, delay=2), make_env("Pendulum-Delayed", 2, delay=3)
-    with pytest.raises(ValueError, match="2 envs and a delay of 2 steps, this env 2 and 3"):
+    with pytest.raises(
+        ValueError, match=r"'queue/policy' of Delayed has shape \(2, 2, 3\) in the saved state and \(3, 2"
+    ):
         two.load_state_dict(one.state_dict())  # type: ignore[attr-defined]
+
+
+def test_what_is_on_its_way_is_held_saved_and_no_part_of_a_simulators_stage() -> None:
+    inner: Any = make_env("Pendulum", 2, seed=0)
+
+    def hold() -> Any:
+        state = inner.state_dict()
+        return lambda: inner.load_state_dict(state) is None
+
+    inner.hold = hold
+    env: Any = Delayed(inner, delay=2)
+    action = torch.ones(2, 1)
+    env.reset(1)
+    env.step(action)
+    state = env.state_dict()
+    with lent(env, lambda obs: pytest.fail("episodes go on")):
+        env.reset(9)
+        env.step(-action)
+    rest = [env.step(action).obs["policy"] for _ in range(4)]
+    before = {"env": state["env"], "queue": {"policy": state["kept"]["queue/policy"]}}  # as 0.2.0 wrote it
+    for saved in (state, before):
+        env.reset(5)
+        env.load_state_dict(saved)
+        assert all(torch.equal(env.step(action).obs["policy"], one) for one in rest)
+    inner.exact_state = False  # as of a simulator, whose state is its stage
+    told = stage_of(Delayed(inner))
+    assert told is not None and told["state"].keys() == inner.state_dict().keys()
 
 
 def test_options_reach_the_wrapper_and_the_task_and_others_are_refused() -> None:

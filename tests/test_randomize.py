@@ -171,6 +171,24 @@ def test_adr_bound_settles_where_success_ends() -> None:
     assert told[0]["randomize/load_high"] == pytest.approx(0.37) and told[0]["randomize/success"] == 1.0
 
 
+@pytest.mark.parametrize("mode", ["adr", "doraemon"])
+def test_an_episode_whose_success_is_no_number_is_none_and_stops_nothing(mode: str) -> None:
+    class Torn(Threshold):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            success = step.log["success"]
+            assert isinstance(success, Tensor)
+            success[:2] = torch.nan  # of envs that are broken for good
+            return step
+
+    settings = {"boundary_episodes": 40} if mode == "adr" else {"interval": 1, "success_rate": 0.8}
+    env = of(Torn(128), mode, load=True, **settings)
+    env.reset(0)
+    told = run(env, 30)
+    assert all(row["randomize/success"] <= 1 for row in told)
+    assert told[-1]["randomize/load_high"] > 0.6
+
+
 def test_adr_plays_bounds_in_half_of_the_episodes_and_never_passes_nominal() -> None:
     env = of(Threshold(8000), "adr", load=True, grip={"range": [0.1, 10.0], "distribution": "log_uniform"})
     env.reset(0)
@@ -245,6 +263,35 @@ def test_a_range_of_one_value_is_bitwise_the_env_with_that_value() -> None:
     point = of(Threshold(3), load=[0.4, 0.4])
     point.reset()
     assert (point.env.load == 0.4).all()
+
+
+def test_a_range_of_one_value_takes_nothing_from_those_that_grow() -> None:
+    def made(mode: str, **more: Any) -> Any:
+        told = {"randomize.mode": mode, "randomize.success_return": -1e9, "randomize.length": [0.7, 1.5], **more}
+        env: Any = make_env("Pendulum", 64, seed=1, max_episode_length=3, **told)
+        env.reset(1)
+        return env
+
+    settings = {"randomize.interval": 1, "randomize.episodes": 256}
+    alone, beside = made("doraemon", **settings), made("doraemon", **settings, **{"randomize.mass": 1.2})
+    for _ in range(10):
+        for env in (alone, beside):
+            for _ in range(3):
+                env.step(torch.zeros(64, 1))
+            env.adapt()
+    assert beside._names == ("length", "mass")
+    assert beside._ranges.shape[:, 1].tolist() == [1.0, 1.0]
+    assert float(alone._ranges.shape.sum()) < 20
+    assert torch.allclose(beside._ranges.shape[:, :1], alone._ranges.shape, rtol=1e-3)
+
+    adr = made("adr", **{"randomize.mass": 1.2})
+    played: list[Tensor] = []
+    for _ in range(60):
+        adr.step(torch.zeros(64, 1))
+        played.append(adr._ranges.played.clone())
+    numbers = torch.cat(played)
+    assert sorted(numbers[numbers < 4].unique().tolist()) == [0, 2]  # the bounds of the length
+    assert 0.4 < float((numbers == 4).float().mean()) < 0.6
 
 
 def test_the_return_decides_where_the_env_does_not_tell_success() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Mapping
@@ -266,6 +267,31 @@ def test_what_is_nominal_in_a_batch_is_the_nominal_env() -> None:
     env, policy = trained("Pendulum")
     plan = plan_of(env, "noise=-1:1:2", "action_gain=0.5:2:2", "dropout=0.5:0.9:2")
     assert measured(env, policy, plan).nominal_differs == 0.0
+
+
+def test_an_episode_that_is_broken_everywhere_is_no_difference_and_no_scale() -> None:
+    class Torn(Slope):
+        def step(self, action: Tensor) -> Step:
+            broken = self.luck > 0.9
+            step = super().step(action)
+            obs = step.obs["policy"].masked_fill(broken[:, None], math.nan)
+            return step._replace(obs={"policy": obs}, reward=step.reward.masked_fill(broken, math.nan))
+
+    env = Torn(40)
+    plan = plan_of(env, "load=0:1:2", "sensor_noise=0:1:2")
+    seen: list[dict[str, Tensor]] = []
+
+    def made(rows: int | None, scales: dict[str, Tensor]) -> VecEnv:
+        seen.append(scales)
+        assert rows is not None
+        return Disturbed(Torn(rows), ["noise"], scales=scales, seed=3)
+
+    result = measure(env, made, Zero(), plan, 3)
+    broken = int((~result.nominal.finished).sum())
+    assert 0 < broken < 20
+    assert (result.batch, result.nominal_differs) == ("one", 0.0)
+    assert seen[0]["policy"].isfinite().all() and (seen[0]["policy"] > 0).all()
+    assert all(int((~outcome.finished).sum()) == broken for outcome in result.outcomes)
 
 
 def test_all_physical_parameters_are_drawn_within_their_ranges_and_alike_at_every_magnitude() -> None:

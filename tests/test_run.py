@@ -224,9 +224,23 @@ def test_an_interval_averages_episodes_by_their_number_and_iterations_alike() ->
     average.add({"time/steps_per_s": 1000.0, "time/collect_s": 0.5, "time/learn_s": 0.5})  # 1,000 steps
     average.add({"time/steps_per_s": 100.0, "time/collect_s": 1.0, "time/learn_s": 9.0})  # and 1,000 in 10 s
     assert average.take()["time/steps_per_s"] == pytest.approx(2000 / 11)
+    for episodes, cost in ((1.0, 0.0), (3.0, 4.0)):  # sums over episodes, and their success, as any figure of these
+        average.add({"rollout/episodes": episodes, "signal/cost_episode": cost, "randomize/success": cost / 4})
+    assert average.take() == {"rollout/episodes": 4.0, "signal/cost_episode": 3.0, "randomize/success": 0.75}
     for dropped in (0.0, 3.0, 2.0):
         average.add({"replay/dropped": dropped})
     assert average.take() == {"replay/dropped": 5.0}
+
+
+def test_an_evaluation_that_a_resumed_run_owes_has_a_row_of_its_own(tmp_path: Path) -> None:
+    with RunLogger(
+        tmp_path, total=12, log_interval=2, console=Console(file=io.StringIO()), resumed=(10, 100)
+    ) as logger:
+        logger.evaluated(10, 100, {"eval/return": 5.0})
+        logger.report(Report(11, 110, {"rollout/reward": 1.0}), {})
+        logger.report(Report(12, 120, {"rollout/reward": 2.0}), {"eval/return": 7.0})
+    found = [(row["iteration"], row["eval/return"], row["rollout/reward"]) for row in rows_of(tmp_path / "metrics.csv")]
+    assert found == [("10", "5.0", ""), ("12", "7.0", "1.5")]
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,21 @@ import errno
 import json
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 from test_cli import train
 
 from rlcore.checkpoint import load_checkpoint, save_checkpoint
+from rlcore.envs import make_env
 from rlcore.train import training
 from rlcore.train.cli import main
+from rlcore.train.continuation import resumed_config
+from rlcore.train.reports.run import read_run
 
 
 def test_measuring_a_run_again_keeps_the_figures_of_its_file(tmp_path: Path) -> None:
@@ -57,6 +63,18 @@ def test_figures_of_an_exported_file_go_with_it(tmp_path: Path, capsys: pytest.C
         assert not kept() and "figures of another exported file" in capsys.readouterr().out
 
 
+def test_a_resumed_run_of_gymnasium_begins_with_no_episode_that_it_has_played(tmp_path: Path) -> None:
+    words = "--task gym:CartPole-v1 --num-envs 4 --num-iterations 2 --agent.num-steps 8 --eval-envs 2 --no-export"
+    assert main(["train", *words.split(), "--eval-interval", "0", "--runs-dir", str(tmp_path)]) == 0
+    (run,) = tmp_path.glob("gym_CartPole-v1/ppo/*")
+    config, checkpoint = resumed_config(run)
+    resumed = training.Training(replace(config, num_iterations=3), Console(quiet=True), checkpoint)
+    assert resumed.run is not None and resumed.progress is not None
+    resumed.run.unlock()
+    first = make_env(config.task, 4, seed=config.seed).reset()["policy"]
+    assert len(torch.cat([first, resumed.progress.obs["policy"]]).unique(dim=0)) == 8
+
+
 def test_longer_run_says_that_a_falling_learning_rate_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,6 +114,12 @@ def test_stopping_in_the_last_evaluation_says_how_to_go_on(
     assert not (run / "eval.json").exists()
     assert main(["train", "--resume", str(run)]) == 0
     assert (run / "eval.json").is_file() and (run / "export" / "policy.onnx").is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "conclude", conclude)
+        assert main(["train", "--resume", str(run), "--num-iterations", "2"]) == 128 + number
+    # Its page shows no figures of the policy that the run had before it went on.
+    assert not read_run(run).evaluation
+    assert (run / "eval.json.old").is_file()
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,9 @@ def test_stages_are_compared_without_what_only_counts_time() -> None:
     assert not same_stage(one, stage(steps=1, levels=torch.tensor([1, 3]), ranges={"x": (0.0, 1.0)}))
     assert not same_stage(one, stage(steps=1, levels=torch.tensor([1, 2]), ranges={"x": (0.0, 2.0)}))
     assert same_stage(None, None) and not same_stage(one, None)
+    several = stage(A=one, B=stage(steps=5, levels=torch.tensor([0, 0])))  # of two tasks
+    assert same_stage(several, stage(A=stage(**{**one["state"], "steps": 9}), B=several["state"]["B"]))
+    assert not same_stage(several, stage(A=one, B=stage(steps=5, levels=torch.tensor([0, 1]))))
 
 
 def test_running_statistics_of_gymnasium_wrappers_go_on_and_are_shared_with_evaluations() -> None:

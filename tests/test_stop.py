@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -77,6 +78,47 @@ def test_a_metric_that_no_run_has_is_found_with_the_first_that_are_there() -> No
         Stop(("reward>0",), None, None).told(["rollout/reward"])
     with pytest.raises(ConfigError, match="evaluations of this run do not tell 'eval/success'"):
         Stop(("eval/success>0",), None, None).evaluated({"eval/return": 1.0}, True)
+
+
+@pytest.mark.parametrize("metric", ["randomize/success", "signal/cost_episode", "env/height", "curriculum/success"])
+def test_what_waits_for_an_episode_to_end_is_not_missed_before(metric: str) -> None:
+    stop = Stop((f"{metric}>0",), None, None)
+    stop.told(["loss/value", "rollout/reward", "signal/cost"])
+    stop.told(["rollout/episode_return", metric])
+    with pytest.raises(ConfigError, match=f"no metric of this run is called '{metric}'"):
+        Stop((f"{metric}>0",), None, None).told(["rollout/episode_return"])
+
+
+@pytest.mark.parametrize("metric", ["rollout/episode_return_B", "rollout/success_B", "env/B/height"])
+def test_a_task_whose_episodes_are_longer_is_waited_for(metric: str) -> None:
+    stop = Stop((f"{metric}>0",), None, None)
+    stop.tasks = ("A", "B")
+    stop.told(["loss/value", "rollout/episode_return", "rollout/episode_return_A"])
+    stop.told(["rollout/episode_return_B", metric])
+    stop = Stop((f"{metric[:-1]}x>0",), None, None)
+    stop.tasks = ("A", "B")
+    with pytest.raises(ConfigError, match="no metric of this run is called"):
+        stop.told(["rollout/episode_return", "rollout/episode_return_A", "rollout/episode_return_B"])
+
+
+def test_an_evaluation_in_which_no_episode_ended_does_not_end_the_run() -> None:
+    stop = Stop(("eval/success>=0.5",), None, None)
+    stop.evaluated({"eval/return": math.nan}, True)
+    stop.evaluated({"eval/return": 1.0, "eval/success": 0.6}, True)
+    assert stop.reason == "eval/success >= 0.5 (0.6)"
+
+
+def test_the_first_episodes_to_end_which_are_the_short_ones_end_no_run(tmp_path: Path) -> None:
+    stop = Stop(("rollout/success>=0.9", "rollout/reward>=2"), None, None)
+    stop.fair_from = 5
+    stop.logged(4, {"rollout/success": 1.0, "rollout/reward": 1.0})
+    assert stop.reason is None
+    stop.logged(5, {"rollout/success": 0.95, "rollout/reward": 1.0})
+    assert stop.reason == "rollout/success >= 0.9 (0.95)"
+
+    words = ["--env.max_episode_length", "40", "--stop-at", "rollout/episode_length>=1", "--no-export"]  # 3 x 16 steps
+    run = trained(tmp_path, "--num-iterations", "9", *words)
+    assert json.loads((run / "end.json").read_text())["iteration"] == 3 + 1
 
 
 def test_no_progress_counts_evaluations_since_the_best() -> None:

@@ -390,6 +390,13 @@ def test_a_task_without_success_does_not_spoil_that_of_others() -> None:
     means = episodes.read()
     assert float(means["rollout/success_a"]) == 0.5 and float(means["rollout/success"]) == 0.5
     assert math.isnan(float(means["rollout/success_b"]))
+    alone = EpisodeStatistics(4, torch.device("cpu"))  # nor does one env that of its task
+    height = torch.tensor([3.0, torch.nan, 5.0, torch.inf])
+    ended = torch.tensor([True, True, True, False])
+    log = {"success": success.roll(1), "num_goals": torch.tensor([torch.nan, 3.0, 1.0, torch.nan]), "height": height}
+    alone.record(Step({}, torch.ones(4), ended, ~done, None, dict(log)))
+    means = alone.read()
+    assert float(means["rollout/success"]) == 0.75 and float(means["env/height"]) == 4.0
 
 
 # Training

@@ -68,6 +68,23 @@ class Countdown(TorchEnv):
         return {"policy": self.steps.float().unsqueeze(1)}
 
 
+def test_a_reward_that_is_no_number_is_of_its_own_episode_alone() -> None:
+    class Torn(Countdown):
+        def step(self, action: Tensor) -> Step:
+            step = super().step(action)
+            step.reward[step.terminated & (torch.arange(self.num_envs) == 1)] = torch.nan if self.torn else 0.0
+            self.torn = False
+            return step
+
+    env: Any = Trials(Torn(3), 2)
+    env.reset(1)
+    for t in range(4):  # of row 1 two episodes of two steps
+        env.env.torn = t == 1
+        step = env.step(torch.zeros(3, 2))
+    first, second = (step.log[f"episode_return_{k}"] for k in (1, 2))
+    assert step.terminated[1] and first[1].isnan() and second[1] == 2.0
+
+
 @pytest.mark.parametrize("episodes", [1, 2, 3])
 def test_a_trial_is_so_many_episodes_with_what_came_of_each_action(episodes: int) -> None:
     n = 6

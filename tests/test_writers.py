@@ -24,7 +24,8 @@ from rlcore.train import writers as writers_module
 from rlcore.train.cli import main
 from rlcore.train.config import TrainConfig
 from rlcore.train.filming import HEIGHT, Film
-from rlcore.train.writers import Aside, leaves
+from rlcore.train.groups import leaves
+from rlcore.train.writers import Aside
 
 WORDS = "train --task CartPole --num-envs 4 --agent.num-steps 16 --eval-envs 2 --threads 1 --no-export --no-report"
 
@@ -133,7 +134,7 @@ def test_a_logger_of_another_name_is_refused() -> None:
 
 
 def test_settings_are_told_by_dotted_names() -> None:
-    assert leaves({"a": {"b": 1, "c": {}}, "d": [2]}) == [("a.b", 1), ("a.c", {}), ("d", [2])]
+    assert list(leaves({"a": {"b": 1, "c": {}}, "d": [2]})) == [("a.b", 1), ("a.c", {}), ("d", [2])]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")

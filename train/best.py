@@ -52,10 +52,13 @@ class Best:
         self.ranges: dict[str, tuple[float, float]] = {}
         """Of each of several tasks the lowest and the highest mean return that was found."""
 
+    def take_ranges(self, content: Mapping[str, Any]) -> None:
+        """Know what evaluations had found when a checkpoint was written: the latest, as the best was found before."""
+        self.ranges = {name: (low, high) for name, (low, high) in content.get("ranges", {}).items()}
+
     def resume(self, content: dict[str, Any]) -> None:
         """Go on with the best checkpoint of the run that is continued."""
         self._weights = {name: value.cpu() for name, value in content["agent"]["policy"].items()}
-        self.ranges = {name: (low, high) for name, (low, high) in content.get("ranges", {}).items()}
         self.iteration = self._resumed_from = int(content["progress"]["iteration"])
         self.score = float(content.get("score", 0.0))
         self._resumed = True
@@ -142,7 +145,7 @@ def figures(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> di
         found["eval/success"] = result.success
     found |= {f"eval/return_{name}": part.mean_return for name, part in result.tasks.items()}
     found |= {f"eval/success_{k}": part.success for k, part in result.tasks.items() if part.success is not None}
-    return found | {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.signals.items() if len(sums)}
+    return found | {f"eval/signal_{name}": float(sums.mean()) for name, sums in result.known_signals.items()}
 
 
 def score(result: Evaluation, ranges: Mapping[str, tuple[float, float]]) -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from rlcore.checkpoint import OF_A_RUN, fitting, load_checkpoint
-from rlcore.config import ConfigError, shown
+from rlcore.config import ConfigError, from_dict, shown
 from rlcore.env import DYNAMICS, EnvSpec, VecEnv, is_exact, spec_of
 from rlcore.train.config import RESUMABLE, TrainConfig, changes, read_config
 from rlcore.train.run import locate
@@ -63,11 +63,13 @@ def env_changes(
         altered = {key: values for key, values in found.items() if key.startswith("env.")}
         if not altered:
             return [], []
-        before, after = EnvSpec(**content["spec"]), spec_of(env)
+        before, after = from_dict(EnvSpec, content["spec"], f"{path}: spec"), spec_of(env)
     names = ", ".join(altered)
     for name in (field.name for field in fields(EnvSpec) if field.name not in ("task", "deployment")):
         old, new = getattr(before, name), getattr(after, name)
-        if name == "observation_sizes":  # what is randomized may change; who reads it has weights of that size
+        if name == "tasks":
+            old, new = ({key: replace(own, deployment={}) for key, own in specs.items()} for specs in (old, new))
+        elif name == "observation_sizes":  # what is randomized may change; who reads it has weights of that size
             old, new = ({group: size for group, size in sizes.items() if group != DYNAMICS} for sizes in (old, new))
         if old != new:
             raise ConfigError(

@@ -106,7 +106,7 @@ class Evaluation:
         for name, steps in self._shares().items():
             share, low, high = ratio_interval(steps, self.lengths)
             result |= {f"{name}_share": share, f"{name}_share_ci95": _finite((low, high))}
-        for name, sums in self._known_signals().items():
+        for name, sums in self.known_signals.items():
             result |= {f"signal_{name}_mean": float(sums.mean()), f"signal_{name}_ci95": _finite(t_interval(sums))}
         return result | ({"tasks": {k: part.as_dict() for k, part in self.tasks.items()}} if self.tasks else {})
 
@@ -125,7 +125,8 @@ class Evaluation:
         steps = {"violation": self.violations, "gate": self.takeovers} if self.episodes else {}
         return {name: value for name, value in steps.items() if value is not None}
 
-    def _known_signals(self) -> dict[str, Tensor]:
+    @property
+    def known_signals(self) -> dict[str, Tensor]:
         """Of each signal the episodes in which all of it was finite, where there are any."""
         finite = {name: sums[sums.isfinite()] for name, sums in self.signals.items()}
         return {name: sums for name, sums in finite.items() if len(sums)}
@@ -140,7 +141,7 @@ class Evaluation:
         if self.success is not None and self.goals is not None:
             bottom, top = wilson_interval(self.success, self.goals)
             parts.append(f"success {self.success:.1%} ({bottom:.1%} to {top:.1%}, {self.goals} goals)")
-        for name, sums in self._known_signals().items():
+        for name, sums in self.known_signals.items():
             least, most = t_interval(sums)
             interval = f" ({least:.4g} to {most:.4g})" if len(sums) > 1 else ""
             parts.append(f"{name} {float(sums.mean()):.4g}{interval}")
@@ -211,7 +212,7 @@ def evaluate(
     Args:
         env: a separate copy of the task; it is reset here, and left in the middle of an episode.
         policy: a policy module, or a function from observations to actions such as an exported file.
-        seed: makes the estimate repeatable; round r resets with ``seed + r``.
+        seed: makes the estimate repeatable; round r resets with ``seed + r * num_envs``, as gymnasium's env i adds i.
         rounds: times that all envs start anew; each gives ``env.num_envs`` episodes.
         stage: where the env's curricula stand as each round begins; None is wherever they are.
         violations: signals that are a violation where they are above a number, by name; those that the env does not
@@ -221,7 +222,8 @@ def evaluate(
     Raises:
         ValueError: the env returns something of a wrong type or shape.
     """
-    results = [run_episodes(env, policy, seed + r, stage, violations, before=before) for r in range(rounds)]
+    seeds = range(seed, seed + rounds * env.num_envs, env.num_envs)
+    results = [run_episodes(env, policy, own, stage, violations, before=before) for own in seeds]
     return estimated(results, getattr(env, "tasks", ()))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from rlcore.config import ConfigError, named_groups, nearest
@@ -19,6 +19,15 @@ NAME = "NAME"
 def flag_of(key: str) -> str:
     """A setting's flag as help, pages and messages write it; options of a task keep their names in Python."""
     return f"--{key if key.startswith('env.') else key.replace('_', '-')}"
+
+
+def leaves(data: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def is_none(value: object) -> bool:

@@ -15,7 +15,7 @@ from rlcore.ppo_config import PPOConfig
 from rlcore.sac import SACConfig
 from rlcore.train.config import TrainConfig
 from rlcore.train.defaults import default_config
-from rlcore.train.reports.run import leaves
+from rlcore.train.groups import leaves
 
 
 class Rule(NamedTuple):

@@ -23,6 +23,7 @@ from rlcore.resume import begin, snapshot
 from rlcore.train.algorithms import find
 from rlcore.train.beginning import act_by_policy
 from rlcore.train.config import TrainConfig, read_config, resolve_device, settings_as_typed
+from rlcore.train.groups import merged
 from rlcore.train.importers.account import tell
 from rlcore.train.importers.checkpoints import read_weights
 from rlcore.train.importers.convert import convert, convert_file
@@ -137,17 +138,17 @@ def _settings(
         notes.append(_unknown_settings(library))
     if simulated:
         own["env"] = {**env_options(weights.algo), **own.get("env", {})}
-    agent: dict[str, Any] = _merged({}, own.get("agent", {}))
+    agent: dict[str, Any] = merged({}, own.get("agent", {}))
     if config is None:  # else the first tensor that does not fit says that it is another's
-        agent = _merged(agent, weights.shapes)
-    agent = _merged(agent, weights.settings)
+        agent = merged(agent, weights.shapes)
+    agent = merged(agent, weights.settings)
     chosen = nonlinearity or (None if known else weights.activation)
     if chosen is not None:
         try:
             chosen = activation(chosen)
         except ValueError as error:
             raise ConfigError(f"--activation is '{chosen}'; {error}") from None
-        agent = _merged(agent, {net: {"activation": chosen} for net in ("actor", "critic")})
+        agent = merged(agent, {net: {"activation": chosen} for net in ("actor", "critic")})
         if nonlinearity is None and not weights.known_activation:
             notes.append(
                 f"activation is taken to be {chosen}, which no tensor tells; --activation or --config say another"
@@ -203,15 +204,3 @@ def _recorded(env: VecEnv, policy: Policy) -> dict[str, Tensor]:
         rows.append(row | {"done": done[:few].clone()})
         obs = step.obs
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with the values of ``over``, section by section; neither is changed."""
-    result = dict(base)
-    for key, value in over.items():
-        old = result.get(key)
-        if isinstance(value, Mapping):
-            result[key] = _merged(old if isinstance(old, Mapping) else {}, value)
-        else:
-            result[key] = value
-    return result

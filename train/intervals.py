@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
+from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
+
+T = TypeVar("T", float, NDArray[np.float64])
 
 
 def t_interval(values: Tensor, confidence: float = 0.95) -> tuple[float, float]:
@@ -14,8 +19,13 @@ def t_interval(values: Tensor, confidence: float = 0.95) -> tuple[float, float]:
     if n < 2:
         return -math.inf, math.inf
     mean, std = float(values.mean()), float(values.std())
-    half = t_quantile(0.5 + confidence / 2, n - 1) * std / math.sqrt(n)
+    half = half_width(std, n, confidence)
     return mean - half, mean + half
+
+
+def half_width(std: T, n: int, confidence: float = 0.95) -> T:
+    """Half of Student's t interval of the mean of ``n`` values, two or more, of a deviation, or of an array of such."""
+    return t_quantile(0.5 + confidence / 2, n - 1) * std / math.sqrt(n)
 
 
 def ratio_interval(numbers: Tensor, of: Tensor, confidence: float = 0.95) -> tuple[float, float, float]:

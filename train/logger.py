@@ -22,6 +22,7 @@ from rich.text import Text
 
 from rlcore.files import whole_file
 from rlcore.report import Faults, Report
+from rlcore.statistics import of_episodes
 from rlcore.train.writers import TensorBoard, Warn, Writer
 
 ETA_ITERATIONS = 10
@@ -74,8 +75,7 @@ class Average:
         episodes = metrics.get("rollout/episodes", 0.0)
         seconds = metrics.get("time/collect_s", 0.0) + metrics.get("time/learn_s", 0.0)
         for key, value in metrics.items():
-            per_episode = key.startswith(("rollout/episode_", "rollout/success", "env/", "curriculum/success"))
-            weight = max(episodes, 1.0) if per_episode else 1.0
+            weight = max(episodes, 1.0) if of_episodes(key) else 1.0
             if key == "time/steps_per_s":  # iterations before SAC begins to learn are a hundred times shorter
                 weight = seconds or 1.0
             self._sums[key] = self._sums.get(key, 0.0) + weight * value
@@ -202,6 +202,7 @@ class RunLogger:
         self._flush()
         self._average.add(figures)
         self._pending = Report(iteration, env_steps, {})
+        self._flush()
 
     def report(self, report: Report, extra: Mapping[str, float]) -> dict[str, float] | None:
         """Take one iteration; ``extra`` are the figures of an evaluation.

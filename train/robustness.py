@@ -124,7 +124,8 @@ def measure(
             unshared = tuple(sorted(draws.unshared))
         paired = shared and not unshared
         if paired:
-            differs = float((again.returns - nominal.returns).abs().nan_to_num(math.inf).max())
+            alike = again.finished | nominal.finished  # else both are NaN
+            differs = float((again.returns - nominal.returns).abs().nan_to_num(math.inf).where(alike, 0.0).max())
     else:
         env = disturbed(None, scales)
         outcomes = [run(env, [cell])[0] for cell in cells]
@@ -159,8 +160,10 @@ class _Spread:
 
     def add(self, step: Step, running: Tensor) -> None:
         for group, sums in self._sums.items():
-            obs = step.obs[group].double().where(running[:, None], 0.0)  # [N, O]
-            sums += torch.stack((running.sum().expand(obs.shape[1]), obs.sum(0), obs.square().sum(0)))
+            obs = step.obs[group].double()  # [N, O]
+            there = running[:, None] & obs.isfinite()  # what one env breaks is not the scale of all
+            obs = obs.where(there, 0.0)
+            sums += torch.stack((there.sum(0), obs.sum(0), obs.square().sum(0)))
 
     def deviations(self) -> dict[str, Tensor]:
         found = {}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rlcore.config import ConfigError, nearest, shown
+from rlcore.statistics import of_episodes
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
     ">=": lambda value, limit: value >= limit,
@@ -24,7 +25,7 @@ OF_PARTS = ("eval/return_", "eval/success_", "eval/signal_")
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _CONDITION = re.compile(r"\s*([^\s<>=,]+)\s*(>=|<=|>|<)\s*([^\s<>=,]+)\s*,?")
-_AFTER_EPISODES = ("rollout", "env", "curriculum")  # families of metrics that may wait for episodes to end
+_AFTER_EPISODES = ("rollout", "env", "curriculum", "randomize", "signal")  # families that may wait for episodes to end
 
 
 class Condition(NamedTuple):
@@ -136,14 +137,16 @@ class Stop:
         self._settings = [[str(c) for c in self._conditions], stop_no_progress, self._seconds]
         self._seen: set[str] = set()
         self._without = 0  # evaluations since the best one
-        self._before, self._since = (
-            0.0,
-            time.monotonic(),
-        )  # seconds of earlier parts of the run, and when this one began
+        self._before, self._since = 0.0, time.monotonic()  # seconds of earlier parts of the run; when this one began
         self.asked = self._settings != [[], None, None]
         """Whether there is any condition."""
         self.reason: str | None = None
         """Why the run ends here; None: it goes on."""
+        self.tasks: tuple[str, ...] = ()
+        """Where there are several: of each an episode has to end before it has figures."""
+        self.fair_from = 0
+        """The first iteration whose row says of episodes what they are: of those that began together the short ones
+        end first, which are failures where a robot falls, and successes where it arrives."""
 
     def evaluated(self, figures: Mapping[str, float], better: bool) -> None:
         """Take what an evaluation tells, and whether it was better than all before.
@@ -152,7 +155,8 @@ class Stop:
             ConfigError: a condition waits for a figure that evaluations of this run do not have.
         """
         self._seen |= set(figures)
-        for condition in self._conditions:
+        none_ended = math.isnan(figures.get("eval/return", 0.0))  # so that there may be figures later
+        for condition in () if none_ended else self._conditions:
             if condition.metric.startswith("eval/") and condition.metric not in self._seen:
                 hint = nearest(condition.metric, self._seen)
                 raise ConfigError(f"stop_at: evaluations of this run do not tell '{condition.metric}'; {hint}")
@@ -173,14 +177,20 @@ class Stop:
         learning = any(name.startswith("loss/") for name in self._seen)
         for condition in self._conditions:
             family, slash, _ = condition.metric.partition("/")
-            due = "rollout/episode_return" in self._seen if family in _AFTER_EPISODES else learning or not slash
+            due = self._ended(condition.metric) if family in _AFTER_EPISODES else learning or not slash
             if family != "eval" and due and condition.metric not in self._seen:
                 hint = nearest(condition.metric, {*self._seen, *EVALUATED})
                 raise ConfigError(f"stop_at: no metric of this run is called '{condition.metric}'; {hint}")
 
-    def logged(self, row: Mapping[str, float]) -> None:
+    def _ended(self, metric: str) -> bool:
+        """Whether an episode has ended of what a metric is of: of all, or of one of several tasks."""
+        own = [f"_{t}" for t in self.tasks if metric.endswith(f"_{t}") or metric.startswith(f"env/{t}/")]
+        return f"rollout/episode_return{max(own, key=len, default='')}" in self._seen
+
+    def logged(self, iteration: int, row: Mapping[str, float]) -> None:
         """Take a row of metrics, as it was logged."""
-        self._test(row, of_evaluations=False)
+        fair = iteration >= self.fair_from
+        self._test({name: value for name, value in row.items() if fair or not of_episodes(name)}, of_evaluations=False)
 
     def timed(self) -> None:
         """Look at the clock, after an iteration."""

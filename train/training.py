@@ -34,7 +34,7 @@ from rlcore.train.conclude import close_env, conclude, say
 from rlcore.train.config import TrainConfig, resolve_device, settings_as_typed
 from rlcore.train.continuation import env_changes
 from rlcore.train.ending import CRASH_FILE, Interrupt, Stopped, end_of_run, quiet_threads
-from rlcore.train.evaluate import whole_episodes
+from rlcore.train.evaluate import ENDLESS, whole_episodes
 from rlcore.train.filming import Film
 from rlcore.train.judging import due, eval_env_of, evaluated, judged_by, try_out
 from rlcore.train.logger import RunLogger, notes_shown
@@ -110,8 +110,8 @@ class Training:
                 f"num_iterations is {config.num_iterations} and the run has done {done} already; "
                 f"give --num-iterations {done} or more"
             )
-        # A simulator that cannot be restored must not repeat the episodes that it began with.
-        seed = self.ranks.seed(config.seed + done)
+        # A simulator that cannot be restored must not repeat the episodes that it began with; gymnasium's env i adds i.
+        seed = self.ranks.seed(config.seed + done * config.num_envs)
         self.film = Film(config, self.device) if config.eval_video and self.ranks.main else None
         self.env = make_env(config.task, self.share, self.device, seed=seed, **config.env)
         # Isaac Sim has one scene per process: there, evaluations borrow the training env.
@@ -123,6 +123,7 @@ class Training:
             raise ConfigError(f"capture_env: {config.task} cannot be recorded as a CUDA graph; leave capture_env out")
         self.first_stage = stage_of(self.eval_env)
         self.spec = spec_of(self.env)
+        self.stop.tasks = tuple(self.spec.tasks)
         self.algorithm = find(config.algo)
         with notes_shown(self.console), settings_as_typed(config.agent):
             self.agent: Agent = self.algorithm.agent(
@@ -164,6 +165,8 @@ class Training:
         self.owed = content is not None and bool(content.get("owed"))  # the evaluation of the last iteration
         self.pulse = Pulse(self.eval_env, lambda text: True, lambda text: None)
         self.best = Best(self.config, self.spec, self.device)
+        with fitting(resumed_from):
+            self.best.take_ranges(content or {})
         self.bootstrap = self.agent.timeout_bootstrap
 
     def start(self) -> int:
@@ -199,6 +202,10 @@ class Training:
         if self.progress is None:
             self.progress = begin(self.env, self.agent, config.seed)
         self.held.begin(self.progress.iteration)
+        if self.env.max_episode_length < ENDLESS:
+            longest = -(-self.env.max_episode_length // self.agent.num_steps)  # iterations of an episode
+            began = 0 if self.exact else self.progress.iteration
+            self.stop.fair_from = began + longest + config.log_interval
         evaluations: dict[int, dict[str, float]] = {}  # by iteration, until its report comes
         with (
             interrupt.handling(),
@@ -217,7 +224,7 @@ class Training:
             def on_report(report: Report) -> None:
                 self.stop.told(report.metrics)
                 if (row := logger.report(report, evaluations.pop(report.iteration, {}))) is not None:
-                    self.stop.logged(row)
+                    self.stop.logged(report.iteration, row)
 
             def on_iteration(progress: Progress) -> None:
                 self.held.after(progress.iteration)
@@ -345,6 +352,8 @@ class Training:
                 self.best.resume(best)
         run.write_config(self.config)
         run.end.unlink(missing_ok=True)  # it goes on
+        if run.evaluation.is_file():  # until it ends, its figures would be those of a policy of before
+            run.evaluation.rename(run.evaluation.with_suffix(".json.old"))
         if run.set_aside_crash():
             say(self.console, f"set aside {CRASH_FILE} as {CRASH_FILE}.old, because the run goes on")
         return run

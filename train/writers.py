@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rlcore.config import check, nearest
 from rlcore.files import whole_file
+from rlcore.train.groups import leaves
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -283,15 +284,6 @@ def check_loggers(names: tuple[str, ...] | None) -> None:
 def run_name(folder: Path) -> str:
     """What services call a run: task, algorithm and folder."""
     return "-".join(folder.resolve().parts[-3:])
-
-
-def leaves(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Settings by dotted name."""
-    found: list[tuple[str, Any]] = []
-    for key, value in config.items():
-        own = isinstance(value, Mapping) and len(value) > 0
-        found += leaves(value, f"{prefix}{key}.") if own else [(f"{prefix}{key}", value)]
-    return found
 
 
 def _plain_name(name: str) -> str:

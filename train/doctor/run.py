@@ -11,7 +11,8 @@ import numpy as np
 
 from rlcore.train.doctor import bands
 from rlcore.train.doctor.findings import Examination, Finding, listed, plural
-from rlcore.train.reports.run import Numbers, RunFacts, leaves, read_run
+from rlcore.train.groups import leaves
+from rlcore.train.reports.run import Numbers, RunFacts, read_run
 
 
 def examine_run(path: Path) -> Examination:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from rlcore.files import whole_file
+from rlcore.train.groups import leaves
 from rlcore.train.reports.curves import figure_text, group_curves
 from rlcore.train.reports.markup import Html, document, joined, table, tag
 from rlcore.train.reports.page import duration, footer, guarded, notes_of, value_text
-from rlcore.train.reports.run import RunFacts, leaves, read_run
+from rlcore.train.reports.run import RunFacts, read_run
 from rlcore.train.reports.seeds import SAME, Group, apart_of, grouped, mean_interval
 
 COLORS = 8

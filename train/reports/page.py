@@ -13,9 +13,10 @@ from rlcore._version import __version__
 from rlcore.files import whole_file
 from rlcore.train.conclude import say
 from rlcore.train.ending import describe
+from rlcore.train.groups import leaves
 from rlcore.train.reports.curves import figure_text, run_curves
 from rlcore.train.reports.markup import Html, document, folded, joined, picture, table, tag
-from rlcore.train.reports.run import RunFacts, leaves, read_run
+from rlcore.train.reports.run import RunFacts, read_run
 from rlcore.train.robustness_report import ABOUT, cells_table, types_table
 
 REPORT_FILE = "report.html"

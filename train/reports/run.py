@@ -7,7 +7,7 @@ import json
 import math
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.export.metadata import read_metadata
 from rlcore.train.algorithms import ALGORITHMS
 from rlcore.train.defaults import default_config
+from rlcore.train.groups import leaves
 from rlcore.train.machine import MACHINE_FILE
 from rlcore.train.run import RunFolder
 
@@ -184,15 +185,6 @@ def read_metrics(path: Path) -> Metrics:
     if left_out:
         metrics.notes.append(f"metrics.csv: {left_out} row{'s' * (left_out != 1)} cut short or damaged, left out")
     return metrics
-
-
-def leaves(data: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted name."""
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _defaults(config: Mapping[str, Any]) -> tuple[dict[str, Any] | None, str]:

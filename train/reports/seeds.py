@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rlcore.train.intervals import t_quantile
-from rlcore.train.reports.run import Numbers, RunFacts, leaves
+from rlcore.train.groups import leaves
+from rlcore.train.intervals import half_width
+from rlcore.train.reports.run import Numbers, RunFacts
 
 POINTS = 400
 """Most points of a curve: more than a screen shows, and less than makes a page slow."""
@@ -73,7 +74,7 @@ def mean_interval(values: Numbers) -> tuple[Numbers, Numbers, Numbers]:
     """Mean over seeds ``[R, ...]`` and the ends of its 95% interval, Student's t; these are NaN for one seed."""
     n = len(values)
     mean = values.mean(axis=0)
-    half = t_quantile(0.975, n - 1) * values.std(axis=0, ddof=1) / math.sqrt(n) if n > 1 else mean * math.nan
+    half = half_width(values.std(axis=0, ddof=1), n) if n > 1 else mean * math.nan
     return mean, mean - half, mean + half
 
 
