@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import signal
@@ -57,6 +58,11 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     mark = item.get_closest_marker("cpu_seconds")
     with cpu_limit(mark.args[0] if mark else CPU_SECONDS):
         return (yield)
+
+
+def pytest_collection_finish() -> None:
+    # Torch and thousands of tests stay until the end; the collector need not look through them again and again.
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

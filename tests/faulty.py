@@ -235,7 +235,7 @@ class WideBounds(Healthy):
 
 class Slow(Healthy):
     def move(self, action: Tensor) -> None:
-        time.sleep(0.15)
+        time.sleep(0.04)
         super().move(action)
 
 

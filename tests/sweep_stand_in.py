@@ -1,7 +1,7 @@
 """A stand-in for rlcore train in tests of sweeps: a run folder whose return is 10 minus the distance of x from 3.
 
-It takes x, a mode (good, broken, killed, blank) and --slow SECONDS an iteration, and goes on with --resume RUN.
-A file "quick" in the present folder ends the slowness.
+It takes x, a mode (good, broken, killed, blank) and --slow SECONDS an iteration after the first; with --resume RUN it
+goes on. A file "quick" in the present folder ends the slowness.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ stop: list[int] = []
 signal.signal(signal.SIGINT, lambda number, frame: stop.append(number))
 score = 10 - abs(x - 3) + (seed - 1)
 for iteration in range(first + 1, ITERATIONS + 1):
-    if not Path("quick").exists():
+    if iteration > 1 and not Path("quick").exists():
         time.sleep(float(words.get("slow", 0.0)))
     with (run / "metrics.csv").open("a") as file:
         file.write(f"{iteration},{100 * iteration},{score - (ITERATIONS - iteration)},{1 / iteration}\n")

@@ -75,10 +75,10 @@ ALSO = {"OneStep": {"observation.dead"}, "Unmoved": {"reward.constant"}}
 """What comes with a fault: where no episode goes on, nothing has a velocity."""
 
 
-def examined(task: str, seconds: float = 60.0, **agent: Any) -> Examination:
+def examined(task: str, seconds: float = 60.0, envs: int = 32, **agent: Any) -> Examination:
     """What is found of a task; enough time is given for whole episodes on a busy machine."""
     config, _ = default_config(task)
-    number = 32 if task.startswith("python:") else min(config.num_envs, 32)
+    number = envs if task.startswith("python:") else min(config.num_envs, envs)
     env = {**config.env, **SHORT.get(task, {})}
     config = replace(config, num_envs=number, env=env, device="cpu", threads=1, agent=replace(config.agent, **agent))
     return examine_env(config, seconds)
@@ -91,9 +91,9 @@ def wrong(examination: Examination) -> set[str]:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_and_nothing_else(name: str) -> None:
-    seconds = 3.0 if name == "Slow" else 60.0
+    seconds, envs = (3.0, 8) if name == "Slow" else (60.0, 32)
     settings = {"gamma": 0.9} if name == "LateReward" else {}
-    examination = examined(f"python:faulty:{name}", seconds, **settings)
+    examination = examined(f"python:faulty:{name}", seconds, envs, **settings)
     assert wrong(examination) - ALSO.get(name, set()) == {FAULTS[name]}
     assert examination.code() == 1
     for found in examination.findings:

@@ -177,6 +177,6 @@ def test_a_module_is_named_as_it_is_imported(folder: Path) -> None:
 @pytest.mark.slow
 def test_it_learns_to_balance(folder: Path) -> None:
     """A random policy keeps the pole up for about 22 steps, and the longest episode has 500."""
-    words = "train --algo a2c --task CartPole --num-iterations 250 --eval-interval 0 --eval-envs 50 --no-export"
-    assert main(words.split()) == 0
+    words = "train --algo a2c --task CartPole --num-iterations 250 --eval-interval 25 --eval-envs 50 --no-export"
+    assert main([*words.split(), "--stop-at", "eval/return>=450"]) == 0
     assert json.loads((run_in(folder) / "eval.json").read_text())["return_mean"] > 400

@@ -27,7 +27,7 @@ from rlcore.envs.curriculum_config import CurriculumConfig
 from rlcore.envs.entropy_ranges import MaximumEntropy
 from rlcore.envs.ranges import AutomaticRanges, Row
 from rlcore.gate import GateConfig
-from rlcore.learn import Progress, Report, learn, resume, snapshot
+from rlcore.learn import Report, learn, resume, snapshot
 from rlcore.off_policy_config import LimitsConfig
 from rlcore.ppo import PPO, PPOConfig
 from rlcore.ranks import Ranks, checksum, merged_in
@@ -102,67 +102,84 @@ def moved(agent: Any) -> list[Tensor]:
     return [x for name, x in buffers if name.rpartition(".")[2] in named] + merged_in(agent.env)
 
 
+ITERATIONS = {"adr": 20, "doraemon": 10}
+"""In which something moves, where that takes more than ``FEW``."""
+FEW = 6
+
+
+def checksum_of(agent: Any) -> tuple[int, float]:
+    """Of what a rank has learned and moved, and the next number of its own generator."""
+    return checksum([*state_of(agent), *moved(agent)]), float(torch.rand(()))
+
+
 def trained(kinds: tuple[str, ...]) -> dict[str, Any]:
     join(torch.device("cpu"))
     found: dict[str, Any] = {}
     for kind in kinds:
+        torch.manual_seed(world().seed(0))
         agent, reports = learner(kind), list[Report]()
         before = [x.clone() for x in moved(agent)]
-        iterations = 20 if kind == "adr" else 10  # in which something moves
-        learn(agent.env, agent, iterations, on_report=reports.append, seed=1)
+        learn(agent.env, agent, ITERATIONS.get(kind, FEW), on_report=reports.append, seed=1)
         Ranks(agent.env, agent)  # which compares all that is to be the same
-        after = moved(agent)
-        changed = any(not torch.equal(x, y) for x, y in zip(before, after, strict=True))
+        changed = any(not torch.equal(x, y) for x, y in zip(before, moved(agent), strict=True))
         metrics = {k: v for k, v in reports[-1].metrics.items() if not k.startswith("time/")}
-        found[kind] = checksum([*state_of(agent), *after]), changed, metrics
+        found[kind] = checksum_of(agent), changed, metrics
     return found
 
 
 GROUPS = [tuple(PPO_KINDS)[:6], tuple(PPO_KINDS)[6:], tuple(OFF_POLICY_KINDS)]
 
 
-@pytest.mark.parametrize("kinds", GROUPS, ids=["safety", "levels", "off_policy"])
-def test_after_some_iterations_ranks_have_the_same_parameters_and_controllers(kinds: tuple[str, ...]) -> None:
-    first, second = in_ranks(2, trained, kinds)
+@pytest.fixture(scope="module", params=GROUPS, ids=["safety", "levels", "off_policy"])
+def whole(request: pytest.FixtureRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What each of two ranks found, by kind."""
+    first, second = in_ranks(2, trained, request.param)
     assert isinstance(first, dict), first
-    for kind in kinds:
-        assert first[kind][0] == second[kind][0], kind
+    return first, second
+
+
+def test_after_some_iterations_ranks_have_the_same_parameters_and_controllers(
+    whole: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    first, second = whole
+    for kind in first:
+        assert first[kind][0][0] == second[kind][0][0], kind
         still = ("gate", "signals", "per_env", "balance", "sac-gate", "sac-tasks")  # none there, or none that moves
         assert first[kind][1] or kind in still, kind
         assert first[kind][2] == pytest.approx(second[kind][2], rel=1e-6), kind
 
 
-def resumed(path: str, kinds: tuple[str, ...], halves: int) -> list[Any]:
+def resumed(path: str, kinds: tuple[str, ...]) -> list[Any]:
     join(torch.device("cpu"))
     found: list[Any] = []
     for kind in kinds:
+        torch.manual_seed(world().seed(0))
+        agent, iterations = learner(kind), ITERATIONS.get(kind, FEW)
+        progress = learn(agent.env, agent, iterations // 2, seed=1)
+        content = with_ranks(snapshot(agent.env, agent, progress), world()) | {"world": world().size}
+        if world().main:
+            torch.save(content, f"{path}-{kind}.pt")
+        total(torch.zeros(1))
         agent = learner(kind)
-        progress: Progress | None = None
-        if halves == 2:
-            progress = learn(agent.env, agent, 5, seed=1)
-            content = with_ranks(snapshot(agent.env, agent, progress), world()) | {"world": world().size}
-            if world().main:
-                torch.save(content, f"{path}-{kind}.pt")
-            total(torch.zeros(1))
-            agent = learner(kind)
-            content = torch.load(f"{path}-{kind}.pt", weights_only=True)
-            assert of_rank(content, world(), agent) == (True, [])
-            progress, exact = resume(agent.env, agent, content)
-            assert exact
-        learn(agent.env, agent, 10, progress=progress, seed=1)
-        found.append((checksum([*state_of(agent), *moved(agent)]), float(torch.rand(()))))
+        content = torch.load(f"{path}-{kind}.pt", weights_only=True)
+        assert of_rank(content, world(), agent) == (True, [])
+        progress, exact = resume(agent.env, agent, content)
+        assert exact
+        learn(agent.env, agent, iterations, progress=progress, seed=1)
+        found.append(checksum_of(agent))
     return found
 
 
 RESUMED = ("pid", "p3o", "gate", "per_env", "plr", "doraemon", "balance", "sac", "sac-tasks")
 
 
-def test_what_ranks_move_together_goes_on_bitwise_and_with_another_number_from_where_it_stood(tmp_path: Path) -> None:
-    path = str(tmp_path / "ranks")
-    whole = in_ranks(2, resumed, path, RESUMED, 1)
-    assert isinstance(whole[0], list), whole[0]
-    assert in_ranks(2, resumed, path, RESUMED, 2) == whole
-    for kind in RESUMED:
+def test_what_ranks_move_together_goes_on_bitwise_and_with_another_number_from_where_it_stood(
+    whole: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    path, kinds = str(tmp_path / "ranks"), tuple(kind for kind in whole[0] if kind in RESUMED)
+    halves = in_ranks(2, resumed, path, kinds)
+    assert halves == [[rank[kind][0] for kind in kinds] for rank in whole], halves
+    for kind in kinds:
         agent, content = learner(kind), torch.load(f"{path}-{kind}.pt", weights_only=True)
         own, told = of_rank(content, World(), agent)
         assert not own and told[0].startswith("2 ranks wrote the checkpoint, and 1 rank goes on"), told

@@ -69,6 +69,9 @@ def shortened(command: str) -> str:
             told = re.search(r"--num-envs (\d+)", command)
             command = re.sub(r" --num-envs \d+", "", command)
             command += f" --num-envs {min(16, int(told[1])) if told else 16}"
+            command += "" if "num_epochs" in command or "num-epochs" in command else " --agent.num-epochs 1"
+        if re.search(r"--task (CartPole|Pendulum(-HiddenVelocity)?)( |$)", command):  # the classics
+            command += " --env.max-episode-length 50"
         return command if "--eval-envs" in command else f"{command} --eval-envs 4"
     if command.startswith("rlcore eval"):
         return re.sub(r"--episodes \d+", "--episodes 4", command)

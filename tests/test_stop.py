@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from test_distributed import in_ranks
 
 from rlcore.checkpoint import load_checkpoint
 from rlcore.config import ConfigError
@@ -205,33 +205,22 @@ def test_settings_of_the_end_may_change_when_a_run_is_resumed() -> None:
 
 
 @pytest.mark.slow
-def test_rank_0_ends_all_ranks_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    root = Path(__file__).parent.parent
-    words = (
-        "--task CartPole --processes 2 --device cpu --num-envs 8 --agent.num-steps 16 --eval-envs 2 --log-interval 1"
-    )
-    words += " --num-iterations 50 --eval-interval 0 --save-interval 1 --no-export --no-report"
+def commanded(*words: str) -> str:
+    """What a command that succeeds prints in a rank."""
+    with redirect_stdout(StringIO()) as said, redirect_stderr(said):
+        code = main([*words])
+    assert code == 0, said.getvalue()
+    return said.getvalue()
 
-    def run(*more: str) -> str:
-        command = [sys.executable, "-m", "rlcore", "train", *more]
-        done = subprocess.run(
-            command,
-            env=os.environ | {"PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
-    assert "ended        after iteration 1: rollout/reward >= 1 (1)" in run(
-        *words.split(), "--stop-at", "rollout/reward>=1"
-    )
-    (saved,) = tmp_path.glob("runs/CartPole/ppo/*/checkpoints/0*.pt")
+def test_rank_0_ends_all_ranks_together(tmp_path: Path) -> None:
+    words = "train --task CartPole --device cpu --num-envs 8 --agent.num-steps 16 --eval-envs 2 --log-interval 1"
+    words += f" --num-iterations 50 --eval-interval 0 --save-interval 1 --no-export --no-report --runs-dir {tmp_path}"
+    first, second = in_ranks(2, commanded, *words.split(), "--stop-at", "rollout/reward>=1")
+    assert "ended        after iteration 1: rollout/reward >= 1 (1)" in first and isinstance(second, str), second
+    (saved,) = tmp_path.glob("CartPole/ppo/*/checkpoints/0*.pt")
     content = load_checkpoint(saved)
     assert content["stop"]["reason"] == "rollout/reward >= 1 (1)" and len(content["ranks"]) == 1
-    again = run("--resume", str(saved.parents[1]), "--processes", "2", "--device", "cpu")
-    assert "it ended there: rollout/reward >= 1 (1)" in again
+    again, second = in_ranks(2, commanded, "train", "--resume", str(saved.parents[1]), "--device", "cpu")
+    assert "it ended there: rollout/reward >= 1 (1)" in again and isinstance(second, str), second
     assert len(list(saved.parent.glob("0*.pt"))) == 1
