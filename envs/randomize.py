@@ -77,6 +77,7 @@ class Randomized(OwnState):
         n = self.num_envs
         self._drawn = torch.zeros(len(rows), n, device=self.device)  # [P, N], positions in 0..1
         self._held, self._sharing = False, 1
+        self._told, self._silent = False, 0  # whether success was told, and the steps before
         self._return = torch.zeros(n, device=self.device)  # [N], of the episode in flight
         self._kept |= {"drawn": self._drawn, "return": self._return} | self._ranges.kept
         self.observation_spaces = {
@@ -191,11 +192,15 @@ class Randomized(OwnState):
             self._return.masked_fill_(done, 0.0)
             return success
         if "success" not in step.log:
-            raise ConfigError(
-                f"env.randomize.mode is {self.randomized.mode}, and {self.task} does not tell which episodes succeed; "
-                "give the return from which on one does: env.randomize.success_return"
-            )
-        value = step.log["success"]
+            self._silent += not self._told
+            # One that may be recorded says in every step what it says in one; others when an episode must have ended.
+            if self._silent and (self.capturable or self._silent > self.max_episode_length):
+                raise ConfigError(
+                    f"env.randomize.mode is {self.randomized.mode}, and {self.task} does not tell which episodes "
+                    "succeed; give the return from which on one does: env.randomize.success_return"
+                )
+            return torch.zeros_like(step.reward)
+        self._told, value = True, step.log["success"]
         if not isinstance(value, Tensor):
             return torch.full_like(step.reward, value)
         return value.to(step.reward).expand_as(step.reward).nan_to_num(0.0)  # NaN would stay in what decides

@@ -312,6 +312,34 @@ def test_the_return_decides_where_the_env_does_not_tell_success() -> None:
     assert (env._return == 0).all() and math.isnan(float(env.adapt()["randomize/success"]))
 
 
+class ToldLate(Threshold):
+    """Episodes of three steps, of which the last alone tells success, as ``info["is_success"]`` may."""
+
+    capturable = False
+
+    def __init__(self, num_envs: int, tells: bool = True) -> None:
+        super().__init__(num_envs, tells=tells)
+        self.max_episode_length, self.age = 3, 0
+
+    def step(self, action: Tensor) -> Step:
+        step, self.age = super().step(action), (self.age + 1) % 3
+        over = step.terminated & (self.age == 0)
+        return step._replace(terminated=over, log=step.log if self.age == 0 else {})
+
+
+def test_success_that_the_end_of_an_episode_tells_is_waited_for() -> None:
+    env = of(ToldLate(64), "adr", load=True, boundary_episodes=10, step=0.1)
+    env.reset(0)
+    told = run(env, 12, steps=3)
+    assert told[-1]["randomize/load_high"] > told[0]["randomize/load_high"] and told[-1]["randomize/success"] > 0.5
+    silent = of(ToldLate(8, tells=False), "adr", load=True)
+    silent.reset(0)
+    for _ in range(3):
+        silent.step(torch.zeros(8, 1))
+    with pytest.raises(ConfigError, match="does not tell which episodes succeed"):
+        silent.step(torch.zeros(8, 1))
+
+
 @pytest.mark.parametrize("mode", ["fixed", "adr", "doraemon"])
 def test_saved_and_put_back_it_goes_on_bitwise(mode: str) -> None:
     def made() -> Any:

@@ -125,7 +125,7 @@ def _recovery(outcome: Outcome) -> Figures:
 
 def _type(sweep: Sweep, places: Sequence[Figures], scale: Scale) -> Figures:
     scores = [_counted(place["score"]) for place in places]
-    weights = [float(place["goals"] if scale.success else place["episodes"]) for place in places]
+    weights = [float(place.get("goals", 0) if scale.success else place["episodes"]) for place in places]
     middle = sweep.magnitudes.index(sweep.nominal)
     breakdown: dict[str, float | None] = {}
     monotone = True
