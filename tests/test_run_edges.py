@@ -114,12 +114,13 @@ def test_stopping_in_the_last_evaluation_says_how_to_go_on(
     assert not (run / "eval.json").exists()
     assert main(["train", "--resume", str(run)]) == 0
     assert (run / "eval.json").is_file() and (run / "export" / "policy.onnx").is_file()
+    (run / "robustness.json").write_text("{}")
     with monkeypatch.context() as patch:
         patch.setattr(training, "conclude", conclude)
         assert main(["train", "--resume", str(run), "--num-iterations", "2"]) == 128 + number
     # Its page shows no figures of the policy that the run had before it went on.
     assert not read_run(run).evaluation
-    assert (run / "eval.json.old").is_file()
+    assert (run / "eval.json.old").is_file() and (run / "robustness.json.old").is_file()
 
 
 @pytest.mark.parametrize(

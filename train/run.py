@@ -52,7 +52,7 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.checkpoints = path / "checkpoints"
         self.best = self.checkpoints / "best.pt"
-        self.evaluation = path / "eval.json"
+        self.evaluation, self.robustness = path / "eval.json", path / "robustness.json"
         self.exported = path / "export" / "policy.onnx"
         self.end = path / "end.json"
         self.videos = path / "videos"

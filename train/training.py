@@ -352,8 +352,9 @@ class Training:
                 self.best.resume(best)
         run.write_config(self.config)
         run.end.unlink(missing_ok=True)  # it goes on
-        if run.evaluation.is_file():  # until it ends, its figures would be those of a policy of before
-            run.evaluation.rename(run.evaluation.with_suffix(".json.old"))
+        for figures in (run.evaluation, run.robustness):  # of a policy of before
+            if figures.is_file():
+                figures.rename(figures.with_suffix(".json.old"))
         if run.set_aside_crash():
             say(self.console, f"set aside {CRASH_FILE} as {CRASH_FILE}.old, because the run goes on")
         return run

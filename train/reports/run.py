@@ -139,7 +139,7 @@ def read_run(path: Path) -> RunFacts:
     metrics = read_metrics(path / "metrics.csv")
     run = RunFolder(path)
     evaluation, robustness, machine, end = (
-        _read_json(file, notes) for file in (run.evaluation, path / "robustness.json", path / MACHINE_FILE, run.end)
+        _read_json(file, notes) for file in (run.evaluation, run.robustness, path / MACHINE_FILE, run.end)
     )
     videos = [str(video.relative_to(path)) for video in run.filmed()]
     return RunFacts(
