@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlcore.config import ConfigError, check, closest, nearest
+from rlcore.distributed import world
 from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, is_staggered, name_of
 from rlcore.envs.disturb import KINDS, SHARES, Disturbed, disturbances
 from rlcore.envs.entropy_ranges import MaximumEntropy
@@ -108,6 +109,21 @@ class Randomized(OwnState):
         each = zip(self._limits.items(), self._units, strict=True)
         parts = ", ".join(f"{name} {low:g} to {high:g} {unit}".rstrip() for (name, (low, high)), unit in each)
         return parts if self.randomized.mode == "fixed" else f"{parts} at most, by {self.randomized.mode}"
+
+    def range_warnings(self, steps: int) -> list[str]:
+        """What makes so many further vector steps, of all envs together, useless."""
+        config, most = self.randomized, self.max_episode_length
+        if config.mode != "adr" or not most:
+            return []
+        begin = self.num_envs * world().size / (4 * len(self._names) * most)  # at each end, in a step
+        needed = math.ceil(config.boundary_episodes / begin + most)
+        if steps >= needed:
+            return []
+        return [
+            f"it may be that no range moves: {steps:,} steps of all envs are left, and {config.boundary_episodes} "
+            f"episodes of up to {most} steps at each end take about {needed:,}; give more --num-envs or "
+            "--num-iterations, or less env.randomize.boundary_episodes"
+        ]
 
     @property
     def final_groups(self) -> tuple[str, ...] | None:

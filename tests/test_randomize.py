@@ -474,6 +474,16 @@ def test_none_takes_away_all_that_a_run_randomized() -> None:
     }  # fmt: skip
 
 
+def test_ranges_that_will_not_move_in_the_time_that_is_left_are_told() -> None:
+    options = {"randomize.mass": True, "randomize.length": True, "randomize.success_return": -1.0}
+    slow: Any = make_env("Pendulum", 64, **options, **{"randomize.mode": "adr", "randomize.boundary_episodes": 20})
+    assert slow.range_warnings(700) == []  # 64 / (4 x 2 x 200) begin in a step: 20 in 500, and the longest lasts 200
+    (told,) = slow.range_warnings(699)
+    assert told.startswith("it may be that no range moves: 699 steps of all envs are left") and "about 700;" in told
+    fixed: Any = make_env("Pendulum", 64, **options)
+    assert fixed.range_warnings(0) == []
+
+
 def test_names_that_there_are_not_are_told_apart_from_settings() -> None:
     with pytest.raises(ConfigError, match=r"no such parameter; valid: [^;]*mass[^;]*; settings are mode, .*push_inter"):
         make_env("Pendulum", 2, **{"randomize.zzzzzz": [1, 2]})
@@ -481,10 +491,8 @@ def test_names_that_there_are_not_are_told_apart_from_settings() -> None:
     class Half(Threshold):
         set_parameters = property()  # type: ignore[assignment]  # of which hasattr says that there is none
 
-    with pytest.raises(
-        ConfigError,
-        match=r"env.randomize.load: .*among the env's parameters, and not to be set without set_parameters\(values, where\)",
-    ):
+    told = r"env.randomize.load: .*among the env's parameters, and not to be set without set_parameters\(values, where"
+    with pytest.raises(ConfigError, match=told):
         randomized(Half(2), RandomizeConfig(parameters={"load": ParameterRange(range=(0.0, 1.0))}))
 
 
@@ -589,6 +597,7 @@ def test_train_and_eval_say_what_is_drawn(tmp_path: Path, capsys: pytest.Capture
     assert main([*words.split(), "--env.randomize.noise", "[0, 0.5]", "--env.randomize.action_delay", "true"]) == 0
     said = capsys.readouterr().out
     assert "action_delay 0 to 2 steps, noise 0 to 0.5 of the scale at most, by adr" in said
+    assert "warning      it may be that no range moves: 16 steps of all envs are left" in said
     run_folder = next(tmp_path.rglob("config.yaml")).parent
     assert "randomize/noise_high" in (run_folder / "metrics.csv").read_text()
     assert main(["eval", "--run", str(run_folder), "--device", "cpu"]) == 0
