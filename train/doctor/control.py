@@ -25,6 +25,8 @@ class Trace:
     """``[K, R]``."""
     done: Tensor
     """``[K, R]``."""
+    rows: Tensor
+    """``[R]``, which envs are kept."""
 
     def difference(self, other: Trace) -> tuple[int, float] | None:
         """The first step in which another trace differs, and the largest difference there; None where it is the same.
@@ -54,7 +56,7 @@ def trace(env: VecEnv, seed: int, steps: int, actions: int, mask: str | None = N
         rewards.append(step.reward.detach().cpu()[rows].clone())
         done.append(begins(step).cpu()[rows].clone())
     groups = {group: torch.stack([x[group] for x in seen]) for group in seen[0]}
-    return Trace(groups, torch.stack(rewards), torch.stack(done))
+    return Trace(groups, torch.stack(rewards), torch.stack(done), rows)
 
 
 def control_findings(
@@ -101,10 +103,10 @@ def control_findings(
 
 def _of_parameters(env: Randomizable, nominal: Trace, again: Callable[[], Trace]) -> Iterator[Finding]:
     """Whether parameters that are set for the first half of the envs change something there, and there alone."""
-    n, rows = env.num_envs, kept_rows(env.num_envs, sum(x[0, 0].numel() for x in nominal.obs.values()))
+    n = env.num_envs
     everywhere = torch.ones(n, dtype=torch.bool, device=env.device)
     where = torch.arange(n, device=env.device) < max(1, n // 2)
-    others = ~where.cpu()[rows]  # [R]
+    others = ~where.cpu()[nominal.rows]  # [R]
     far = {k: p.high if p.high - p.nominal >= p.nominal - p.low else p.low for k, p in env.parameters.items()}
     env.set_parameters({k: torch.full((n,), v, device=env.device) for k, v in far.items()}, where)
     try:
