@@ -334,9 +334,9 @@ class Curriculum(Wrapper):
         for name, mine in self._kept.items():
             value = saved.get(name, mine.unsqueeze(0))  # of older stages: as it is
             if mine.shape != value.shape[1:]:
-                raise ValueError(
+                raise ConfigError(
                     f"{self._where}: the saved levels are {value.shape[-1]}, these {self.num_levels}; use those of the "
-                    "saved run"
+                    "saved run, evaluate with --stage start, or train anew with --init-from"
                 )
             mine.copy_(value[0])
         self._cumulative.copy_(summed(self.probabilities))

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlcore.config import ConfigError, check, nearest
+from rlcore.config import ConfigError, check, closest, nearest
+from rlcore.distributed import world
 from rlcore.env import DYNAMICS, Parameter, VecEnv, is_adaptive, is_randomizable, is_staggered, name_of
 from rlcore.envs.disturb import KINDS, SHARES, Disturbed, disturbances
 from rlcore.envs.entropy_ranges import MaximumEntropy
@@ -106,8 +107,24 @@ class Randomized(OwnState):
     @property
     def ranges_text(self) -> str:
         """What is drawn from where, in one line."""
-        parts = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in self._limits.items())
+        each = zip(self._limits.items(), self._units, strict=True)
+        parts = ", ".join(f"{name} {low:g} to {high:g} {unit}".rstrip() for (name, (low, high)), unit in each)
         return parts if self.randomized.mode == "fixed" else f"{parts} at most, by {self.randomized.mode}"
+
+    def range_warnings(self, steps: int) -> list[str]:
+        """What makes so many further vector steps, of all envs together, useless."""
+        config, most = self.randomized, self.max_episode_length
+        if config.mode != "adr" or not most:
+            return []
+        begin = self.num_envs * world().size / (4 * len(self._names) * most)  # at each end, in a step
+        needed = math.ceil(config.boundary_episodes / begin + most)
+        if steps >= needed:
+            return []
+        return [
+            f"it may be that no range moves: {steps:,} steps of all envs are left, and {config.boundary_episodes} "
+            f"episodes of up to {most} steps at each end take about {needed:,}; give more --num-envs or "
+            "--num-iterations, or less env.randomize.boundary_episodes"
+        ]
 
     @property
     def final_groups(self) -> tuple[str, ...] | None:
@@ -250,9 +267,10 @@ class Randomized(OwnState):
     def _take(self, state: Mapping[str, Any]) -> None:
         stage = state.get("randomize", {})
         if set(stage) != set(self._names):
-            raise ValueError(
-                f"{self.task}: the stage is one of {', '.join(stage) or 'nothing'}, and {', '.join(self._names)} "
-                "is randomized here; give --stage start, or the options of that run"
+            raise ConfigError(
+                f"{self.task}: the run's ranges are of {', '.join(stage) or 'nothing'}, and here of "
+                f"{', '.join(self._names)}; leave env.randomize as it was, evaluate with --stage start, or train anew "
+                "with --init-from"
             )
         self._adaptive.load_stage([stage[name] for name in self._names])
 
@@ -312,6 +330,15 @@ def _limits(task: str, name: str, wanted: ParameterRange, known: Mapping[str, Pa
     return low, high
 
 
+def _known(env: VecEnv, name: str, names: list[str]) -> str:
+    """What to write in the place of a name that there is not."""
+    if name in getattr(env, "parameters", ()) and not is_randomizable(env):
+        return "it is among the env's parameters, and not to be set without set_parameters(values, where)"
+    if closest(name, [*names, *SETTINGS]) is not None:
+        return nearest(name, [*names, *SETTINGS])
+    return f"{nearest(name, names)}; settings are {', '.join(SETTINGS)}"
+
+
 def randomized(
     env: VecEnv, config: RandomizeConfig, seed: int | None = None, trial_episodes: int | None = None
 ) -> VecEnv:
@@ -335,7 +362,7 @@ def randomized(
                 why = [note for note in getattr(env, "notes", ()) if note.startswith("no physical parameters")]
                 tasks = list(getattr(env, "tasks", ()))
                 own_of = f"write env.{tasks[0]}.randomize.{name} for what a task has" if tasks else None
-                hint = why[0] if why else own_of or nearest(name, [*own, *disturbances(env), *SETTINGS])
+                hint = why[0] if why else own_of or _known(env, name, [*own, *disturbances(env)])
                 raise ConfigError(f"{name_of(env)}: env.randomize.{name}: there is no such parameter; {hint}")
         if names:
             for name in names:

@@ -116,8 +116,9 @@ def split_randomize(options: Mapping[str, Any]) -> tuple[RandomizeConfig | None,
     for key, value in sorted(own.items()):  # a whole mapping before settings of it
         path = key.split(".", 2)[1:]
         if not path:
-            check(isinstance(value, Mapping), "env.randomize", value, "write randomize.PARAMETER '[low, high]'")
-            table |= value
+            whole = {} if _is_off(value) else value
+            check(isinstance(whole, Mapping), "env.randomize", value, "write randomize.PARAMETER '[low, high]' or none")
+            table |= whole
         elif len(path) == 1:
             table[path[0]] = value
         else:
@@ -134,13 +135,18 @@ def split_randomize(options: Mapping[str, Any]) -> tuple[RandomizeConfig | None,
     others = {key: value for key, value in options.items() if key not in own}
     if not ranges and not settings:  # all of them were switched off
         return None, others
-    check(bool(ranges), "env.randomize", settings, "name what is drawn: randomize.PARAMETER '[low, high]'")
+    told = ", ".join(f"{name} {value}" for name, value in settings.items())
+    check(bool(ranges), "env.randomize", told, "name what is drawn: randomize.PARAMETER '[low, high]'")
     return config, others
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or value == "none"
 
 
 def _range(name: str, value: Any) -> dict[str, Any] | None:
     """A range in whatever way it is written; None where it is switched off."""
-    if value is None or value is False:
+    if _is_off(value):
         return None
     if value is True:
         return {}

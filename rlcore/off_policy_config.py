@@ -328,13 +328,14 @@ def warnings(
     """What makes a run slow or useless.
 
     Args:
-        config: settings.
-        num_envs: copies of the task.
+        config: settings of this rank; what is told is of all ranks.
+        num_envs: copies of the task on this rank.
         num_updates: gradient steps an iteration.
         missing_rows: vector steps until learning begins.
         num_iterations: that are left.
     """
-    steps, samples, told = config.num_steps * num_envs, num_updates * config.batch_size, []
+    num_envs, batch_size = num_envs * world().size, config.batch_size * world().size
+    steps, samples, told = config.num_steps * num_envs, num_updates * batch_size, []
     if samples > _MOST_SAMPLES * steps:
         told.append(
             f"every iteration draws {samples:,} samples for its {steps:,} new steps; give more --num-envs, or less "

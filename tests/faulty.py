@@ -10,6 +10,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlcore import Step
+from rlcore.env import Parameter
 
 
 class Healthy:
@@ -249,3 +250,29 @@ class Crash(Healthy):
 class WrongShape(Healthy):
     def reward(self, action: Tensor) -> Tensor:
         return super().reward(action).unsqueeze(1)
+
+
+class Weighed(Healthy):
+    """Healthy, with a parameter."""
+
+    parameters: ClassVar[dict[str, Parameter]] = {"mass": Parameter(nominal=1.0, low=0.5, high=4.0, positive=True)}
+
+    def __init__(self, num_envs: int, seed: int | None = None) -> None:
+        super().__init__(num_envs, seed)
+        self.mass = torch.ones(num_envs)
+
+    def move(self, action: Tensor) -> None:
+        super().move(action / self.mass.unsqueeze(1))
+
+    def set_parameters(self, values: dict[str, Tensor], where: Tensor) -> None:
+        self.mass.copy_(values["mass"].where(where, self.mass))
+
+
+class SetNowhere(Weighed):
+    def set_parameters(self, values: dict[str, Tensor], where: Tensor) -> None:
+        pass
+
+
+class SetEverywhere(Weighed):
+    def set_parameters(self, values: dict[str, Tensor], where: Tensor) -> None:
+        self.mass.copy_(values["mass"])

@@ -65,6 +65,8 @@ FAULTS = {
     "Slow": "speed.env",
     "Crash": "env.fails",
     "WrongShape": "env.contract",
+    "SetNowhere": "parameters.no_effect",
+    "SetEverywhere": "parameters.where",
 }
 """Envs of ``faulty`` and the one error or warning that each is to cause."""
 
@@ -102,7 +104,7 @@ def test_a_planted_fault_is_found_and_nothing_else(name: str) -> None:
 
 def test_every_faulty_env_is_examined() -> None:
     known = {name for name, value in vars(faulty).items() if isinstance(value, type) and value.__module__ == "faulty"}
-    assert known == {*FAULTS, "Healthy"}
+    assert known == {*FAULTS, "Healthy", "Weighed"}
 
 
 def test_what_is_found_names_the_term_the_env_and_the_number() -> None:
@@ -113,8 +115,9 @@ def test_what_is_found_names_the_term_the_env_and_the_number() -> None:
     assert "env 3 (1 of 32)" in frozen.what
 
 
-def test_a_healthy_env_is_healthy() -> None:
-    examination = examined("python:faulty:Healthy")
+@pytest.mark.parametrize("name", ["Healthy", "Weighed"])
+def test_a_healthy_env_is_healthy(name: str) -> None:
+    examination = examined(f"python:faulty:{name}")
     assert examination.findings == []
     assert examination.code(strict=True) == 0
     assert set(examination.facts) == {"spaces", "episodes", "reward", "actions", "rollout", "speed"}

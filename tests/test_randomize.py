@@ -29,6 +29,7 @@ from rlcore.networks import NetworkConfig
 from rlcore.observations import choose_groups
 from rlcore.resume import resume, snapshot
 from rlcore.stage import reset_at, same_stage, stage_figures, stage_of, stage_text
+from rlcore.train.config import with_options
 from rlcore.types import Step
 
 KNOWN = 0.7
@@ -399,7 +400,7 @@ def test_ranges_are_a_stage_for_any_number_of_envs() -> None:
     assert stage_text(stage, small) == "randomize/load 0.23 to 0.47 kg"
     reset_at(small, stage, 0)
     assert same_stage(stage_of(small), {**stage, "num_envs": 1})  # type: ignore[dict-item]
-    with pytest.raises(ValueError, match="the stage is one of load, and grip is randomized here"):
+    with pytest.raises(ValueError, match=r"the run's ranges are of load, and here of grip; .* --init-from"):
         reset_at(of(Threshold(2), "adr", grip=True), stage)
 
 
@@ -521,7 +522,10 @@ def test_make_env_takes_ranges() -> None:
     env: Any = make_env("Pendulum", 3, seed=0, **options)
     assert isinstance(env, Randomized) and isinstance(env.env, Disturbed)
     assert env.env._max_delay == 3 and env.max_episode_length == 9 and env.task == "Pendulum"
-    assert env.notes[-1] == "randomized   action_delay 0 to 2.5, noise 0 to 0.1, noise/angular_velocity 0.5 to 1"
+    assert env.notes[-1] == (
+        "randomized   action_delay 0 to 2.5 steps, noise 0 to 0.1 of the scale, "
+        "noise/angular_velocity 0.5 to 1 of the term"
+    )
     assert is_randomizable(env) and "noise" in env.parameters
     nested = {"randomize": {"noise": [0, 1], "mode": "adr"}, "randomize.noise.distribution": "uniform"}
     config, others = split_randomize(nested | {"costs.a.above": 1})
@@ -532,8 +536,39 @@ def test_make_env_takes_ranges() -> None:
     both.reset()
     step = both.step(torch.zeros(2, 1))
     assert set(step.obs) == {"policy", "dynamics"} and set(step.signals or {}) == {"all"}
-    off: Any = make_env("Pendulum", 2, **{"randomize.noise": False})
-    assert not hasattr(off, "randomized")
+    for none in ({"randomize.noise": False}, {"randomize.noise": "none"}, {"randomize": "none"}, {"randomize": None}):
+        off: Any = make_env("Pendulum", 2, **none)
+        assert not hasattr(off, "randomized")
+
+
+def test_none_takes_away_all_that_a_run_randomized() -> None:
+    before = {"randomize.mode": "adr", "randomize.mass": [1, 2], "A.randomize.mass": [1, 2], "max_episode_length": 9}
+    assert with_options(before, {"randomize": "none"}) == {"A.randomize.mass": [1, 2], "max_episode_length": 9}
+    assert with_options(before, {"A.randomize": None, "randomize.mass": 1}) == {
+        "randomize.mode": "adr", "randomize.mass": 1, "max_episode_length": 9,
+    }  # fmt: skip
+
+
+def test_ranges_that_will_not_move_in_the_time_that_is_left_are_told() -> None:
+    options = {"randomize.mass": True, "randomize.length": True, "randomize.success_return": -1.0}
+    slow: Any = make_env("Pendulum", 64, **options, **{"randomize.mode": "adr", "randomize.boundary_episodes": 20})
+    assert slow.range_warnings(700) == []  # 64 / (4 x 2 x 200) begin in a step: 20 in 500, and the longest lasts 200
+    (told,) = slow.range_warnings(699)
+    assert told.startswith("it may be that no range moves: 699 steps of all envs are left") and "about 700;" in told
+    fixed: Any = make_env("Pendulum", 64, **options)
+    assert fixed.range_warnings(0) == []
+
+
+def test_names_that_there_are_not_are_told_apart_from_settings() -> None:
+    with pytest.raises(ConfigError, match=r"no such parameter; valid: [^;]*mass[^;]*; settings are mode, .*push_inter"):
+        make_env("Pendulum", 2, **{"randomize.zzzzzz": [1, 2]})
+
+    class Half(Threshold):
+        set_parameters = property()  # type: ignore[assignment]  # of which hasattr says that there is none
+
+    told = r"env.randomize.load: .*among the env's parameters, and not to be set without set_parameters\(values, where"
+    with pytest.raises(ConfigError, match=told):
+        randomized(Half(2), RandomizeConfig(parameters={"load": ParameterRange(range=(0.0, 1.0))}))
 
 
 @pytest.mark.parametrize(
@@ -636,7 +671,8 @@ def test_train_and_eval_say_what_is_drawn(tmp_path: Path, capsys: pytest.Capture
     )
     assert main([*words.split(), "--env.randomize.noise", "[0, 0.5]", "--env.randomize.action_delay", "true"]) == 0
     said = capsys.readouterr().out
-    assert "action_delay 0 to 2, noise 0 to 0.5 at most, by adr" in said
+    assert "action_delay 0 to 2 steps, noise 0 to 0.5 of the scale at most, by adr" in said
+    assert "warning      it may be that no range moves: 16 steps of all envs are left" in said
     run_folder = next(tmp_path.rglob("config.yaml")).parent
     assert "randomize/noise_high" in (run_folder / "metrics.csv").read_text()
     assert main(["eval", "--run", str(run_folder), "--device", "cpu"]) == 0
@@ -644,7 +680,9 @@ def test_train_and_eval_say_what_is_drawn(tmp_path: Path, capsys: pytest.Capture
     words = f"eval --run {run_folder} --device cpu --env.randomize.mode fixed --env.randomize.noise".split()
     assert main([*words, "[1, 2]"]) == 0
     said = capsys.readouterr().out
-    assert "randomized   action_delay 0 to 2, noise 1 to 2" in said and "stage  " not in said
+    assert "randomized   action_delay 0 to 2 steps, noise 1 to 2" in said and "stage  " not in said
+    assert main(["eval", "--run", str(run_folder), "--device", "cpu", "--env.randomize", "none"]) == 0
+    assert "randomize" not in capsys.readouterr().out
     assert main(["train", "--task", "Pendulum", "--help"]) == 0
     assert "randomize.PARAMETER" in capsys.readouterr().out
 

@@ -27,7 +27,7 @@ from rlcore.train.cli import main
 from rlcore.train.evaluate import evaluate
 from rlcore.train.robustness import Measured, measure
 from rlcore.train.robustness_plan import MODEL, PUSH, Plan, planned
-from rlcore.train.robustness_report import Scale, figures_of
+from rlcore.train.robustness_report import Scale, breakdown_text, figures_of, unmoved_lines
 from rlcore.train.shared_draws import SharedDraws
 from rlcore.types import Obs, State, Step
 
@@ -487,6 +487,25 @@ def test_a_policy_that_was_trained_with_randomisation_is_measured_without(
     exported = read(file.parent)["policies"][0]
     assert exported["env"] == {}
     assert exported["nominal"]["return_mean"] == pytest.approx(policy["nominal"]["return_mean"], rel=1e-4)
+
+
+def test_where_nothing_is_kept_to_begin_with_or_nothing_changes_it_is_said() -> None:
+    cell = {"return_mean": -200.0, "magnitude": 0.0}
+    entry = {"name": "push", "unit": "m/s", "nominal": 0.0, "breakdown": {"above": 0.0}, "cells": [cell]}
+    assert breakdown_text(entry) == "undisturbed already"
+    assert breakdown_text(entry | {"breakdown": {"above": None}}) == "none to 0 m/s"
+    policy: dict[str, Any] = {"label": "a", "nominal": {"return_mean": -200.0}, "types": [entry]}
+    (line,) = unmoved_lines([policy])
+    assert "a: all cells return the nominal -200" in line
+    assert unmoved_lines([policy | {"nominal": {"return_mean": -201.0}}]) == []
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_measured(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlcore.train.robustness.measure", None)  # nobody comes to it
+    assert main(["robustness", "--run", str(run), "--device", "cpu", "--output", "/dev/null/x"]) == 2
+    assert "--output '/dev/null/x' cannot be made: Not a directory; name another folder" in capsys.readouterr().err
 
 
 def test_a_policy_can_go_on_with_randomisation(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

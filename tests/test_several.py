@@ -21,15 +21,16 @@ from test_distributed import in_ranks, optimizers_of, ppo
 from rlcore.config import ConfigError
 from rlcore.distributed import RankLost, World, gone, join, local_device, world
 from rlcore.learn import learn
+from rlcore.off_policy_config import warnings
 from rlcore.ppo import PPO, PPOConfig
 from rlcore.ranks import checksum
 from rlcore.sac import SACConfig
 from rlcore.train.arguments import UsageError
 from rlcore.train.config import TrainConfig
-from rlcore.train.elastic import on_own_device, processes_in, start
+from rlcore.train.elastic import on_own_device, processes_in, share_among, start
 from rlcore.train.ending import Interrupt, end_of_run
 from rlcore.train.judging import all_measured, eval_env_of, judged_by, measure_along, measured
-from rlcore.train.several import end_of_follower, of_rank, share_of
+from rlcore.train.several import end_of_follower, how_again, of_rank, share_of
 
 ROOT = Path(__file__).parent.parent
 RANKS = "--processes 2 --device cpu --num-envs 16 --agent.num-steps 16 --eval-interval 0 --eval-envs 2 --log-interval 1"
@@ -93,6 +94,24 @@ def test_envs_are_shared_evenly() -> None:
     remedy = "num_envs is 13, of all 3 ranks together, which share it evenly; give 12 or 15"
     with pytest.raises(ConfigError, match=remedy):
         share_of(TrainConfig(task="CartPole", num_envs=13), World(1, 3))
+    for words in (["--num-envs", "13"], ["num_envs=12", "--num-envs=13"]):  # before any process is started
+        with pytest.raises(ConfigError, match=remedy):
+            start(3, ["--task", "CartPole", "--device", "cpu", *words], "--processes")
+    with pytest.raises(ConfigError, match=r"num_envs is 2, .* give 3$"):
+        share_among(2, 3)
+
+
+def test_a_run_that_stops_says_how_as_many_ranks_go_on() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    two = World(0, 2, places=("a cpu", "a cpu"))
+    assert (how_again(two, cpu), how_again(two, gpu)) == (" --processes 2", " --gpus 2")
+    assert how_again(World(), cpu) == how_again(World(0, 2, places=("a cuda:0", "b cuda:0")), gpu) == ""
+
+
+def test_what_is_said_of_settings_is_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlcore.distributed._world", World(0, 2))
+    (told,) = warnings(SACConfig(learning_starts=1000).of_rank(), 4, 1, 125, 40)
+    assert "320 steps are left, and learning begins after 1,000" in told
 
 
 def test_batches_and_replay_memory_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +179,7 @@ def test_a_rank_that_dies_or_is_interrupted_ends_all_with_a_checkpoint(
         assert f"to go on from iteration {int(saved.stem)}, with new episodes: rlcore train --resume" in text
     else:
         assert f"stopped after iteration {int(saved.stem)}" in text and "has ended" not in text
+        assert re.search(r"rlcore train --resume runs/\S+ --processes 2\n", text)
         assert len(torch.load(saved, weights_only=True)["ranks"]) == 1
 
 

@@ -59,7 +59,8 @@ def say_what_is_ahead(training: Training) -> None:
     for note in notes:
         say(console, f"note         {note}")
     left = config.num_iterations - (0 if progress is None else progress.iteration)
-    for warning in agent.warnings(left):
+    of_env = getattr(env, "range_warnings", None)
+    for warning in (*agent.warnings(left), *(of_env(left * agent.num_steps) if of_env is not None else ())):
         say(console, f"warning      {warning}")
     if training.shares_env:
         say(console, "note         evaluations use the training env, and then put it back as it was")

@@ -40,6 +40,9 @@ LONGEST_NAME = 100
 DEVICES = "auto, cpu, cuda or cuda:<index>"
 """What ``is_device`` takes, in words."""
 
+SWITCHED = ("randomize", "curriculum")
+"""Options of an env that stand for many, ``randomize.mass`` and others, and that none switches off together."""
+
 RESUMABLE = frozenset(
     {
         "num_iterations",
@@ -280,6 +283,16 @@ def safe_name(task: str) -> str:
     It is cut to 200 characters, as file systems take 255, which the names of ten tasks have together.
     """
     return re.sub(r"[^A-Za-z0-9._-]", "_", task)[:200]
+
+
+def with_options(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of an env with others in their place.
+
+    ``randomize`` and ``curriculum`` that are none take all of their own settings away, in what was there before.
+    """
+    off = [name for name, value in given.items() if name.rpartition(".")[2] in SWITCHED and value in (None, "none")]
+    kept = {name: value for name, value in before.items() if not f"{name}.".startswith(tuple(f"{x}." for x in off))}
+    return kept | {name: value for name, value in given.items() if name not in off}
 
 
 def changes(before: TrainConfig, after: TrainConfig) -> dict[str, tuple[Any, Any]]:

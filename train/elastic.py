@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from rlcore.config import ConfigError
 from rlcore.train.arguments import UsageError
 from rlcore.train.ending import FAILED, fail
 
@@ -53,6 +54,22 @@ def processes_in(words: Sequence[str]) -> tuple[int, list[str], str]:
     return int(value), rest, f"--{name}"
 
 
+def share_among(num_envs: int, number: int) -> int:
+    """Envs of each of so many ranks.
+
+    Raises:
+        ConfigError: they cannot be shared evenly.
+    """
+    share, left = divmod(num_envs, number)
+    if left:
+        near = max(1, share) * number
+        raise ConfigError(
+            f"num_envs is {num_envs}, of all {number} ranks together, which share it evenly; give {near}"
+            + f" or {near + number}" * bool(share)
+        )
+    return share
+
+
 def on_own_device(words: Sequence[str]) -> list[str]:
     """Name this rank's GPU to a simulator that starts before PyTorch, unless it is to run on the CPU."""
     words = list(words)
@@ -86,6 +103,9 @@ def start(number: int, words: Sequence[str], option: str) -> int:
         UsageError: there are not as many GPUs.
     """
     _check_gpus(number, words, option)
+    asked = re.findall(r"(?:^|\s)(?:--)?num[_-]envs[= ](\d+)(?=\s|$)", " ".join(words))
+    if asked:  # what is not on the command line every rank finds out by itself
+        share_among(int(asked[-1]), number)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch

@@ -203,7 +203,8 @@ def _range(name: str, text: str) -> tuple[float, ...]:
         if len(parts) > 3 or not low < high or points < 2:
             raise ValueError
     except (ValueError, IndexError):
-        raise ValueError(f"{name}={text}: write {name}=LOW:HIGH or {name}=LOW:HIGH:POINTS, LOW below HIGH") from None
+        remedy = f"write {name}=LOW:HIGH or {name}=LOW:HIGH:POINTS, LOW below HIGH, 2 POINTS or more"
+        raise ValueError(f"{name}={text}: {remedy}") from None
     return _spaced(low, high, points)
 
 

@@ -191,6 +191,8 @@ def magnitude_text(magnitude: float, unit: str) -> str:
 
 def breakdown_text(entry: Mapping[str, Any]) -> str:
     """Where a type breaks a policy, in words."""
+    if entry["nominal"] in entry["breakdown"].values():
+        return "undisturbed already"
     parts = []
     for side, value in entry["breakdown"].items():
         last = entry["cells"][0 if side == "below" else -1]["magnitude"]
@@ -259,6 +261,17 @@ def area_lines(all_figures: Sequence[Figures], success: bool) -> list[str]:
     return lines
 
 
+def unmoved_lines(all_figures: Sequence[Figures]) -> list[str]:
+    """Policies that return the same whatever was tried: they may be robust, and may as well do nothing that counts."""
+    return [
+        f"note         {figures['label']}: all cells return the nominal {nominal:.4g} and nothing else, which says "
+        "little of a policy that does not solve the task"
+        for figures in all_figures
+        for nominal in [figures["nominal"]["return_mean"]]
+        if figures["types"] and all(c["return_mean"] == nominal for t in figures["types"] for c in t["cells"])
+    ]
+
+
 def grid_lines(figures: Figures) -> list[str]:
     """The grid of a policy, where there is one."""
     grid = figures.get("grid")
@@ -308,7 +321,7 @@ def policy_line(figures: Figures, success: bool, task: str, episodes: int) -> st
     if grid is not None:
         names = " x ".join(entry["name"] for entry in grid["types"])
         parts.append(f"over {names} {percent(grid['score_mean'])}, at worst {percent(grid['worst']['score'])}")
-    return f"Robustness on {task}, {episodes} episodes a cell: {'; '.join(parts)}."
+    return f"Robustness on {task}, {episodes} episode{'s' * (episodes != 1)} a cell: {'; '.join(parts)}."
 
 
 ABOUT = (

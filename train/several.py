@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from rlcore.agent import Agent
 from rlcore.capture import tree_map
 from rlcore.config import ConfigError, to_dict
@@ -15,6 +17,7 @@ from rlcore.learn import Faults, Progress, Report, begin
 from rlcore.ranks import LEARNED, MIXED, OF_ENVS, SHARED
 from rlcore.train.conclude import close_env
 from rlcore.train.config import TrainConfig
+from rlcore.train.elastic import share_among
 from rlcore.train.ending import FAILED, USAGE, Interrupt, describe, is_mistake, one_line, show_traceback
 from rlcore.train.judging import due, measure_along
 
@@ -32,20 +35,20 @@ def share_of(config: TrainConfig, world: World) -> int:
     """
     if differs(repr(to_dict(config) | {"device": ""})):
         raise ConfigError("the ranks have different settings; start all of them with the same command")
-    share, left = divmod(config.num_envs, world.size)
-    if left:
-        near = max(1, share) * world.size
-        raise ConfigError(
-            f"num_envs is {config.num_envs}, of all {world.size} ranks together, which share it evenly; give {near} or "
-            f"{near + world.size}"
-        )
-    return share
+    return share_among(config.num_envs, world.size)
 
 
 def places(world: World, share: int) -> str:
     """What runs where."""
     each = ", ".join(f"{rank} on {place}" for rank, place in enumerate(world.places))
     return f"ranks        {world.size} with {share} envs each: {each}"
+
+
+def how_again(world: World, device: torch.device) -> str:
+    """The option that starts as many ranks again, where they were all on one machine; else nothing."""
+    if world.size == 1 or len({place.split()[0] for place in world.places}) > 1:
+        return ""
+    return f" --{'gpus' if device.type == 'cuda' else 'processes'} {world.size}"
 
 
 def with_ranks(content: dict[str, Any], world: World) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rlcore.export.observations import group_shapes
 from rlcore.export.one_task import OneTask
 from rlcore.stage import Stage, can_take, reset_at, saved_stage, stage_of, stage_text, stage_where
 from rlcore.train.conclude import give_task, refuse_broken, restore_policy, violations_of
-from rlcore.train.config import DEVICES, is_device, read_config, resolve_device
+from rlcore.train.config import DEVICES, is_device, read_config, resolve_device, with_options
 from rlcore.train.evaluate import evaluation_options
 from rlcore.train.play import find_renderer
 from rlcore.train.run import RunFolder, located
@@ -145,7 +145,7 @@ def policy_and_env(
     stage = args.stage
     if stage is None and any(name.partition(".")[0] == "randomize" for name in options):
         stage = "start"  # what is asked for is to be drawn, in place of what training stood at
-    options = evaluation_options(trained_with | options)
+    options = evaluation_options(with_options(trained_with, options))
     mode = render_mode_of(task) if render == "window" else "rgb_array" if render else None
     if mode is not None and simulator_of(task) != "builtin":
         options = {"render_mode": mode} | options

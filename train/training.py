@@ -42,7 +42,7 @@ from rlcore.train.machine import write_machine
 from rlcore.train.pulse import Pulse
 from rlcore.train.reports.page import report_at_end, write_run_report
 from rlcore.train.run import RunFolder, locate
-from rlcore.train.several import end_of_follower, follow, of_rank, share_of, with_ranks
+from rlcore.train.several import end_of_follower, follow, how_again, of_rank, share_of, with_ranks
 from rlcore.train.stop import Stop
 from rlcore.train.threads import use_threads
 from rlcore.train.writers import Warn, Writer, writers
@@ -255,9 +255,9 @@ class Training:
             stopped = f"stopped after iteration {progress.iteration}, by {Signals(interrupt.signal).name}"
             self._tell_end(stopped, progress)
             say(self.console, f"{stopped}; to go on:")
-            say(self.console, f"  rlcore train --resume {self.run.path}")
+            say(self.console, f"  rlcore train --resume {self.run.path}{how_again(self.ranks, self.device)}")
             if self.ranks.size > 1:
-                say(self.console, f"  with --processes or --gpus {self.ranks.size}, as it was started, bit for bit")
+                say(self.console, f"  bit for bit with {self.ranks.size} ranks, as it was started")
             return 128 + interrupt.signal
         ended = f"after iteration {progress.iteration}: {self.stop.reason or 'all iterations are done'}"
         if not self.shares_env:

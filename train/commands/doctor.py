@@ -141,7 +141,7 @@ def _config(args: DoctorArguments, task: str, options: dict[str, Any], run: Any)
     """Settings that the env is examined under: those of the run if it is of the task, else what training would take."""
     from rlcore.envs.launch import SIMULATORS, bare_name, simulator_of
     from rlcore.train.algorithms import algorithm, find
-    from rlcore.train.config import TrainConfig
+    from rlcore.train.config import TrainConfig, with_options
     from rlcore.train.defaults import check_preset, default_config
 
     base: TrainConfig | None = None if run is None else run.read_config()
@@ -161,4 +161,5 @@ def _config(args: DoctorArguments, task: str, options: dict[str, Any], run: Any)
             registered, _ = registered_config(task, args.num_envs, None, asked, options)
         base, _ = default_config(task, args.config, registered, algo, preset)
     number = base.num_envs if args.num_envs is None else args.num_envs
-    return replace(base, task=task, num_envs=number, seed=args.seed, device=args.device, env=base.env | options)
+    env = with_options(base.env, options)
+    return replace(base, task=task, num_envs=number, seed=args.seed, device=args.device, env=env)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -118,7 +120,7 @@ def _check(args: RobustnessArguments, options: dict[str, Any]) -> None:
         if name.partition(".")[0] in SET_HERE:
             raise ValueError(f"--env.{name}: parameters are set here by --types; leave it out")
     if args.grid is not None and len(args.grid) not in (2, 3):
-        raise ValueError(f"--grid has {len(args.grid)} types; give two or three")
+        raise ValueError(f"--grid has {len(args.grid)} type{'s' * (len(args.grid) != 1)}; give two or three")
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise ValueError(f"--output is '{args.output}', which is a file; name a folder")
 
@@ -147,6 +149,7 @@ def _measured(args: RobustnessArguments, plan: Plan, left_out: Sequence[str], so
     first = sources[0]
     for line in left_out:
         say(console, line)
+    folder = _folder(args, first)  # not after minutes of measuring
     results: list[Measured] = []
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         for source, label in zip(sources, labels(sources), strict=True):
@@ -176,7 +179,19 @@ def _measured(args: RobustnessArguments, plan: Plan, left_out: Sequence[str], so
         "task": first.task, "seed": args.seed, "episodes": args.episodes, "least": args.least,
         "score": "success" if scale.success else "return_share", "policies": figures,
     }  # fmt: skip
-    folder = args.output or first.folder
+    wide = Console(file=standard_output(), width=None if console.is_terminal else 130)
+    for entry in figures if plan.sweeps else ():
+        wide.print(report.cells_table(entry, scale.success))
+    if plan.sweeps:
+        wide.print(report.types_table(figures, scale.success))
+    for line in report.area_lines(figures, scale.success) + report.unmoved_lines(figures):
+        say(console, line)
+    for line in (text for entry in figures for text in report.grid_lines(entry)):
+        say(console, line)
+    say(console, report.ABOUT)
+    say(console, report.how_text(results[0]))
+    for entry in figures:
+        say(console, f"{entry['label']}: {report.policy_line(entry, scale.success, first.task, args.episodes)}")
     files = [folder / "robustness.json"]
     with output_elsewhere(args.output, folder):
         write_json(files[0], record)
@@ -187,21 +202,21 @@ def _measured(args: RobustnessArguments, plan: Plan, left_out: Sequence[str], so
         if plan.grid:
             files.append(folder / "robustness-grid.png")
             pictures.grid(files[-1], figures, scale.success, first.task)
-    wide = Console(file=standard_output(), width=None if console.is_terminal else 130)
-    for entry in figures if plan.sweeps else ():
-        wide.print(report.cells_table(entry, scale.success))
-    if plan.sweeps:
-        wide.print(report.types_table(figures, scale.success))
-    for line in report.area_lines(figures, scale.success):
-        say(console, line)
-    for line in (text for entry in figures for text in report.grid_lines(entry)):
-        say(console, line)
-    say(console, report.ABOUT)
-    say(console, report.how_text(results[0]))
-    for entry in figures:
-        say(console, f"{entry['label']}: {report.policy_line(entry, scale.success, first.task, args.episodes)}")
     say(console, f"written to {', '.join(map(str, files))}")
     return 0
+
+
+def _folder(args: RobustnessArguments, first: Source) -> Path:
+    """Where the results go; it can be written."""
+    folder = args.output or first.folder
+    with output_elsewhere(args.output, folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            raise ValueError(f"--output '{folder}' cannot be made: {error.strerror}; name another folder") from error
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    return folder
 
 
 def labels(sources: Sequence[Source]) -> list[str]:

@@ -37,7 +37,7 @@ def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
     words = launched(with_library(words))
     from rlcore.config import ConfigError, load_yaml
     from rlcore.train.algorithms import algorithm, find
-    from rlcore.train.config import TrainConfig, config_class
+    from rlcore.train.config import TrainConfig, config_class, with_options
     from rlcore.train.defaults import check_preset, default_config, task_of
 
     named, helping = named_in(words), arguments.asks_help(words)
@@ -114,7 +114,7 @@ def settings_in(words: Sequence[str]) -> tuple[Any, Any, Path | None] | None:
     default = TrainArguments(**{f.name: getattr(base, f.name) for f in fields(Own)})
     parsed = arguments.parse(TrainArguments, settings, default, "rlcore train")
     config = Own(**{f.name: getattr(parsed, f.name) for f in fields(Own)})
-    config = replace(config, env=base.env | options)
+    config = replace(config, env=with_options(base.env, options))
     if config.init_from is not None and resumed is None:  # so that it is found from other folders, too
         from rlcore.train.run import locate
 

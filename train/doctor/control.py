@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlcore.env import VecEnv
+from rlcore.env import Randomizable, VecEnv, is_randomizable
 from rlcore.envs.launch import SIMULATORS, simulator_of
 from rlcore.train.doctor.findings import Finding
 from rlcore.train.doctor.recording import RandomActions, flat, kept_rows
@@ -25,6 +25,8 @@ class Trace:
     """``[K, R]``."""
     done: Tensor
     """``[K, R]``."""
+    rows: Tensor
+    """``[R]``, which envs are kept."""
 
     def difference(self, other: Trace) -> tuple[int, float] | None:
         """The first step in which another trace differs, and the largest difference there; None where it is the same.
@@ -54,7 +56,7 @@ def trace(env: VecEnv, seed: int, steps: int, actions: int, mask: str | None = N
         rewards.append(step.reward.detach().cpu()[rows].clone())
         done.append(begins(step).cpu()[rows].clone())
     groups = {group: torch.stack([x[group] for x in seen]) for group in seen[0]}
-    return Trace(groups, torch.stack(rewards), torch.stack(done))
+    return Trace(groups, torch.stack(rewards), torch.stack(done), rows)
 
 
 def control_findings(
@@ -94,6 +96,48 @@ def control_findings(
     if found is None:  # else one difference cannot be told from the other
         say("other actions under the same seed")
         yield from _effect(first, trace(env, seed, steps, seed + 2, mask), steps)
+        if is_randomizable(env) and env.parameters and not (hasattr(env, "ranges_text") or hasattr(env, "stage_dict")):
+            say("other parameters under the same seed")
+            yield from _of_parameters(env, first, lambda: trace(env, seed, steps, seed + 1, mask))
+
+
+def _of_parameters(env: Randomizable, nominal: Trace, again: Callable[[], Trace]) -> Iterator[Finding]:
+    """Whether parameters that are set for the first half of the envs change something there, and there alone."""
+    n = env.num_envs
+    everywhere = torch.ones(n, dtype=torch.bool, device=env.device)
+    where = torch.arange(n, device=env.device) < max(1, n // 2)
+    others = ~where.cpu()[nominal.rows]  # [R]
+    far = {k: p.high if p.high - p.nominal >= p.nominal - p.low else p.low for k, p in env.parameters.items()}
+    env.set_parameters({k: torch.full((n,), v, device=env.device) for k, v in far.items()}, where)
+    try:
+        other = again()
+    finally:
+        usual = {k: torch.full((n,), p.nominal, device=env.device) for k, p in env.parameters.items()}
+        env.set_parameters(usual, everywhere)
+    ended = (nominal.done | other.done).any(1).nonzero()
+    whole = int(ended[0]) + 1 if len(ended) else len(nominal.reward)  # from an end on, envs may draw other numbers
+    pairs = [(nominal.reward, other.reward), *((x.flatten(2), other.obs[group]) for group, x in nominal.obs.items())]
+    far_off = [(x[:whole].nan_to_num() != y[:whole].nan_to_num().view_as(x[:whole])) for x, y in pairs]
+    changed = torch.stack([x if x.dim() == 2 else x.any(2) for x in far_off]).any(1).any(0)  # [R]
+    names = ", ".join(far)
+    if bool(changed[others].any()):
+        yield Finding(
+            severity="error",
+            check="parameters.where",
+            what=f"set_parameters for one half of the envs changes what happens in the other ({names})",
+            value=float(changed[others].sum()),
+            why="what is drawn for the episode of one env is played by others as well, in the middle of theirs",
+            remedy="write values where `where` is true alone: mine.copy_(value.where(where, mine))",
+        )
+    elif nominal.difference(other) is None:
+        yield Finding(
+            severity="warning",
+            check="parameters.no_effect",
+            what=f"in {len(nominal.reward)} steps nothing depends on the parameters ({names}), set to ends of ranges",
+            value=float(len(nominal.reward)),
+            why="what randomizes them trains with the nominal values",
+            remedy="look at whether set_parameters changes what step() reads, in place",
+        )
 
 
 def _unrepeatable(found: tuple[int, float], task: str, what: str) -> Finding:
