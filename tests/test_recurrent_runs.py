@@ -79,7 +79,7 @@ def test_without_memory_the_same_training_stays_at_chance() -> None:
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_the_training_loop_carries_the_state_from_rollout_to_rollout(kind: Kind, trained: dict[str, PPO]) -> None:
     """Rollouts of three steps, of which none holds both cue and question."""
-    agent = memory_agent(kind, num_steps=3, learning_rate=1e-9)
+    agent = memory_agent(kind, num_steps=3, num_epochs=1, learning_rate=1e-9)
     agent.policy.load_state_dict(trained[kind].policy.state_dict())
     rates: list[float] = []
     agent.learn(60, on_report=lambda report: rates.append(report.metrics.get("rollout/success", np.nan)))
