@@ -861,6 +861,7 @@ def test_a_run_says_that_the_preset_for_gpus_is_slow_without_one(
 def test_command_line_knows_presets_and_td3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--num-envs", "4", "--num-iterations", "16", "--eval-envs", "3", "--runs-dir", str(tmp_path)]
     small += ["--agent.learning-starts", "40", "--agent.batch-size", "16", "--agent.buffer-size", "2000"]
+    small += ["--env.max-episode-length", "40"]
     nets = ["--agent.actor.hidden-dims", "16", "--agent.critic.hidden-dims", "16"]
     for words, algo, preset in (
         (["--algo", "sac", "--preset", "gpu", *nets], "sac", "gpu"),

@@ -79,7 +79,7 @@ def test_without_memory_the_same_training_stays_at_chance() -> None:
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_the_training_loop_carries_the_state_from_rollout_to_rollout(kind: Kind, trained: dict[str, PPO]) -> None:
     """Rollouts of three steps, of which none holds both cue and question."""
-    agent = memory_agent(kind, num_steps=3, learning_rate=1e-9)
+    agent = memory_agent(kind, num_steps=3, num_epochs=1, learning_rate=1e-9)
     agent.policy.load_state_dict(trained[kind].policy.state_dict())
     rates: list[float] = []
     agent.learn(60, on_report=lambda report: rates.append(report.metrics.get("rollout/success", np.nan)))
@@ -246,9 +246,9 @@ def test_two_layers_and_continuous_actions_stay_together_for_hundreds_of_steps(
 ) -> None:
     rnn = RNNConfig(type=kind, hidden_size=16, num_layers=2, position=position)
     net = NetworkConfig(hidden_dims=(16,), rnn=rnn)
-    config = PPOConfig(num_steps=16, num_epochs=2, num_minibatches=2, actor=net, critic=net)
+    config = PPOConfig(num_steps=16, num_epochs=1, num_minibatches=2, actor=net, critic=net)
     agent = PPO(make_env("Pendulum-HiddenVelocity", 8, seed=0, max_episode_length=50), config, seed=0)
-    agent.learn(20)
+    agent.learn(16)
     recording = agent.recording()
     assert recording["done"].shape == (256, 8) and recording["done"].any(0).all()
     report = export_onnx(agent.policy, spec_of(agent.env), tmp_path / "policy.onnx", recording=recording)

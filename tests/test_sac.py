@@ -450,6 +450,7 @@ def test_command_line_trains_resumes_and_exports(tmp_path: Path, capsys: pytest.
     for algo in ("sac", "ddpg"):
         words = ["train", "--task", "Pendulum", "--algo", algo, "--num-envs", "2", "--num-iterations", "30"]
         words += ["--agent.learning-starts", "40", "--eval-envs", "3", "--runs-dir", str(tmp_path)]
+        words += ["--env.max-episode-length", "40"]
         assert main([*words, "--agent.batch-size", "16"]) == 0
         (run,) = (tmp_path / "Pendulum" / algo).iterdir()
         assert main(["train", "--resume", str(run), "--num-iterations", "40"]) == 0
