@@ -48,7 +48,8 @@ class Randomized(OwnState):
         seed: see ``OwnState``.
 
     Raises:
-        ConfigError: the env has no parameter of a name, or a group ``dynamics`` already, or a parameter has no range.
+        ConfigError: the env has no parameter of a name, or a group ``dynamics`` already, a parameter has no range, or
+            ranges are to follow success and there are single values alone.
     """
 
     def __init__(self, env: VecEnv, config: RandomizeConfig, seed: int | None = None) -> None:
@@ -74,6 +75,11 @@ class Randomized(OwnState):
         )
         rows = [Row(n, self._position(n, known[n].nominal), low == high) for n, (low, high) in self._limits.items()]
         self._names, self._units = tuple(self._limits), [unit_of(known[name]) for name in self._limits]
+        if config.mode != "fixed" and all(row.point for row in rows):
+            raise ConfigError(
+                f"{self.task}: env.randomize.mode is {config.mode}, and of {', '.join(self._names)} there is one value "
+                "alone, so that nothing can grow; write '[low, high]', or leave the mode out"
+            )
         self._ranges = self._made(rows, config)
         n = self.num_envs
         self._drawn = torch.zeros(len(rows), n, device=self.device)  # [P, N], positions in 0..1

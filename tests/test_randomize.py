@@ -613,6 +613,9 @@ def test_a_group_of_the_same_name_is_refused() -> None:
     class Twice(Threshold):
         observation_spaces = {"dynamics": spaces.Box(-1, 1, (1,))}  # noqa: RUF012
 
+    for mode in ("adr", "doraemon"):
+        with pytest.raises(ConfigError, match=f"mode is {mode}, and of grip, load there is one value alone"):
+            of(Threshold(4), mode, load=[0.5, 0.5], grip=2.0)
     with pytest.raises(ConfigError, match="has an observation group 'dynamics' already"):
         of(Twice(2), load=True)
 
