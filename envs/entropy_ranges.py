@@ -236,9 +236,9 @@ def remember(
 
     ``seen`` has the latest M >= N in its rows, ``[M + 1, P + 2]``; what has not ended goes to the last row, of number
     ``waste``. ``cursors`` ``[C]`` are each the number of the latest episode, from -1, and follow in place: each
-    program of the kernel has its own, so none changes what another has yet to read.
+    program of the kernel has its own, so none changes what another has yet to read. NaN is no success.
     """
     number = torch.cumsum(done, 0).add_(cursors[0])  # [N], of the episodes that ended
     place = torch.where(done, number % (len(seen) - 1), waste)
-    seen.index_copy_(0, place, torch.cat((position, density[None], success[None])).t())
+    seen.index_copy_(0, place, torch.cat((position, density[None], success.nan_to_num(0.0)[None])).t())
     cursors.copy_(number[-1])

@@ -207,7 +207,7 @@ class Randomized(OwnState):
         return x[..., :: self._sharing].repeat_interleave(self._sharing, -1, output_size=self.num_envs)
 
     def _success(self, step: Step, done: Tensor) -> Tensor:
-        """``[N]``, what is known where an episode ended."""
+        """``[N]``, what is known where an episode ended; NaN is none, see ``ranges.add_ended``."""
         least = self.randomized.success_return
         if least is not None:
             self._return.add_(step.reward)
@@ -226,7 +226,7 @@ class Randomized(OwnState):
         self._told, value = True, step.log["success"]
         if not isinstance(value, Tensor):
             return torch.full_like(step.reward, value)
-        return value.to(step.reward).expand_as(step.reward).nan_to_num(0.0)  # NaN would stay in what decides
+        return value.to(step.reward).expand_as(step.reward)
 
     @torch.no_grad()
     def _adapt(self) -> Metrics:

@@ -237,6 +237,7 @@ def add_ended(tally: Tensor, played: Tensor, done: Tensor, success: Tensor, one:
     """Add 1 and the success ``[N]`` of episodes that are ``done`` to ``tally`` ``[2, B + 1, N]``, where they belong.
 
     The last row, of number ``last``, is of no use to anybody: what has not ended goes there. ``one`` is 1, ``[N]``.
+    NaN is no success: it would stay in what decides.
     """
     place = torch.where(done, played, last)
-    tally.scatter_add_(1, place.expand(2, 1, -1), torch.stack((one, success))[:, None])
+    tally.scatter_add_(1, place.expand(2, 1, -1), torch.stack((one, success.nan_to_num(0.0)))[:, None])

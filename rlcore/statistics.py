@@ -158,7 +158,7 @@ class EpisodeStatistics:
             by_goals = goals.where(ended > 0, 0.0) if isinstance(goals, Tensor) else ended
             weights = torch.stack([by_goals.to(ended) if k == "success" else ended for k in per_env])  # [names, N]
             products = weights * torch.stack([value.to(ended) for value in per_env.values()])
-            told = ~products.isnan()  # NaN is nothing, and what did not end has no weight
+            told = products == products  # NaN is nothing, and what did not end has no weight
             parts.append(torch.stack([products, weights]).where(told, 0.0).sum(2))
         names = (*scalars, *per_env)
         if names not in self.logs:

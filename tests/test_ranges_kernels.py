@@ -90,12 +90,13 @@ def test_bounds_are_chosen_and_counted(shape: tuple[int, int], place: torch.devi
     tally, success = torch.zeros(2, 4 * count + 2, envs, device=place), torch.rand(envs, 3, device=place)[:, 1]
     done = torch.rand(envs, device=place) < 0.5
     success[~done] = torch.nan  # of episodes that go on nothing is known
+    success[::3] = torch.nan  # and of these nothing is told
     for _ in range(2):
         last = torch.tensor(4 * count + 1, device=place)
         add_ended(tally, played, done, success, torch.ones_like(success), last)
     wanted = np.zeros((2, 4 * count + 1, envs))
     for env in np.flatnonzero(done.cpu().numpy()):
-        wanted[:, now[env], env] = 2.0, 2.0 * float(success[env])
+        wanted[:, now[env], env] = 2.0, 0.0 if env % 3 == 0 else 2.0 * float(success[env])
     close(tally[:, :-1], wanted)
 
 
@@ -134,11 +135,12 @@ def test_the_latest_episodes_are_remembered_in_order(
         position, density, done = torch.rand(count, envs), torch.rand(envs), torch.rand(envs) < 0.7
         figures = torch.rand(envs, 3)
         success = figures[:, 1]
+        success[::3] = torch.nan  # which is none
         given = (position.to(place), density.to(place), figures.to(place)[:, 1], done.to(place))  # a column stays one
         remember(seen, cursors, *given, waste)
         for env in np.flatnonzero(done.numpy()):
             number += 1
-            wanted[number % size] = [*position[:, env].tolist(), float(density[env]), float(success[env])]
+            wanted[number % size] = [*position[:, env].tolist(), float(density[env]), 0.0 if env % 3 == 0 else float(success[env])]
     assert cursors.tolist() == [number] * programs
     np.testing.assert_array_equal(seen[:-1].cpu().numpy(), wanted)
 

@@ -100,6 +100,7 @@ def _ended_kernel(
     tl.store(at, tl.load(at, mask=ended, other=0.0) + 1.0, mask=ended)
     at += ROWS * N
     succeeded = tl.load(success + env * STRIDE, mask=ended, other=0.0)
+    succeeded = tl.where(succeeded == succeeded, succeeded, 0.0)  # NaN is none
     tl.store(at, tl.load(at, mask=ended, other=0.0) + succeeded, mask=ended)
 
 
@@ -180,6 +181,7 @@ def _remember_kernel(
         env = first + begin + tl.arange(0, BLOCK)
         ended = (env < N) & (tl.load(done + env, mask=env < N, other=0) != 0)
         succeeded = tl.load(success + env * STRIDE, mask=ended, other=0.0)
+        succeeded = tl.where(succeeded == succeeded, succeeded, 0.0)  # NaN is none
         likely = tl.load(density + env, mask=ended, other=0.0)
         mine = place + tl.cumsum(ended.to(tl.int32), 0)
         row = seen + tl.where(mine < SIZE, mine, mine - SIZE).to(tl.int64) * (P + 2)  # no more end than there are rows
