@@ -140,7 +140,11 @@ def test_the_latest_episodes_are_remembered_in_order(
         remember(seen, cursors, *given, waste)
         for env in np.flatnonzero(done.numpy()):
             number += 1
-            wanted[number % size] = [*position[:, env].tolist(), float(density[env]), 0.0 if env % 3 == 0 else float(success[env])]
+            wanted[number % size] = [
+                *position[:, env].tolist(),
+                float(density[env]),
+                0.0 if env % 3 == 0 else float(success[env]),
+            ]
     assert cursors.tolist() == [number] * programs
     np.testing.assert_array_equal(seen[:-1].cpu().numpy(), wanted)
 
