@@ -85,8 +85,9 @@ def test_a_run_is_found_by_its_folder_and_by_its_checkpoints(run: RunFolder) -> 
     assert RunFolder.open(run.checkpoints).path == run.path
 
 
-def test_what_is_no_run_is_refused(run: RunFolder, tmp_path: Path) -> None:
+def test_what_is_no_run_is_refused(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # the message names the newest runs that there are here
     for path in (tmp_path / "empty", tmp_path / "nowhere", run.path / "nowhere"):
         with pytest.raises(FileNotFoundError, match="run folder"):
             RunFolder.open(path)
