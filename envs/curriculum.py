@@ -30,7 +30,7 @@ from rlcore.envs.levels import (
 )
 from rlcore.envs.terrain import TerrainLevels
 from rlcore.envs.trials import TRIAL_EPISODES
-from rlcore.envs.wrappers import Wrapper
+from rlcore.envs.wrappers import SuccessWatch, Wrapper
 from rlcore.ranks import merged_in, merges
 from rlcore.stage import rows_of, stage_of, told
 from rlcore.types import Metrics, Obs, Step
@@ -107,8 +107,7 @@ class Curriculum(Wrapper):
             self._of_episodes |= {f"cohort_{name}": value for name, value in self._cohorts.kept.items()}
         self._played: Tensor | None = None  # [T, N], levels of the steps of a rollout
         self._row = torch.zeros(1, dtype=torch.int64, device=device)
-        self._told = config.success_return is not None or config.strategy == "plr"
-        self._steps = 0  # since nothing has told of a success
+        self._watch = SuccessWatch(env)
         if config.strategy == "plr":
             self.score_levels, self.take_advantages = self._score_levels, self._take_advantages
         if is_stateful(env):  # else the wrapper must not be so either
@@ -240,13 +239,12 @@ class Curriculum(Wrapper):
             success = self._returns >= config.success_return
             self._returns.masked_fill_(done, 0.0)
             return success
+        missing = self._watch.is_missing(step.log)
         if "success" in step.log:
-            self._told, told = True, step.log["success"]
+            told = step.log["success"]
             share = told if isinstance(told, Tensor) else torch.full_like(self._returns, told)
             return (share >= config.success_share).expand_as(done)
-        self._steps += not self._told
-        # One that may be recorded says in every step what it says in one; others when an episode must have ended.
-        if self._steps and (self.capturable or self._steps > self.max_episode_length):
+        if missing and config.strategy != "plr":  # which scores levels by advantages
             raise ConfigError(
                 f"{self._where}.success_return is not given, and the env tells of no success (Step.log['success']); "
                 "give the return from which on an episode is one"

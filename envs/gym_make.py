@@ -105,7 +105,8 @@ def _cannot_make(env_id: str, error: Exception) -> str:
 
 def _parameters_of(env_id: str) -> dict[str, inspect.Parameter]:
     """What the env of an id is made with, as far as signatures tell."""
-    entry_point: Any = gymnasium.spec(env_id.rpartition(":")[2]).entry_point
+    spec = gymnasium.spec(env_id.rpartition(":")[2])
+    entry_point: Any = spec.entry_point or spec.vector_entry_point  # an id may have the latter alone
     creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {name: p for name, p in inspect.signature(creator).parameters.items() if p.kind in kinds}

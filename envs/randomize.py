@@ -25,7 +25,7 @@ from rlcore.envs.randomize_config import split_randomize as split_randomize
 from rlcore.envs.randomize_config import told_of_unread
 from rlcore.envs.ranges import AutomaticRanges, Fixed, Row, Scale, redrawn
 from rlcore.envs.trials import with_trials
-from rlcore.envs.wrappers import OwnState
+from rlcore.envs.wrappers import OwnState, SuccessWatch
 from rlcore.ranks import merged_in, merges
 from rlcore.stage import Told, stage_of, told
 from rlcore.types import Metrics, Obs, Step
@@ -84,7 +84,7 @@ class Randomized(OwnState):
         n = self.num_envs
         self._drawn = torch.zeros(len(rows), n, device=self.device)  # [P, N], positions in 0..1
         self._held, self._sharing = False, 1
-        self._told, self._silent = False, 0  # whether success was told, and the steps before
+        self._watch = SuccessWatch(env)
         self._return = torch.zeros(n, device=self.device)  # [N], of the episode in flight
         self._kept |= {"drawn": self._drawn, "return": self._return} | self._ranges.kept
         self.observation_spaces = {
@@ -122,7 +122,8 @@ class Randomized(OwnState):
         config, most = self.randomized, self.max_episode_length
         if config.mode != "adr" or not most:
             return []
-        begin = self.num_envs * world().size / (4 * len(self._names) * most)  # at each end, in a step
+        ranges = sum(low < high for low, high in self._limits.values())
+        begin = self.num_envs * world().size / (4 * ranges * most)  # at each end, in a step
         needed = math.ceil(config.boundary_episodes / begin + most)
         if steps >= needed:
             return []
@@ -214,16 +215,14 @@ class Randomized(OwnState):
             success = (self._return >= least).float()
             self._return.masked_fill_(done, 0.0)
             return success
+        if self._watch.is_missing(step.log):
+            raise ConfigError(
+                f"env.randomize.mode is {self.randomized.mode}, and {self.task} does not tell which episodes succeed; "
+                "give the return from which on one does: env.randomize.success_return"
+            )
         if "success" not in step.log:
-            self._silent += not self._told
-            # One that may be recorded says in every step what it says in one; others when an episode must have ended.
-            if self._silent and (self.capturable or self._silent > self.max_episode_length):
-                raise ConfigError(
-                    f"env.randomize.mode is {self.randomized.mode}, and {self.task} does not tell which episodes "
-                    "succeed; give the return from which on one does: env.randomize.success_return"
-                )
             return torch.zeros_like(step.reward)
-        self._told, value = True, step.log["success"]
+        value = step.log["success"]
         if not isinstance(value, Tensor):
             return torch.full_like(step.reward, value)
         return value.to(step.reward).expand_as(step.reward)

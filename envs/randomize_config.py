@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from rlcore.config import ConfigError, check, check_below, from_dict
+from rlcore.config import ConfigError, check, check_below, from_dict, is_none
 from rlcore.envs.disturb import PUSH_INTERVAL
 
 
@@ -141,7 +141,7 @@ def split_randomize(options: Mapping[str, Any]) -> tuple[RandomizeConfig | None,
 
 
 def _is_off(value: Any) -> bool:
-    return value is None or value is False or value == "none"
+    return is_none(value) or value is False
 
 
 def _range(name: str, value: Any) -> dict[str, Any] | None:

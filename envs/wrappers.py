@@ -67,6 +67,25 @@ class Wrapper:
         self.env.close()
 
 
+class SuccessWatch:
+    """Whether an env tells of success in ``Step.log``, which may be no sooner than an episode ends.
+
+    Args:
+        env: the one that is watched.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        self._env, self._told, self._silent = env, False, 0  # steps before it told any
+
+    def is_missing(self, log: Mapping[str, Any]) -> bool:
+        """Whether a step's log, after those before it, shows that success is never told."""
+        self._told = self._told or "success" in log
+        self._silent += not self._told
+        # One that may be recorded says in every step what it says in one; others when an episode must have ended.
+        limit = 0 if is_capturable(self._env) else self._env.max_episode_length
+        return not self._told and self._silent > limit
+
+
 class OwnState(Wrapper):
     """A wrapper with tensors and random numbers of its own, which are saved and held where the inner env's are.
 

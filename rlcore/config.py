@@ -97,6 +97,11 @@ def check_below(settings: object, lower: str, upper: str) -> None:
     check(False, lower, low, remedy)
 
 
+def is_none(value: object) -> bool:
+    """Whether a value, of a file or of the command line, is to say that there is none."""
+    return value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options of a task that are settings of the run, which every env is made with.
 

@@ -565,3 +565,12 @@ def test_what_fails_in_an_env_is_told_with_the_name_of_the_task(where: str, faul
             env.step(torch.zeros(2, dtype=torch.int64))
     finally:
         gymnasium.registry.pop("Faulty-v0")
+
+
+def test_an_id_of_a_vector_env_alone_is_made_and_its_options_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", dict(gymnasium.envs.registration.registry))
+    gymnasium.register("VectorAlone-v0", vector_entry_point="gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv")
+    env = make_env("gym:VectorAlone-v0", 3, vectorization="vector_entry_point")
+    assert env.reset(0)["policy"].shape == (3, 4)
+    with pytest.raises(ValueError, match="option sutton_barto_reward is 'no'"):
+        make_env("gym:VectorAlone-v0", 3, vectorization="vector_entry_point", sutton_barto_reward="no")

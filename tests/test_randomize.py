@@ -543,7 +543,8 @@ def test_make_env_takes_ranges() -> None:
 
 def test_none_takes_away_all_that_a_run_randomized() -> None:
     before = {"randomize.mode": "adr", "randomize.mass": [1, 2], "A.randomize.mass": [1, 2], "max_episode_length": 9}
-    assert with_options(before, {"randomize": "none"}) == {"A.randomize.mass": [1, 2], "max_episode_length": 9}
+    for none in ("none", "None", None, False):
+        assert with_options(before, {"randomize": none}) == {"A.randomize.mass": [1, 2], "max_episode_length": 9}
     assert with_options(before, {"A.randomize": None, "randomize.mass": 1}) == {
         "randomize.mode": "adr", "randomize.mass": 1, "max_episode_length": 9,
     }  # fmt: skip
@@ -555,6 +556,9 @@ def test_ranges_that_will_not_move_in_the_time_that_is_left_are_told() -> None:
     assert slow.range_warnings(700) == []  # 64 / (4 x 2 x 200) begin in a step: 20 in 500, and the longest lasts 200
     (told,) = slow.range_warnings(699)
     assert told.startswith("it may be that no range moves: 699 steps of all envs are left") and "about 700;" in told
+    more = {"randomize.mode": "adr", "randomize.boundary_episodes": 20, "randomize.noise": 0.1}
+    same: Any = make_env("Pendulum", 64, **options, **more)  # one value has no ends
+    assert same.range_warnings(700) == [] and len(same.range_warnings(699)) == 1
     fixed: Any = make_env("Pendulum", 64, **options)
     assert fixed.range_warnings(0) == []
 

@@ -14,7 +14,7 @@ import torch
 import tyro
 
 from rlcore.agent import Algorithm
-from rlcore.config import ConfigError, check, check_options, from_dict, shown, to_dict
+from rlcore.config import ConfigError, check, check_options, from_dict, is_none, shown, to_dict
 from rlcore.device import checked_device
 from rlcore.ppo_config import PPOConfig
 from rlcore.train.algorithms import NAMES, find
@@ -290,7 +290,7 @@ def with_options(before: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 
     ``randomize`` and ``curriculum`` that are none take all of their own settings away, in what was there before.
     """
-    off = [name for name, value in given.items() if name.rpartition(".")[2] in SWITCHED and value in (None, "none")]
+    off = [n for n, value in given.items() if n.rpartition(".")[2] in SWITCHED and (is_none(value) or value is False)]
     kept = {name: value for name, value in before.items() if not f"{name}.".startswith(tuple(f"{x}." for x in off))}
     return kept | {name: value for name, value in given.items() if name not in off}
 
@@ -318,6 +318,7 @@ def settings_as_typed(agent: Any) -> Iterator[None]:
 
 
 def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted name; unlike ``groups.leaves`` none of what is empty, which has no setting to differ in."""
     for key, value in data.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{key}.")

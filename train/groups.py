@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 from rlcore.config import ConfigError, named_groups, nearest
+from rlcore.config import is_none as is_none
 
 T = TypeVar("T")
 
@@ -28,11 +29,6 @@ def leaves(data: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def is_none(value: object) -> bool:
-    """Whether a value, of a file or of the command line, is to say that there is none."""
-    return value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
 
 
 def general_name(key: str, settings: Collection[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from rlcore.config import ConfigError, shown
 from rlcore.names import nearest_names
 from rlcore.train.config import read_config
+from rlcore.train.groups import leaves
 from rlcore.train.importers.values import one_of, plain, positive
 
 Status = Literal["kept", "changed", "dropped", "default"]
@@ -279,16 +280,14 @@ class Translation:
             ConfigError: rlcore refuses a value, and the message names the source's key; or no key is the library's.
         """
         known = [row.key for row in self.rows if not row.key.startswith("(")]
-        leaves = list(_leaves(self.source))
-        unknown = [
-            key for key, _ in leaves if not any(key == done or key.startswith(done + ".") for done in self._done)
-        ]
-        if leaves and len(unknown) == len(leaves):
+        given = dict(leaves(self.source))
+        unknown = [key for key in given if not any(key == done or key.startswith(done + ".") for done in self._done)]
+        if given and len(unknown) == len(given):
             raise ConfigError(
                 f"{self.library}: no key is one of {self.library}'s ({shown(', '.join(unknown))}); give its whole "
                 "configuration, or name another library with --from"
             )
-        for key, value in leaves:
+        for key, value in given.items():
             if key in unknown:
                 unset = [k for k in known if not self.has(k)]
                 close = nearest_names(key, unset, 1, cutoff=0.8) or nearest_names(key, known, 1, cutoff=0.8)
@@ -317,14 +316,6 @@ def _find(source: Any, key: str) -> Any:
             return _ABSENT
         source = source[part]
     return source
-
-
-def _leaves(source: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in source.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _unit(length: int) -> str:
