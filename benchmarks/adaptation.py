@@ -85,10 +85,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for name in ("MAML", "untrained, the same steps"):
         env = make_env(settings.task, args.tasks * args.rows, seed=args.seed, **settings.env)
         agent = MAML(env, dataclasses.replace(config, num_tasks=args.tasks), seed=args.seed)
-        if name == "MAML":
-            agent.policy.load_state_dict(content["agent"]["policy"])
-        with torch.no_grad():
-            agent.step_sizes.copy_(content["agent"]["step_sizes"])
+        untrained = {} if name == "MAML" else {"policy": agent.policy.state_dict()}
+        agent.load_learned(content["agent"] | untrained)
         print(row(name, curve(agent, args.seed)), flush=True)
     best = None
     for rate in RATES if args.scratch_tasks else ():

@@ -39,9 +39,7 @@ CURVES = ("env/episode_return_{}", "adapt/return_{}", "rollout/episode_return")
 def adapting(env: VecEnv, config: Any, state: dict[str, Any], goals: int, seed: int) -> MAML:
     """An agent that adapts a run's policy to many goals at once."""
     agent = MAML(env, dataclasses.replace(config, num_tasks=goals), seed=seed)
-    agent.policy.load_state_dict(state["policy"])
-    with torch.no_grad():
-        agent.step_sizes.copy_(state["step_sizes"])
+    agent.load_learned(state)
     return agent
 
 

@@ -67,12 +67,14 @@ class MAML:
         _check_groups(env, self.policy)
         want_final_obs(env, ())
         self.network = TaskNetwork(self.policy)
-        count = len(self.network.parameters)
-        self.step_sizes = nn.Parameter(torch.full((config.adapt_steps, count), config.step_size, device=device))
+        self.context = make_context(self.network.parameters[0], config.context_size)
+        self.step_sizes = nn.Parameter(_first_sizes(config, len(self.network.parameters)).to(device))
         self.step_sizes.requires_grad_(config.learn_step_sizes)
         weights = torch.linspace(config.early_weight, 1.0, self.parts, device=device)
         self.weights = weights / weights.sum()  # [K + 1], of each part's loss
         learned = [*self.network.parameters, *([self.step_sizes] if config.learn_step_sizes else [])]
+        if config.context_size:
+            learned.append(self.context)
         self.learning_rate = torch.tensor(config.learning_rate, device=device)
         self.optimizer = FlatAdam(learned, self.learning_rate, config.max_grad_norm)
         self.adapted = [p.detach().expand(self.tasks, *p.shape).clone() for p in self.network.parameters]  # [M, ...]
@@ -176,19 +178,34 @@ class MAML:
     def _stepped(self, parameters: Sequence[Tensor], sizes: Tensor, samples: Samples, twice: bool) -> list[Tensor]:
         """One step of adaptation, ``theta' = theta - alpha grad L(theta)``: section 2.2 of arXiv:1703.03400.
 
-        L is ``surrogate`` of each task by itself.
+        L is ``surrogate`` of each task by itself. A context c that is an input of the first layer takes the same step;
+        as c is 0 at first and W c + b all that is seen of it, it is kept within b: ``b' = b - alpha dL/db - W (beta
+        dL/dc)`` with ``dL/dc = W^T dL/db`` (the bias transformation of Finn et al. 2017, arXiv:1709.04905).
 
         Args:
             parameters: of each task, ``[M, ...]`` each.
-            sizes: alpha, ``[P]``.
+            sizes: alpha, ``[P]`` unless the context alone adapts, and then beta if there is a context.
             samples: ``[M, B]``, collected by the policies with these parameters.
             twice: keep the graph of the gradient, to differentiate it by what the parameters were computed from.
         """
+        alpha, beta = self._alpha_beta(sizes)
+        moved = list(parameters)
         with torch.enable_grad():
-            leaves = parameters if twice else [p.detach().requires_grad_() for p in parameters]
+            leaves = moved if twice else [p.detach().requires_grad_() for p in moved]
             loss = surrogate(self.network(leaves, samples.actor_obs), samples)
-            gradients = torch.autograd.grad(loss.sum(), leaves, create_graph=twice)  # tasks share no parameters
-        return [p - size * slope for p, size, slope in zip(parameters, sizes.unbind(), gradients, strict=True)]
+            adapting = leaves if len(alpha) else leaves[1:2]
+            gradients = torch.autograd.grad(loss.sum(), adapting, create_graph=twice)  # tasks share no parameters
+        if len(alpha):
+            moved = [p - size * slope for p, size, slope in zip(moved, alpha.unbind(), gradients, strict=True)]
+        if len(beta):
+            by_bias = gradients[1] if len(alpha) else gradients[0]  # [M, H]
+            moved[1] = moved[1] - (beta * (by_bias @ self.context)) @ self.context.t()
+        return moved
+
+    def _alpha_beta(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Step sizes of one step: of each parameter, if these adapt, and of the context, if there is one."""
+        context = int(self.config.context_size > 0)
+        return sizes[: len(sizes) - context], sizes[len(sizes) - context :]
 
     def update(self) -> Metrics:
         """Learn from a full rollout; the metrics are overwritten by the next call."""
@@ -204,7 +221,10 @@ class MAML:
         episodes = data["done"].sum((0, 2, 3)).clamp(min=1)  # [K + 1]
         returns = data["reward"].where(data["learned"], 0.0).sum((0, 2, 3)) / episodes
         about |= {f"adapt/return_{k}": value for k, value in enumerate(returns.unbind())}
-        about |= {f"adapt/step_size_{k + 1}": value.mean() for k, value in enumerate(self.step_sizes.detach().unbind())}
+        for k, sizes in enumerate(self.step_sizes.detach(), 1):
+            alpha, beta = self._alpha_beta(sizes)
+            about |= {f"adapt/step_size_{k}": alpha.mean()} if len(alpha) else {}
+            about |= {f"adapt/context_step_size_{k}": beta[0]} if len(beta) else {}
         return means_of_applied(logs) | about
 
     def _epoch(self, samples: Samples) -> Metrics:
@@ -273,19 +293,41 @@ class MAML:
         return {
             "policy": self.policy.state_dict(),
             "step_sizes": self.step_sizes.detach(),
+            **({"context": self.context.detach()} if self.config.context_size else {}),
             "optimizers": [self.optimizer.state_dict()],
             "iteration": self.iteration,
             "trace": self.trace.state_dict(),
         }
 
     @torch.no_grad()
+    def load_learned(self, state: dict[str, Any]) -> None:
+        """Take what was learned from a state, whatever the tasks; further steps are as large as its last."""
+        self.policy.load_state_dict(state["policy"])
+        sizes = state["step_sizes"]
+        self.step_sizes.copy_(sizes[torch.arange(len(self.step_sizes)).clamp(max=len(sizes) - 1)])
+        if self.config.context_size:
+            self.context.copy_(state["context"])
+
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result."""
-        self.policy.load_state_dict(state["policy"])
-        self.step_sizes.copy_(state["step_sizes"])
+        self.load_learned(state)
         self.optimizer.load_state_dict(state["optimizers"][0])
         self.iteration = state["iteration"]
         self.trace.load_state_dict(state["trace"])
+
+
+def _first_sizes(config: MAMLConfig, parameters: int) -> Tensor:
+    """Step sizes to begin with, ``[K, parameters + 1]``: without the first where these do not adapt, or the last."""
+    beta = config.step_size if config.context_step_size is None else config.context_step_size
+    row = [config.step_size] * parameters * (config.step_size > 0) + [beta] * (config.context_size > 0)
+    return torch.tensor([row] * config.adapt_steps)
+
+
+def make_context(weight: Tensor, size: int) -> nn.Parameter:
+    """The columns W ``[H, C]`` of a context in the first layer, drawn as those ``[H, O]`` of the observation are."""
+    bound = (weight.shape[1] + size) ** -0.5
+    return nn.Parameter(torch.empty(len(weight), size, device=weight.device).uniform_(-bound, bound))
 
 
 def _only(samples: Samples, k: int) -> Samples:

@@ -31,7 +31,11 @@ class MAMLConfig(ActorCriticConfig):
     num_steps: int | None = None
     """Vector steps of each of these K + 1 rollouts (H), after which episodes begin anew; none: an episode."""
     step_size: float = 0.1
-    """Size of the steps of adaptation (alpha), at the start if it is learned."""
+    """Size of the steps of adaptation (alpha), at the start if it is learned; 0: the context alone adapts."""
+    context_size: int = 0
+    """Inputs of the first layer that are 0 before adaptation and take steps like the parameters do (C); 0: none."""
+    context_step_size: float | None = None
+    """Size of the context's steps (beta), at the start if it is learned; none: that of the others."""
     learn_step_sizes: bool = True
     """Learn it, one for each step and each tensor of the policy."""
     first_order: bool = False
@@ -60,8 +64,18 @@ class MAMLConfig(ActorCriticConfig):
         super().__post_init__()
         for key in ("num_tasks", "adapt_steps", "num_epochs"):
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
+        check(0 <= self.step_size < math.inf, "step_size", self.step_size, "set 0 or more")
+        check(self.step_size > 0 or self.context_size > 0, "step_size", 0, "nothing would adapt; set context_size, too")
+        both = self.step_size > 0 or self.context_step_size is not None
+        check(both, "context_step_size", None, "step_size is 0; set a positive number")
+        check(self.context_size >= 0, "context_size", self.context_size, "set 0 or more")
+        needed = self.context_size == 0 or len(self.actor.hidden_dims) > 0
+        check_positive(self, "context_step_size", none=True)
+        none = self.context_step_size is None or self.context_size > 0
+        check(none, "context_step_size", self.context_step_size, "there is no context; set context_size")
+        check(needed, "context_size", self.context_size, "it goes into a hidden layer; set actor.hidden_dims, or 0")
         check(self.num_steps is None or self.num_steps >= 2, "num_steps", self.num_steps, "set at least 2, or none")
-        check_positive(self, "step_size", "learning_rate", "clip_range", "max_grad_norm")
+        check_positive(self, "learning_rate", "clip_range", "max_grad_norm")
         check(0 <= self.early_weight <= 1, "early_weight", self.early_weight, "set a number from 0 to 1")
         check(0 <= self.entropy_coef < math.inf, "entropy_coef", self.entropy_coef, "set 0 or more")
         for key in ("gamma", "gae_lambda"):

@@ -16,6 +16,7 @@ from rlcore.optimizer import FlatAdam
 from rlcore.resume import Progress
 from rlcore.train.beginning import Held
 from rlcore.train.cli import main
+from rlcore.train.conclude import restore_policy
 from rlcore.train.config import InitConfig
 
 WORDS = """
@@ -236,3 +237,59 @@ def test_statistics_of_several_tasks_keep_still(tmp_path: Path, monkeypatch: pyt
     theirs, ours = (agent_of(run, 1)["policy"] for run in (first, second))
     for name in ("normalizer.statistics.mean", "normalizer.statistics.var"):
         assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run on Pendulum whose actor reads the mass, which differs between episodes."""
+    folder = tmp_path_factory.mktemp("told")
+    reads = [
+        "--agent.actor-obs",
+        "dynamics",
+        "policy",
+        "--env.randomize.mass",
+        "true",
+        "--agent.actor.activation",
+        "tanh",
+    ]
+    words = [*WORDS.split(), *NETS, *reads, "--num-iterations", "2", "--runs-dir", str(folder)]
+    assert main(["train", "--task", "Pendulum", *words]) == 0
+    (run,) = folder.glob("*/*/*")
+    return run
+
+
+def test_a_policy_that_reads_less_begins_with_what_it_reads(
+    told: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = begun(told, "--agent.actor-obs", "policy", "--init.take", "policy", "--init.freeze", "policy")
+    assert "inputs there and not here, dynamics: 0 from now on" in capsys.readouterr().out
+    teacher, student = (restore_policy(r / "checkpoints" / "best.pt")[0] for r in (told, run))
+    student.normalizer.load_state_dict(  # which went on
+        {name: x[..., 1:] for name, x in teacher.normalizer.state_dict().items()}
+    )
+    seen = torch.randn(6, 3)
+    with torch.no_grad():
+        mine = student.distribution(student.normalizer(seen))[0].mode
+        mass = torch.zeros(6, 1)  # the middle of its range
+        theirs = teacher.distribution(teacher.normalizer(torch.cat((mass, seen), 1)))[0].mode
+    torch.testing.assert_close(mine, theirs)
+
+
+def test_what_a_policy_was_told_becomes_the_context_of_one_that_adapts(
+    told: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    maml = "--algo maml --task Pendulum --num-envs 4 --num-iterations 1 --env.max_episode_length 20 --device cpu"
+    words = f"{maml} --agent.num-tasks 2 --agent.adapt-steps 1 --agent.actor.hidden-dims 8 --agent.learning-rate 1e-9"
+    settings = f"{words} --env.randomize.mass true --agent.context-size 1 --no-export --eval-envs 2 --no-report"
+    assert main(["train", "--init-from", str(told), *settings.split()]) == 0
+    printed = capsys.readouterr().out
+    assert "inputs there and not here, dynamics: the context that adapts" in printed
+    assert "begun anew: step_sizes [1, 6]" in printed
+    (run,) = Path().glob("runs/*/maml/*")
+    column = best(told)["policy"]["trunk.mlp.layers.0.weight"]
+    torch.testing.assert_close(best(run)["context"], column[:, :1], rtol=0, atol=1e-6)
+    torch.testing.assert_close(best(run)["policy"]["trunk.mlp.layers.0.weight"], column[:, 1:], rtol=0, atol=1e-6)
+    assert main(["train", "--init-from", str(run), *settings.split()]) == 0
+    assert "begun anew" not in capsys.readouterr().out  # step sizes and context of a policy that adapts are taken

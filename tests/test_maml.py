@@ -53,6 +53,7 @@ def in_double(agent: MAML) -> Any:
     samples = agent._samples(agent._by_task(lambda x: x))
     agent.policy.double()
     agent.step_sizes.data = agent.step_sizes.data.double()
+    agent.context.data = agent.context.data.double()
     agent.weights = agent.weights.double()
     with torch.no_grad():
         for parameter in agent.network.parameters:
@@ -67,7 +68,7 @@ def in_double(agent: MAML) -> Any:
 
 def slope_and_difference(agent: MAML, samples: Any, seed: int) -> tuple[float, float]:
     """The loss's derivative along a random direction: by its gradient, and by central differences."""
-    leaves = [*agent.network.parameters, agent.step_sizes]
+    leaves = [*agent.network.parameters, agent.step_sizes, *([agent.context] if agent.config.context_size else [])]
     generator = torch.Generator().manual_seed(seed)
     ways = [torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.device) for p in leaves]
     gradients = torch.autograd.grad(agent.meta_loss(samples)[0], leaves)
@@ -82,8 +83,9 @@ def slope_and_difference(agent: MAML, samples: Any, seed: int) -> tuple[float, f
     return slope, (ends[0] - ends[1]) / 2e-5
 
 
-def test_meta_gradient_is_that_of_finite_differences(device: torch.device) -> None:
-    agent = agent_on(device)
+@pytest.mark.parametrize("context", [0, 2])
+def test_meta_gradient_is_that_of_finite_differences(device: torch.device, context: int) -> None:
+    agent = agent_on(device, replace(SMALL, context_size=context))
     collect(agent)
     samples = in_double(agent)
     for seed in range(5):
@@ -138,6 +140,30 @@ def test_meta_loss_is_that_of_a_loop_over_tasks() -> None:
                     (p - a * g).detach().requires_grad_() for p, a, g in zip(parameters, sizes, slopes, strict=True)
                 ]
     assert agent.meta_loss(samples)[0].item() == pytest.approx(total, rel=1e-6)  # weights are float32
+
+
+def test_a_context_is_an_input_that_takes_steps() -> None:
+    # The same written out: an input c [M, C] adapts, and its columns W in the first layer do not.
+    agent = agent_on(config=replace(SMALL, context_size=2))
+    collect(agent)
+    samples = in_double(agent)
+    columns, sizes, network = agent.context.detach(), agent.step_sizes.detach(), agent.network
+    assert sizes.shape == (2, len(network.parameters) + 1)
+    own = [p.detach().expand(SMALL.num_tasks, *p.shape) for p in network.parameters]
+    context, found = torch.zeros(SMALL.num_tasks, 2, dtype=torch.float64), own
+    for k in range(SMALL.adapt_steps):
+        part = samples._replace(**{n: x[k] for n, x in samples._asdict().items() if isinstance(x, Tensor)})
+        found = agent._stepped(found, sizes[k], part, False)
+        leaves = [p.detach().requires_grad_() for p in (*own, context)]
+        *parameters, read = leaves
+        parameters[1] = parameters[1] + read @ columns.t()
+        loss = surrogate(network(parameters, part.actor_obs), part).sum()
+        slopes = torch.autograd.grad(loss, leaves)
+        *own, context = [(p - a * g).detach() for p, a, g in zip(leaves, sizes[k], slopes, strict=True)]
+    own[1] = own[1] + context @ columns.t()
+    assert context.abs().min() > 1e-4
+    for one, two in zip(found, own, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_second_derivative_of_the_surrogate_is_that_of_expected_return() -> None:
@@ -271,13 +297,16 @@ def test_parts_begin_with_episodes_and_rollouts_with_tasks() -> None:
     assert (after.view(3, 4) == after.view(3, 4)[:, :1]).all()
 
 
-def test_a_run_in_two_halves_is_the_same(device: torch.device) -> None:
+@pytest.mark.parametrize("context", [0, 2])
+def test_a_run_in_two_halves_is_the_same(device: torch.device, context: int) -> None:
+    config = replace(SMALL, context_size=context)
+
     def run(halves: bool) -> Tensor:
-        agent = agent_on(device)
+        agent = agent_on(device, config)
         if halves:
             progress = learn(agent.env, agent, 2, seed=3)
             content = snapshot(agent.env, agent, progress)
-            agent = agent_on(device)
+            agent = agent_on(device, config)
             progress, exact = resume(agent.env, agent, content)
             assert exact
             learn(agent.env, agent, 4, progress=progress)
@@ -296,9 +325,10 @@ def test_the_loop_begins_new_episodes_for_it_and_counts_those_that_it_cut() -> N
 
 
 @pytest.mark.gpu
-def test_graph_equals_eager(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("context", [0, 2])
+def test_graph_equals_eager(caplog: pytest.LogCaptureFixture, context: int) -> None:
     def run(mode: Any) -> tuple[Tensor, list[float]]:
-        agent, values = agent_on("cuda", replace(SMALL, mode=mode)), []
+        agent, values = agent_on("cuda", replace(SMALL, mode=mode, context_size=context)), []
         learn(agent.env, agent, 12, seed=3, on_report=lambda report: values.append(report.metrics["adapt/return_2"]))
         return agent.optimizer.value.clone(), values
 
@@ -347,6 +377,8 @@ def test_a_broken_reward_is_left_out() -> None:
         ({"num_tasks": 5}, "num_tasks: 5 is not possible; it must divide num_envs, which is 12"),
         ({"adapt_steps": 0}, "adapt_steps: 0 is not possible; set at least 1"),
         ({"critic_obs": ("policy",)}, "critic_obs: .* maml has least squares for a critic"),
+        ({"context_size": -1}, "context_size: -1 is not possible; set 0 or more"),
+        ({"context_size": 1, "actor": NetworkConfig(hidden_dims=())}, "context_size: 1 .* it goes into a hidden layer"),
         ({"early_weight": 2.0}, "early_weight: 2.0 is not possible"),
         ({"mode": "compile"}, "mode: 'compile' is not possible; maml differentiates twice"),
         ({"actor": NetworkConfig(kind="residual", hidden_dims=(8, 8))}, "actor.kind: 'residual' is not possible"),

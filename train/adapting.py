@@ -59,7 +59,7 @@ class Adapted:
         ]
 
 
-def learner(env: VecEnv, config: MAMLConfig, state: Mapping[str, Any], steps: int | None, seed: int) -> MAML:
+def learner(env: VecEnv, config: MAMLConfig, state: dict[str, Any], steps: int | None, seed: int) -> MAML:
     """An agent that adapts a policy to the one task of an env.
 
     Args:
@@ -69,12 +69,9 @@ def learner(env: VecEnv, config: MAMLConfig, state: Mapping[str, Any], steps: in
         steps: of adaptation; None: as many as it was trained for. More take the sizes of the last.
         seed: of what it explores by.
     """
-    sizes = state["step_sizes"]
-    steps = len(sizes) if steps is None else steps
+    steps = config.adapt_steps if steps is None else steps
     agent = MAML(env, dataclasses.replace(config, num_tasks=1, adapt_steps=steps), seed=seed)
-    agent.policy.load_state_dict(state["policy"])
-    with torch.no_grad():
-        agent.step_sizes.copy_(sizes[torch.arange(steps).clamp(max=len(sizes) - 1)])
+    agent.load_learned(state)
     return agent
 
 

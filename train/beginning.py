@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def take_weights(agent: Any, config: TrainConfig) -> list[str]:
     saved: dict[str, Any] = content["agent"]
     refuse_broken_state(saved, checkpoint)
     own = tensors_of(agent)
-    there = _saved_tensors(saved)
+    with fitting(checkpoint):
+        there = _same_deviation(agent, content, _saved_tensors(saved), checkpoint)
+        there, unseen = _as_read(agent, content, there, checkpoint)
     if not init.critic:
         there = {name: value for name, value in there.items() if name.partition(".")[0] not in _CRITIC}
     if init.normalizer == "fresh":
@@ -70,8 +73,6 @@ def take_weights(agent: Any, config: TrainConfig) -> list[str]:
         for prefix in init.take:
             _refuse_unknown("init.take", prefix, there)
         there = {name: value for name, value in there.items() if _begins(name, init.take)}
-    with fitting(checkpoint):
-        there = _same_deviation(agent, content, there, checkpoint)
     taken: list[str] = []
     left: list[str] = []
     done: set[int] = set()
@@ -103,6 +104,9 @@ def take_weights(agent: Any, config: TrainConfig) -> list[str]:
     if hasattr(agent, "replay") and not any(line.startswith("policy.") for line in left):
         act_by_policy(agent)
     notes = [f"weights of {checkpoint}: {', '.join(_groups(taken, left)) or 'none'}"]
+    if unseen:
+        role = "the context that adapts" if "context" in taken else "0 from now on"
+        notes.append(f"inputs there and not here, {', '.join(unseen)}: {role}")
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         notes.append(f"begun anew: {', '.join(left[:_SHOWN])}{more}")
@@ -192,6 +196,42 @@ def _refuse_unknown(key: str, prefix: str, names: Collection[str]) -> None:
         raise ConfigError(f"{key}: there is no '{prefix}'; {nearest(prefix, sorted(parts))}")
 
 
+def _policy_of(content: dict[str, Any], checkpoint: Path) -> Any:
+    """The other run's policy, as it was before it learned."""
+    config = read_config(content["config"], source=str(checkpoint))
+    return find(config.algo).policy(from_dict(EnvSpec, content["spec"], f"{checkpoint}: spec"), config.agent)
+
+
+def _as_read(
+    agent: Any, content: dict[str, Any], there: dict[str, Tensor], checkpoint: Path
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights and statistics of the inputs that this policy has, of one that reads more groups; and these groups.
+
+    What it reads in addition are the columns of MAML's context, if there are as many: what that policy was told, this
+    one is to find out by its steps.
+    """
+    own = tensors_of(agent)
+    if all(there[name].shape == tensor.shape for name, tensor in own.items() if name in there):
+        return there, []
+    mine, theirs = (getattr(p, "observation_sizes", {}) for p in (agent.policy, _policy_of(content, checkpoint)))
+    unseen = [group for group in theirs if group not in mine]
+    if not unseen or any(theirs.get(group) != size for group, size in mine.items()):
+        return there, []
+    start = dict(zip(theirs, itertools.accumulate(theirs.values(), initial=0), strict=False))
+    columns = {group: torch.arange(start[group], start[group] + size) for group, size in theirs.items()}
+    kept, others = (torch.cat([columns[group] for group in groups]) for groups in (mine, unseen))
+    found = dict(there)
+    for name, tensor in own.items():
+        value = there.get(name, tensor)
+        reads = name.startswith(("policy.normalizer.", "policy.trunk.")) and value.dim() > 0
+        if not reads or value.shape[-1] != sum(theirs.values()) or tensor.shape[-1] != len(kept):
+            continue
+        found[name] = value[..., kept.to(value.device)]
+        if name.startswith("policy.trunk.") and "context" not in there:
+            found["context"] = value[..., others.to(value.device)]
+    return found, unseen
+
+
 def _same_deviation(
     agent: Any, content: dict[str, Any], there: dict[str, Tensor], checkpoint: Path
 ) -> dict[str, Tensor]:
@@ -199,8 +239,7 @@ def _same_deviation(
     name, head = "policy.head.raw_std", getattr(agent.policy, "head", None)
     if name not in there or not isinstance(head, GaussianHead) or head.raw_std is None:
         return there
-    config = read_config(content["config"], source=str(checkpoint))
-    policy: Any = find(config.algo).policy(from_dict(EnvSpec, content["spec"], f"{checkpoint}: spec"), config.agent)
+    policy = _policy_of(content, checkpoint)
     policy.load_state_dict(content["agent"]["policy"])
     before = policy.head
     same = ("std_type", "min_std", "max_std", "sharpness")

@@ -15,7 +15,10 @@ from rlcore.distributions import GaussianHead
 from rlcore.optimizer import FlatAdam, padded
 from rlcore.train.importers.weights import Piece, Weights, shape_text
 
-PARTS = ("policy", "critic", "critics", "target_critics", "value_normalizer", "critic_normalizer", "log_temperature")
+PARTS = (
+    "policy", "critic", "critics", "target_critics", "value_normalizer", "critic_normalizer", "log_temperature",
+    "step_sizes", "context",
+)  # fmt: skip
 """What of an agent has weights, by the attribute that holds it."""
 
 _OWN = ("policy.action_scale", "policy.action_bias", "policy.gate.")
