@@ -318,10 +318,14 @@ class MAML:
 
 
 def _first_sizes(config: MAMLConfig, parameters: int) -> Tensor:
-    """Step sizes to begin with, ``[K, parameters + 1]``: without the first where these do not adapt, or the last."""
+    """Step sizes to begin with, ``[K, parameters + 1]``: without the first where these do not adapt, or the last.
+
+    A context is searched for along few directions, and a size that does not fall goes past it again and again by the
+    noise of its gradient: it begins as beta / k in step k (Robbins & Monro 1951, "A stochastic approximation method").
+    """
     beta = config.step_size if config.context_step_size is None else config.context_step_size
-    row = [config.step_size] * parameters * (config.step_size > 0) + [beta] * (config.context_size > 0)
-    return torch.tensor([row] * config.adapt_steps)
+    alpha = [config.step_size] * parameters * (config.step_size > 0)
+    return torch.tensor([alpha + [beta / k] * (config.context_size > 0) for k in range(1, config.adapt_steps + 1)])
 
 
 def make_context(weight: Tensor, size: int) -> nn.Parameter:
