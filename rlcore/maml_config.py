@@ -35,8 +35,8 @@ class MAMLConfig(ActorCriticConfig):
     context_size: int = 0
     """Inputs of the first layer that are 0 before adaptation and take steps like the parameters do (C); 0: none."""
     context_step_size: float | None = None
-    """Size of the context's first step (beta), the k-th is beta / k; where sizes are learned, at the start. None: that of
-    the others."""
+    """Size of the context's first step (beta), the k-th is beta / k; where sizes are learned, at the start.
+    None: that of the others."""
     learn_step_sizes: bool = True
     """Learn it, one for each step and each tensor of the policy."""
     first_order: bool = False
