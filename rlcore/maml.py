@@ -67,7 +67,7 @@ class MAML:
         _check_groups(env, self.policy)
         want_final_obs(env, ())
         self.network = TaskNetwork(self.policy)
-        self.context = make_context(self.network.parameters[0], config.context_size)
+        self.context = _context(self.network.parameters[0], config.context_size)
         self.step_sizes = nn.Parameter(_first_sizes(config, len(self.network.parameters)).to(device))
         self.step_sizes.requires_grad_(config.learn_step_sizes)
         weights = torch.linspace(config.early_weight, 1.0, self.parts, device=device)
@@ -328,7 +328,7 @@ def _first_sizes(config: MAMLConfig, parameters: int) -> Tensor:
     return torch.tensor([alpha + [beta / k] * (config.context_size > 0) for k in range(1, config.adapt_steps + 1)])
 
 
-def make_context(weight: Tensor, size: int) -> nn.Parameter:
+def _context(weight: Tensor, size: int) -> nn.Parameter:
     """The columns W ``[H, C]`` of a context in the first layer, drawn as those ``[H, O]`` of the observation are."""
     bound = (weight.shape[1] + size) ** -0.5
     return nn.Parameter(torch.empty(len(weight), size, device=weight.device).uniform_(-bound, bound))
