@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
+from rlcore.env import VecEnv
 from rlcore.envs.multi_task import MultiTask
 from rlcore.envs.null import Null
 from rlcore.networks import NetworkConfig
@@ -31,7 +32,8 @@ def agents(num_envs: int, device: str, heads: bool) -> dict[str, PPO]:
     made = {name: Null(num_envs, device, 1, obs, actions) for name, (obs, actions) in ROBOTS.items()}
     parts = {name: Null(share, device, 1, obs, actions) for name, (obs, actions) in ROBOTS.items()}
     found = {}
-    for name, env in {"one policy": MultiTask(parts), **made}.items():
+    envs: dict[str, VecEnv] = {"one policy": MultiTask(parts), **made}
+    for name, env in envs.items():
         several = isinstance(env, MultiTask)
         network = NetworkConfig(hidden_dims=(512, 256, 128), task_heads=heads)
         config = PPOConfig(

@@ -67,13 +67,13 @@ class MAMLConfig(ActorCriticConfig):
             check(getattr(self, key) >= 1, key, getattr(self, key), "set at least 1")
         check(0 <= self.step_size < math.inf, "step_size", self.step_size, "set 0 or more")
         check(self.step_size > 0 or self.context_size > 0, "step_size", 0, "nothing would adapt; set context_size, too")
-        both = self.step_size > 0 or self.context_step_size is not None
-        check(both, "context_step_size", None, "step_size is 0; set a positive number")
+        fits = self.step_size > 0 or self.context_step_size is not None
+        check(fits, "context_step_size", None, "step_size is 0; set a positive number")
         check(self.context_size >= 0, "context_size", self.context_size, "set 0 or more")
         needed = self.context_size == 0 or len(self.actor.hidden_dims) > 0
         check_positive(self, "context_step_size", none=True)
-        none = self.context_step_size is None or self.context_size > 0
-        check(none, "context_step_size", self.context_step_size, "there is no context; set context_size")
+        fits = self.context_step_size is None or self.context_size > 0
+        check(fits, "context_step_size", self.context_step_size, "there is no context; set context_size")
         check(needed, "context_size", self.context_size, "it goes into a hidden layer; set actor.hidden_dims, or 0")
         check(self.num_steps is None or self.num_steps >= 2, "num_steps", self.num_steps, "set at least 2, or none")
         check_positive(self, "learning_rate", "clip_range", "max_grad_norm")

@@ -1,4 +1,4 @@
-"""Benchmarks of MT10, of HalfCheetah-Vel and of MAML: what needs no simulator."""
+"""Benchmarks of MT10, of HalfCheetah-Vel, of MAML and of several tasks in one policy: what needs no simulator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import meta_gradient
 import meta_world
 import pytest
+import several_tasks
 import torch
 import velocity
 
@@ -101,3 +102,11 @@ def test_updates_with_second_derivatives_and_without_are_timed(capsys: pytest.Ca
     assert "1 gradients of 24 samples, 2 tasks" in head
     assert second.startswith("| second | eager | ") and first.startswith("| first | eager | ")
     assert all(float(line.split("|")[3].split()[0]) > 0 for line in (first, second))
+
+
+def test_an_update_for_several_tasks_is_timed_beside_those_of_one(capsys: pytest.CaptureFixture[str]) -> None:
+    several_tasks.main(["--device", "cpu", "--num-envs", "6", "--rounds", "3"])
+    head, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert "an update of 6 envs x 24 steps, 3 rounds" in head
+    names = [row.split("|")[1].strip() for row in rows]
+    assert names == ["one policy", "Go1", "G1", "Lift-Cube"] and all(float(row.split("|")[2]) > 0 for row in rows)
