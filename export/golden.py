@@ -81,7 +81,7 @@ def decoded(trace: Any) -> dict[str, NDArray[np.float32]] | None:
             n: np.frombuffer(zlib.decompress(base64.b64decode(trace[n])), "<f4").reshape(steps, -1) for n in names
         }
         return {**arrays, "resets": np.asarray(trace["resets"], int)}
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, zlib.error):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, binascii.Error, zlib.error):
         return None
 
 

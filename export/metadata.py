@@ -77,8 +77,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it is not ONNX, nor TorchScript that was exported here.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
+    _check_there(path)
     if zipfile.is_zipfile(path):
         return decode_metadata(_extra(path))
     if importlib.util.find_spec("onnx") is None:
@@ -96,7 +95,7 @@ def _extra(path: str | os.PathLike[str]) -> dict[str, str]:
             (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}"))
             properties = json.loads(archive.read(name))
         return {str(key): str(value) for key, value in properties.items()}
-    except (OSError, ValueError, AttributeError, RecursionError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # what reading a damaged archive ends in depends on the byte
         raise ValueError(f"'{os.fspath(path)}' has no {EXTRA}; it is no TorchScript file of rlcore") from error
 
 
@@ -108,12 +107,18 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     """
     import onnx
 
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
+    _check_there(path)
     try:
         return onnx.load(os.fspath(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError; protobuf itself is no dependency of ours
         raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_there(path: str | os.PathLike[str]) -> None:
+    if os.path.isdir(path):
+        raise ValueError(f"'{os.fspath(path)}' is a folder; name the file in it, such as policy.onnx")
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no ONNX file '{os.fspath(path)}'; check the path")
 
 
 RESERVED = ("obs", "actions", "risk", "task_probability", "h_in", "c_in", "h_out", "c_out")
@@ -191,11 +196,7 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         raise ExportError(f"{spec.task}: {error}") from error
     facts |= mjlab_properties(facts)
     for key, value in (extra or {}).items():
-        if (
-            key in facts
-            or key in ("opset", "format", "state", "inputs", "outputs", "types", "golden_trace")
-            or key.startswith("parity_")
-        ):
+        if key in facts or key in _OF_THE_FILE or key.startswith("parity_"):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
         facts[key] = value
     return {key: value for key, value in facts.items() if value is not None}
@@ -226,6 +227,12 @@ def encode_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
         except TypeError as error:
             raise ExportError(f"metadata '{key}' cannot be written: {error}; give text, numbers or lists") from error
     return properties
+
+
+def heading(metadata: Mapping[str, Any]) -> str:
+    """What a file in another form begins with: one line, whatever stands in the metadata that it is made of."""
+    written = f"{metadata.get('task', 'A policy')}, written by rlcore {metadata.get('rlcore_version', '')}"
+    return " ".join(written.split())
 
 
 def _sliced(terms: Sequence[Mapping[str, Any]], start: int, size: int, owner: str) -> list[dict[str, Any]]:

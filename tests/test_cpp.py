@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -732,17 +734,117 @@ def test_wrong_metadata_is_named(tmp_path: Path) -> None:
     policy, spec = legged()
     path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
     for place, key, value, message in [
-        ("observation_terms", "history_length", 4, "term 'joint_pos' has 9 numbers, which are no 4 steps of history"),
-        ("observation_terms", "scale", [1, 2], "term 'joint_pos' has 2 numbers in scale; give 1 or 3"),
-        ("action_terms", "clip", [1, 2, 3], "term 'legs' has the clip .*; give a low and a high number, or 2 such"),
+        ("observation_terms", "history_length", 4, "'joint_pos' has 9 numbers, which are no 4 steps of history"),
+        ("observation_terms", "scale", [1, 2], "'joint_pos' has 2 numbers in scale; give 1 or 3"),
+        ("observation_terms", "slice", [90, 99], r"'joint_pos' has the slice \[90, 99\]; by the sizes"),
+        ("action_terms", "clip", [1, 2, 3], "'legs' has the clip .*; give a low and a high number, or 2 such"),
+        ("action_terms", "scale", [1, None], "'legs' has scale"),
     ]:
-        model = onnx.load(str(path))
         facts = read_metadata(path)
         facts[place][0][key] = value
-        onnx.helper.set_model_props(model, {place: json.dumps(facts[place])})
-        onnx.save(model, str(tmp_path / "changed.onnx"))
         with pytest.raises(ExportError, match=message):
-            write_cpp(tmp_path / "changed.onnx", tmp_path / "out")
+            write_cpp(edited(path, **{place: facts[place]}), tmp_path / "out")
+    facts = read_metadata(path)
+    trace = {
+        "steps": 2,
+        "resets": [0],
+        "obs": facts["golden_trace"]["obs"],
+        "actions": facts["golden_trace"]["actions"],
+    }
+    for change, message in [
+        ({"action_terms": facts["action_terms"][:1]}, "action_terms of the file add up to 2, and there are 3"),
+        ({"schema_version": 2}, "'.*edited.onnx': has schema_version 2, and this is 1; export it anew"),
+        ({"control_dt": "0.02 s"}, "control_dt is '0.02 s'; give a number above 0"),
+        (
+            {"golden_trace": trace},
+            r"golden_trace: 'obs' is \[2, \d+\], and of 17 numbers a step; export the policy anew",
+        ),
+    ]:
+        with pytest.raises(ExportError, match=message):
+            write_cpp(edited(path, **change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def edited(path: Path, **facts: Any) -> Path:
+    """A copy of a file that says something else of itself."""
+    model = onnx.load(str(path))
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, told | {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
+    onnx.save(model, str(path.with_name("edited.onnx")))
+    return path.with_name("edited.onnx")
+
+
+def test_no_text_of_a_file_becomes_code(tmp_path: Path) -> None:
+    policy, spec = legged()
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    hostile = "a\nint evil;\r\n#include <x>\u2028\\"
+    write_cpp(edited(path, task=hostile, rlcore_version=hostile), tmp_path / "out")
+    lines = (tmp_path / "out" / "policy.hpp").read_text(encoding="utf-8").split("\n")
+    assert [line[:2] for line in lines if "evil" in line] == ["//", "  ", "  "]
+    assert all(line.startswith(("// ", "  static constexpr char ")) for line in lines if "evil" in line)
+
+
+def test_numbers_that_are_none_are_left_out_or_refused(tmp_path: Path) -> None:
+    policy, spec = legged()
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    for std in ("[" + ", ".join(["NaN"] + ["1"] * 16) + "]", '["x"]', "3", "[1, 1]"):
+        write_cpp(edited(path, observation_std=std, safe_action=std, gate='{"acts": true}'), tmp_path / "out")
+        text = (tmp_path / "out" / "policy.hpp").read_text()
+        assert "num_observation_std = 0" in text and "num_safe_action = 0" in text and "nanf" not in text
+        assert "num_observation_mean = 17" in text and "threshold = rlcore::inf" in text
+    model = onnx.load(str(path))
+    weight = next(w for w in model.graph.initializer if len(w.dims) == 2)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] = math.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, str(tmp_path / "nan.onnx"))
+    with pytest.raises(ExportError, match=rf"not a number \(NaN\) in {weight.name}"):
+        write_cpp(tmp_path / "nan.onnx", tmp_path / "other")
+
+
+def test_weights_in_another_file_are_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor found in the present folder, where they may be those of another policy."""
+    policy, spec = legged()
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    (tmp_path / "copied").mkdir()
+    model = onnx.load(str(path))
+    onnx.save_model(
+        model, str(tmp_path / "large.onnx"), save_as_external_data=True, location="large.data", size_threshold=0
+    )
+    (tmp_path / "large.onnx").rename(tmp_path / "copied" / "large.onnx")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match=r"'copied/large.onnx' keeps weights in another file \(policy"):
+        write_cpp("copied/large.onnx", "out")
+
+
+def test_choices_are_told_by_the_graph(tmp_path: Path) -> None:
+    policy, spec = choices([5], False)
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    model = onnx.load(str(path))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "silent.onnx"))
+    write_cpp(path, tmp_path / "out")
+    assert (tmp_path / "out" / "policy_trace.hpp").is_file()
+    report = write_cpp(tmp_path / "silent.onnx", tmp_path / "out")
+    assert "using Action = std::int64_t;" in (tmp_path / "out" / "policy.hpp").read_text()
+    # The steps of the file before it are not those of this one.
+    assert "policy_trace.hpp" not in report.written and not (tmp_path / "out" / "policy_trace.hpp").exists()
+
+
+def test_a_full_disk_leaves_the_program_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, spec = legged()
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    write_cpp(path, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_cpp(path, tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
 def test_trial_tells_every_value(tmp_path: Path) -> None:

@@ -181,6 +181,8 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
+        ("observation_terms", {"slice": [1, 3]}, r"'q' has the slice \[1, 3\]; by the sizes up to it, it is \[0, 2\]"),
+        ("action_terms", {"scale": [1.0, None]}, "scale .*; give a number or a list of such"),
         ("joints", {"name": "b"}, "joints: 'b' is there twice"),
         ("joints", {"stiffness": "stiff"}, "joints: 'a' has stiffness 'stiff'; give a number"),
         ("joints", {"position_limits": [1.0]}, "'a' has position_limits .*; give two numbers"),
@@ -202,6 +204,43 @@ def test_facts_that_no_controller_could_follow_are_refused(table: str, change: d
     check_facts(GOOD)
     with pytest.raises(SchemaError, match=message):
         check_facts(GOOD | {table: [GOOD[table][0] | change, *GOOD[table][1:]]})
+
+
+@pytest.mark.parametrize("fact", ["control_dt", "physics_dt", "decimation"])
+@pytest.mark.parametrize("value", [0, -0.02, np.inf, np.nan, "0.02 s", None])
+def test_times_that_no_controller_could_keep_are_refused(fact: str, value: Any) -> None:
+    with pytest.raises(SchemaError, match=f"{fact} is .*; give a (number|count) above 0"):
+        check_facts(GOOD | {fact: value})
+
+
+def test_a_clip_for_each_number_is_told_in_every_form(reach: Path, tmp_path: Path) -> None:
+    """mjlab's layout and deploy.yaml have one for all numbers of a term."""
+    facts = read_metadata(reach)
+    each = [[-1.0, 1.0], *[[None, 2.0]] * 5]
+    env = Reach(num_envs=1, seed=0)
+    env.deployment["observation_terms"]["policy"][0]["clip"] = each
+    path = exported(env, tmp_path / "policy.onnx")
+    told = read_metadata(path)
+    assert told["observation_terms"][0]["clip"] == each
+    assert "observation_terms_clip" in facts and "observation_terms_clip" not in told
+    with pytest.raises(ExportError, match="'joint_pos_rel' has a clip for each number, and the layout one for all"):
+        deploy_yaml(told, ["same"])
+    for same in ([[-1.0, 1.0]], [[-1.0, 1.0]] * 6):
+        told["observation_terms"][0]["clip"] = same
+        first = next(iter(yaml.safe_load(deploy_yaml(told, ["same"]))["observations"].values()))
+        assert first["clip"] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_clip_is_shown_with_each_number_that_it_is_for(size: int) -> None:
+    def rows(clip: Any) -> list[list[str]]:
+        term = {"name": "u", "size": size, "slice": [0, size], "clip": clip, "scale": [0.5] * size}
+        return [line.split() for line in shown({"action_terms": [term]}).splitlines()[-size:]]
+
+    for one in ([-1.0, 2.0], [[-1.0, 2.0]]):
+        assert [row[-2:] for row in rows(one)] == [["0.5", "-1..2"]] * size
+    each = [[-1.0 - i, None] for i in range(size)]
+    assert [row[-1] for row in rows(each)] == [f"{-1 - i}..-" for i in range(size)]
 
 
 def test_an_env_that_contradicts_itself_is_refused_when_its_file_is_written(tmp_path: Path) -> None:
@@ -254,8 +293,8 @@ def test_deploy_yaml_has_unitrees_layout(reach: Path) -> None:
 
 def test_deploy_yaml_of_a_walking_robot() -> None:
     names = ["hip", "knee", "tail"]
-    metadata = {
-        "task": "Walk",
+    metadata: dict[str, Any] = {
+        "task": "Walk\nstep_dt: 9",  # a text of the file's is none of the layout's
         "control_dt": 0.02,
         "joints": [{"name": name, "default_position": 0.1 * i, "motor": 2 * i} for i, name in enumerate(names)],
         "commands": [
@@ -273,8 +312,13 @@ def test_deploy_yaml_of_a_walking_robot() -> None:
              "clip": [[-1.0, 1.0], [None, 2.0]]}
         ],
     }  # fmt: skip
+    with pytest.raises(ExportError, match="does not tell the stiffness of 'hip', and 0 would let it hang"):
+        deploy_yaml(metadata)
+    for joint, stiffness in zip(metadata["joints"], (30.0, 20.0), strict=False):  # the tail is nobody's
+        joint |= {"stiffness": stiffness, "damping": 1.0}
     content = yaml.safe_load(deploy_yaml(metadata))
-    assert content["joint_ids_map"] == [0, 2, 4] and content["stiffness"] == [0.0] * 5
+    assert content["step_dt"] == 0.02
+    assert content["joint_ids_map"] == [0, 2, 4] and content["stiffness"] == [30.0, 0.0, 20.0, 0.0, 0.0]
     assert content["commands"] == {"base_velocity": {"ranges": {"lin_vel_x": [-1, 1]}}}
     assert content["actions"]["JointPositionAction"] == {
         "clip": [[-1.0, 1.0], [-1e9, 2.0]], "joint_names": ["hip", "knee"], "scale": [1.0, 2.0], "offset": [0.0, 0.0],
@@ -336,6 +380,8 @@ def test_show_of_a_file_that_tells_little(tmp_path: Path) -> None:
         ("joints", "[1, 2]", "joints is no list of tables"),
         ("joints", '{"a": 1}', "joints is no list of tables"),
         ("observation_terms", '[{"name": "q"}]', "observation_terms: a row is .*; each needs a 'size'"),
+        ("observation_terms", '[{"name": "q", "size": 1}]', "observation_terms: a row is .*; each needs a 'slice'"),
+        ("control_dt", "0", "control_dt is 0; give a number above 0"),
         ("action_terms", '[{"size": 6}]', "each needs a 'name'"),
         ("commands", '[{"name": "pose", "ranges": 3}]', "ranges 3; give a table"),
         ("schema_version", "2", "has schema_version 2, and this is 1; export it anew"),

@@ -166,7 +166,8 @@ def _check_told(path: Path, metadata: Mapping[str, Any]) -> None:
 
 def _told_source(source: CppReport) -> str:
     kept = f"; {', '.join(source.kept)} left as they were" if source.kept else ""
-    return f"c++       {source.folder} ({source.parameters:,} weights{kept}); make -C {source.folder} check tries it"
+    check = f"; make -C {source.folder} check tries it" if "policy_trace.hpp" in source.written else ""
+    return f"c++       {source.folder} ({source.parameters:,} weights{kept}){check}"
 
 
 def _tell(args: ExportArguments, metadata: Mapping[str, Any]) -> None:
