@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rlcore.export.cpp_graph import Program, Value, translate
 from rlcore.export.cpp_layout import number
 from rlcore.export.golden import decoded
-from rlcore.export.metadata import ExportError, heading, load_model, read_metadata
+from rlcore.export.metadata import ExportError, broken_in, heading, load_model, read_metadata
 from rlcore.export.schema import SchemaError, check_facts, check_version, clip_pairs
 from rlcore.files import whole_file
 
@@ -102,15 +102,11 @@ def write_cpp(onnx: str | os.PathLike[str], folder: str | os.PathLike[str]) -> C
 
 def _check(model: Any, metadata: Mapping[str, Any], file: str) -> None:
     """Refuse what could only become a wrong program, or one that no compiler takes."""
-    import onnx
-
-    weights = model.graph.initializer
-    if elsewhere := [weight.name for weight in weights if weight.data_location == weight.EXTERNAL]:
+    if elsewhere := [w.name for w in model.graph.initializer if w.data_location == w.EXTERNAL]:
         raise ExportError(
             f"'{file}' keeps weights in another file ({', '.join(elsewhere[:3])}); write it with all of them inside"
         )
-    arrays = {weight.name: onnx.numpy_helper.to_array(weight) for weight in weights}
-    if broken := [name for name, array in arrays.items() if array.dtype.kind == "f" and np.isnan(array).any()]:
+    if broken := broken_in(model):
         raise ExportError(f"'{file}' has weights that are not a number (NaN) in {', '.join(broken[:3])}; export anew")
     try:
         if "schema_version" in metadata:  # others have written it that have none
@@ -124,9 +120,7 @@ def _check_trace(trace: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]) ->
     for name, size in sizes.items():
         if len(trace["resets"]) == 0 or name not in trace or trace[name].shape[-1] != size:
             shape = list(trace[name].shape) if name in trace else "missing"
-            raise ExportError(
-                f"golden_trace: '{name}' is {shape}, and of {size} numbers a step; export the policy anew"
-            )
+            raise ExportError(f"golden_trace: '{name}' is {shape}, and of {size} numbers a step; export anew")
 
 
 def _source(name: str) -> str:
@@ -273,16 +267,12 @@ class _Description:
             *(f"  static constexpr char {name}[] = {quoted(text)};" for name, text in facts.items()),
             f"  static constexpr double control_dt = {float(metadata.get('control_dt') or 0.0)!r};  // s; 0: not known",
             f"  static constexpr char mask_name[] = {quoted(mask)};",
-            _list(
-                "rlcore::ObservationTerm",
-                "observation_terms",
-                self._rows("observation_terms", terms, self.observations),
-            ),
+            _list("rlcore::ObservationTerm", *self._rows("observation_terms", terms, self.observations)),
         ]
         actions = [] if self.discrete else metadata.get("action_terms") or []
         names = [quoted(name) for name in joints] if len(joints) == self.actions else []
         lines += [
-            _list("rlcore::ActionTerm", "action_terms", self._rows("action_terms", actions, self.actions)),
+            _list("rlcore::ActionTerm", *self._rows("action_terms", actions, self.actions)),
             "  // Joints in the order of the action; none where the file does not tell, or they are not one each.",
             _list("const char*", "joint_names", names),
             "  // Poses, drives and limits of all of the robot's joints, in the simulator's order.",
@@ -296,15 +286,13 @@ class _Description:
         ]
         return "\n".join(lines)
 
-    def _rows(self, table: str, terms: Sequence[Mapping[str, Any]], size: int) -> list[str]:
-        """Terms one after the other, which are to fill so many numbers."""
+    def _rows(self, table: str, terms: Sequence[Mapping[str, Any]], size: int) -> tuple[str, list[str]]:
+        """A table's name, and its terms one after the other, which are to fill so many numbers."""
         write = self._observation if table == "observation_terms" else self._action
         starts = np.cumsum([0, *(term["size"] for term in terms)]).tolist()
         if terms and starts[-1] != size:
-            raise ExportError(
-                f"{table} of the file add up to {starts[-1]}, and there are {size}; export the policy anew"
-            )
-        return [write(term, first) for term, first in zip(terms, starts, strict=False)]
+            raise ExportError(f"{table} of the file add up to {starts[-1]}, and there are {size}; export anew")
+        return table, [write(term, first) for term, first in zip(terms, starts, strict=False)]
 
     def _observation(self, term: Mapping[str, Any], first: int) -> str:
         size, history = term["size"], int(term.get("history_length") or 1)
@@ -337,9 +325,8 @@ class _Description:
         if term.get("clip") is None:
             return "nullptr", "nullptr"
         pairs = clip_pairs(term["clip"])
-        low, high = (
-            [none if pair[i] is None else pair[i] for pair in pairs] for i, none in enumerate((-np.inf, np.inf))
-        )
+        low = [-np.inf if pair[0] is None else pair[0] for pair in pairs]
+        high = [np.inf if pair[1] is None else pair[1] for pair in pairs]
         return self._numbers(low, size), self._numbers(high, size)
 
     def _numbers(self, value: Any, size: int) -> str:

@@ -44,6 +44,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlcore._version import __version__
@@ -112,6 +113,15 @@ def load_model(path: str | os.PathLike[str]) -> Any:
         return onnx.load(os.fspath(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError; protobuf itself is no dependency of ours
         raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {' '.join(str(error).split())[:200]}") from error
+
+
+def broken_in(model: Any) -> list[str]:
+    """Names of the weights of a model with NaN in them; those in other files are not looked at."""
+    import onnx
+
+    weights = (w for w in model.graph.initializer if w.data_location != w.EXTERNAL)
+    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in weights}
+    return [name for name, array in arrays.items() if array.dtype.kind == "f" and np.isnan(array).any()]
 
 
 def _check_there(path: str | os.PathLike[str]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from rlcore.agent import Policy
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.export.cells import Cells
 from rlcore.export.golden import golden_trace
-from rlcore.export.metadata import ExportError, encode_metadata, load_model
+from rlcore.export.metadata import ExportError, broken_in, encode_metadata, load_model
 from rlcore.export.observations import group_shapes
 from rlcore.export.parity import verify
 from rlcore.export.prepared import STATE_NAMES, ExportReport, Prepared, prepare
@@ -106,11 +105,7 @@ def broken_weights(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ValueError: there is no such file, or it is not ONNX.
     """
-    import onnx
-
-    weights = load_model(path).graph.initializer
-    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in weights if w.data_location != w.EXTERNAL}
-    return [name for name, array in arrays.items() if array.dtype.kind == "f" and np.isnan(array).any()]
+    return broken_in(load_model(path))
 
 
 def _trace(ready: Prepared, path: Path, dynamic_batch: bool) -> None:

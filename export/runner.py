@@ -378,7 +378,7 @@ class OnnxPolicy:
         return gate["threshold"] if acts and isinstance(gate, dict) else None
 
     def _described(self) -> tuple[dict[str, int], list[str]]:
-        """Sizes of groups by name, and names of terms, as the file has them; none where it says something else there."""
+        """Sizes of groups and names of terms, as the file has them; none where it says something else there."""
         try:
             groups = {str(group["name"]): int(group["size"]) for group in self.metadata.get("observation_groups", [])}
             terms = [

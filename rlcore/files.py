@@ -46,8 +46,8 @@ def draft(path: Path) -> Iterator[Path]:
     The folder is beside ``path``, so that the last step is a rename within one file system; a link stays one.
     """
     path = Path(os.path.realpath(path))
-    beside = {"dir": path.parent, "prefix": f".{path.name[:100]}.", "suffix": f".{os.getpid()}.tmp"}
-    with tempfile.TemporaryDirectory(**beside) as folder:
+    start, end = f".{path.name[:100]}.", f".{os.getpid()}.tmp"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=start, suffix=end) as folder:
         yield Path(folder) / path.name
         os.replace(Path(folder) / path.name, path)
 

@@ -757,7 +757,7 @@ def test_wrong_metadata_is_named(tmp_path: Path) -> None:
         ({"control_dt": "0.02 s"}, "control_dt is '0.02 s'; give a number above 0"),
         (
             {"golden_trace": trace},
-            r"golden_trace: 'obs' is \[2, \d+\], and of 17 numbers a step; export the policy anew",
+            r"golden_trace: 'obs' is \[2, \d+\], and of 17 numbers a step; export anew",
         ),
     ]:
         with pytest.raises(ExportError, match=message):

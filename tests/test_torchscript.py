@@ -197,6 +197,11 @@ def test_the_command_writes_either_and_both(tmp_path: Path, capsys: pytest.Captu
     assert loaded(tmp_path / "a.pt").hidden_state.shape == (1, 1, 8)
     assert main(["export", "--run", str(run), "--format", "torchscript", "--cpp", str(tmp_path / "cpp")]) == 2
     assert "--cpp writes what an ONNX file does; add onnx to --format" in capsys.readouterr().err
+    both = ["export", "--run", str(run), "--format", "onnx", "torchscript", "--output"]
+    assert main([*both, str(tmp_path / "b.pt")]) == 2  # where the first would be written over by the second
+    assert "b.pt', which both formats would be written to; give another ending" in capsys.readouterr().err
+    assert main([*both, str(tmp_path / "b")]) == 0
+    assert read_metadata(tmp_path / "b")["opset"] == 11 and read_metadata(tmp_path / "b.pt")["format"] == "torchscript"
     file, checkpoint = str(run / "export" / "policy.onnx"), str(run / "checkpoints" / "000001.pt")
     for words, message in (  # which would have no effect
         (f"export --run {run} --format torchscript --cells decomposed", "which is for ONNX; leave it out"),

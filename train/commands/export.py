@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlcore.train.arguments import Job, read
-from rlcore.train.commands.common import output_elsewhere, required_run
+from rlcore.train.commands.common import check_file, output_elsewhere, required_run
 from rlcore.train.groups import flag_of
 
 if TYPE_CHECKING:
@@ -85,10 +85,7 @@ def _written(args: ExportArguments) -> Job:
 
     if args.motors and args.deploy_yaml is None:
         raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
-    if args.deploy_yaml is not None and args.deploy_yaml.is_dir():
-        raise ValueError(
-            f"--deploy-yaml is '{args.deploy_yaml}', which is a folder; name a file in it, such as deploy.yaml"
-        )
+    check_file("--deploy-yaml", args.deploy_yaml, "deploy.yaml")
     if args.onnx is not None:
         _check_alone(args)
         if not (args.show or args.cpp or args.deploy_yaml):
@@ -101,8 +98,7 @@ def _written(args: ExportArguments) -> Job:
         _tell(args, metadata)
         return lambda: 0
     run, checkpoint = located(required_run(args.run), args.checkpoint)
-    if args.output is not None and args.output.is_dir():
-        raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
+    check_file("--output", args.output, "policy.onnx")
     if args.cpp is not None and "onnx" not in args.format:
         raise ValueError("--cpp writes what an ONNX file does; add onnx to --format")
     if args.cells != "operator" and "onnx" not in args.format:
@@ -114,25 +110,27 @@ def _written(args: ExportArguments) -> Job:
         "torchscript": functools.partial(export_torchscript, tolerance=args.tolerance),
     }
     own = run.exported if args.for_task is None else run.exported.with_name(f"{safe_name(args.for_task)}.onnx")
-    for number, kind in enumerate(dict.fromkeys(args.format)):
-        file = args.output or own
-        if args.output is None or number > 0:
-            file = file.with_suffix(_ENDINGS[kind])
+    files: dict[str, Path] = {}
+    for kind in dict.fromkeys(args.format):
+        other = (args.output or own).with_suffix(_ENDINGS[kind])
+        files[kind] = other if args.output is None or files else args.output
+    if len({*files.values()}) < len(files):
+        raise ValueError(f"--output is '{args.output}', which both formats would be written to; give another ending")
+    for kind, file in files.items():
         with output_elsewhere(args.output, file):
             report = export_checkpoint(
                 checkpoint, file, args.dynamic_batch, gate=args.gate, for_task=args.for_task,
                 given_task=args.given_task, write=writers[kind],
             )  # fmt: skip
-            source = write_cpp(report.path, args.cpp) if args.cpp is not None and kind == "onnx" else None
         print(f"parity    {report.parity}")
-        for note in report.notes if number == 0 else ():
+        for note in report.notes if kind == args.format[0] else ():
             print(f"note      {note}")
         print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
-        if source is not None:
-            print(_told_source(source))
-    _tell(args, report.metadata)
     if drop_stale_figures(run):
         print(DROPPED)
+    if args.cpp is not None:
+        print(_told_source(write_cpp(files["onnx"], args.cpp)))
+    _tell(args, report.metadata)
     return lambda: 0
 
 
