@@ -284,6 +284,8 @@ class _Description:
                 for key in ("observation_mean", "observation_std")
             ),
         ]
+        (epsilon,) = _numbers_of([metadata.get("observation_epsilon")], 1) or ["0.01f"]  # as before it was told
+        lines.append(f"  static constexpr float observation_epsilon = {epsilon};  // the normalizer adds it to these")
         return "\n".join(lines)
 
     def _rows(self, table: str, terms: Sequence[Mapping[str, Any]], size: int) -> tuple[str, list[str]]:

@@ -12,6 +12,7 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``action_mask`` | name, input, size: 1 for what may be chosen now, 0 for what may not |
 | ``observation_terms`` | terms in order: group, name, size, slice of ``obs``, and what else the env tells |
 | ``observation_mean``, ``observation_std`` | of each input over the whole training, from the normalizer |
+| ``observation_epsilon`` | what the normalizer adds to the deviation before it divides by it |
 | ``observation_min``, ``observation_max`` | of each input in the recording, not in all training |
 | ``observation_range_samples`` | finite observations in the recording, the last that were met |
 | ``action_kind``, ``action_size``, ``action_low``, ``action_high`` | ``continuous`` or ``discrete``; null: no bound |

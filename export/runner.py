@@ -35,6 +35,7 @@ _SCALARS = {
     "env_steps",
     "iteration",
     "normalizer_inside",
+    "observation_epsilon",
     "observation_size",
     "opset",
     "observation_range_samples",

@@ -26,12 +26,14 @@ from rlcore.agent import Policy
 from rlcore.env import EnvSpec
 from rlcore.export import ExportError, OnnxPolicy, export_onnx, read_metadata, write_cpp
 from rlcore.export.cpp_layout import number, panels
+from rlcore.export.cpp_policy import HEADERS
 from rlcore.export.golden import decoded, rounded
 from rlcore.export.tidy import trial
 from rlcore.gate import GateConfig
 from rlcore.policies import build_policy
 from rlcore.recurrent import RNNConfig
 from rlcore.safety import SafetyConfig
+from rlcore.types import Obs, State
 
 ROOT = Path(__file__).parent.parent
 needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
@@ -721,6 +723,30 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "robot.cpp").read_text() == "mine"
 
 
+class Whole(Policy):
+    """Actions by whole numbers: how many thirds the place of the largest number is, forwards and backwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_sizes = {"policy": 11}
+
+    def forward(self, obs: Obs, state: State = ()) -> tuple[torch.Tensor, State]:
+        place = obs["policy"].argmax(-1, keepdim=True)
+        both = torch.cat([place, -place], -1)
+        return torch.div(both, 3, rounding_mode="trunc").float(), state
+
+
+@needs_gcc
+def test_whole_numbers_are_divided_as_such(tmp_path: Path) -> None:
+    spec = spec_of(observation_sizes={"policy": 11}, action_size=2, action_low=[-9.0] * 2, action_high=[9.0] * 2)
+    path = export_onnx(Whole(), spec, tmp_path / "policy.onnx", recording=None).path
+    assert "Div" in {node.op_type for node in onnx.load(str(path)).graph.node}
+    write_cpp(path, tmp_path)
+    program = compiled("g++", tmp_path, "self_test.cpp", *SANITIZED, "-I.")
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_images_are_refused(tmp_path: Path) -> None:
     spec = spec_of(image_shapes={"camera": [3, 12, 12]}, image_types={"camera": "uint8"})
     policy = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(8,)), actor_obs=("policy", "camera")))
@@ -801,6 +827,16 @@ def test_numbers_that_are_none_are_left_out_or_refused(tmp_path: Path) -> None:
     onnx.save(model, str(tmp_path / "nan.onnx"))
     with pytest.raises(ExportError, match=rf"not a number \(NaN\) in {weight.name}"):
         write_cpp(tmp_path / "nan.onnx", tmp_path / "other")
+
+
+def test_a_deviation_is_counted_as_the_normalizer_does(tmp_path: Path) -> None:
+    policy, spec = on_policy(obs_epsilon=0.25)
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    for file, epsilon in ((path, 0.25), (edited(path, observation_epsilon="x"), 0.01)):
+        write_cpp(file, tmp_path / "out")
+        text = (tmp_path / "out" / "policy.hpp").read_text()
+        assert float(re.findall(r"observation_epsilon = ([\d.e+-]+)f;", text)[0]) == epsilon
+    assert "Policy::observation_std[i] + Policy::observation_epsilon" in (tmp_path / "out" / HEADERS[2]).read_text()
 
 
 def test_weights_in_another_file_are_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -325,7 +325,7 @@ class Runner {
     }
     fresh_ = false;
     for (int i = 0; options_.max_deviation > 0.0f && i < Policy::num_observation_std; ++i) {
-      const float limit = options_.max_deviation * (Policy::observation_std[i] + 0.01f);  // as the normalizer adds
+      const float limit = options_.max_deviation * (Policy::observation_std[i] + Policy::observation_epsilon);
       if (std::fabs(obs_[i] - Policy::observation_mean[i]) <= limit) continue;
       for (int t = 0; t < num_terms; ++t)
         if (i >= start(t) && i < start(t) + Policy::observation_terms[t].size) where_ = t;

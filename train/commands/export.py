@@ -111,9 +111,9 @@ def _written(args: ExportArguments) -> Job:
     }
     own = run.exported if args.for_task is None else run.exported.with_name(f"{safe_name(args.for_task)}.onnx")
     files: dict[str, Path] = {}
-    for kind in dict.fromkeys(args.format):
-        other = (args.output or own).with_suffix(_ENDINGS[kind])
-        files[kind] = other if args.output is None or files else args.output
+    for name in dict.fromkeys(args.format):
+        other = (args.output or own).with_suffix(_ENDINGS[name])
+        files[name] = other if args.output is None or files else args.output
     if len({*files.values()}) < len(files):
         raise ValueError(f"--output is '{args.output}', which both formats would be written to; give another ending")
     for kind, file in files.items():
