@@ -129,7 +129,10 @@ def _places(joints: Sequence[Mapping[str, Any]], motors: Sequence[str]) -> list[
                 "order of its SDK with --motors, or --motors same where that is the simulator's order: "
                 + ", ".join(names)
             )
-        return [int(joint["motor"]) for joint in joints]
+        places = [int(joint["motor"]) for joint in joints]
+        if len({*places}) < len(places):
+            raise ExportError(f"deploy.yaml cannot be written: two joints are of one motor, {places} of {names}")
+        return places
     unknown = [name for name in motors if name not in names]
     missing = [name for name in names if name not in motors]
     if unknown:

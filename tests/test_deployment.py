@@ -316,6 +316,9 @@ def test_deploy_yaml_of_a_walking_robot() -> None:
         deploy_yaml(metadata)
     for joint, stiffness in zip(metadata["joints"], (30.0, 20.0), strict=False):  # the tail is nobody's
         joint |= {"stiffness": stiffness, "damping": 1.0}
+    tail = metadata["joints"][2]
+    with pytest.raises(ExportError, match=r"two joints are of one motor, \[0, 2, 2\]"):
+        deploy_yaml(metadata | {"joints": [*metadata["joints"][:2], tail | {"motor": 2}]})
     content = yaml.safe_load(deploy_yaml(metadata))
     assert content["step_dt"] == 0.02
     assert content["joint_ids_map"] == [0, 2, 4] and content["stiffness"] == [30.0, 0.0, 20.0, 0.0, 0.0]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlcore.train.arguments import Job, read
-from rlcore.train.commands.common import check_file, output_elsewhere, required_run
+from rlcore.train.commands.common import check_file, check_folder, output_elsewhere, required_run
 from rlcore.train.groups import flag_of
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def _written(args: ExportArguments) -> Job:
     if args.motors and args.deploy_yaml is None:
         raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
     check_file("--deploy-yaml", args.deploy_yaml, "deploy.yaml")
+    check_folder("--cpp", args.cpp)
     if args.onnx is not None:
         _check_alone(args)
         if not (args.show or args.cpp or args.deploy_yaml):
