@@ -262,7 +262,8 @@ class _Description:
         facts = {name: str(metadata.get(name, "")) for name in sorted(known)}
         driven = [joint for term in metadata.get("action_terms") or () for joint in term.get("joints") or ()]
         joints = driven or metadata.get("joint_names") or []  # the latter alone in files of before
-        mask = (metadata.get("action_mask") or {}).get("name", "")
+        mask = metadata.get("action_mask")
+        mask = str(mask.get("name", "")) if isinstance(mask, dict) else ""
         lines = [
             *(f"  static constexpr char {name}[] = {quoted(text)};" for name, text in facts.items()),
             f"  static constexpr double control_dt = {float(metadata.get('control_dt') or 0.0)!r};  // s; 0: not known",
@@ -341,7 +342,7 @@ class _Description:
 def _numbers_of(values: Any, size: int) -> list[str]:
     """So many finite numbers as C++ has them; none where the metadata have something else."""
     fits = isinstance(values, list) and len(values) == size
-    known = fits and all(isinstance(x, (int, float)) and np.isfinite(x) for x in values)
+    known = fits and all(isinstance(x, (int, float)) and abs(x) < float(np.finfo(np.float32).max) for x in values)
     return [number(x) for x in values] if known else []
 
 

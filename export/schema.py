@@ -44,6 +44,9 @@ TABLES = {"observation_terms": OBSERVATION, "action_terms": ACTION, "joints": JO
 VALUES = {"schema_version": "count", "control_dt": "number", "physics_dt": "number", "decimation": "count"}
 """Facts beside the tables."""
 
+LARGEST = 2**53
+"""Whole numbers below it are numbers in every language."""
+
 DIRECT = ("position", "velocity", "effort", "relative_position")
 """Kinds of actions that have one number for each joint."""
 
@@ -72,7 +75,7 @@ def check_facts(facts: Mapping[str, Any]) -> None:
         if not isinstance(rows, (list, tuple)) or not all(isinstance(row, Mapping) for row in rows):
             raise SchemaError(f"{table} is no list of tables; export the policy anew")
         for row in rows:
-            lacking = [name for name in needed if name not in row]
+            lacking = [name for name in needed if row.get(name) is None]
             if lacking:
                 raise SchemaError(f"{table}: a row is {dict(row)!r:.80}; each needs a '{lacking[0]}'")
             for name, value in row.items():
@@ -150,7 +153,7 @@ _WANTED = {
     "number": "a number",
     "pair": "two numbers",
     "numbers": "a number or a list of such",
-    "limits": "pairs of numbers, null for no limit",
+    "limits": "a low and a high number, or such for each; null: none",
     "names": "a list of texts",
     "table": "a table",
 }
@@ -168,17 +171,15 @@ def _is(kind: str, value: Any) -> bool:
     if kind == "names":
         return isinstance(value, (list, tuple)) and all(isinstance(x, str) for x in value)
     if kind == "numbers":
-        return _is_number(value) or (isinstance(value, (list, tuple)) and all(_is(kind, x) for x in value))
+        return _is_number(value) or (isinstance(value, (list, tuple)) and all(map(_is_number, value)))
     if kind == "limits":
-        return (
-            value is None
-            or _is_number(value)
-            or (isinstance(value, (list, tuple)) and all(_is(kind, x) for x in value))
-        )
+        return _is("pair", value) or (isinstance(value, (list, tuple)) and all(_is("pair", x) for x in value))
     if kind == "pair":
         return isinstance(value, (list, tuple)) and len(value) == 2 and all(x is None or _is_number(x) for x in value)
     return _is_number(value) and (kind == "number" or (isinstance(value, int) and value >= 0))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < LARGEST if isinstance(value, int) else not math.isnan(value)

@@ -763,7 +763,12 @@ def test_wrong_metadata_is_named(tmp_path: Path) -> None:
         ("observation_terms", "history_length", 4, "'joint_pos' has 9 numbers, which are no 4 steps of history"),
         ("observation_terms", "scale", [1, 2], "'joint_pos' has 2 numbers in scale; give 1 or 3"),
         ("observation_terms", "slice", [90, 99], r"'joint_pos' has the slice \[90, 99\]; by the sizes"),
-        ("action_terms", "clip", [1, 2, 3], "'legs' has the clip .*; give a low and a high number, or 2 such"),
+        ("action_terms", "clip", [[1, 2]] * 3, "'legs' has the clip .*; give a low and a high number, or 2 such"),
+        ("action_terms", "clip", [1, 2, 3], "'legs' has clip .*; give a low and a high number, or such for each"),
+        ("action_terms", "clip", [[1, 2], [1]], "'legs' has clip .*; give a low and a high number, or such for each"),
+        ("action_terms", "scale", [1, [2]], "'legs' has scale .*; give a number or a list of such"),
+        ("observation_terms", "name", None, "each needs a 'name'"),
+        ("joints", "damping", 10**30, "has damping 1000.*; give a number"),
         ("action_terms", "scale", [1, None], "'legs' has scale"),
     ]:
         facts = read_metadata(path)
@@ -814,11 +819,13 @@ def test_no_text_of_a_file_becomes_code(tmp_path: Path) -> None:
 def test_numbers_that_are_none_are_left_out_or_refused(tmp_path: Path) -> None:
     policy, spec = legged()
     path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
-    for std in ("[" + ", ".join(["NaN"] + ["1"] * 16) + "]", '["x"]', "3", "[1, 1]"):
+    for std in (*(f"[{first}{', 1' * 16}]" for first in ("NaN", 10**60)), '["x"]', "3", "[1, 1]"):
         write_cpp(edited(path, observation_std=std, safe_action=std, gate='{"acts": true}'), tmp_path / "out")
         text = (tmp_path / "out" / "policy.hpp").read_text()
         assert "num_observation_std = 0" in text and "num_safe_action = 0" in text and "nanf" not in text
         assert "num_observation_mean = 17" in text and "threshold = rlcore::inf" in text
+    write_cpp(edited(path, observation_std=f"[{10**30}{', 1' * 16}]"), tmp_path / "out")
+    assert "num_observation_std = 17" in (tmp_path / "out" / "policy.hpp").read_text()
     model = onnx.load(str(path))
     weight = next(w for w in model.graph.initializer if len(w.dims) == 2)
     values = onnx.numpy_helper.to_array(weight).copy()

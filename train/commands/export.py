@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,7 +97,8 @@ def _written(args: ExportArguments) -> Job:
             _check_told(args.onnx, metadata)
         if args.cpp is not None:
             print(_told_source(write_cpp(args.onnx, args.cpp)))
-        _tell(args, metadata)
+        with _damaged(args.onnx):
+            _tell(args, metadata)
         return lambda: 0
     run, checkpoint = located(required_run(args.run), args.checkpoint)
     check_file("--output", args.output, "policy.onnx")
@@ -161,6 +163,21 @@ def _check_told(path: Path, metadata: Mapping[str, Any]) -> None:
         check_facts(metadata)
     except SchemaError as error:
         raise ValueError(f"'{path}': {error}") from error
+
+
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Name a file that tells of itself what no export writes, wherever that comes to light."""
+    from rlcore.export import ExportError
+
+    try:
+        yield
+    except ExportError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"'{path}' tells of itself what no export writes ({type(error).__name__}: {error}); export it anew"
+        ) from error
 
 
 def _told_source(source: CppReport) -> str:
