@@ -56,7 +56,11 @@ from rlcore.export.runner import NAME_LISTS, decode_metadata
 from rlcore.export.schema import SCHEMA_VERSION, SchemaError, check_facts
 from rlcore.tasks import choice_sizes, numbers_of
 
-_OF_THE_FILE = ("opset", "format", "inputs", "outputs", "types", "state", "golden_trace")
+_ADDED_LATER = (
+    "opset", "format", "inputs", "outputs", "types", "state", "golden_trace", "policy_scale", "policy_bias",
+    "observation_mean", "observation_std", "observation_epsilon", "observation_min", "observation_max",
+    "observation_range_samples",
+)  # fmt: skip
 
 EXTRA = "metadata.json"
 """What a TorchScript file keeps its properties in."""
@@ -207,7 +211,7 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         raise ExportError(f"{spec.task}: {error}") from error
     facts |= mjlab_properties(facts)
     for key, value in (extra or {}).items():
-        if key in facts or key in _OF_THE_FILE or key.startswith("parity_"):
+        if key in facts or key in _ADDED_LATER or key.startswith("parity_"):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
         facts[key] = value
     return {key: value for key, value in facts.items() if value is not None}

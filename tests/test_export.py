@@ -19,7 +19,9 @@ from rlcore import PPO, PPOConfig
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec, spec_of
 from rlcore.envs import make_env
-from rlcore.export import ExportError, OnnxPolicy, config_hash, export_onnx, read_metadata, verify
+from rlcore.export import ExportError, OnnxPolicy, ParityReport, config_hash, export_onnx, read_metadata, verify
+from rlcore.export.parity import _decided
+from rlcore.gate import Gated
 from rlcore.train.run import RunFolder
 from rlcore.types import Obs, State
 
@@ -525,8 +527,9 @@ def test_wrong_action_size_folder_and_reserved_metadata_are_refused(tmp_path: Pa
     (tmp_path / "file").touch()
     with pytest.raises(ExportError, match=r"cannot be written: '.*file' is a file; name another place"):
         export_onnx(Controller(), make_spec(), tmp_path / "file" / "below" / "policy.onnx", recording=None)
-    with pytest.raises(ExportError, match="'opset' is written by the exporter"):
-        export_onnx(Controller(), make_spec(), tmp_path / "policy.onnx", recording=None, extra_metadata={"opset": 18})
+    for name in ("opset", "parity_error", "observation_mean", "observation_min", "policy_scale"):
+        with pytest.raises(ExportError, match=f"'{name}' is written by the exporter"):
+            export_onnx(Controller(), make_spec(), tmp_path / "policy.onnx", recording=None, extra_metadata={name: 18})
 
 
 @pytest.mark.parametrize(
@@ -619,3 +622,12 @@ def test_a_policy_with_values_that_are_not_finite_is_refused(tmp_path: Path) -> 
     with pytest.raises(ExportError, match="not finite"):
         export_onnx(agent.policy, spec_of(agent.env), tmp_path / "policy.onnx", recording=agent.recording())
     assert not any(tmp_path.iterdir())
+
+
+def test_what_is_not_finite_is_no_close_call_of_a_gate() -> None:
+    wanted, margin = torch.zeros(3, 2), torch.tensor([0.0, 0.0, 1.0])
+    gated = Gated(wanted, torch.zeros(3), torch.zeros(3, dtype=torch.bool), margin)
+    report = ParityReport(tolerance=1e-5)
+    got = np.array([[1.0, 0.0], [np.inf, 0.0], [1.0, 0.0]], np.float32)
+    np.testing.assert_array_equal(_decided(gated, got, report), [[0.0, 0.0], [np.inf, 0.0], [1.0, 0.0]])
+    assert report.close_calls == 1
