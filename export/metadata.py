@@ -209,7 +209,7 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         check_facts(facts)
     except SchemaError as error:
         raise ExportError(f"{spec.task}: {error}") from error
-    facts |= mjlab_properties(facts)
+    facts |= mjlab_properties(plain(facts))
     for key, value in (extra or {}).items():
         if key in facts or key in _ADDED_LATER or key.startswith("parity_"):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")

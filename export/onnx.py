@@ -20,6 +20,7 @@ from rlcore.export.metadata import ExportError, broken_in, encode_metadata, load
 from rlcore.export.observations import group_shapes
 from rlcore.export.parity import verify
 from rlcore.export.prepared import STATE_NAMES, ExportReport, Prepared, prepare
+from rlcore.export.runner import decode_metadata
 from rlcore.export.tidy import BATCH, tidy
 from rlcore.files import draft
 
@@ -96,7 +97,8 @@ def export_onnx(
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"'{path}' was not written: the ONNX checker says: {error}") from error
         size_bytes = file.stat().st_size
-    return ExportReport(path=path, parity=parity, metadata=facts, size_bytes=size_bytes, notes=tuple(ready.notes))
+    told = decode_metadata(encode_metadata(facts))
+    return ExportReport(path=path, parity=parity, metadata=told, size_bytes=size_bytes, notes=tuple(ready.notes))
 
 
 def broken_weights(path: str | os.PathLike[str]) -> list[str]:

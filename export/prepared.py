@@ -29,7 +29,7 @@ class ExportReport:
     path: Path
     parity: ParityReport
     metadata: dict[str, Any]
-    """The file's properties before they became text."""
+    """What the file tells, as ``read_metadata`` reads it."""
     size_bytes: int
     notes: tuple[str, ...] = ()
     """What a user of the file should know, a line each."""

@@ -34,7 +34,7 @@ from rlcore.export.metadata import EXTRA, ExportError, encode_metadata, read_met
 from rlcore.export.observations import group_shapes
 from rlcore.export.parity import verify
 from rlcore.export.prepared import STATE_NAMES, ExportReport, Prepared, prepare
-from rlcore.export.runner import OnnxPolicy
+from rlcore.export.runner import OnnxPolicy, decode_metadata
 from rlcore.export.tidy import BATCH
 from rlcore.files import draft
 
@@ -79,7 +79,8 @@ def export_torchscript(
         facts |= {} if trace is None else {"golden_trace": trace}
         _save(module, facts, file)
         size_bytes = file.stat().st_size
-    return ExportReport(path=path, parity=parity, metadata=facts, size_bytes=size_bytes, notes=tuple(ready.notes))
+    told = decode_metadata(encode_metadata(facts))
+    return ExportReport(path=path, parity=parity, metadata=told, size_bytes=size_bytes, notes=tuple(ready.notes))
 
 
 def _scripted(ready: Prepared, dynamic_batch: bool) -> Any:

@@ -17,7 +17,15 @@ from rlcore import NetworkConfig, PPOConfig
 from rlcore.env import EnvSpec, spec_of
 from rlcore.envs.arm import end_effector_pose, unique_quaternion
 from rlcore.envs.reach import Reach
-from rlcore.export import ExportError, OnnxPolicy, deploy_yaml, export_onnx, read_metadata, shown
+from rlcore.export import (
+    ExportError,
+    OnnxPolicy,
+    deploy_yaml,
+    export_onnx,
+    export_torchscript,
+    read_metadata,
+    shown,
+)
 from rlcore.export.schema import TABLES, VALUES, SchemaError, check_facts
 from rlcore.policies import build_policy
 from rlcore.recurrent import RNNConfig
@@ -369,6 +377,31 @@ def test_what_is_shown_is_aligned_and_has_units(reach: Path) -> None:
     assert len({len(line) for line in joints[1:8]}) == 1
     assert "30 Hz = 2 physics steps of 0.01667 s" in text and "joint position - default" in text
     assert all(term["name"] in text for term in read_metadata(reach)["observation_terms"])
+
+
+def test_what_is_told_of_an_export_is_what_its_file_tells(tmp_path: Path) -> None:
+    """Whatever the env has it in: arrays, tuples, infinite numbers."""
+    joints = [{"name": name, "default_position": 0.0, "stiffness": 1.0, "damping": 1.0} for name in "ab"]
+    action = {"name": "u", "size": 2, "kind": "position", "joints": ("a", "b"), "scale": (0.5, 0.25)}
+    action["clip"] = ((-np.inf, 1.0), (-1.0, np.inf))
+    terms = [{"name": "x", "size": 2, "clip": (-np.inf, 5.0), "scale": (1.0, 2.0)}]
+    deployment = {
+        "observation_terms": {"policy": terms}, "action_terms": [action], "joints": joints, "control_dt": 0.02,
+    }  # fmt: skip
+    spec = EnvSpec(
+        task="Tuples", observation_sizes={"policy": 2}, discrete=False, action_size=2, deployment=deployment,
+        action_low=[-np.inf, -1.0], action_high=[np.inf, 1.0],
+    )  # fmt: skip
+    policy = build_policy(spec, PPOConfig())
+    for write, file in ((export_onnx, "policy.onnx"), (export_torchscript, "policy.pt")):
+        report = write(policy, spec, tmp_path / file, recording=None)
+        told = read_metadata(report.path)
+        assert report.metadata == told
+        assert told["action_scale"] == "0.5,0.25" and told["observation_terms_clip"] == "-inf;5"
+        assert shown(report.metadata) == shown(told) and "-1..-" in shown(told)
+        assert deploy_yaml(report.metadata, ["same"]) == deploy_yaml(told, ["same"])
+    content = yaml.safe_load(deploy_yaml(report.metadata, ["same"]))
+    assert content["observations"]["x"]["clip"] == [-1e9, 5.0] and content["observations"]["x"]["scale"] == [1.0, 2.0]
 
 
 def test_show_of_a_file_that_tells_little(tmp_path: Path) -> None:
