@@ -402,6 +402,17 @@ static void errors() {
   refused([](Runner& r) { r.watch_joints(q); });
   refused([](Runner& r) { r.fallback(command); });
   refused([](Runner& r) { bind(r); const float far[] = {2.0f, 0.0f, 0.0f}; r.fallback(far); r.start(); });
+  refused([](Runner& r) {
+    r.joints(robot);
+    r.bind_joints("joint_pos", q);
+    r.bind_joints("joint_vel", dq);
+    r.bind("actions", r.last_action());
+    r.bind("command", command);
+    const float far[] = {INFINITY, 0.0f, 0.0f};  // where nobody has set limits
+    r.fallback(far);
+    r.start();
+  });
+  refused([](Runner& r) { bind(r); r.joints(std::vector<std::string>{"hip", "knee", "wheel"}); });
   refused([](Runner&) { throw std::invalid_argument("end"); });
 }
 
@@ -570,6 +581,8 @@ limits: the array has 2 numbers, and an action 3
 watch_joints: there are no limits to hold the joints to; call limits() first
 fallback: the pose has 2 numbers, and an action 3
 start: number 0 of the fallback pose is outside of the limits; set one within
+start: number 0 of the fallback pose is outside of the limits; set one within
+joints: arrays are bound in the order of before; call it once, before bind_joints()
 end
 """  # noqa: E501
 
