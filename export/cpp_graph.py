@@ -156,6 +156,8 @@ class _Translation:
                 self._say(f"zip<{place.size}, {step_a}, {step_b}>({place.text}, {a.text}, {b.text}, {kind}{{}});")
                 total = place
             self.values[node.output[0]] = total
+            if kind == "Div" and self.found[node.output[0]].dtype.kind in "iu":  # of whole numbers, towards 0
+                self._map(node, total, "Truncate{}")
         elif kind == "Where":
             place = self._new(shape)
             spread = [self._spread(value, shape) for value in inputs if value is not None]

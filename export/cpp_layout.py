@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,7 +59,7 @@ def panels(weight: NDArray[Any], bias: NDArray[Any]) -> tuple[NDArray[np.float32
 
 def number(value: float) -> str:
     """A float32 in C++, to the bit."""
-    if np.isinf(value):
+    if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     text = f"{np.float32(value):.9g}"
     return f"{text}f" if any(mark in text for mark in ".en") else f"{text}.0f"

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from rlcore.export.cpp_graph import Program, Value, translate
 from rlcore.export.cpp_layout import number
 from rlcore.export.golden import decoded
-from rlcore.export.metadata import ExportError, load_model, read_metadata
+from rlcore.export.metadata import ExportError, broken_in, heading, load_model, read_metadata
+from rlcore.export.schema import SchemaError, check_facts, check_version, clip_pairs
+from rlcore.files import whole_file
 
 SOURCE = Path(__file__).parent / "cpp"
 HEADERS = ("rlcore_joints.hpp", "rlcore_policy.hpp", "rlcore_runner.hpp", "rlcore_watch.hpp")
@@ -48,12 +50,14 @@ def write_cpp(onnx: str | os.PathLike[str], folder: str | os.PathLike[str]) -> C
         folder: where to, made where missing.
 
     Raises:
-        ExportError: it reads images, or has an operator that the headers lack.
+        ExportError: it reads images, has an operator that the headers lack, keeps weights elsewhere or has broken ones,
+            or its metadata are of another version or contradict themselves.
         ValueError: there is no such file, or it is no policy.
     """
     model, metadata, folder = load_model(onnx), read_metadata(onnx), Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ExportError(f"'{folder}' is a file; name a folder for the C++ source")
+    _check(model, metadata, os.fspath(onnx))
     inputs = {i.name: [d.dim_value or 1 for d in i.type.tensor_type.shape.dim] for i in model.graph.input}
     inputs = {name: shape for name, shape in inputs.items() if name not in {w.name for w in model.graph.initializer}}
     images = [name for name, shape in inputs.items() if len(shape) == 4]
@@ -78,41 +82,73 @@ def write_cpp(onnx: str | os.PathLike[str], folder: str | os.PathLike[str]) -> C
         if metadata.get("tasks"):
             raise ExportError(f"{error}; of several tasks a file for one can be written: --for-task NAME") from error
         raise
-    folder.mkdir(parents=True, exist_ok=True)
-    written = {"policy.hpp": _policy(program, metadata, inputs, masks), **{h: _source(h) for h in HEADERS}}
+    discrete = any(output.name == "actions" and output.type.tensor_type.elem_type != 1 for output in model.graph.output)
+    written = {"policy.hpp": _policy(program, metadata, inputs, masks, discrete), **{h: _source(h) for h in HEADERS}}
     trace = decoded(metadata.get("golden_trace"))
     if trace is not None:
+        _check_trace(trace, {"obs": inputs["obs"][-1], "actions": program.outputs["actions"].size})
         written["policy_trace.hpp"] = _trace(trace)
+    folder.mkdir(parents=True, exist_ok=True)
     kept = [name for name in EXAMPLES if (folder / name).exists()]
     written |= {name: _source(f"examples/{name}") for name in EXAMPLES if name not in kept}
+    if trace is None:
+        (folder / "policy_trace.hpp").unlink(missing_ok=True)  # that of another file
     for name, text in written.items():
-        (folder / name).write_text(text)
+        with whole_file(folder / name) as file:
+            file.write(text)
     size = 4 * (program.memory + sum(int(np.prod(inputs[f"{name}_in"])) for name in states))
     return CppReport(folder, tuple(written), tuple(kept), program.parameters, size)
 
 
+def _check(model: Any, metadata: Mapping[str, Any], file: str) -> None:
+    """Refuse what could only become a wrong program, or one that no compiler takes."""
+    if elsewhere := [w.name for w in model.graph.initializer if w.data_location == w.EXTERNAL]:
+        raise ExportError(
+            f"'{file}' keeps weights in another file ({', '.join(elsewhere[:3])}); write it with all of them inside"
+        )
+    if broken := broken_in(model):
+        raise ExportError(f"'{file}' has weights that are not a number (NaN) in {', '.join(broken[:3])}; export anew")
+    try:
+        if "schema_version" in metadata:  # others have written it that have none
+            check_version(metadata)
+        check_facts(metadata)
+    except SchemaError as error:
+        raise ExportError(f"'{file}': {error}") from error
+
+
+def _check_trace(trace: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        if len(trace["resets"]) == 0 or name not in trace or trace[name].shape[-1] != size:
+            shape = list(trace[name].shape) if name in trace else "missing"
+            raise ExportError(f"golden_trace: '{name}' is {shape}, and of {size} numbers a step; export anew")
+
+
 def _source(name: str) -> str:
-    return (SOURCE / name).read_text()
+    return (SOURCE / name).read_text(encoding="utf-8")
 
 
 def _policy(
-    program: Program, metadata: Mapping[str, Any], inputs: Mapping[str, Sequence[int]], masks: Sequence[str]
+    program: Program,
+    metadata: Mapping[str, Any],
+    inputs: Mapping[str, Sequence[int]],
+    masks: Sequence[str],
+    discrete: bool,
 ) -> str:
     """The text of ``policy.hpp``."""
-    action, discrete = program.outputs["actions"], metadata.get("action_kind") == "discrete"
+    action = program.outputs["actions"]
     states = [name for name in ("h", "c") if f"{name}_in" in inputs]
     sizes = {name: int(np.prod(inputs[f"{name}_in"])) for name in states}
     gate = metadata.get("gate")
-    acts = isinstance(gate, dict) and gate.get("acts") is True and "risk" in program.outputs
-    threshold = number(gate["threshold"]) if isinstance(gate, dict) and acts else "rlcore::inf"
+    told = gate.get("threshold") if isinstance(gate, dict) and gate.get("acts") is True else None
+    threshold = number(told) if isinstance(told, float) and "risk" in program.outputs else "rlcore::inf"
     kind = "std::int64_t" if discrete else "float"
     arguments = "const float* obs" + (", const float* mask" if masks else "")
     risk, guess = program.outputs.get("risk"), program.outputs.get("task_probability")
     tasks = 0 if guess is None else guess.size
-    description = _Description(metadata, inputs["obs"][-1], action.size)
+    description = _Description(metadata, inputs["obs"][-1], action.size, discrete)
     terms = description.text()
     lines = [
-        f"// {metadata.get('task', 'A policy')}, written by rlcore {metadata.get('rlcore_version', '')}; do not edit.",
+        f"// {heading(metadata)}; do not edit.",
         "#ifndef RLCORE_EXPORTED_POLICY_HPP",
         "#define RLCORE_EXPORTED_POLICY_HPP",
         "",
@@ -214,56 +250,56 @@ def quoted(text: str) -> str:
 class _Description:
     """Terms of observation and action as constants."""
 
-    def __init__(self, metadata: Mapping[str, Any], observations: int, actions: int) -> None:
-        self.metadata, self.observations, self.actions = metadata, observations, actions
+    def __init__(self, metadata: Mapping[str, Any], observations: int, actions: int, discrete: bool) -> None:
+        self.metadata, self.observations, self.actions, self.discrete = metadata, observations, actions, discrete
         self.arrays: list[str] = []
 
     def text(self) -> str:
         """The metadata as C++; what the file does not say is 0, empty or null."""
         metadata = self.metadata
-        whole = [{"group": "obs", "name": "obs", "size": self.observations, "slice": [0, self.observations]}]
-        terms = metadata.get("observation_terms") or whole
+        terms = metadata.get("observation_terms") or [{"group": "obs", "name": "obs", "size": self.observations}]
         known = {"task", "algorithm", "rlcore_version", "config_hash"}
         facts = {name: str(metadata.get(name, "")) for name in sorted(known)}
         driven = [joint for term in metadata.get("action_terms") or () for joint in term.get("joints") or ()]
         joints = driven or metadata.get("joint_names") or []  # the latter alone in files of before
-        mask = (metadata.get("action_mask") or {}).get("name", "")
-        pose = metadata.get("safe_action") or []
+        mask = metadata.get("action_mask")
+        mask = str(mask.get("name", "")) if isinstance(mask, dict) else ""
         lines = [
             *(f"  static constexpr char {name}[] = {quoted(text)};" for name, text in facts.items()),
             f"  static constexpr double control_dt = {float(metadata.get('control_dt') or 0.0)!r};  // s; 0: not known",
             f"  static constexpr char mask_name[] = {quoted(mask)};",
-            _list("rlcore::ObservationTerm", "observation_terms", [self._observation(term) for term in terms]),
+            _list("rlcore::ObservationTerm", *self._rows("observation_terms", terms, self.observations)),
         ]
-        actions = metadata.get("action_terms") or []
-        if metadata.get("action_kind") == "discrete":
-            actions = []
+        actions = [] if self.discrete else metadata.get("action_terms") or []
         names = [quoted(name) for name in joints] if len(joints) == self.actions else []
         lines += [
-            _list("rlcore::ActionTerm", "action_terms", [self._action(term) for term in actions]),
+            _list("rlcore::ActionTerm", *self._rows("action_terms", actions, self.actions)),
             "  // Joints in the order of the action; none where the file does not tell, or they are not one each.",
             _list("const char*", "joint_names", names),
             "  // Poses, drives and limits of all of the robot's joints, in the simulator's order.",
             _list("rlcore::Joint", "joints", [_joint(row) for row in metadata.get("joints") or ()]),
             "  // Action by which the robot holds still, as the env tells.",
-            _list("float", "safe_action", [number(x) for x in pose] if len(pose) == self.actions else []),
+            _list("float", "safe_action", _numbers_of(metadata.get("safe_action"), self.actions)),
+            *(
+                _list("float", key, _numbers_of(metadata.get(key), self.observations))
+                for key in ("observation_mean", "observation_std")
+            ),
         ]
-        for key in ("observation_mean", "observation_std"):
-            values = metadata.get(key) or []
-            if len(values) != self.observations or None in values:
-                values = []
-            lines.append(_list("float", key, [number(x) for x in values]))
+        (epsilon,) = _numbers_of([metadata.get("observation_epsilon")], 1) or ["0.01f"]  # as before it was told
+        lines.append(f"  static constexpr float observation_epsilon = {epsilon};  // the normalizer adds it to these")
         return "\n".join(lines)
 
-    def _observation(self, term: Mapping[str, Any]) -> str:
-        first, end = term["slice"]
-        history = int(term.get("history_length") or 1)
-        if (end - first) % history:
-            raise ExportError(
-                f"observation term '{term['name']}' has {end - first} numbers, which are no {history} steps of "
-                "history; fix observation_terms of the env"
-            )
-        width = (end - first) // history
+    def _rows(self, table: str, terms: Sequence[Mapping[str, Any]], size: int) -> tuple[str, list[str]]:
+        """A table's name, and its terms one after the other, which are to fill so many numbers."""
+        write = self._observation if table == "observation_terms" else self._action
+        starts = np.cumsum([0, *(term["size"] for term in terms)]).tolist()
+        if terms and starts[-1] != size:
+            raise ExportError(f"{table} of the file add up to {starts[-1]}, and there are {size}; export anew")
+        return table, [write(term, first) for term, first in zip(terms, starts, strict=False)]
+
+    def _observation(self, term: Mapping[str, Any], first: int) -> str:
+        size, history = term["size"], int(term.get("history_length") or 1)
+        width = size // history
         low, high = self._limits(term, width)
         names = [quoted(name) for name in term.get("joints") or []]
         if len(names) == width:
@@ -273,40 +309,41 @@ class _Description:
         else:
             joints = "nullptr"
         group = quoted(str(term.get("group", "")))
-        parts = (first, end - first, history, self._each(term, "scale", width), low, high, joints)
+        parts = (first, size, history, self._each(term, "scale", width), low, high, joints)
         return f"{{{group}, {quoted(term['name'])}, {', '.join(map(str, parts))}}}"
 
-    def _action(self, term: Mapping[str, Any]) -> str:
-        first, end = term["slice"]
-        scale, offset = (self._each(term, key, end - first) for key in ("scale", "offset"))
-        low, high = self._limits(term, end - first)
-        parts = (first, end - first, scale, offset, low, high)
+    def _action(self, term: Mapping[str, Any], first: int) -> str:
+        size = term["size"]
+        scale, offset = (self._each(term, key, size) for key in ("scale", "offset"))
+        low, high = self._limits(term, size)
+        parts = (first, size, scale, offset, low, high)
         return f"{{{quoted(term['name'])}, {quoted(str(term.get('kind', '')))}, {', '.join(map(str, parts))}}}"
 
     def _each(self, term: Mapping[str, Any], key: str, size: int) -> str:
         value = term.get(key)
-        return "nullptr" if value is None else self._numbers(term, key, value, size)
+        return "nullptr" if value is None else self._numbers(value, size)
 
     def _limits(self, term: Mapping[str, Any], size: int) -> tuple[str, str]:
         """Lower and upper limits of a clip, ``[2]`` for all or ``[size, 2]``."""
-        clip = term.get("clip")
-        if clip is None:
+        if term.get("clip") is None:
             return "nullptr", "nullptr"
-        try:
-            pairs = [(-np.inf if a is None else a, np.inf if b is None else b) for a, b in np.reshape(clip, (-1, 2))]
-        except ValueError:
-            raise ExportError(
-                f"term '{term['name']}' has the clip {clip}; give a low and a high number, or {size} such"
-            ) from None
-        return tuple(self._numbers(term, "clip", [pair[i] for pair in pairs], size) for i in range(2))  # type: ignore[return-value]
+        pairs = clip_pairs(term["clip"])
+        low = [-np.inf if pair[0] is None else pair[0] for pair in pairs]
+        high = [np.inf if pair[1] is None else pair[1] for pair in pairs]
+        return self._numbers(low, size), self._numbers(high, size)
 
-    def _numbers(self, term: Mapping[str, Any], key: str, value: Any, size: int) -> str:
+    def _numbers(self, value: Any, size: int) -> str:
+        """An array of one number or as many as ``size``, which ``check_facts`` has seen to."""
         values = np.asarray(value, np.float64).reshape(-1)
-        if len(values) not in (1, size):
-            raise ExportError(f"term '{term['name']}' has {len(values)} numbers in {key}; give 1 or {size}")
-        name = f"t{len(self.arrays)}"
-        self.arrays.append(_array(name, np.broadcast_to(values, size).astype(np.float32)))
-        return f"constants::{name}"
+        self.arrays.append(_array(f"t{len(self.arrays)}", np.broadcast_to(values, size).astype(np.float32)))
+        return f"constants::t{len(self.arrays) - 1}"
+
+
+def _numbers_of(values: Any, size: int) -> list[str]:
+    """So many finite numbers as C++ has them; none where the metadata have something else."""
+    fits = isinstance(values, list) and len(values) == size
+    known = fits and all(isinstance(x, (int, float)) and abs(x) < float(np.finfo(np.float32).max) for x in values)
+    return [number(x) for x in values] if known else []
 
 
 def _joint(row: Mapping[str, Any]) -> str:

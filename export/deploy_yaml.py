@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 
 from rlcore.config import nearest
-from rlcore.export.metadata import ExportError
+from rlcore.export.metadata import ExportError, heading
+from rlcore.export.schema import clip_pairs
 
 _ACTIONS = {"position": "JointPositionAction", "velocity": "JointVelocityAction"}
 _FAR = 1e9
@@ -70,7 +71,7 @@ def deploy_yaml(metadata: Mapping[str, Any], motors: Sequence[str] = ()) -> str:
             raise ExportError(f"deploy.yaml cannot be written: two observation terms would be called '{name}' there")
         content["observations"][name] = entry
     text: str = yaml.dump(content, Dumper=_Dumper, default_flow_style=None, sort_keys=False, width=110)
-    return f"# {metadata.get('task', 'A policy')}, written by rlcore {metadata.get('rlcore_version', '')}\n{text}"
+    return f"# {heading(metadata)}\n{text}"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -98,7 +99,12 @@ def _refuse(metadata: Mapping[str, Any]) -> None:
         fault = (
             f"the file does not tell {missing[0]}; export a task of Isaac Lab, mjlab or an arm that tells its joints"
         )
+    gains = {"position": ("stiffness", "damping"), "velocity": ("damping",)}
+    known = {joint["name"]: joint for joint in metadata.get("joints") or ()}
     for term in metadata.get("action_terms") or ():
+        for joint, gain in ((j, g) for j in term.get("joints") or () for g in gains.get(str(term.get("kind")), ())):
+            if fault is None and known.get(joint, {}).get(gain) is None:
+                fault = f"the file does not tell the {gain} of '{joint}', and 0 would let it hang; let the env tell it"
         if fault is None and (term.get("kind") not in _ACTIONS or not term.get("joints")):
             fault = (
                 f"the action term '{term['name']}' is of kind {term.get('kind', 'unknown')}, and its controllers take "
@@ -123,7 +129,10 @@ def _places(joints: Sequence[Mapping[str, Any]], motors: Sequence[str]) -> list[
                 "order of its SDK with --motors, or --motors same where that is the simulator's order: "
                 + ", ".join(names)
             )
-        return [int(joint["motor"]) for joint in joints]
+        places = [int(joint["motor"]) for joint in joints]
+        if len({*places}) < len(places):
+            raise ExportError(f"deploy.yaml cannot be written: two joints are of one motor, {places} of {names}")
+        return places
     unknown = [name for name in motors if name not in names]
     missing = [name for name in names if name not in motors]
     if unknown:
@@ -139,10 +148,9 @@ def _places(joints: Sequence[Mapping[str, Any]], motors: Sequence[str]) -> list[
 
 def _action(term: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     size, own = int(term["size"]), list(term["joints"])
-    clip = term.get("clip")
-    pairs = [clip] * size if clip is not None and not isinstance(clip[0], list) else clip
+    pairs = None if term.get("clip") is None else clip_pairs(term["clip"])
     return {
-        "clip": None if pairs is None else [_finite(pair) for pair in pairs],
+        "clip": None if pairs is None else [_finite(pair) for pair in pairs * (size if len(pairs) == 1 else 1)],
         "joint_names": own,
         "scale": _each(term.get("scale", 1.0), size),
         "offset": _each(term.get("offset", 0.0), size),
@@ -159,9 +167,14 @@ def _observation(term: Mapping[str, Any], names: list[str], metadata: Mapping[st
     velocity = [c["name"] for c in metadata.get("commands") or () if c.get("components") == _VELOCITY]
     if term.get("quantity") == "command" and "command" in term:
         params["command_name"] = "base_velocity" if term["command"] in velocity else term["command"]
+    pairs = None if term.get("clip") is None else clip_pairs(term["clip"])
+    if pairs is not None and any(pair != pairs[0] for pair in pairs):
+        raise ExportError(
+            f"deploy.yaml cannot be written: '{term['name']}' has a clip for each number, and the layout one for all"
+        )
     return _called(term, velocity), {
         "params": params,
-        "clip": None if term.get("clip") is None else _finite(term["clip"]),
+        "clip": None if pairs is None else _finite(pairs[0]),
         "scale": _each(term.get("scale", 1.0), int(term["size"]) // history),
         "history_length": history,
     }

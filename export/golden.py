@@ -80,8 +80,8 @@ def decoded(trace: Any) -> dict[str, NDArray[np.float32]] | None:
         arrays = {
             n: np.frombuffer(zlib.decompress(base64.b64decode(trace[n])), "<f4").reshape(steps, -1) for n in names
         }
-        return {**arrays, "resets": np.asarray(trace["resets"], int)}
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, zlib.error):
+        return {**arrays, "resets": np.asarray(trace["resets"], int).reshape(-1)}
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError, binascii.Error, zlib.error):
         return None
 
 

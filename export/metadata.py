@@ -12,6 +12,7 @@ Texts stand as they are; numbers, lists and tables as JSON. A fact that is not k
 | ``action_mask`` | name, input, size: 1 for what may be chosen now, 0 for what may not |
 | ``observation_terms`` | terms in order: group, name, size, slice of ``obs``, and what else the env tells |
 | ``observation_mean``, ``observation_std`` | of each input over the whole training, from the normalizer |
+| ``observation_epsilon`` | what the normalizer adds to the deviation before it divides by it |
 | ``observation_min``, ``observation_max`` | of each input in the recording, not in all training |
 | ``observation_range_samples`` | finite observations in the recording, the last that were met |
 | ``action_kind``, ``action_size``, ``action_low``, ``action_high`` | ``continuous`` or ``discrete``; null: no bound |
@@ -44,6 +45,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlcore._version import __version__
@@ -54,7 +56,11 @@ from rlcore.export.runner import NAME_LISTS, decode_metadata
 from rlcore.export.schema import SCHEMA_VERSION, SchemaError, check_facts
 from rlcore.tasks import choice_sizes, numbers_of
 
-_OF_THE_FILE = ("opset", "format", "inputs", "outputs", "types", "state", "golden_trace")
+_ADDED_LATER = (
+    "opset", "format", "inputs", "outputs", "types", "state", "golden_trace", "policy_scale", "policy_bias",
+    "observation_mean", "observation_std", "observation_epsilon", "observation_min", "observation_max",
+    "observation_range_samples",
+)  # fmt: skip
 
 EXTRA = "metadata.json"
 """What a TorchScript file keeps its properties in."""
@@ -77,8 +83,7 @@ def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ValueError: there is no such file, or it is not ONNX, nor TorchScript that was exported here.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
+    _check_there(path)
     if zipfile.is_zipfile(path):
         return decode_metadata(_extra(path))
     if importlib.util.find_spec("onnx") is None:
@@ -96,7 +101,7 @@ def _extra(path: str | os.PathLike[str]) -> dict[str, str]:
             (name,) = (name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}"))
             properties = json.loads(archive.read(name))
         return {str(key): str(value) for key, value in properties.items()}
-    except (OSError, ValueError, AttributeError, RecursionError, zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # what reading a damaged archive ends in depends on the byte
         raise ValueError(f"'{os.fspath(path)}' has no {EXTRA}; it is no TorchScript file of rlcore") from error
 
 
@@ -108,12 +113,27 @@ def load_model(path: str | os.PathLike[str]) -> Any:
     """
     import onnx
 
-    if not os.path.isfile(path):
-        raise ValueError(f"there is no ONNX file '{os.fspath(path)}'")
+    _check_there(path)
     try:
         return onnx.load(os.fspath(path), load_external_data=False)
     except Exception as error:  # protobuf's DecodeError; protobuf itself is no dependency of ours
         raise ValueError(f"'{os.fspath(path)}' is not an ONNX file: {' '.join(str(error).split())[:200]}") from error
+
+
+def broken_in(model: Any) -> list[str]:
+    """Names of the weights of a model with NaN in them; those in other files are not looked at."""
+    import onnx
+
+    weights = (w for w in model.graph.initializer if w.data_location != w.EXTERNAL)
+    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in weights}
+    return [name for name, array in arrays.items() if array.dtype.kind == "f" and np.isnan(array).any()]
+
+
+def _check_there(path: str | os.PathLike[str]) -> None:
+    if os.path.isdir(path):
+        raise ValueError(f"'{os.fspath(path)}' is a folder; name the file in it, such as policy.onnx")
+    if not os.path.isfile(path):
+        raise ValueError(f"there is no ONNX file '{os.fspath(path)}'; check the path")
 
 
 RESERVED = ("obs", "actions", "risk", "task_probability", "h_in", "c_in", "h_out", "c_out")
@@ -189,13 +209,9 @@ def build_metadata(spec: EnvSpec, policy: Policy, extra: Mapping[str, Any] | Non
         check_facts(facts)
     except SchemaError as error:
         raise ExportError(f"{spec.task}: {error}") from error
-    facts |= mjlab_properties(facts)
+    facts |= mjlab_properties(plain(facts))
     for key, value in (extra or {}).items():
-        if (
-            key in facts
-            or key in ("opset", "format", "state", "inputs", "outputs", "types", "golden_trace")
-            or key.startswith("parity_")
-        ):
+        if key in facts or key in _ADDED_LATER or key.startswith("parity_"):
             raise ExportError(f"extra_metadata: '{key}' is written by the exporter; choose another name")
         facts[key] = value
     return {key: value for key, value in facts.items() if value is not None}
@@ -226,6 +242,12 @@ def encode_metadata(facts: Mapping[str, Any]) -> dict[str, str]:
         except TypeError as error:
             raise ExportError(f"metadata '{key}' cannot be written: {error}; give text, numbers or lists") from error
     return properties
+
+
+def heading(metadata: Mapping[str, Any]) -> str:
+    """What a file in another form begins with: one line, whatever stands in the metadata that it is made of."""
+    written = f"{metadata.get('task', 'A policy')}, written by rlcore {metadata.get('rlcore_version', '')}"
+    return " ".join(written.split())
 
 
 def _sliced(terms: Sequence[Mapping[str, Any]], start: int, size: int, owner: str) -> list[dict[str, Any]]:

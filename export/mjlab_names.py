@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlcore.export.schema import clip_pairs
+
 
 def mjlab_properties(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Properties by mjlab's names, of facts in the schema; ``joint_names`` and the like as lists.
@@ -28,7 +30,9 @@ def mjlab_properties(facts: Mapping[str, Any]) -> dict[str, Any]:
     found["command_names"] = [row["name"] for row in facts.get("commands") or ()]
     found["observation_names"] = [term["name"] for term in terms]
     found["observation_terms_scale"] = _joined([term.get("scale", 1.0) for term in terms])
-    found["observation_terms_clip"] = _joined([_clip(term) for term in terms])
+    clips = [clip_pairs(term.get("clip") or (None, None)) for term in terms]
+    if all(len(pairs) == 1 for pairs in clips):
+        found["observation_terms_clip"] = _joined([_clip(*pairs) for (pairs,) in clips])
     found["observation_terms_history_length"] = _joined([int(term.get("history_length", 0)) for term in terms])
     found["observation_terms_flatten_history_dim"] = ",".join("True" for _ in terms)
     scale = _scale(facts)
@@ -49,8 +53,7 @@ def _scale(facts: Mapping[str, Any]) -> str | None:
     return _joined(scale if isinstance(scale, list) else [scale] * size)
 
 
-def _clip(term: Mapping[str, Any]) -> list[float]:
-    low, high = term.get("clip") or (None, None)
+def _clip(low: float | None, high: float | None) -> list[float]:
     return [float("-inf") if low is None else low, float("inf") if high is None else high]
 
 

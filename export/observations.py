@@ -129,14 +129,16 @@ def record(env: VecEnv, policy: Policy, seed: int | None = None, steps: int = NE
 def observed(policy: Policy, recording: Mapping[str, Tensor] | None) -> dict[str, Any]:
     """What is known of the range of each number of ``obs`` ``[O]``, as properties of the file; empty where nothing is.
 
-    ``observation_mean`` and ``observation_std`` are the normalizer's, over the whole training. ``observation_min`` and
+    ``observation_mean`` and ``observation_std`` are the normalizer's, over the whole training, and
+    ``observation_epsilon`` is what it adds to the latter. ``observation_min`` and
     ``observation_max`` are those of the recording's ``observation_range_samples`` finite observations: the last that
     were met, not all.
     """
     facts: dict[str, Any] = {}
     statistics = _statistics(policy)
     if statistics is not None:
-        facts = {"observation_mean": statistics[0], "observation_std": statistics[1]}
+        names = ("observation_mean", "observation_std", "observation_epsilon")
+        facts = dict(zip(names, statistics, strict=True))
     if recording is not None and policy.observation_sizes:
         obs, done, _ = finite_part(recording, group_shapes(policy))
         if done.size:

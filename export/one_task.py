@@ -46,7 +46,8 @@ class OneTask(Policy):
             starts = [sum(list(self.joint_sizes.values())[:i]) for i in range(len(own))]
             columns = torch.tensor([start + column for start, part in zip(starts, own, strict=True) for column in part])
             mean, var = (part.detach().cpu()[columns] for part in policy.normalizer.statistics_of(number))
-            self.normalizer = RunningNormalizer(len(columns))  # for what a file says of its inputs; nobody runs it
+            epsilon = policy.normalizer.statistics.epsilon
+            self.normalizer = RunningNormalizer(len(columns), epsilon)  # for what a file says of its inputs
             self.normalizer.mean.copy_(mean)
             self.normalizer.var.copy_(var)
             self.normalizer.count.fill_(1)

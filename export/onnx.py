@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +16,13 @@ from rlcore.agent import Policy
 from rlcore.env import EnvSpec, VecEnv
 from rlcore.export.cells import Cells
 from rlcore.export.golden import golden_trace
-from rlcore.export.metadata import ExportError, encode_metadata, load_model
+from rlcore.export.metadata import ExportError, broken_in, encode_metadata, load_model
 from rlcore.export.observations import group_shapes
 from rlcore.export.parity import verify
 from rlcore.export.prepared import STATE_NAMES, ExportReport, Prepared, prepare
+from rlcore.export.runner import decode_metadata
 from rlcore.export.tidy import BATCH, tidy
+from rlcore.files import draft
 
 OPSET = 11
 
@@ -74,33 +74,31 @@ def export_onnx(
     batch = 2 if dynamic_batch else 1
     ready = prepare(policy, spec, path, recording, env, batch, gate, cells, extra_metadata)
     path, facts = ready.path, ready.facts
-    # In the same folder, so that the last step is a rename within one file system.
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        draft = Path(folder) / path.name
-        _trace(ready, draft, dynamic_batch)
-        written = sorted(os.listdir(folder))
-        if written != [path.name]:
+    with draft(path) as file:
+        _trace(ready, file, dynamic_batch)
+        written = sorted(os.listdir(file.parent))
+        if written != [file.name]:
             raise ExportError(f"the exporter wrote {written}, not one file; is the network over 2 GB?")
-        model = onnx.load(str(draft))
+        model = onnx.load(str(file))
         _check_graph(model)
         tidy(model, dynamic_batch)
         facts |= {"opset": OPSET, "inputs": _shapes(model.graph.input), "outputs": _shapes(model.graph.output)}
         facts["types"] = _types(model)
-        _save(model, facts, draft)
-        parity = verify(draft, ready.policy, ready.recording, tolerance=tolerance)
+        _save(model, facts, file)
+        parity = verify(file, ready.policy, ready.recording, tolerance=tolerance)
         if not parity.passed:
             raise ExportError(f"'{path}' was not written: {parity}{parity.remedy}")
         facts |= parity.metadata()
-        trace = golden_trace(draft, ready.recording, group_shapes(policy))
+        trace = golden_trace(file, ready.recording, group_shapes(policy))
         facts |= {} if trace is None else {"golden_trace": trace}
-        _save(model, facts, draft)
+        _save(model, facts, file)
         try:
-            onnx.checker.check_model(str(draft), full_check=True)
+            onnx.checker.check_model(str(file), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise ExportError(f"'{path}' was not written: the ONNX checker says: {error}") from error
-        size_bytes = draft.stat().st_size
-        os.replace(draft, path)
-    return ExportReport(path=path, parity=parity, metadata=facts, size_bytes=size_bytes, notes=tuple(ready.notes))
+        size_bytes = file.stat().st_size
+    told = decode_metadata(encode_metadata(facts))
+    return ExportReport(path=path, parity=parity, metadata=told, size_bytes=size_bytes, notes=tuple(ready.notes))
 
 
 def broken_weights(path: str | os.PathLike[str]) -> list[str]:
@@ -109,11 +107,7 @@ def broken_weights(path: str | os.PathLike[str]) -> list[str]:
     Raises:
         ValueError: there is no such file, or it is not ONNX.
     """
-    import onnx
-
-    weights = load_model(path).graph.initializer
-    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in weights if w.data_location != w.EXTERNAL}
-    return [name for name, array in arrays.items() if array.dtype.kind == "f" and np.isnan(array).any()]
+    return broken_in(load_model(path))
 
 
 def _trace(ready: Prepared, path: Path, dynamic_batch: bool) -> None:

@@ -299,7 +299,7 @@ def _decided(gated: Gated, got: NDArray[Any], report: ParityReport) -> NDArray[A
     wanted = gated.action.numpy()
     size = np.maximum(1.0, np.abs(wanted).max(-1))  # [M]
     other = np.abs(got - wanted).max(-1) > report.tolerance * size  # false for NaN
-    close = other & (gated.margin.numpy() < CLOSE)
+    close = other & np.isfinite(got).all(-1) & (gated.margin.numpy() < CLOSE)
     report.close_calls += int(close.sum())
     return np.where(close[:, None], wanted, got)
 

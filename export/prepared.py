@@ -29,7 +29,7 @@ class ExportReport:
     path: Path
     parity: ParityReport
     metadata: dict[str, Any]
-    """The file's properties before they became text."""
+    """What the file tells, as ``read_metadata`` reads it."""
     size_bytes: int
     notes: tuple[str, ...] = ()
     """What a user of the file should know, a line each."""
@@ -126,6 +126,9 @@ def prepare(
     path = Path(path)
     if path.is_dir():
         raise ExportError(f"'{path}' is a folder; name a file in it, such as '{path / 'policy.onnx'}'")
+    above = next((folder for folder in path.parents if folder.exists()), path)
+    if not above.is_dir():
+        raise ExportError(f"'{path}' cannot be written: '{above}' is a file; name another place")
     if path.exists() and not path.is_file():
         raise ExportError(f"'{path}' is not a regular file and would be replaced; name another")
     broken = [name for name, value in policy.state_dict().items() if not value.isfinite().all()]

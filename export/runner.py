@@ -35,6 +35,7 @@ _SCALARS = {
     "env_steps",
     "iteration",
     "normalizer_inside",
+    "observation_epsilon",
     "observation_size",
     "opset",
     "observation_range_samples",
@@ -111,7 +112,8 @@ class _Row:
 
     def __call__(self, feed: dict[str, NDArray[Any]], num_rows: int) -> list[NDArray[Any]]:
         """Outputs of rows, which are the second axis of states and the first of all else."""
-        given = [(memory, _rows_first(name, feed[name])) for name, memory in self._inputs.items()]
+        rows_first = {name: x.swapaxes(0, 1) if name in ("h_in", "c_in") else x for name, x in feed.items()}
+        given = [(memory, rows_first[name]) for name, memory in self._inputs.items()]
         found = [np.empty((num_rows, *self._outputs[name].shape), self._outputs[name].dtype) for name in self._order]
         taken = [(self._outputs[name], rows) for name, rows in zip(self._order, found)]  # noqa: B905 - Python 3.9
         for i in range(num_rows):
@@ -125,10 +127,6 @@ class _Row:
             rows[:, :, 0].swapaxes(0, 1) if name.endswith("_out") else rows[:, 0]
             for name, rows in zip(self._order, found)  # noqa: B905
         ]
-
-
-def _rows_first(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    return values.swapaxes(0, 1) if name in ("h_in", "c_in") else values
 
 
 class OnnxPolicy:
@@ -358,8 +356,10 @@ class OnnxPolicy:
                 f"one array {self._expected()}, or export anew with rlcore, which writes them into the file"
             )
         parts = [np.asarray(obs[name], dtype=np.float32) for name in names]
+        listed = ", ".join(f"{name} {list(np.shape(obs[name]))}" for name in names)
+        if any(part.shape[-1:] != (size,) for part, size in zip(parts, names.values())):  # noqa: B905 - as above
+            raise ValueError(f"observations have the shapes {listed}; the file expects {self._expected()}")
         if len({part.shape[:-1] for part in parts}) > 1:
-            listed = ", ".join(f"{name} {list(np.shape(obs[name]))}" for name in names)
             raise ValueError(f"observations come in different numbers: {listed}; give one of each, or N of each")
         return np.concatenate(parts, axis=-1)
 
@@ -378,16 +378,16 @@ class OnnxPolicy:
         acts = isinstance(gate, dict) and gate.get("acts") is True and isinstance(gate.get("threshold"), float)
         return gate["threshold"] if acts and isinstance(gate, dict) else None
 
-    def _described(self) -> tuple[list[str], list[str]]:
-        """Names of groups and of terms, as the file has them; none where it says something else there."""
+    def _described(self) -> tuple[dict[str, int], list[str]]:
+        """Sizes of groups and names of terms, as the file has them; none where it says something else there."""
         try:
-            groups = [str(group["name"]) for group in self.metadata.get("observation_groups", [])]
+            groups = {str(group["name"]): int(group["size"]) for group in self.metadata.get("observation_groups", [])}
             terms = [
                 "{group}/{name}[{first}:{last}]".format(**term, first=term["slice"][0], last=term["slice"][1])
                 for term in self.metadata.get("observation_terms", [])
             ]
-        except (KeyError, TypeError, IndexError, AttributeError):
-            return [], []
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+            return {}, []
         return groups, terms
 
     def _expected(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlcore.export.schema import clip_pairs
+
 _COLUMNS = ("default_position", "position_limits", "velocity_limit", "effort_limit", "stiffness", "damping", "armature")
 _HEADS = ("at rest", "from", "to", "speed", "effort", "stiffness", "damping", "armature")
 
@@ -84,7 +86,8 @@ def _actions(metadata: Mapping[str, Any]) -> str:
         for k in range(size):
             i = term["slice"][0] + k
             joint = joints[k] if len(joints) == size else ", ".join(joints) if k == 0 else ""
-            numbers = [_one(term.get(key), k, size) for key in ("scale", "offset", "clip")]
+            numbers = [_one(term.get(key), k) for key in ("scale", "offset")]
+            numbers.append(_one(None if term.get("clip") is None else clip_pairs(term["clip"]), k))
             bounds = [_text(bound[i] if i < len(bound) else None, "") for bound in (lows, highs)]
             rows.append([str(i), term["name"] if k == 0 else "", kind if k == 0 else "", joint, *numbers, *bounds])
     how = "action within from..to, × scale + offset, then the clip"
@@ -134,13 +137,9 @@ def _noise(noise: Mapping[str, Any] | None) -> str:
     return " ".join([str(noise.get("kind", "")), *numbers])
 
 
-def _one(value: Any, k: int, size: int) -> str:
-    """Of numbers that are one for all or one each, the one of number k."""
-    if isinstance(value, list) and value and (isinstance(value[0], list) or len(value) == size != 2):
-        return _text(value[k if len(value) == size else 0], "")
-    if isinstance(value, list) and len(value) == size and not isinstance(value[0], list):
-        return _text(value[k], "")
-    return _text(value, "")
+def _one(value: Any, k: int) -> str:
+    """Of what is one for all or one each, the one of number k."""
+    return _text(value[k if len(value) > 1 else 0] if isinstance(value, list) else value, "")
 
 
 def _text(value: Any, nothing: str = "-") -> str:

@@ -267,6 +267,8 @@ class _Tidy:
         bias = next((name for name in add.input if name != product), product)
         if bias not in self.weights or len(self._number(bias).shape) != 1:
             return
+        if self._shapes(product) != self._shapes(add.output[0]):  # one number is added to many: Gemm has no such sum
+            return
         node.op_type = "Gemm"
         node.input.append(bias)
         node.output[0], add.output[0] = add.output[0], f"{product}_unused"

@@ -11,9 +11,10 @@ file stands in an extra file, ``metadata.json``.
 
 from __future__ import annotations
 
+import io
 import json
+import keyword
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,8 +34,9 @@ from rlcore.export.metadata import EXTRA, ExportError, encode_metadata, read_met
 from rlcore.export.observations import group_shapes
 from rlcore.export.parity import verify
 from rlcore.export.prepared import STATE_NAMES, ExportReport, Prepared, prepare
-from rlcore.export.runner import OnnxPolicy
+from rlcore.export.runner import OnnxPolicy, decode_metadata
 from rlcore.export.tidy import BATCH
+from rlcore.files import draft
 
 BUFFERS = {"h": "hidden_state", "c": "cell_state"}
 
@@ -63,23 +65,22 @@ def export_torchscript(
     batch = 2 if dynamic_batch else 1
     ready = prepare(policy, spec, path, recording, env, batch, gate, "operator", extra_metadata)
     path, facts = ready.path, ready.facts
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
-        draft = Path(folder) / path.name
+    with draft(path) as file:
         with _quiet(), torch.no_grad():
             module = _scripted(ready, dynamic_batch)
         facts |= {"format": "torchscript", **_described(ready, dynamic_batch)}
-        _save(module, facts, draft)
-        runner = TorchScriptPolicy(draft)
+        _save(module, facts, file)
+        runner = TorchScriptPolicy(file)
         parity = verify(runner, ready.policy, ready.recording, tolerance=tolerance)
         if not parity.passed:
             raise ExportError(f"'{path}' was not written: {parity}{parity.remedy}")
         facts |= parity.metadata()
         trace = golden_trace(runner, ready.recording, group_shapes(policy))
         facts |= {} if trace is None else {"golden_trace": trace}
-        _save(module, facts, draft)
-        size_bytes = draft.stat().st_size
-        os.replace(draft, path)
-    return ExportReport(path=path, parity=parity, metadata=facts, size_bytes=size_bytes, notes=tuple(ready.notes))
+        _save(module, facts, file)
+        size_bytes = file.stat().st_size
+    told = decode_metadata(encode_metadata(facts))
+    return ExportReport(path=path, parity=parity, metadata=told, size_bytes=size_bytes, notes=tuple(ready.notes))
 
 
 def _scripted(ready: Prepared, dynamic_batch: bool) -> Any:
@@ -97,7 +98,7 @@ def _scripted(ready: Prepared, dynamic_batch: bool) -> Any:
     for name, value in zip(ready.outputs[1:], given[1:], strict=False):
         module.register_buffer(name, torch.zeros_like(value[:1]))
     script: Any = torch.jit.script(module)
-    arguments = [f"x{i}" if not name.isidentifier() else name for i, name in enumerate(ready.groups)]
+    arguments = [name if _is_argument(name) else f"x{i}" for i, name in enumerate(ready.groups)]
     lines = [f"def forward(self, {', '.join(f'{name}: Tensor' for name in arguments)}) -> Tensor:"]
     if dynamic_batch:
         for name in states:
@@ -111,6 +112,11 @@ def _scripted(ready: Prepared, dynamic_batch: bool) -> Any:
     clear = [f"    self.{name} = torch.zeros_like(self.{name})" for name in states]
     script.define("\n".join(["def reset(self) -> None:", *(clear or ["    pass"]), ""]))
     return script
+
+
+def _is_argument(name: str) -> bool:
+    """Whether TorchScript takes an argument of that name, as far as Python's words tell."""
+    return name.isidentifier() and not keyword.iskeyword(name) and name != "self"
 
 
 class _Single(nn.Module):
@@ -143,9 +149,12 @@ def _described(ready: Prepared, dynamic_batch: bool) -> dict[str, Any]:
 
 
 def _save(module: Any, facts: Mapping[str, Any], path: Path) -> None:
+    content = io.BytesIO()  # torch itself ends the process where it finds a disk full
     with _quiet():
-        torch.jit.save(module, str(path), _extra_files={EXTRA: json.dumps(encode_metadata(facts))})
-    with open(path, "rb") as file:
+        torch.jit.save(module, content, _extra_files={EXTRA: json.dumps(encode_metadata(facts))})
+    with open(path, "wb") as file:
+        file.write(content.getbuffer())
+        file.flush()
         os.fsync(file.fileno())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,8 +39,21 @@ def whole_file(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def draft(path: Path) -> Iterator[Path]:
+    """A file for others to write, alone in a folder, that takes the place of ``path`` where nothing is raised.
+
+    The folder is beside ``path``, so that the last step is a rename within one file system; a link stays one.
+    """
+    path = Path(os.path.realpath(path))
+    start, end = f".{path.name[:100]}.", f".{os.getpid()}.tmp"
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=start, suffix=end) as folder:
+        yield Path(folder) / path.name
+        os.replace(Path(folder) / path.name, path)
+
+
 def remove_stale(folder: Path) -> list[Path]:
-    """Remove what ``whole_file`` left of processes that were killed; those of processes that run stay.
+    """Remove what ``whole_file`` and ``draft`` left of processes that were killed; those of processes that run stay.
 
     Returns:
         What was removed.
@@ -48,7 +63,7 @@ def remove_stale(folder: Path) -> list[Path]:
         found = re.fullmatch(r"\..*\.(\d+)\.tmp", path.name)
         if found and not (int(found[1]) != os.getpid() and _runs(int(found[1]))):
             with suppress(OSError):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
                 removed.append(path)
     return removed
 

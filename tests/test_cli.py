@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -371,6 +373,20 @@ def test_a_refused_export_is_told_by_its_own_exit_code(run: Path, monkeypatch: p
     monkeypatch.setattr("rlcore.train.conclude.export_checkpoint", refuse)
     assert main(["export", "--run", str(run)]) == 1
     assert capsys.readouterr().err == "rlcore export: refused: the file would act otherwise\n"
+
+
+def test_what_was_written_is_told_before_what_could_not_be(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def full(file: Path, folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr("rlcore.export.write_cpp", full)
+    shutil.copytree(run, tmp_path / "run")
+    assert main(["export", "--run", str(tmp_path / "run"), "--cpp", "there"]) == 2
+    said = capsys.readouterr()
+    assert "exported  " in said.out
+    assert said.err == "rlcore export: error: [Errno 13] Permission denied: 'there'\n"  # not the ONNX file
 
 
 @pytest.mark.parametrize("source", ["run", "onnx"])

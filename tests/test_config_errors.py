@@ -220,7 +220,8 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     lines = output.err.strip().splitlines()
     assert len(lines) == 1, output.err
     assert "Traceback" not in output.err
-    command = words[0] if words[0] in ("train", "eval", "export", "play", "tasks", "config") else ""
+    known = ("train", "eval", "export", "play", "tasks", "config", "report", "doctor", "robustness")
+    command = words[0] if words[0] in known else ""
     assert lines[0].startswith(f"rlcore {command}".strip() + ": error: ")
     return lines[0]
 
@@ -254,9 +255,26 @@ def test_a_folder_of_runs_is_answered_with_its_latest_run(run: Path, capsys: pyt
         assert f"but 1 below it; name one, the latest is {run}" in refused([*words, str(run.parents[1])], capsys)
 
 
-def test_a_folder_in_place_of_the_exported_file_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(["export", "--run", str(run), "--output", str(run)], capsys)
-    assert f"--output is '{run}', which is a folder" in line
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_done(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, flag, example in (
+        (["export", "--run", str(run)], "--output", "policy.onnx"),
+        (["export", "--run", str(run)], "--deploy-yaml", "deploy.yaml"),
+        (["eval", "--run", str(run)], "--output", "eval.json"),
+        (["report", str(run)], "--output", "report.html"),
+        (["config", "--task", "CartPole"], "--output", "agent.yaml"),
+        (["doctor", "--task", "CartPole"], "--json", "doctor.json"),
+    ):
+        line = refused([*words, flag, str(run)], capsys)
+        assert f"{flag} is '{run}', which is a folder; name a file in it, such as {run / example}" in line
+    file = str(run / "config.yaml")
+    for words, flag in ((["export"], "--cpp"), (["robustness"], "--output")):
+        line = refused([*words, "--run", str(run), flag, file], capsys)
+        assert f"{flag} is '{file}', which is a file; name a folder" in line
+    for flag in ("--show", "--cpp"):
+        words = ["export", "--onnx", str(run), flag, *(["cpp"] if flag == "--cpp" else [])]
+        assert f"'{run}' is a folder; name the file in it, such as policy.onnx" in refused(words, capsys)
 
 
 def test_settings_of_rlcore_need_no_conversion(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -458,9 +476,10 @@ def test_an_exported_file_is_not_taken_for_its_run(run: Path, capsys: pytest.Cap
 def test_figures_that_cannot_be_written_end_in_one_line(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["eval", "--run", str(run), "--num-envs", "2", "--output", str(tmp_path)]) == 2
+    (tmp_path / "file").touch()
+    assert main(["eval", "--run", str(run), "--num-envs", "2", "--output", str(tmp_path / "file" / "eval.json")]) == 2
     error = capsys.readouterr().err
-    assert "directory" in error
+    assert f"'{tmp_path / 'file'}'" in error
     assert len(error.strip().splitlines()) == 1
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
@@ -24,12 +26,14 @@ from rlcore.agent import Policy
 from rlcore.env import EnvSpec
 from rlcore.export import ExportError, OnnxPolicy, export_onnx, read_metadata, write_cpp
 from rlcore.export.cpp_layout import number, panels
+from rlcore.export.cpp_policy import HEADERS
 from rlcore.export.golden import decoded, rounded
 from rlcore.export.tidy import trial
 from rlcore.gate import GateConfig
 from rlcore.policies import build_policy
 from rlcore.recurrent import RNNConfig
 from rlcore.safety import SafetyConfig
+from rlcore.types import Obs, State
 
 ROOT = Path(__file__).parent.parent
 needs_gcc = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++")
@@ -398,6 +402,17 @@ static void errors() {
   refused([](Runner& r) { r.watch_joints(q); });
   refused([](Runner& r) { r.fallback(command); });
   refused([](Runner& r) { bind(r); const float far[] = {2.0f, 0.0f, 0.0f}; r.fallback(far); r.start(); });
+  refused([](Runner& r) {
+    r.joints(robot);
+    r.bind_joints("joint_pos", q);
+    r.bind_joints("joint_vel", dq);
+    r.bind("actions", r.last_action());
+    r.bind("command", command);
+    const float far[] = {INFINITY, 0.0f, 0.0f};  // where nobody has set limits
+    r.fallback(far);
+    r.start();
+  });
+  refused([](Runner& r) { bind(r); r.joints(std::vector<std::string>{"hip", "knee", "wheel"}); });
   refused([](Runner&) { throw std::invalid_argument("end"); });
 }
 
@@ -566,6 +581,8 @@ limits: the array has 2 numbers, and an action 3
 watch_joints: there are no limits to hold the joints to; call limits() first
 fallback: the pose has 2 numbers, and an action 3
 start: number 0 of the fallback pose is outside of the limits; set one within
+start: number 0 of the fallback pose is outside of the limits; set one within
+joints: arrays are bound in the order of before; call it once, before bind_joints()
 end
 """  # noqa: E501
 
@@ -719,6 +736,30 @@ def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "robot.cpp").read_text() == "mine"
 
 
+class Whole(Policy):
+    """Actions by whole numbers: how many thirds the place of the largest number is, forwards and backwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_sizes = {"policy": 11}
+
+    def forward(self, obs: Obs, state: State = ()) -> tuple[torch.Tensor, State]:
+        place = obs["policy"].argmax(-1, keepdim=True)
+        both = torch.cat([place, -place], -1)
+        return torch.div(both, 3, rounding_mode="trunc").float(), state
+
+
+@needs_gcc
+def test_whole_numbers_are_divided_as_such(tmp_path: Path) -> None:
+    spec = spec_of(observation_sizes={"policy": 11}, action_size=2, action_low=[-9.0] * 2, action_high=[9.0] * 2)
+    path = export_onnx(Whole(), spec, tmp_path / "policy.onnx", recording=None).path
+    assert "Div" in {node.op_type for node in onnx.load(str(path)).graph.node}
+    write_cpp(path, tmp_path)
+    program = compiled("g++", tmp_path, "self_test.cpp", *SANITIZED, "-I.")
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_images_are_refused(tmp_path: Path) -> None:
     spec = spec_of(image_shapes={"camera": [3, 12, 12]}, image_types={"camera": "uint8"})
     policy = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(8,)), actor_obs=("policy", "camera")))
@@ -732,17 +773,134 @@ def test_wrong_metadata_is_named(tmp_path: Path) -> None:
     policy, spec = legged()
     path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
     for place, key, value, message in [
-        ("observation_terms", "history_length", 4, "term 'joint_pos' has 9 numbers, which are no 4 steps of history"),
-        ("observation_terms", "scale", [1, 2], "term 'joint_pos' has 2 numbers in scale; give 1 or 3"),
-        ("action_terms", "clip", [1, 2, 3], "term 'legs' has the clip .*; give a low and a high number, or 2 such"),
+        ("observation_terms", "history_length", 4, "'joint_pos' has 9 numbers, which are no 4 steps of history"),
+        ("observation_terms", "scale", [1, 2], "'joint_pos' has 2 numbers in scale; give 1 or 3"),
+        ("observation_terms", "slice", [90, 99], r"'joint_pos' has the slice \[90, 99\]; by the sizes"),
+        ("action_terms", "clip", [[1, 2]] * 3, "'legs' has the clip .*; give a low and a high number, or 2 such"),
+        ("action_terms", "clip", [1, 2, 3], "'legs' has clip .*; give a low and a high number, or such for each"),
+        ("action_terms", "clip", [[1, 2], [1]], "'legs' has clip .*; give a low and a high number, or such for each"),
+        ("action_terms", "scale", [1, [2]], "'legs' has scale .*; give a number or a list of such"),
+        ("observation_terms", "name", None, "each needs a 'name'"),
+        ("joints", "damping", 10**30, "has damping 1000.*; give a number"),
+        ("action_terms", "scale", [1, None], "'legs' has scale"),
     ]:
-        model = onnx.load(str(path))
         facts = read_metadata(path)
         facts[place][0][key] = value
-        onnx.helper.set_model_props(model, {place: json.dumps(facts[place])})
-        onnx.save(model, str(tmp_path / "changed.onnx"))
         with pytest.raises(ExportError, match=message):
-            write_cpp(tmp_path / "changed.onnx", tmp_path / "out")
+            write_cpp(edited(path, **{place: facts[place]}), tmp_path / "out")
+    facts = read_metadata(path)
+    trace = {
+        "steps": 2,
+        "resets": [0],
+        "obs": facts["golden_trace"]["obs"],
+        "actions": facts["golden_trace"]["actions"],
+    }
+    for change, message in [
+        ({"action_terms": facts["action_terms"][:1]}, "action_terms of the file add up to 2, and there are 3"),
+        ({"schema_version": 2}, "'.*edited.onnx': has schema_version 2, and this is 1; export it anew"),
+        ({"control_dt": "0.02 s"}, "control_dt is '0.02 s'; give a number above 0"),
+        (
+            {"golden_trace": trace},
+            r"golden_trace: 'obs' is \[2, \d+\], and of 17 numbers a step; export anew",
+        ),
+    ]:
+        with pytest.raises(ExportError, match=message):
+            write_cpp(edited(path, **change), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def edited(path: Path, **facts: Any) -> Path:
+    """A copy of a file that says something else of itself."""
+    model = onnx.load(str(path))
+    told = {entry.key: entry.value for entry in model.metadata_props}
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, told | {k: v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()})
+    onnx.save(model, str(path.with_name("edited.onnx")))
+    return path.with_name("edited.onnx")
+
+
+def test_no_text_of_a_file_becomes_code(tmp_path: Path) -> None:
+    policy, spec = legged()
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    hostile = "a\nint evil;\r\n#include <x>\u2028\\"
+    write_cpp(edited(path, task=hostile, rlcore_version=hostile), tmp_path / "out")
+    lines = (tmp_path / "out" / "policy.hpp").read_text(encoding="utf-8").split("\n")
+    assert [line[:2] for line in lines if "evil" in line] == ["//", "  ", "  "]
+    assert all(line.startswith(("// ", "  static constexpr char ")) for line in lines if "evil" in line)
+
+
+def test_numbers_that_are_none_are_left_out_or_refused(tmp_path: Path) -> None:
+    policy, spec = legged()
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    for std in (*(f"[{first}{', 1' * 16}]" for first in ("NaN", 10**60)), '["x"]', "3", "[1, 1]"):
+        write_cpp(edited(path, observation_std=std, safe_action=std, gate='{"acts": true}'), tmp_path / "out")
+        text = (tmp_path / "out" / "policy.hpp").read_text()
+        assert "num_observation_std = 0" in text and "num_safe_action = 0" in text and "nanf" not in text
+        assert "num_observation_mean = 17" in text and "threshold = rlcore::inf" in text
+    write_cpp(edited(path, observation_std=f"[{10**30}{', 1' * 16}]"), tmp_path / "out")
+    assert "num_observation_std = 17" in (tmp_path / "out" / "policy.hpp").read_text()
+    model = onnx.load(str(path))
+    weight = next(w for w in model.graph.initializer if len(w.dims) == 2)
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] = math.nan
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, str(tmp_path / "nan.onnx"))
+    with pytest.raises(ExportError, match=rf"not a number \(NaN\) in {weight.name}"):
+        write_cpp(tmp_path / "nan.onnx", tmp_path / "other")
+
+
+def test_a_deviation_is_counted_as_the_normalizer_does(tmp_path: Path) -> None:
+    policy, spec = on_policy(obs_epsilon=0.25)
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    for file, epsilon in ((path, 0.25), (edited(path, observation_epsilon="x"), 0.01)):
+        write_cpp(file, tmp_path / "out")
+        text = (tmp_path / "out" / "policy.hpp").read_text()
+        assert float(re.findall(r"observation_epsilon = ([\d.e+-]+)f;", text)[0]) == epsilon
+    assert "Policy::observation_std[i] + Policy::observation_epsilon" in (tmp_path / "out" / HEADERS[2]).read_text()
+
+
+def test_weights_in_another_file_are_not_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor found in the present folder, where they may be those of another policy."""
+    policy, spec = legged()
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    (tmp_path / "copied").mkdir()
+    model = onnx.load(str(path))
+    onnx.save_model(
+        model, str(tmp_path / "large.onnx"), save_as_external_data=True, location="large.data", size_threshold=0
+    )
+    (tmp_path / "large.onnx").rename(tmp_path / "copied" / "large.onnx")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExportError, match=r"'copied/large.onnx' keeps weights in another file \(policy"):
+        write_cpp("copied/large.onnx", "out")
+
+
+def test_choices_are_told_by_the_graph(tmp_path: Path) -> None:
+    policy, spec = choices([5], False)
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    model = onnx.load(str(path))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "silent.onnx"))
+    write_cpp(path, tmp_path / "out")
+    assert (tmp_path / "out" / "policy_trace.hpp").is_file()
+    report = write_cpp(tmp_path / "silent.onnx", tmp_path / "out")
+    assert "using Action = std::int64_t;" in (tmp_path / "out" / "policy.hpp").read_text()
+    # The steps of the file before it are not those of this one.
+    assert "policy_trace.hpp" not in report.written and not (tmp_path / "out" / "policy_trace.hpp").exists()
+
+
+def test_a_full_disk_leaves_the_program_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, spec = legged()
+    path = export_onnx(policy, spec, tmp_path / "policy.onnx", recording=None).path
+    write_cpp(path, tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_cpp(path, tmp_path / "out")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
 
 
 def test_trial_tells_every_value(tmp_path: Path) -> None:

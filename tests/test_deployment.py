@@ -17,7 +17,16 @@ from rlcore import NetworkConfig, PPOConfig
 from rlcore.env import EnvSpec, spec_of
 from rlcore.envs.arm import end_effector_pose, unique_quaternion
 from rlcore.envs.reach import Reach
-from rlcore.export import ExportError, OnnxPolicy, deploy_yaml, export_onnx, read_metadata, shown
+from rlcore.export import (
+    ExportError,
+    OnnxPolicy,
+    deploy_yaml,
+    export_onnx,
+    export_torchscript,
+    read_metadata,
+    shown,
+)
+from rlcore.export.metadata import build_metadata
 from rlcore.export.schema import TABLES, VALUES, SchemaError, check_facts
 from rlcore.policies import build_policy
 from rlcore.recurrent import RNNConfig
@@ -181,6 +190,8 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("table", "change", "message"),
     [
+        ("observation_terms", {"slice": [1, 3]}, r"'q' has the slice \[1, 3\]; by the sizes up to it, it is \[0, 2\]"),
+        ("action_terms", {"scale": [1.0, None]}, "scale .*; give a number or a list of such"),
         ("joints", {"name": "b"}, "joints: 'b' is there twice"),
         ("joints", {"stiffness": "stiff"}, "joints: 'a' has stiffness 'stiff'; give a number"),
         ("joints", {"position_limits": [1.0]}, "'a' has position_limits .*; give two numbers"),
@@ -202,6 +213,43 @@ def test_facts_that_no_controller_could_follow_are_refused(table: str, change: d
     check_facts(GOOD)
     with pytest.raises(SchemaError, match=message):
         check_facts(GOOD | {table: [GOOD[table][0] | change, *GOOD[table][1:]]})
+
+
+@pytest.mark.parametrize("fact", ["control_dt", "physics_dt", "decimation"])
+@pytest.mark.parametrize("value", [0, -0.02, np.inf, np.nan, "0.02 s", None])
+def test_times_that_no_controller_could_keep_are_refused(fact: str, value: Any) -> None:
+    with pytest.raises(SchemaError, match=f"{fact} is .*; give a (number|count) above 0"):
+        check_facts(GOOD | {fact: value})
+
+
+def test_a_clip_for_each_number_is_told_in_every_form(reach: Path, tmp_path: Path) -> None:
+    """mjlab's layout and deploy.yaml have one for all numbers of a term."""
+    facts = read_metadata(reach)
+    each = [[-1.0, 1.0], *[[None, 2.0]] * 5]
+    env = Reach(num_envs=1, seed=0)
+    env.deployment["observation_terms"]["policy"][0]["clip"] = each
+    path = exported(env, tmp_path / "policy.onnx")
+    told = read_metadata(path)
+    assert told["observation_terms"][0]["clip"] == each
+    assert "observation_terms_clip" in facts and "observation_terms_clip" not in told
+    with pytest.raises(ExportError, match="'joint_pos_rel' has a clip for each number, and the layout one for all"):
+        deploy_yaml(told, ["same"])
+    for same in ([[-1.0, 1.0]], [[-1.0, 1.0]] * 6):
+        told["observation_terms"][0]["clip"] = same
+        first = next(iter(yaml.safe_load(deploy_yaml(told, ["same"]))["observations"].values()))
+        assert first["clip"] == [-1.0, 1.0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_a_clip_is_shown_with_each_number_that_it_is_for(size: int) -> None:
+    def rows(clip: Any) -> list[list[str]]:
+        term = {"name": "u", "size": size, "slice": [0, size], "clip": clip, "scale": [0.5] * size}
+        return [line.split() for line in shown({"action_terms": [term]}).splitlines()[-size:]]
+
+    for one in ([-1.0, 2.0], [[-1.0, 2.0]]):
+        assert [row[-2:] for row in rows(one)] == [["0.5", "-1..2"]] * size
+    each = [[-1.0 - i, None] for i in range(size)]
+    assert [row[-1] for row in rows(each)] == [f"{-1 - i}..-" for i in range(size)]
 
 
 def test_an_env_that_contradicts_itself_is_refused_when_its_file_is_written(tmp_path: Path) -> None:
@@ -254,8 +302,8 @@ def test_deploy_yaml_has_unitrees_layout(reach: Path) -> None:
 
 def test_deploy_yaml_of_a_walking_robot() -> None:
     names = ["hip", "knee", "tail"]
-    metadata = {
-        "task": "Walk",
+    metadata: dict[str, Any] = {
+        "task": "Walk\nstep_dt: 9",  # a text of the file's is none of the layout's
         "control_dt": 0.02,
         "joints": [{"name": name, "default_position": 0.1 * i, "motor": 2 * i} for i, name in enumerate(names)],
         "commands": [
@@ -273,8 +321,16 @@ def test_deploy_yaml_of_a_walking_robot() -> None:
              "clip": [[-1.0, 1.0], [None, 2.0]]}
         ],
     }  # fmt: skip
+    with pytest.raises(ExportError, match="does not tell the stiffness of 'hip', and 0 would let it hang"):
+        deploy_yaml(metadata)
+    for joint, stiffness in zip(metadata["joints"], (30.0, 20.0), strict=False):  # the tail is nobody's
+        joint |= {"stiffness": stiffness, "damping": 1.0}
+    tail = metadata["joints"][2]
+    with pytest.raises(ExportError, match=r"two joints are of one motor, \[0, 2, 2\]"):
+        deploy_yaml(metadata | {"joints": [*metadata["joints"][:2], tail | {"motor": 2}]})
     content = yaml.safe_load(deploy_yaml(metadata))
-    assert content["joint_ids_map"] == [0, 2, 4] and content["stiffness"] == [0.0] * 5
+    assert content["step_dt"] == 0.02
+    assert content["joint_ids_map"] == [0, 2, 4] and content["stiffness"] == [30.0, 0.0, 20.0, 0.0, 0.0]
     assert content["commands"] == {"base_velocity": {"ranges": {"lin_vel_x": [-1, 1]}}}
     assert content["actions"]["JointPositionAction"] == {
         "clip": [[-1.0, 1.0], [-1e9, 2.0]], "joint_names": ["hip", "knee"], "scale": [1.0, 2.0], "offset": [0.0, 0.0],
@@ -324,6 +380,33 @@ def test_what_is_shown_is_aligned_and_has_units(reach: Path) -> None:
     assert all(term["name"] in text for term in read_metadata(reach)["observation_terms"])
 
 
+def test_what_is_told_of_an_export_is_what_its_file_tells(tmp_path: Path) -> None:
+    """Whatever the env has it in: arrays, tuples, infinite numbers."""
+    joints = [{"name": name, "default_position": 0.0, "stiffness": 1.0, "damping": 1.0} for name in "ab"]
+    action = {"name": "u", "size": 2, "kind": "position", "joints": ("a", "b"), "scale": (0.5, 0.25)}
+    action["clip"] = ((-np.inf, 1.0), (-1.0, np.inf))
+    terms = [{"name": "x", "size": 2, "clip": (-np.inf, 5.0), "scale": (1.0, 2.0)}]
+    deployment = {
+        "observation_terms": {"policy": terms}, "action_terms": [action], "joints": joints, "control_dt": 0.02,
+    }  # fmt: skip
+    spec = EnvSpec(
+        task="Tuples", observation_sizes={"policy": 2}, discrete=False, action_size=2, deployment=deployment,
+        action_low=[-np.inf, -1.0], action_high=[np.inf, 1.0],
+    )  # fmt: skip
+    policy = build_policy(spec, PPOConfig())
+    for write, file in ((export_onnx, "policy.onnx"), (export_torchscript, "policy.pt")):
+        report = write(policy, spec, tmp_path / file, recording=None)
+        told = read_metadata(report.path)
+        assert report.metadata == told
+        assert told["observation_terms_clip"] == "-inf;5"
+        assert shown(report.metadata) == shown(told) and "-1..-" in shown(told)
+        assert deploy_yaml(report.metadata, ["same"]) == deploy_yaml(told, ["same"])
+    content = yaml.safe_load(deploy_yaml(report.metadata, ["same"]))
+    assert content["observations"]["x"]["clip"] == [-1e9, 5.0] and content["observations"]["x"]["scale"] == [1.0, 2.0]
+    del action["clip"]  # which mjlab's layout has not
+    assert build_metadata(spec, policy)["action_scale"] == "0.5,0.25"
+
+
 def test_show_of_a_file_that_tells_little(tmp_path: Path) -> None:
     spec = EnvSpec(task="Bare", observation_sizes={"policy": 3}, discrete=True, action_size=2)
     export_onnx(build_policy(spec, PPOConfig()), spec, tmp_path / "policy.onnx", recording=None)
@@ -336,6 +419,11 @@ def test_show_of_a_file_that_tells_little(tmp_path: Path) -> None:
         ("joints", "[1, 2]", "joints is no list of tables"),
         ("joints", '{"a": 1}', "joints is no list of tables"),
         ("observation_terms", '[{"name": "q"}]', "observation_terms: a row is .*; each needs a 'size'"),
+        ("observation_terms", '[{"name": "q", "size": 1}]', "observation_terms: a row is .*; each needs a 'slice'"),
+        ("observation_terms", '[{"name": null}]', "each needs a 'name'"),
+        ("inputs", "[1]", "'.*policy.onnx' tells of itself what no export writes .*; export it anew"),
+        ("action_low", '{"a": 1}', "tells of itself what no export writes .KeyError"),
+        ("control_dt", "0", "control_dt is 0; give a number above 0"),
         ("action_terms", '[{"size": 6}]', "each needs a 'name'"),
         ("commands", '[{"name": "pose", "ranges": 3}]', "ranges 3; give a table"),
         ("schema_version", "2", "has schema_version 2, and this is 1; export it anew"),

@@ -231,7 +231,10 @@ def test_one_pass_of_ppo_stands_for_all_on_a_cpu(monkeypatch: pytest.MonkeyPatch
         ([], "--task is missing; give one, such as --task CartPole, or --run RUN"),
         (["--run", "nowhere"], "no run at 'nowhere'"),
         (["--task", "CartPole", "--seconds", "0"], "--seconds is 0.0; give more than 0"),
-        (["--task", "CartPole", "--json", "."], "--json is '.', a folder; give a file"),
+        (
+            ["--task", "CartPole", "--json", "."],
+            "--json is '.', which is a folder; name a file in it, such as doctor.json",
+        ),
         (["--task", "CartPole", "--num-envs", "0"], "--num-envs is 0; give 1 or more"),
         (["--run", "nowhere", "--env.x", "1"], "without --task no env is examined"),
         (["--run", "nowhere", "--algo", "sac"], "--algo is for the env, and without --task none is examined"),

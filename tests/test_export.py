@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,10 @@ from rlcore import PPO, PPOConfig
 from rlcore.agent import Policy
 from rlcore.env import EnvSpec, spec_of
 from rlcore.envs import make_env
-from rlcore.export import ExportError, OnnxPolicy, config_hash, export_onnx, read_metadata, verify
+from rlcore.export import ExportError, OnnxPolicy, ParityReport, config_hash, export_onnx, read_metadata, verify
+from rlcore.export.parity import _decided
+from rlcore.gate import Gated
+from rlcore.train.run import RunFolder
 from rlcore.types import Obs, State
 
 SIZES = {"policy": 7, "goal": 3}
@@ -205,6 +209,37 @@ def test_failed_parity_is_refused_and_the_previous_file_survives(tmp_path: Path)
     # The same difference passes where it is allowed.
     report = export_onnx(Broken(), make_spec(), path, recording=make_recording(), tolerance=1e-3)
     assert report.parity.max_abs_error == pytest.approx(3e-4, rel=0.01)
+
+
+def test_a_link_stays_one_and_points_to_the_new_file(tmp_path: Path) -> None:
+    (tmp_path / "releases").mkdir()
+    (tmp_path / "releases" / "1.onnx").write_text("before")
+    (tmp_path / "current.onnx").symlink_to("releases/1.onnx")
+    report = export_onnx(Controller(), make_spec(), tmp_path / "current.onnx", recording=None)
+    assert (tmp_path / "current.onnx").is_symlink() and report.path == tmp_path / "current.onnx"
+    assert OnnxPolicy(tmp_path / "releases" / "1.onnx").metadata["task"] == "Arm-Test"
+    assert [path.name for path in (tmp_path / "releases").iterdir()] == ["1.onnx"]
+
+
+KILLED = """
+import os, signal, sys, torch
+sys.path.insert(0, sys.argv[2])
+from test_export import Controller, make_spec
+from rlcore.export import export_onnx
+torch.onnx.export = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+export_onnx(Controller(), make_spec(), sys.argv[1], recording=None)
+"""
+
+
+def test_what_an_export_that_was_killed_has_left_goes_as_the_run_goes_on(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    command = [sys.executable, "-c", KILLED, str(run.exported), str(Path(__file__).parent)]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    (left,) = run.exported.parent.iterdir()
+    notes = run.take_over()
+    run.unlock()
+    assert not list(run.exported.parent.iterdir())
+    assert f"removed what a process that was killed had not written to its end: {left}" in notes
 
 
 def test_a_difference_that_may_be_rounding_is_refused_with_what_to_do(tmp_path: Path) -> None:
@@ -489,8 +524,12 @@ def test_wrong_action_size_folder_and_reserved_metadata_are_refused(tmp_path: Pa
         export_onnx(Controller(), make_spec(discrete=True), tmp_path / "policy.onnx", recording=None)
     with pytest.raises(ExportError, match="is a folder"):
         export_onnx(Controller(), make_spec(), tmp_path, recording=None)
-    with pytest.raises(ExportError, match="'opset' is written by the exporter"):
-        export_onnx(Controller(), make_spec(), tmp_path / "policy.onnx", recording=None, extra_metadata={"opset": 18})
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=r"cannot be written: '.*file' is a file; name another place"):
+        export_onnx(Controller(), make_spec(), tmp_path / "file" / "below" / "policy.onnx", recording=None)
+    for name in ("opset", "parity_error", "observation_mean", "observation_min", "policy_scale"):
+        with pytest.raises(ExportError, match=f"'{name}' is written by the exporter"):
+            export_onnx(Controller(), make_spec(), tmp_path / "policy.onnx", recording=None, extra_metadata={name: 18})
 
 
 @pytest.mark.parametrize(
@@ -522,6 +561,11 @@ def test_wrong_observation_is_refused_with_the_expected_terms(tmp_path: Path) ->
             runner(np.zeros(shape))
     with pytest.raises(ValueError, match=r"lack \['goal'\]; the file " + expected):
         runner({"policy": np.zeros(7)})
+    # Ten numbers in all, but not those that belong together.
+    with pytest.raises(ValueError, match=r"shapes policy \[3\], goal \[7\]; the file " + expected):
+        runner({"policy": np.zeros(3), "goal": np.zeros(7)})
+    with pytest.raises(ValueError, match=r"shapes policy \[2, 3\], goal \[2, 7\]"):
+        runner({"policy": np.zeros((2, 3)), "goal": np.zeros((2, 7))})
 
 
 def test_files_that_are_missing_cut_short_or_foreign_are_refused(tmp_path: Path) -> None:
@@ -578,3 +622,12 @@ def test_a_policy_with_values_that_are_not_finite_is_refused(tmp_path: Path) -> 
     with pytest.raises(ExportError, match="not finite"):
         export_onnx(agent.policy, spec_of(agent.env), tmp_path / "policy.onnx", recording=agent.recording())
     assert not any(tmp_path.iterdir())
+
+
+def test_what_is_not_finite_is_no_close_call_of_a_gate() -> None:
+    wanted, margin = torch.zeros(3, 2), torch.tensor([0.0, 0.0, 1.0])
+    gated = Gated(wanted, torch.zeros(3), torch.zeros(3, dtype=torch.bool), margin)
+    report = ParityReport(tolerance=1e-5)
+    got = np.array([[1.0, 0.0], [np.inf, 0.0], [1.0, 0.0]], np.float32)
+    np.testing.assert_array_equal(_decided(gated, got, report), [[0.0, 0.0], [np.inf, 0.0], [1.0, 0.0]])
+    assert report.close_calls == 1

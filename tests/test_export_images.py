@@ -307,7 +307,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "none at all": ({"camera": np.zeros((0, 3, 12, 10), np.uint8)}, r"of shape \[0, 3, 12, 10\]"),
     "a text": ({"camera": "left"}, "'camera' is <U4"),
     "a short mask": ({"allowed": np.ones((2, 4))}, r"'allowed' is float64 of shape \[2, 4\].*expects \[5\] float32"),
-    "a short vector": ({"policy": np.ones((2, 2))}, r"observation has shape \(2, 2\)"),
+    "a short vector": ({"policy": np.ones((2, 2))}, r"the shapes policy \[2, 2\]; the file expects obs \[3\]"),
     "one of them": ({"camera": np.zeros((3, 12, 10), np.uint8)}, r"different numbers: obs \[2, 3\], camera \[3, 12"),
     "fewer": ({"allowed": np.ones((1, 5))}, r"different numbers: .*allowed \[1, 5\]; give one of each, or N of each"),
 }

@@ -168,6 +168,7 @@ def test_inputs_that_stood_still_are_named_and_ranges_are_in_the_file(tmp_path: 
     normalizer = agent.policy.normalizer
     assert facts["observation_mean"] == pytest.approx(normalizer.mean.tolist())
     assert facts["observation_std"] == pytest.approx(normalizer.var.sqrt().tolist())
+    assert facts["observation_epsilon"] == normalizer.epsilon == 1e-2
     recorded = agent.recording()["policy"].flatten(0, 1)
     assert facts["observation_min"] == pytest.approx(recorded.amin(0).tolist())
     assert facts["observation_max"] == pytest.approx(recorded.amax(0).tolist())

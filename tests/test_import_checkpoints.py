@@ -5,9 +5,13 @@ The files in ``data/peers`` were written by each library itself, see ``make_chec
 
 from __future__ import annotations
 
+import io
+import math
 import pickle
+import random
 import shutil
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -348,3 +352,94 @@ def test_parts_that_hold_something_else_are_refused_in_a_line(source: str, kind:
             read_weights(path)  # of what says nothing, such as infos, anything may be there
         except ConfigError as error:
             assert "\n" not in str(error) and len(str(error)) < 1000
+
+
+ODD = {**OTHERS, "number that is none": math.nan, "tensors": torch.zeros(1, 2, 3), "no tensor": torch.tensor(math.nan)}
+
+
+def parts_of(content: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something is inside of tables and lists."""
+    items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in items:
+        yield (*at, key)
+        yield from parts_of(value, (*at, key))
+
+
+def replaced(content: Any, at: tuple[Any, ...], value: Any) -> Any:
+    if not at:
+        return value
+    copied = dict(content) if isinstance(content, dict) else list(content)
+    copied[at[0]] = replaced(content[at[0]], at[1:], value)
+    return copied
+
+
+def attempted(path: Path) -> None:
+    """What is read has numbers in all of its parts, or is refused in a line that names the file."""
+    try:
+        weights = read_weights(path)
+    except ConfigError as error:
+        assert "\n" not in str(error) and len(str(error)) < 1000 and path.name in str(error)
+        return
+    for piece in weights.pieces.values():
+        assert all(bool(part.isfinite().all()) for part in (piece.value, *(piece.moments or ())))
+
+
+@pytest.mark.parametrize("source", FILES)
+def test_whatever_stands_deep_inside_is_refused_in_a_line(source: str, tmp_path: Path) -> None:
+    path, rng, members = tmp_path / f"model{Path(source).suffix}", random.Random(source), {}
+    if source.endswith(".zip"):
+        with zipfile.ZipFile(PEERS / source) as archive:
+            members = {name: archive.read(name) for name in archive.namelist()}
+    files = [name for name in members if name.endswith(".pth")] or [source]
+    for name in files:
+        held = io.BytesIO(members[name]) if members else PEERS / source
+        content = torch.load(held, weights_only=not source.startswith("rl_games"))
+        places = [at for at in parts_of(content) if len(at) > 1 or members]
+        for at in rng.sample(places, min(30, len(places))):
+            changed = io.BytesIO()
+            torch.save(replaced(content, at, ODD[rng.choice(list(ODD))]), changed)
+            path.write_bytes(changed.getvalue())
+            if members:
+                with zipfile.ZipFile(path, "w") as archive:
+                    for other, data in members.items():
+                        archive.writestr(other, changed.getvalue() if other == name else data)
+            attempted(path)
+
+
+def test_moments_and_variances_that_are_none_are_not_taken(tmp_path: Path) -> None:
+    def moments(content: Any) -> None:
+        content["optimizer_state_dict"]["state"][0]["exp_avg_sq"].view(-1)[0] = torch.nan
+
+    weights = read_weights(changed("rsl_rl_5_mlp.pt", tmp_path / "a.pt", moments))
+    assert any("Adam begins anew" in note for note in weights.notes) and not weights.steps
+
+    def variance(content: Any) -> None:
+        content["value_preprocessor"]["running_variance"].fill_(-1.0)
+
+    with pytest.raises(ConfigError, match="running_variance is no variance of returns above 0"):
+        read_weights(changed("skrl_separate.pt", tmp_path / "b.pt", variance))
+
+    def deviation(content: Any) -> None:
+        content["model"]["a2c_network.sigma"].fill_(1000.0)  # its logarithm
+
+    assert "a2c_network.sigma comes to numbers that are not finite" in refused(
+        changed("rl_games_separate.pth", tmp_path / "c.pth", deviation)
+    )
+
+
+def test_a_pickle_of_rewards_alone_is_not_said_to_normalize_observations(tmp_path: Path, monkeypatch: Any) -> None:
+    file = PEERS / "sb3_ppo.zip"
+    own = {"epsilon": 1e-8, "clip_obs": 10.0, "norm_obs": False, "norm_reward": False}
+    found = read_pickle(PEERS / "sb3_ppo_vecnormalize.pkl")
+    monkeypatch.setattr("rlcore.train.importers.weights_sb3.read_pickle", lambda path: found)
+    assert any("observations are normalized by" in note for note in read_weights(file).notes)
+    monkeypatch.setattr(found, "state", {**found.state, **own})
+    weights = read_weights(file)
+    assert not any("observations are normalized by" in note for note in weights.notes)
+    for change, message in (
+        ({"epsilon": -1e-8}, "its epsilon is -1e-08 and its clip_obs 10"),
+        ({"clip_obs": float("nan")}, "its epsilon is 1e-08 and its clip_obs nan"),
+    ):
+        monkeypatch.setattr(found, "state", {**found.state, **own, **change, "norm_obs": True})
+        with pytest.raises(ConfigError, match=message):
+            read_weights(file)

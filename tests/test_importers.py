@@ -966,6 +966,21 @@ def test_registrations_that_cannot_be_used_say_why(package: str, entries: dict[s
         find_agent_config("T", entries)
 
 
+def test_a_file_is_found_in_whichever_folder_of_a_package_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for part, name in (
+        ("a", "one.yaml"),
+        ("b", "two.yaml"),
+    ):  # two projects that share a name, neither of which owns it
+        (tmp_path / part / "shared_agents").mkdir(parents=True)
+        (tmp_path / part / "shared_agents" / name).write_text(f"params: {{seed: {len(part + name)}}}\n")
+        monkeypatch.syspath_prepend(str(tmp_path / part))
+    for name in ("one.yaml", "two.yaml"):
+        found = find_agent_config("T", {"rl_games_cfg_entry_point": f"shared_agents:{name}"})
+        assert found == ("rl_games", {"params": {"seed": 9}})
+
+
 # What Isaac Lab and mjlab ship
 
 

@@ -18,6 +18,7 @@ from rlcore import NetworkConfig, PPOConfig
 from rlcore.env import spec_of
 from rlcore.envs import make_env
 from rlcore.export import OnnxPolicy, export_onnx
+from rlcore.export.observations import still_inputs
 from rlcore.export.one_task import OneTask
 from rlcore.export.tidy import tidy, trial
 from rlcore.policies import build_policy
@@ -86,6 +87,18 @@ def test_a_file_for_one_of_several_tasks_does_not_ask_for_the_task(tmp_path: Pat
     assert not {"ArgMax", "Gather", "Split", *SHAPES} & set(operators(onnx.load(str(report.path))))
 
 
+def test_a_file_for_one_of_several_tasks_tells_of_its_inputs_as_they_are_divided(tmp_path: Path) -> None:
+    spec = spec_of(make_env("tasks:Pendulum+Reach-UR5e-JointPos", 4, seed=0))
+    policy = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(8,)), obs_epsilon=1e-4))
+    normalizer: Any = policy.normalizer
+    normalizer.statistics.var.fill_(0.1**2)
+    one = OneTask(policy, "Pendulum").eval()
+    report = export_onnx(one, one.spec, tmp_path / "policy.onnx", recording=None)
+    assert report.metadata["observation_epsilon"] == 1e-4
+    normalizer.statistics.var.fill_(1e-4**2)  # far from still beside 1e-4, and still beside 1e-2
+    assert still_inputs(OneTask(policy, "Pendulum"), report.metadata["observation_terms"]) is None
+
+
 def test_a_gate_that_takes_any_batch_has_no_condition(tmp_path: Path) -> None:
     found = operators(exported("gate candidates", tmp_path, dynamic_batch=True))
     assert not {"If", "ConstantOfShape", "Equal", "Constant"} & set(found)
@@ -147,6 +160,9 @@ node = helper.make_node
         pytest.param([node("Mul", ["x", "o"], ["y"])], {"o": 2 * ONE}, ["Mul"], id="two"),
         pytest.param([node("MatMul", ["x", "w"], ["a"]), node("Add", ["b", "a"], ["y"])],
             {"w": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)}, ["Gemm"], id="product and sum"),
+        pytest.param([node("MatMul", ["x", "w"], ["a"]), node("Add", ["b", "a"], ["y"])],
+            {"w": np.ones((4, 1), np.float32), "b": np.ones(4, np.float32)}, ["MatMul", "Add"],
+            id="a product that many are added to"),
         pytest.param([node("MatMul", ["x", "w"], ["a"]), node("Add", ["a", "b"], ["c"]),
             node("Add", ["a", "c"], ["y"])],
             {"w": np.eye(4, dtype=np.float32), "b": np.ones(4, np.float32)},

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import subprocess
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -15,8 +18,11 @@ from test_cpp import KINDS
 from test_export import Broken, make_recording, make_spec
 from test_export_images import build
 
+from rlcore import NetworkConfig, PPOConfig
+from rlcore.env import EnvSpec
 from rlcore.export import ExportError, TorchScriptPolicy, export_onnx, export_torchscript, read_metadata
 from rlcore.export.golden import decoded
+from rlcore.policies import build_policy
 from rlcore.train.cli import main
 
 
@@ -76,6 +82,40 @@ def test_images_are_inputs_of_their_own(tmp_path: Path) -> None:
     assert file.groups["camera"].uint8
 
 
+@pytest.mark.parametrize("name", ["global", "self", "class", "nan", "Tensor", "a camera"])
+def test_a_group_may_have_a_name_that_no_argument_can(name: str, tmp_path: Path) -> None:
+    spec = EnvSpec(
+        task="T", observation_sizes={"policy": 4}, image_shapes={name: [1, 8, 8]}, image_types={name: "uint8"},
+        discrete=False, action_size=2, action_low=[-1.0] * 2, action_high=[1.0] * 2,
+    )  # fmt: skip
+    policy = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(8,)), actor_obs=("policy", name)))
+    report = export_torchscript(policy, spec, tmp_path / "policy.pt", recording=None)
+    assert report.parity.passed and list(TorchScriptPolicy(report.path).groups) == [name]
+
+
+FULL = """
+import resource, signal, sys
+sys.path.insert(0, sys.argv[2])
+from test_export import Controller, make_spec
+from rlcore.export import export_torchscript
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+try:
+    export_torchscript(Controller(), make_spec(), sys.argv[1], recording=None)
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "policy.pt"
+    path.write_text("before")
+    command = [sys.executable, "-c", FULL, str(path), str(Path(__file__).parent)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout == "File too large\n", done.stderr[-2000:]
+    assert path.read_text() == "before" and [file.name for file in tmp_path.iterdir()] == ["policy.pt"]
+
+
 def test_metadata_are_those_of_onnx_but_for_the_format(tmp_path: Path) -> None:
     torch.manual_seed(0)
     policy, spec = KINDS["gru"]()
@@ -132,6 +172,13 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
         archive.writestr("archive/extra/metadata.json", '{"inputs": "x"}')
     with pytest.raises(ValueError, match="is no TorchScript file of rlcore or damaged"):
         TorchScriptPolicy(path)
+    content = bytearray(path.read_bytes())
+    for place in range(len(content)):  # one byte after the other
+        damaged = content.copy()
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        with contextlib.suppress(ValueError):
+            read_metadata(path)
     with pytest.raises(ValueError, match=r"there is no ONNX file|there is no"):
         TorchScriptPolicy(tmp_path / "none.pt")
 
@@ -150,6 +197,11 @@ def test_the_command_writes_either_and_both(tmp_path: Path, capsys: pytest.Captu
     assert loaded(tmp_path / "a.pt").hidden_state.shape == (1, 1, 8)
     assert main(["export", "--run", str(run), "--format", "torchscript", "--cpp", str(tmp_path / "cpp")]) == 2
     assert "--cpp writes what an ONNX file does; add onnx to --format" in capsys.readouterr().err
+    both = ["export", "--run", str(run), "--format", "onnx", "torchscript", "--output"]
+    assert main([*both, str(tmp_path / "b.pt")]) == 2  # where the first would be written over by the second
+    assert "b.pt', which both formats would be written to; give another ending" in capsys.readouterr().err
+    assert main([*both, str(tmp_path / "b")]) == 0
+    assert read_metadata(tmp_path / "b")["opset"] == 11 and read_metadata(tmp_path / "b.pt")["format"] == "torchscript"
     file, checkpoint = str(run / "export" / "policy.onnx"), str(run / "checkpoints" / "000001.pt")
     for words, message in (  # which would have no effect
         (f"export --run {run} --format torchscript --cells decomposed", "which is for ONNX; leave it out"),

@@ -141,7 +141,7 @@ class RunFolder:
             os.write(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         self._lock = lock
         _trained_here.add(here)
-        stale = [*remove_stale(self.path), *remove_stale(self.checkpoints)]
+        stale = [p for place in (self.path, self.checkpoints, self.exported.parent) for p in remove_stale(place)]
         if stale:
             notes.append(
                 f"removed what a process that was killed had not written to its end: {', '.join(map(str, stale))}"

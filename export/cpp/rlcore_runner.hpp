@@ -64,6 +64,7 @@ class Runner {
   // file. Targets, limits and poses are of those that it drives, in this order.
   template <class Given>
   void joints(const Given& names) {
+    if (by_joints_) fail("joints: arrays are bound in the order of before; call it once, before bind_joints()");
     joints_.name(names);
   }
 
@@ -114,6 +115,7 @@ class Runner {
     }
     inputs_[i].data = values.data;
     inputs_[i].watch = watch;
+    by_joints_ = true;
     return i;
   }
 
@@ -163,7 +165,8 @@ class Runner {
     }
     if (!posed_) fail("start: there is nothing to do where something is wrong; call fallback() with a pose");
     for (int i = 0; i < num_actions; ++i)
-      if (!(static_cast<float>(pose_[i]) >= low_[i] && static_cast<float>(pose_[i]) <= high_[i]))
+      if (!std::isfinite(static_cast<float>(pose_[i])) || static_cast<float>(pose_[i]) < low_[i] ||
+          static_cast<float>(pose_[i]) > high_[i])
         fail("start: number " + std::to_string(i) + " of the fallback pose is outside of the limits; set one within");
     if (options_.max_deviation > 0.0f && Policy::num_observation_std == 0)
       fail("start: the file does not tell how far inputs went in training; set max_deviation to 0");
@@ -325,7 +328,7 @@ class Runner {
     }
     fresh_ = false;
     for (int i = 0; options_.max_deviation > 0.0f && i < Policy::num_observation_std; ++i) {
-      const float limit = options_.max_deviation * (Policy::observation_std[i] + 0.01f);  // as the normalizer adds
+      const float limit = options_.max_deviation * (Policy::observation_std[i] + Policy::observation_epsilon);
       if (std::fabs(obs_[i] - Policy::observation_mean[i]) <= limit) continue;
       for (int t = 0; t < num_terms; ++t)
         if (i >= start(t) && i < start(t) + Policy::observation_terms[t].size) where_ = t;
@@ -380,7 +383,7 @@ class Runner {
   float low_[num_actions], high_[num_actions], last_[num_actions] = {};
   Output output_[num_actions] = {}, pose_[num_actions] = {};
   const float* measured_ = nullptr;
-  bool limited_ = false, posed_ = false, ready_ = false, fresh_ = true;
+  bool by_joints_ = false, limited_ = false, posed_ = false, ready_ = false, fresh_ = true;
   Fault fault_ = Fault::none;
   int where_ = -1;
   std::uint64_t faults_ = 0, cut_off_ = 0;

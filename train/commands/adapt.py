@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlcore.train.arguments import Job, read
-from rlcore.train.commands.common import check_counts, check_seed, closing, output_elsewhere, required_run
+from rlcore.train.commands.common import check_counts, check_file, check_seed, closing, output_elsewhere, required_run
 from rlcore.train.commands.launching import launched
 
 
@@ -49,8 +49,7 @@ def adapt_command(words: Sequence[str]) -> Job:
     args, options = given
     check_counts(steps=args.steps, num_envs=args.num_envs, threads=args.threads)
     check_seed(args.seed)
-    if args.output is not None and args.output.is_dir():
-        raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
+    check_file("--output", args.output, "policy.onnx")
 
     from rlcore.train.adapting import checked, learner, one_task, told
     from rlcore.train.conclude import restore_policy

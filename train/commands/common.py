@@ -51,6 +51,18 @@ def required_run(run: Path | None) -> Path:
     return run
 
 
+def check_file(flag: str, path: Path | None, example: str) -> None:
+    """Refuse a folder in the place of a file that is to be written, before anything is done for it."""
+    if path is not None and path.is_dir():
+        raise ValueError(f"{flag} is '{path}', which is a folder; name a file in it, such as {path / example}")
+
+
+def check_folder(flag: str, path: Path | None) -> None:
+    """Refuse a file in the place of a folder that is to be written to."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise ValueError(f"{flag} is '{path}', which is a file; name a folder")
+
+
 def check_counts(**counts: int | None) -> None:
     """Refuse numbers below 1."""
     for name, count in counts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlcore.train.arguments import Job, read
+from rlcore.train.commands.common import check_file
 from rlcore.train.commands.launching import launched, with_library
 
 
@@ -16,5 +17,6 @@ def config_command(words: Sequence[str]) -> Job:
     given = read(words, ConfigArguments, "rlcore config", free="env")
     if given is None:
         return lambda: 0
+    check_file("--output", given[0].output, "agent.yaml")
     show_config(*given)
     return lambda: 0

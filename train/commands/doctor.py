@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlcore.train.arguments import Job, read
-from rlcore.train.commands.common import check_counts, check_seed
+from rlcore.train.commands.common import check_counts, check_file, check_seed
 from rlcore.train.commands.launching import launched, named_in
 from rlcore.train.groups import flag_of
 
@@ -69,8 +69,7 @@ def doctor_command(words: Sequence[str]) -> Job:
     _refuse_idle(args)
     if not args.seconds > 0:
         raise ValueError(f"--seconds is {args.seconds}; give more than 0")
-    if args.json is not None and args.json.is_dir():
-        raise ValueError(f"--json is '{args.json}', a folder; give a file, such as {args.json / 'doctor.json'}")
+    check_file("--json", args.json, "doctor.json")
 
     from rich.console import Console
 

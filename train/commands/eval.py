@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlcore.train.arguments import Job, read
-from rlcore.train.commands.common import READ_ONLY, check_counts, check_seed, closing
+from rlcore.train.commands.common import READ_ONLY, check_counts, check_file, check_seed, closing
 from rlcore.train.commands.launching import launched
 
 
@@ -51,6 +51,7 @@ def eval_command(words: Sequence[str]) -> Job:
     args, options = given
     check_counts(num_envs=args.num_envs, episodes=args.episodes, threads=args.threads)
     check_seed(args.seed)
+    check_file("--output", args.output, "eval.json")
 
     import torch
     from rich.console import Console

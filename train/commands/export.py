@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlcore.train.arguments import Job, read
-from rlcore.train.commands.common import output_elsewhere, required_run
+from rlcore.train.commands.common import check_file, check_folder, output_elsewhere, required_run
 from rlcore.train.groups import flag_of
 
 if TYPE_CHECKING:
@@ -85,10 +86,8 @@ def _written(args: ExportArguments) -> Job:
 
     if args.motors and args.deploy_yaml is None:
         raise ValueError("--motors is for --deploy-yaml FILE, which is missing; add it or leave --motors out")
-    if args.deploy_yaml is not None and args.deploy_yaml.is_dir():
-        raise ValueError(
-            f"--deploy-yaml is '{args.deploy_yaml}', which is a folder; name a file in it, such as deploy.yaml"
-        )
+    check_file("--deploy-yaml", args.deploy_yaml, "deploy.yaml")
+    check_folder("--cpp", args.cpp)
     if args.onnx is not None:
         _check_alone(args)
         if not (args.show or args.cpp or args.deploy_yaml):
@@ -98,11 +97,11 @@ def _written(args: ExportArguments) -> Job:
             _check_told(args.onnx, metadata)
         if args.cpp is not None:
             print(_told_source(write_cpp(args.onnx, args.cpp)))
-        _tell(args, metadata)
+        with _damaged(args.onnx):
+            _tell(args, metadata)
         return lambda: 0
     run, checkpoint = located(required_run(args.run), args.checkpoint)
-    if args.output is not None and args.output.is_dir():
-        raise ValueError(f"--output is '{args.output}', which is a folder; name a file in it, such as policy.onnx")
+    check_file("--output", args.output, "policy.onnx")
     if args.cpp is not None and "onnx" not in args.format:
         raise ValueError("--cpp writes what an ONNX file does; add onnx to --format")
     if args.cells != "operator" and "onnx" not in args.format:
@@ -114,25 +113,27 @@ def _written(args: ExportArguments) -> Job:
         "torchscript": functools.partial(export_torchscript, tolerance=args.tolerance),
     }
     own = run.exported if args.for_task is None else run.exported.with_name(f"{safe_name(args.for_task)}.onnx")
-    for number, kind in enumerate(dict.fromkeys(args.format)):
-        file = args.output or own
-        if args.output is None or number > 0:
-            file = file.with_suffix(_ENDINGS[kind])
+    files: dict[str, Path] = {}
+    for name in dict.fromkeys(args.format):
+        other = (args.output or own).with_suffix(_ENDINGS[name])
+        files[name] = other if args.output is None or files else args.output
+    if len({*files.values()}) < len(files):
+        raise ValueError(f"--output is '{args.output}', which both formats would be written to; give another ending")
+    for kind, file in files.items():
         with output_elsewhere(args.output, file):
             report = export_checkpoint(
                 checkpoint, file, args.dynamic_batch, gate=args.gate, for_task=args.for_task,
                 given_task=args.given_task, write=writers[kind],
             )  # fmt: skip
-            source = write_cpp(report.path, args.cpp) if args.cpp is not None and kind == "onnx" else None
         print(f"parity    {report.parity}")
-        for note in report.notes if number == 0 else ():
+        for note in report.notes if kind == args.format[0] else ():
             print(f"note      {note}")
         print(f"exported  {report.path} ({report.size_bytes:,} bytes) from {checkpoint}")
-        if source is not None:
-            print(_told_source(source))
-    _tell(args, report.metadata)
     if drop_stale_figures(run):
         print(DROPPED)
+    if args.cpp is not None:
+        print(_told_source(write_cpp(files["onnx"], args.cpp)))
+    _tell(args, report.metadata)
     return lambda: 0
 
 
@@ -164,9 +165,25 @@ def _check_told(path: Path, metadata: Mapping[str, Any]) -> None:
         raise ValueError(f"'{path}': {error}") from error
 
 
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """Name a file that tells of itself what no export writes, wherever that comes to light."""
+    from rlcore.export import ExportError
+
+    try:
+        yield
+    except ExportError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"'{path}' tells of itself what no export writes ({type(error).__name__}: {error}); export it anew"
+        ) from error
+
+
 def _told_source(source: CppReport) -> str:
     kept = f"; {', '.join(source.kept)} left as they were" if source.kept else ""
-    return f"c++       {source.folder} ({source.parameters:,} weights{kept}); make -C {source.folder} check tries it"
+    check = f"; make -C {source.folder} check tries it" if "policy_trace.hpp" in source.written else ""
+    return f"c++       {source.folder} ({source.parameters:,} weights{kept}){check}"
 
 
 def _tell(args: ExportArguments, metadata: Mapping[str, Any]) -> None:

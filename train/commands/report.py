@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlcore.train.arguments import Job, read
-from rlcore.train.commands.common import output_elsewhere
+from rlcore.train.commands.common import check_file, output_elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,7 @@ def report_command(words: Sequence[str]) -> Job:
     args, _ = given
     if not args.runs:
         raise ValueError("the run is missing; write rlcore report RUN, or several to compare them")
-    if args.output is not None and args.output.is_dir():
-        raise ValueError(f"--output is '{args.output}', a folder; give a file, such as {args.output / 'report.html'}")
+    check_file("--output", args.output, "report.html")
 
     from rlcore.train.reports.comparison import write_comparison
     from rlcore.train.reports.page import REPORT_FILE, write_run_report

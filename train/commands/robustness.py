@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlcore.train.arguments import Job, read
-from rlcore.train.commands.common import check_counts, check_seed, output_elsewhere
+from rlcore.train.commands.common import check_counts, check_folder, check_seed, output_elsewhere
 from rlcore.train.commands.launching import launched
 
 if TYPE_CHECKING:
@@ -121,8 +121,7 @@ def _check(args: RobustnessArguments, options: dict[str, Any]) -> None:
             raise ValueError(f"--env.{name}: parameters are set here by --types; leave it out")
     if args.grid is not None and len(args.grid) not in (2, 3):
         raise ValueError(f"--grid has {len(args.grid)} type{'s' * (len(args.grid) != 1)}; give two or three")
-    if args.output is not None and args.output.exists() and not args.output.is_dir():
-        raise ValueError(f"--output is '{args.output}', which is a file; name a folder")
+    check_folder("--output", args.output)
 
 
 def _plan(args: RobustnessArguments, sources: Sequence[Source]) -> tuple[Plan, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ def read_weights(path: Path, normalizer: Path | None = None) -> Weights:
         raise ConfigError(f"'{path}' {what}")
     if weights_sb3.known(path):
         weights = Weights("sb3", str(path))
-        weights_sb3.read(path, weights, normalizer)
+        with _damaged(weights):
+            weights_sb3.read(path, weights, normalizer)
         return weights
     content = read_torch(path, str(path))
     library = _library(content)
@@ -47,8 +48,23 @@ def read_weights(path: Path, normalizer: Path | None = None) -> Weights:
             f"--normalizer is '{normalizer}', and {library} keeps its statistics in the checkpoint; leave it out"
         )
     weights = Weights(library, str(path))
-    _OF_TORCH[library].read(content, weights)
+    with _damaged(weights):
+        _OF_TORCH[library].read(content, weights)
     return weights
+
+
+@contextlib.contextmanager
+def _damaged(weights: Weights) -> Iterator[None]:
+    """Name the file of a part that is of another kind than its library writes, wherever that comes to light."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"'{weights.file}' is no checkpoint as {weights.library} writes it, or a damaged one "
+            f"({shown(' '.join(str(error).split()))}); check the file"
+        ) from error
 
 
 def library_of(path: Path) -> str | None:

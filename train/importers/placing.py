@@ -75,6 +75,11 @@ def place(agent: Any, weights: Weights, remedy: str) -> list[str]:
                 f"'{weights.file}': {piece.theirs} is {shape_text(piece.value)}, and {shape_text(own[name])} was "
                 f"expected ({name}); {remedy}"
             )
+        if not bool(piece.value.isfinite().all()):
+            raise ConfigError(
+                f"'{weights.file}': {piece.theirs} comes to numbers that are not finite ({name}); give an earlier "
+                "checkpoint"
+            )
         own[name].copy_(piece.value)
         written.add(own[name].data_ptr())
     for name, tensor in own.items():

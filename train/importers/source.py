@@ -80,7 +80,8 @@ def _load_entry(entry: Any) -> Any:
         module = importlib.import_module(module_name)
         if name.endswith((".yaml", ".yml")):
             folders = getattr(module, "__path__", None) or [os.path.dirname(module.__file__ or "")]
-            return read_yaml(next(iter(Path(folder) / name for folder in folders)))
+            files = [Path(folder) / name for folder in folders]  # of a namespace package there are several
+            return read_yaml(next((file for file in files if file.is_file()), files[0]))
         entry = module
         for part in name.split("."):
             entry = getattr(entry, part)

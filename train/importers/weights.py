@@ -201,8 +201,10 @@ def put_value_scale(
         count: of returns in it.
         std: ``[1]``, by which the library multiplies what its critic says.
     """
-    put_statistics(weights, "value_normalizer", names, mean, var, count)
     factor = (std / (var.sqrt() + 1e-2)).float()
+    if factor.shape != (1,) or not bool((factor > 0).all() and factor.isfinite().all() and mean.isfinite().all()):
+        raise ConfigError(f"'{weights.file}': {names[1]} is no variance of returns above 0; check the file")
+    put_statistics(weights, "value_normalizer", names, mean, var, count)
     for part in ("weight", "bias"):
         name = f"critic.value.{part}"
         weights.pieces[name] = weights.pieces[name].scaled(factor)
@@ -243,7 +245,8 @@ def adam(
         if entry is None:  # of a parameter without a gradient
             continue
         both: list[Any] = [entry.get("exp_avg"), entry.get("exp_avg_sq")] if isinstance(entry, Mapping) else [None]
-        if not all(isinstance(part, Tensor) and part.shape == value.shape for part in both):
+        fits = all(isinstance(part, Tensor) and part.shape == value.shape for part in both)
+        if not fits or not all(bool(part.isfinite().all()) for part in both) or bool((both[1] < 0).any()):
             weights.notes.append(f"the optimizer's state does not fit {name} {shape_text(value)}; Adam begins anew")
             return {}
         steps.add(int(entry.get("step", 0)))

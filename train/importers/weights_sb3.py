@@ -169,14 +169,17 @@ def _beside(path: Path) -> Path | None:
 
 def _normalize(file: Path, weights: Weights) -> None:
     """Fold VecNormalize in: observations by mean and ``sqrt(var + epsilon)``, cut off, and rewards by theirs."""
-    own = fields(read_pickle(file))
+    content = read_pickle(file)
     try:
+        own = fields(content)
         epsilon, clip = float(own["epsilon"]), float(own["clip_obs"])
         if own["norm_obs"]:
             rms = fields(own["obs_rms"])
             mean, var, count = (torch.as_tensor(array(rms[key])) for key in ("mean", "var", "count"))
-            if mean.dim() != 1 or mean.shape != var.shape or not bool((var >= 0).all()):
+            if mean.dim() != 1 or mean.shape != var.shape or not bool(((var >= 0) & (var + mean).isfinite()).all()):
                 raise ValueError("its statistics are not those of a vector")
+            if not (epsilon > 0 and clip > 0):  # false for NaN, too
+                raise ValueError(f"its epsilon is {epsilon:g} and its clip_obs {clip:g}")
             limited = ((var + epsilon).sqrt() - epsilon**0.5).square()
             names = [f"obs_rms.{key}" for key in ("mean", "var", "count")]
             put_statistics(weights, "policy.normalizer", names, mean, limited, float(count))
@@ -192,6 +195,7 @@ def _normalize(file: Path, weights: Weights) -> None:
         raise ConfigError(
             f"'{file}' is no VecNormalize of vectors ({error}); give the pickle that its save() writes"
         ) from None
-    weights.notes.append(f"observations are normalized by {file}")
+    if own["norm_obs"]:
+        weights.notes.append(f"observations are normalized by {file}")
     if own["norm_reward"] and weights.algo == "sac":
         weights.notes.append("its rewards were divided by VecNormalize; critics begin with values of another scale")
