@@ -107,18 +107,21 @@ def test_terms_of_the_humanoid_are_what_they_say() -> None:
 
 def test_terms_of_the_arm_are_what_they_say() -> None:
     manipulation: Any = __import__("manipulation")
-    gripper = SimpleNamespace(site_ids=[1])
+    gripper = SimpleNamespace(site_ids=[1], joint_ids=[0])
     robot = {
         "site_pos_w": torch.tensor([[[9.0, 9.0, 9.0], [0.0, 0.0, 1.4]]]),
+        "joint_pos": torch.tensor([[0.0255, 0.3, 0.2]]),
         "joint_vel": torch.tensor([[0.5, -3.0, 2.0]]),
     }
-    high, low = ({"root_link_pos_w": torch.tensor([[0.0, 0.0, z]])} for z in (1.3, 1.02))
-    for cube, off in ((high, 1.0), (low, 0.0)):
+    places = ({"root_link_pos_w": torch.tensor([[0.0, 0.0, z]])} for z in (1.3, 1.055, 1.02))
+    for cube, off in zip(places, (1.0, 0.4, 0.0), strict=True):
         env = env_of([[0.0, 0.0, 1.6]], robot=robot, cube=cube)
         z = float(cube["root_link_pos_w"][0, 2])
-        assert manipulation.lifted(env).tolist() == [off]
+        assert manipulation.lifted(env).tolist() == pytest.approx([off], abs=1e-5)
         reach = manipulation.reach(env, std=0.1, asset_cfg=gripper)
         assert reach.tolist() == pytest.approx([1 - math.tanh((1.4 - z) / 0.1)], rel=1e-4)
+        held = manipulation.hold(env, std=0.1, asset_cfg=gripper)
+        assert held.tolist() == pytest.approx([0.012 / 0.0195 * reach.item()], rel=1e-4)
         near = manipulation.at_goal(env, std=0.3)
-        assert near.tolist() == pytest.approx([off * (1 - math.tanh((1.6 - z) / 0.3))], rel=1e-4)
+        assert near.tolist() == pytest.approx([off * (1 - math.tanh((1.6 - z) / 0.3))], rel=1e-4, abs=1e-5)
         assert manipulation.too_fast(env, limit=1.0).tolist() == pytest.approx([5.0])
