@@ -299,6 +299,8 @@ def _check_fit(wanted: _Needs, env: VecEnv, policy: str, task: str) -> None:
             has = there.observation_sizes.get(group)
             image = f"an image {_image_text(there, group)}" if group in there.image_shapes else "none"
             given = image if has is None else f"{has} numbers ({', '.join(found)})"
+            if group == "task" and has is None:
+                remedy = "the policy is of several tasks, and this is none of them; give one that it was trained on"
             raise ValueError(
                 f"{policy} takes {size} numbers ({', '.join(names)}) as observation '{group}' and {task} gives "
                 f"{given}; {remedy}"
