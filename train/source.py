@@ -121,7 +121,7 @@ def policy_and_env(
         folder, trained_on, trained_with = run.path, content["config"]["task"], content["config"]["env"]
         violations = violations_of(read_config(content["config"], source=str(path)))
         if args.task in spec.tasks:  # its curricula stand where they begin
-            policy = OneTask(policy, args.task).to(device).eval()
+            policy = OneTask(policy, spec, args.task).to(device).eval()
             trained_with = options_by_task(list(spec.tasks), trained_with)[args.task]
             trained_with.pop(SHARE, None)
             run, spec, trained_on = None, policy.spec, args.task
