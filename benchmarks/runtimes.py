@@ -110,7 +110,7 @@ def tasks(name: str | None = None) -> tuple[Policy, EnvSpec]:
     own = spec_of(make_env(TASKS, 4, seed=0))
     net = NetworkConfig(hidden_dims=(32, 16))
     policy = build_policy(own, PPOConfig(actor=net))
-    return (policy, own) if name is None else (OneTask(policy, name).eval(), own.tasks[name])
+    return (policy, own) if name is None else (OneTask(policy, own, name).eval(), own.tasks[name])
 
 
 def squashed() -> tuple[Policy, EnvSpec]:

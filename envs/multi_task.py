@@ -369,8 +369,9 @@ def options_by_task(tasks: Sequence[str], options: Mapping[str, Any]) -> dict[st
         owners = [name for name in spelled if key == name or key.startswith(f"{name}.")]
         if not owners:
             first, point, _ = key.partition(".")
-            remedy = nearest(first.replace("_", "-"), tasks) if point else f"write TASK.{key}, TASK being one of them"
-            raise ValueError(f"{TASKS_PREFIX}{'+'.join(tasks)}: option '{key}' belongs to no task; {remedy}")
+            alone = f"write env.{tasks[0]}.{key}, and so for each task that is to have it"
+            remedy = nearest(first.replace("_", "-"), tasks) if point else alone
+            raise ValueError(f"{TASKS_PREFIX}{'+'.join(tasks)}: option '{key}' names no task; {remedy}")
         name = max(owners, key=len)
         task, option = spelled[name], key.removeprefix(name).removeprefix(".")
         if option == "num_envs" or (not option and isinstance(value, Mapping) and "num_envs" in value):

@@ -12,7 +12,7 @@ from rlcore.config import nearest
 from rlcore.env import EnvSpec
 from rlcore.export.metadata import ExportError
 from rlcore.normalization import RunningNormalizer
-from rlcore.policies import ActorPolicy
+from rlcore.policies import ActorPolicy, SquashedPolicy
 from rlcore.tasks import TASK_GROUP, TaskNormalizer, chosen, numbers_of
 from rlcore.types import Obs, State
 
@@ -24,6 +24,7 @@ class OneTask(Policy):
 
     Args:
         policy: of several tasks.
+        spec: of the env that has them.
         name: of the one.
 
     Raises:
@@ -32,14 +33,14 @@ class OneTask(Policy):
 
     one_hot: Tensor  # [K]
 
-    def __init__(self, policy: ActorPolicy, name: str) -> None:
+    def __init__(self, policy: ActorPolicy | SquashedPolicy, spec: EnvSpec, name: str) -> None:
         super().__init__()
-        self.spec = task_spec(policy.spec, name)
-        number = list(policy.spec.tasks).index(name)
-        self.policy, self.discrete, self.inferred_tasks = policy, policy.spec.discrete, policy.inferred_tasks
+        self.spec = task_spec(spec, name)
+        number = list(spec.tasks).index(name)
+        self.policy, self.discrete, self.inferred_tasks = policy, spec.discrete, policy.inferred_tasks
         self.joint_sizes = {group: size for group, size in policy.observation_sizes.items() if group != TASK_GROUP}
         self.observation_sizes = {group: self.spec.observation_sizes[group] for group in self.joint_sizes}
-        one_hot = nn.functional.one_hot(torch.tensor(number), len(policy.spec.tasks)).float()
+        one_hot = nn.functional.one_hot(torch.tensor(number), len(spec.tasks)).float()
         self.register_buffer("one_hot", one_hot, persistent=False)
         if isinstance(policy.normalizer, TaskNormalizer) and policy.normalizer.all_normalized:
             own = [range(self.observation_sizes[group]) for group in self.joint_sizes]

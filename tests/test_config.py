@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from rlcore import DDPG, PPO, SAC, ConfigError, DDPGConfig, NetworkConfig, PPOConfig, SACConfig, ppo, ppo_config
 from rlcore.config import from_dict, load_yaml, save_yaml, to_dict
 from rlcore.envs.null import Null
+from rlcore.train.config import read_config
 
 
 def test_round_trip_through_yaml(tmp_path: Path) -> None:
@@ -129,3 +131,10 @@ def test_values_given_in_python_are_converted_as_those_of_a_file_are() -> None:
     numpy = PPOConfig(num_steps=np.int64(4), gamma=np.float32(0.5))  # type: ignore[arg-type]
     plain = PPO(Null(4, obs_size=3, action_size=2), numpy).config
     assert (type(plain.num_steps), type(plain.gamma)) == (int, float)
+
+
+def test_an_option_that_stands_in_a_table_is_said_there_whatever_its_spelling() -> None:
+    env = {"A-b": {"size": 1, "more": {"x": 2}}, "A_b.size": 3, "A-b.more.x": 4, "A-b.new": 5, "randomize.mass": True}
+    config = read_config({"task": "Pendulum", "env": env})
+    assert config.env == {"A-b": {"size": 3, "more": {"x": 4}}, "A-b.new": 5, "randomize.mass": True}
+    assert replace(config, env=config.env | {"randomize.mass": 2}).env["randomize.mass"] == 2

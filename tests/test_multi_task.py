@@ -17,7 +17,7 @@ import yaml
 from torch import Tensor
 
 from rlcore.checkpoint import load_checkpoint, save_checkpoint
-from rlcore.config import ConfigError
+from rlcore.config import ConfigError, save_yaml
 from rlcore.env import generators_of, is_capturable, is_stateful, spec_of, want_final_obs
 from rlcore.env_check import StepCheck, check_obs
 from rlcore.envs import make_env
@@ -28,6 +28,7 @@ from rlcore.export import OnnxPolicy, read_metadata
 from rlcore.stage import reset_at, stage_of, stage_where
 from rlcore.train.best import score, wider
 from rlcore.train.cli import main
+from rlcore.train.commands.train import settings_in
 from rlcore.train.evaluate import Evaluation, evaluate, evaluation_options
 from rlcore.train.many import joined, run_settings
 from rlcore.types import Obs, Step
@@ -209,8 +210,8 @@ def test_envs_are_divided_by_shares() -> None:
         ("tasks:CartPole,Pendulum", 4, {}, "has a comma"),
         ("tasks:CartPole+Pendulum", 1, {}, "num_envs is 1, and there are 2 tasks"),
         ("tasks:CartPole+Pendulam", 4, {}, "unknown task 'Pendulam': did you mean Pendulum"),
-        ("tasks:CartPole+Pendulum", 4, {"share": 2}, "option 'share' belongs to no task; write TASK.share"),
-        ("tasks:Corner-NE+Corner-NW", 4, {"Corner_NEE.share": 2}, "belongs to no task; did you mean 'Corner-NE'"),
+        ("tasks:CartPole+Pendulum", 4, {"share": 2}, "option 'share' names no task; write env.CartPole.share"),
+        ("tasks:Corner-NE+Corner-NW", 4, {"Corner_NEE.share": 2}, "names no task; did you mean 'Corner-NE'"),
         ("tasks:CartPole+Pendulum", 4, {"CartPol.share": 2}, "did you mean 'CartPole'"),
         ("tasks:CartPole+Pendulum", 4, {"CartPole.share": 0}, "CartPole: share is 0; give a number above 0"),
         ("tasks:CartPole+Pendulum", 4, {"CartPole.num_envs": 2}, "write CartPole.share"),
@@ -419,6 +420,16 @@ def test_a_run_goes_on_with_other_options_of_its_tasks_but_not_with_other_sizes(
     assert "env.Pendulum.max_episode_length is 12 from here on, and was 15" in capsys.readouterr().out
     assert main([*words, "--env.Pendulum.action_history", "2"]) == 2
     assert "cannot change here: observation_sizes of the env is" in capsys.readouterr().err
+
+
+def test_what_a_file_says_of_a_task_is_said_otherwise_again_and_again(tmp_path: Path) -> None:
+    file = tmp_path / "two.yaml"
+    file.write_text("tasks: {CartPole: {share: 1}, Pendulum: {share: 2, max_episode_length: 9}}\n")
+    for length in (10, 11, 12):
+        read = settings_in(["--config", str(file), "--env.Pendulum.max_episode_length", str(length)])
+        assert read is not None
+        assert read[1].env == {"CartPole": {"share": 1}, "Pendulum": {"share": 2, "max_episode_length": length}}
+        save_yaml(file, read[1])
 
 
 def test_the_range_of_returns_goes_on_where_a_run_is_resumed(run: Path, tmp_path: Path) -> None:

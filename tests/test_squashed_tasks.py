@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from test_tasks import SIZES, flat, inputs, spec_of_three
@@ -16,11 +18,13 @@ from rlcore.config import ConfigError, from_dict
 from rlcore.critics import Critics
 from rlcore.distributions import tanh_gaussian
 from rlcore.envs import make_env
+from rlcore.export import OnnxPolicy
 from rlcore.learn import learn, resume, snapshot
 from rlcore.losses import actor_loss
 from rlcore.normalization import ReturnScale
 from rlcore.sac import build_policy
 from rlcore.squashed_tasks import TaskReturnScale
+from rlcore.train.cli import main
 
 NET = NetworkConfig(hidden_dims=(16,), activation="relu")
 CONFIG = SACConfig(actor=NET, critic=NET, buffer_size=2048, learning_starts=32, batch_size=24, normalize_obs=True)
@@ -208,3 +212,25 @@ def test_iterations_of_tasks_do_not_synchronize_with_the_host() -> None:
         agent.learn(25, progress=progress, on_report=lambda report: None)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_run_of_sac_gives_a_file_for_each_task_and_is_measured_by_task(tmp_path: Path) -> None:
+    words = "--task CartPole --task Pendulum --algo sac --num-envs 4 --num-iterations 4 --eval-interval 0 --eval-envs 4"
+    small = "--agent.learning-starts 8 --agent.batch-size 8 --agent.actor.hidden-dims 8 --agent.critic.hidden-dims 8"
+    assert main(["train", *words.split(), *small.split(), "--runs-dir", str(tmp_path), "--no-export"]) == 0
+    (run,) = tmp_path.glob("*/sac/*")
+    joint = run / "joint.onnx"
+    assert main(["export", "--run", str(run), "--output", str(joint)]) == 0
+    for row, (name, size) in enumerate({"CartPole": 4, "Pendulum": 3}.items()):
+        assert main(["eval", "--run", str(run), "--task", name, "--num-envs", "2"]) == 0
+        file = tmp_path / f"{name}.onnx"
+        assert main(["export", "--run", str(run), "--for-task", name, "--output", str(file)]) == 0
+        one, both = OnnxPolicy(file), OnnxPolicy(joint)
+        obs = np.random.default_rng(1).normal(size=(20, size)).astype(np.float32)
+        for seen in obs:
+            told = np.concatenate([seen, np.zeros(4 - size, np.float32), np.eye(2, dtype=np.float32)[row]])
+            number = both(told)[0]
+            if name == "CartPole":
+                assert one(seen) == (number > 0)
+            else:
+                np.testing.assert_allclose(one(seen), [number], atol=1e-6)

@@ -81,7 +81,7 @@ def test_a_recurrent_layer_is_one_operator_or_none(cell: str, tmp_path: Path) ->
 def test_a_file_for_one_of_several_tasks_does_not_ask_for_the_task(tmp_path: Path) -> None:
     spec = spec_of(make_env("tasks:Pendulum+Reach-UR5e-JointPos", 4, seed=0))
     policy = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(8,))))
-    one = OneTask(policy, "Pendulum").eval()
+    one = OneTask(policy, spec, "Pendulum").eval()
     report = export_onnx(one, one.spec, tmp_path / "policy.onnx", recording=None)
     assert report.parity.error <= 1e-6
     assert not {"ArgMax", "Gather", "Split", *SHAPES} & set(operators(onnx.load(str(report.path))))

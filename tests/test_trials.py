@@ -23,6 +23,7 @@ from rlcore.envs.trials import Trials
 from rlcore.export import OnnxPolicy, read_metadata
 from rlcore.learn import learn, resume, snapshot
 from rlcore.recurrent import RNNConfig
+from rlcore.train.ahead import told_of_trials
 from rlcore.train.cli import main
 from rlcore.train.evaluate import evaluate
 from rlcore.types import Obs, Step
@@ -356,3 +357,20 @@ def test_trials_stay_those_of_each_task_where_all_are_disturbed() -> None:
     env = make_env("tasks:Pendulum+Corner-NE", 4, seed=1, trial_episodes=2, **{"randomize.noise": [0, 0.1]})
     sizes = [spec.observation_sizes["policy"] for spec in env.tasks.values()]  # type: ignore[attr-defined]
     assert sizes == [3 + 1 + 2, 4 + 2 + 2] and env.observation_spaces["task"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (PPOConfig(num_steps=400), "remembers nothing"),
+        (replace(CONFIG, num_steps=399), "--agent.num-steps 400 is for whole ones"),
+        (replace(CONFIG, num_steps=400), None),
+    ],
+)
+def test_trials_without_a_memory_and_rollouts_without_a_whole_one_are_told_of(
+    settings: PPOConfig, told: str | None
+) -> None:
+    for task, episodes in (("Pendulum", 2), ("tasks:Pendulum+Corner-NE", 2), ("Pendulum", 1), ("Pendulum", None)):
+        env = make_env(task, 2, seed=1, trial_episodes=episodes)
+        lines = told_of_trials(PPO(env, settings, seed=1), spec_of(env), env.max_episode_length)
+        assert (told in lines[0]) if told and episodes == 2 else (lines == [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rlcore.envs.trials import TRIAL_EPISODES
 from rlcore.safety import SafetyConfig
 from rlcore.train.best import told_of_stages
 from rlcore.train.conclude import say
@@ -12,6 +13,8 @@ from rlcore.train.idle import idle_settings
 from rlcore.train.several import places
 
 if TYPE_CHECKING:
+    from rlcore.agent import Agent
+    from rlcore.env import EnvSpec
     from rlcore.train.config import TrainConfig
     from rlcore.train.training import Training
 
@@ -21,6 +24,26 @@ TIMEOUTS = {
     "none": "worth nothing, like failures (none)",
 }
 """What a run says of ``agent.timeout_bootstrap``."""
+
+
+def told_of_trials(agent: Agent, spec: EnvSpec, length: int) -> list[str]:
+    """What is to be said where nothing is remembered from one episode of a trial to the next, or no rollout has both.
+
+    Args:
+        agent: that is about to learn.
+        spec: of its env.
+        length: steps of a trial at most.
+    """
+    episodes = max(own.deployment.get(TRIAL_EPISODES, 1) for own in (spec, *spec.tasks.values()))
+    if episodes == 1:
+        return []
+    trial = f"a trial is of {episodes} episodes"
+    if not agent.policy.initial_state(1):
+        return [f"{trial}, and the policy remembers nothing of them; PPO with --agent.actor.rnn.type gru does"]
+    if agent.num_steps < length:
+        remedy = f"--agent.num-steps {length} is for whole ones, without which RL² learns badly"
+        return [f"{trial} and up to {length} steps, and a rollout of {agent.num_steps}; {remedy}"]
+    return []
 
 
 def say_what_is_ahead(training: Training) -> None:
@@ -55,7 +78,7 @@ def say_what_is_ahead(training: Training) -> None:
         )
     if training.film is not None and training.film.fault:
         notes.append(f"no videos: {training.film.fault}")
-    notes += idle_settings(config, spec, training.usual)
+    notes += idle_settings(config, spec, training.usual) + told_of_trials(agent, spec, env.max_episode_length)
     for note in notes:
         say(console, f"note         {note}")
     left = config.num_iterations - (0 if progress is None else progress.iteration)

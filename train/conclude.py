@@ -25,7 +25,7 @@ from rlcore.export.metadata import plain
 from rlcore.export.observations import finite_part, group_shapes, too_few
 from rlcore.export.one_task import OneTask, recording_of, task_spec
 from rlcore.files import whole_file
-from rlcore.policies import ActorPolicy
+from rlcore.policies import ActorPolicy, SquashedPolicy
 from rlcore.safety import SafetyConfig
 from rlcore.stage import Stage, stage_figures, stage_text
 from rlcore.train.algorithms import find
@@ -153,11 +153,11 @@ def _export_one(
     write: Callable[..., ExportReport],
 ) -> ExportReport:  # fmt: skip
     own = task_spec(spec, name)
-    assert isinstance(policy, ActorPolicy)  # alone has several tasks
+    assert isinstance(policy, (ActorPolicy, SquashedPolicy))  # they alone have several tasks
     options = options_by_task(list(spec.tasks), facts["env_options"])[name]
     options.pop(SHARE, None)
     return write(
-        OneTask(policy, name).eval(), own, output, recording=recording_of(recording, spec, name),
+        OneTask(policy, spec, name).eval(), own, output, recording=recording_of(recording, spec, name),
         dynamic_batch=dynamic_batch, extra_metadata=facts | {"env_options": options},
     )  # fmt: skip
 

@@ -192,6 +192,7 @@ class TrainConfig:
         check(is_device(self.device), "device", self.device, f"give {DEVICES}")
         plain = self.name is None or (safe_name(self.name) == self.name and len(self.name) <= LONGEST_NAME)
         check(plain, "name", self.name, f"use letters, digits, '.', '_' and '-' only, and at most {LONGEST_NAME}")
+        object.__setattr__(self, "env", _said_once(self.env))  # a frozen dataclass sets nothing otherwise
         check_options(self.env)
         check_loggers(self.logger)
         check_stop(self.stop_at, self.stop_no_progress, self.stop_after, self.eval_interval)
@@ -244,6 +245,32 @@ def read_config(data: Mapping[str, Any], source: str = "configuration") -> Train
         ConfigError: an unknown algorithm or key, a wrong type or an impossible value.
     """
     return from_dict(config_class(data.get("algo", "ppo"), f"{source}: algo"), data, source)
+
+
+def _said_once(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Free settings, each said once: ``{"a": {"b": 1}, "a.b": 2}`` is ``{"a": {"b": 2}}``; the later one holds.
+
+    A file has tables, and a command line names with points and with either of - and _.
+    """
+    result: dict[str, Any] = {}
+    for key, value in options.items():
+        place, name = _place_of(result, str(key)) or (result, key)
+        place[name] = _said_once(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def _place_of(options: dict[str, Any], key: str) -> tuple[dict[str, Any], str] | None:
+    """The table that already says a setting, and its name there; None: none does."""
+    wanted = key.replace("-", "_")
+    for name, value in options.items():
+        own = str(name).replace("-", "_")
+        if not isinstance(value, dict) and own == wanted:
+            return options, name
+        if isinstance(value, dict) and wanted.startswith(f"{own}."):
+            found = _place_of(value, key[len(own) + 1 :])
+            if found is not None:
+                return found
+    return None
 
 
 def _refuse_huge(settings: Mapping[str, Any]) -> None:

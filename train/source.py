@@ -121,7 +121,7 @@ def policy_and_env(
         folder, trained_on, trained_with = run.path, content["config"]["task"], content["config"]["env"]
         violations = violations_of(read_config(content["config"], source=str(path)))
         if args.task in spec.tasks:  # its curricula stand where they begin
-            policy = OneTask(policy, args.task).to(device).eval()
+            policy = OneTask(policy, spec, args.task).to(device).eval()
             trained_with = options_by_task(list(spec.tasks), trained_with)[args.task]
             trained_with.pop(SHARE, None)
             run, spec, trained_on = None, policy.spec, args.task
@@ -299,6 +299,8 @@ def _check_fit(wanted: _Needs, env: VecEnv, policy: str, task: str) -> None:
             has = there.observation_sizes.get(group)
             image = f"an image {_image_text(there, group)}" if group in there.image_shapes else "none"
             given = image if has is None else f"{has} numbers ({', '.join(found)})"
+            if group == "task" and has is None:
+                remedy = "the policy is of several tasks, and this is none of them; give one that it was trained on"
             raise ValueError(
                 f"{policy} takes {size} numbers ({', '.join(names)}) as observation '{group}' and {task} gives "
                 f"{given}; {remedy}"
