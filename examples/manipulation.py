@@ -46,7 +46,7 @@ def reach(env: Any, std: float, asset_cfg: SceneEntityCfg) -> Tensor:
 
 def hold(env: Any, std: float, asset_cfg: SceneEntityCfg) -> Tensor:
     """How far the fingers are closed, 0 to 1, where the gripper is at the cube: times ``1 - tanh(distance / std)``."""
-    finger = env.scene["robot"].data.joint_pos[:, asset_cfg.joint_ids].squeeze(1)  # [N], m
+    finger: Tensor = env.scene["robot"].data.joint_pos[:, asset_cfg.joint_ids].squeeze(1)  # [N], m
     return ((OPEN - finger) / (OPEN - CLOSED)).clamp(0.0, 1.0) * reach(env, std, asset_cfg)
 
 
