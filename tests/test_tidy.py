@@ -92,11 +92,11 @@ def test_a_file_for_one_of_several_tasks_tells_of_its_inputs_as_they_are_divided
     policy = build_policy(spec, PPOConfig(actor=NetworkConfig(hidden_dims=(8,)), obs_epsilon=1e-4))
     normalizer: Any = policy.normalizer
     normalizer.statistics.var.fill_(0.1**2)
-    one = OneTask(policy, "Pendulum").eval()
+    one = OneTask(policy, spec, "Pendulum").eval()
     report = export_onnx(one, one.spec, tmp_path / "policy.onnx", recording=None)
     assert report.metadata["observation_epsilon"] == 1e-4
     normalizer.statistics.var.fill_(1e-4**2)  # far from still beside 1e-4, and still beside 1e-2
-    assert still_inputs(OneTask(policy, "Pendulum"), report.metadata["observation_terms"]) is None
+    assert still_inputs(OneTask(policy, spec, "Pendulum"), report.metadata["observation_terms"]) is None
 
 
 def test_a_gate_that_takes_any_batch_has_no_condition(tmp_path: Path) -> None:
