@@ -422,6 +422,23 @@ def test_a_run_goes_on_with_other_options_of_its_tasks_but_not_with_other_sizes(
     assert "cannot change here: observation_sizes of the env is" in capsys.readouterr().err
 
 
+def test_one_of_the_tasks_of_a_file_is_trained_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "two.yaml"
+    file.write_text(
+        "tasks: {CartPole: {num_envs: 4}, Pendulum: {num_envs: 2, max_episode_length: 9}}\n"
+        "env: {Pendulum.action_history: 2, trial_episodes: 2, CartPole: {noise: 1}}\n"
+        "agent: {balance: advantage, gamma: 0.9}\n"
+    )
+    read = settings_in(["--config", str(file), "--task", "Pendulum", "--agent.num-epochs", "3"])
+    assert read is not None
+    config = read[1]
+    assert (config.task, config.num_envs) == ("Pendulum", 2)
+    assert config.env == {"trial_episodes": 2, "action_history": 2, "max_episode_length": 9}
+    assert (config.agent.gamma, config.agent.num_epochs, config.agent.balance) == (0.9, 3, "none")
+    assert main(["train", "--config", str(file), "--task", "Reach-UR5e-JointPos"]) == 2
+    assert f"{file} is of CartPole, Pendulum; name one of these, or leave --task out" in capsys.readouterr().err
+
+
 def test_what_a_file_says_of_a_task_is_said_otherwise_again_and_again(tmp_path: Path) -> None:
     file = tmp_path / "two.yaml"
     file.write_text("tasks: {CartPole: {share: 1}, Pendulum: {share: 2, max_episode_length: 9}}\n")

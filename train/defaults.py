@@ -109,7 +109,7 @@ def default_config(
     """
     own, record = config_class(algo), find(algo)
     registered = registered or {}
-    given = {} if file is None else run_settings(file)
+    given = {} if file is None else run_settings(file, task)
     if find(given.get("algo", algo), f"{file}: algo") is not record:
         raise ConfigError(f"--algo is '{algo}', and {file} has the settings of '{given['algo']}'; leave one out")
     own_preset = given.get("preset")
@@ -127,7 +127,7 @@ def default_config(
     data = merged(merged(to_dict(own(task=task)), begin), registered)
     config = from_dict(own, data)
     for path in files:
-        over = run_settings(path)
+        over = run_settings(path, task)
         # A run's own file has every setting: of tables it has what there was, and nothing is added to that.
         data = over if _keys(to_dict(own(task=task))) <= _keys(over) else merged(data, over, own, f"{path}: ")
         # Converted once per layer, so that an error names the file that it comes from.

@@ -14,6 +14,7 @@ from rlcore.config import ConfigError, load_yaml, shown
 from rlcore.envs.launch import TASKS_PREFIX
 
 _SHARE = "share"  # as ``rlcore.envs.multi_task`` has it
+_OF_SEVERAL = ("balance", "classifier")  # of an agent's settings, those that say nothing of one task alone
 
 
 def joined(words: Sequence[str]) -> list[str]:
@@ -34,13 +35,18 @@ def joined(words: Sequence[str]) -> list[str]:
     return [*rest[:place], "--task", TASKS_PREFIX + "+".join(names), *rest[place:]]
 
 
-def run_settings(path: str | Path) -> dict[str, Any]:
+def run_settings(path: str | Path, task: str | None = None) -> dict[str, Any]:
     """A configuration file of a run, its ``tasks`` turned into what they stand for: ``task``, ``num_envs`` and ``env``.
 
     ``tasks`` is a list of names, or a table of each one's options: those of its env, ``share`` or ``num_envs``.
 
+    Args:
+        path: of the file.
+        task: that a command names; one of ``tasks`` is trained alone, with its own options.
+
     Raises:
-        ConfigError: the file cannot be read, or its ``tasks`` are something else; the message names them.
+        ConfigError: the file cannot be read, its ``tasks`` are something else, or the named task is none of them; the
+            message names them.
     """
     data = load_yaml(path)
     if "tasks" not in data:
@@ -68,7 +74,18 @@ def run_settings(path: str | Path) -> dict[str, Any]:
         if "num_envs" in data:
             raise ConfigError(f"{path}: num_envs is the sum of those of its tasks; leave it out")
         data["num_envs"] = sum(numbers.values())
-    data["task"] = TASKS_PREFIX + "+".join(tasks)
-    env = data.get("env") or {}
+    together, env = TASKS_PREFIX + "+".join(tasks), data.get("env") or {}
+    if task not in (None, together) and task not in tasks:
+        names = ", ".join(tasks)
+        raise ConfigError(f"--task is '{task}', and {path} is of {names}; name one of these, or leave --task out")
+    if task in tasks:  # alone
+        common = {name: value for name, value in env.items() if name.partition(".")[0] not in tasks}
+        own = {name.removeprefix(f"{task}."): value for name, value in env.items() if name.startswith(f"{task}.")}
+        options = {**common, **(env.get(task) or {}), **own, **tasks[task]}
+        data["env"] = {name: value for name, value in options.items() if name != _SHARE}
+        if isinstance(agent := data.get("agent"), Mapping):
+            data["agent"] = {name: value for name, value in agent.items() if name not in _OF_SEVERAL}
+        return {**data, "task": task, **({"num_envs": numbers[task]} if numbers else {})}
+    data["task"] = together
     data["env"] = {**env, **{name: options for name, options in tasks.items() if options}}
     return data
