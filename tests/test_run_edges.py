@@ -126,7 +126,7 @@ def test_stopping_in_the_last_evaluation_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("words", "place", "remedy"),
     [
-        ("export --run", "rlcore.export.onnx.tempfile.TemporaryDirectory", "--output FILE writes elsewhere"),
+        ("export --run", "rlcore.files.tempfile.TemporaryDirectory", "--output FILE writes elsewhere"),
         ("train --num-iterations 2 --resume", "rlcore.train.run.os.open", "copy the run to where it can"),
     ],
 )
