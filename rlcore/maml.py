@@ -2,7 +2,8 @@
 
 MAML (Finn et al. 2017, arXiv:1703.03400) with the surrogates of ProMP (Rothfuss et al. 2019, arXiv:1810.06784), step
 sizes that are learned for each step and each tensor (MAML++, Antoniou et al. 2019, arXiv:1810.09502; Meta-SGD, Li et
-al. 2017, arXiv:1707.09835) and a loss after every step of adaptation and not the last alone (MAML++, section 4).
+al. 2017, arXiv:1707.09835) and a loss after every step of adaptation and not the last alone (MAML++, section 4). A
+context of a few numbers takes steps of its own, or alone does (CAVIA, Zintgraf et al. 2019, arXiv:1810.03642).
 """
 
 from __future__ import annotations
