@@ -27,7 +27,8 @@ ROBOTS = {"Go1": (48, 12), "G1": (99, 29), "Lift-Cube": (29, 7)}
 
 
 def agents(num_envs: int, device: str, heads: bool) -> dict[str, PPO]:
-    """One policy for all, and one for each, that have each learned from a few rollouts: all is recorded."""
+    """One policy for all, and one for each, that have learned from a rollout, or as many as recording takes."""
+    rollouts = 4 if torch.device(device).type == "cuda" else 1
     share = num_envs // len(ROBOTS)
     made = {name: Null(num_envs, device, 1, obs, actions) for name, (obs, actions) in ROBOTS.items()}
     parts = {name: Null(share, device, 1, obs, actions) for name, (obs, actions) in ROBOTS.items()}
@@ -41,7 +42,7 @@ def agents(num_envs: int, device: str, heads: bool) -> dict[str, PPO]:
             balance="advantage" if several else "none", action_scale="none",
         )  # fmt: skip
         found[name] = PPO(env, config, seed=1)
-        found[name].learn(4)
+        found[name].learn(rollouts)
     return found
 
 
