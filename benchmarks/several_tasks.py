@@ -10,11 +10,11 @@ an update. ``--kernels`` lists where an update of the one policy, and of the lar
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Sequence
 
 import torch
+from meta_gradient import seconds
+from timing import spread
 
 from rlcore.env import VecEnv
 from rlcore.envs.multi_task import MultiTask
@@ -46,17 +46,6 @@ def agents(num_envs: int, device: str, heads: bool) -> dict[str, PPO]:
     return found
 
 
-def milliseconds(agent: PPO, cuda: bool) -> float:
-    """Of one update."""
-    if cuda:
-        torch.cuda.synchronize()
-    began = time.perf_counter()
-    agent.update()
-    if cuda:
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - began)
-
-
 def costliest(agent: PPO, count: int) -> list[str]:
     """The kernels of an update by their time, in lines."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -75,7 +64,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--one-head", action="store_true", help="for all tasks, which tells them apart by its input")
     parser.add_argument("--kernels", type=int, default=0, help="how many of them are listed, on CUDA")
     args = parser.parse_args(words)
-    cuda = torch.device(args.device).type == "cuda"
+    device = torch.device(args.device)
+    cuda = device.type == "cuda"
     if not cuda:
         torch.set_num_threads(1)
 
@@ -83,14 +73,15 @@ def main(words: Sequence[str] | None = None) -> None:
     times: dict[str, list[float]] = {name: [] for name in made}
     for _ in range(args.rounds):
         for name, agent in made.items():
-            times[name].append(milliseconds(agent, cuda))
-    joint = statistics.median(times["one policy"])
+            times[name].append(1e3 * seconds(agent.update, device))
+    joint = spread(times["one policy"])["median"]
     where = torch.cuda.get_device_name() if cuda else "CPU, 1 thread"
     print(f"{where}, torch {torch.__version__}: an update of {args.num_envs:,} envs x 24 steps, {args.rounds} rounds")
     print("| | ms | quartiles | one policy / this |\n|---|--:|---|--:|")
     for name, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        print(f"| {name} | {middle:.2f} | {low:.2f} to {high:.2f} | {joint / middle:.2f} |")
+        own = spread(values)
+        ratio = joint / own["median"]
+        print(f"| {name} | {own['median']:.2f} | {own['q25']:.2f} to {own['q75']:.2f} | {ratio:.2f} |")
     for name in ("one policy", "G1") if args.kernels and cuda else ():
         print(f"\n{name}:", *costliest(made[name], args.kernels), sep="\n")
 

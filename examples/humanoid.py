@@ -1,7 +1,7 @@
 """A humanoid that walks: Unitree's G1 of mjlab, with rewards of one's own.
 
     PYTHONPATH=examples rlcore train --task mjlab:humanoid:Example-Humanoid-Walk --num-iterations 3000
-    PYTHONPATH=examples rlcore play --run runs/Example-Humanoid-Walk/ppo/* --output walk.gif
+    PYTHONPATH=examples rlcore play --run runs/*Example-Humanoid-Walk/ppo/* --output walk.gif
 
 It needs mjlab (``pip install '.[mjlab]'``) and a GPU; on a CPU ``--num-envs 4 --num-iterations 2`` shows that it runs.
 Robot, sensors, observations, actions and events are those of mjlab's velocity task on flat ground. The commands, the

@@ -1,7 +1,7 @@
 """An arm that lifts a cube to a place in the air: the YAM arm of mjlab, with rewards of one's own.
 
     PYTHONPATH=examples rlcore train --task mjlab:manipulation:Example-Lift-Cube --num-iterations 1500
-    PYTHONPATH=examples rlcore play --run runs/Example-Lift-Cube/ppo/* --output lift.gif
+    PYTHONPATH=examples rlcore play --run runs/*Example-Lift-Cube/ppo/* --output lift.gif
 
 It needs mjlab (``pip install '.[mjlab]'``) and a GPU; on a CPU ``--num-envs 4 --num-iterations 2`` shows that it runs.
 Arm, cube, observations, actions, commands and events are those of mjlab's task. The eight terms of the reward are this

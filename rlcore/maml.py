@@ -313,6 +313,7 @@ class MAML:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore ``state_dict``'s result."""
         self.load_learned(state)
+        self.step_sizes.copy_(state["step_sizes"])  # which refuses another number of steps
         self.optimizer.load_state_dict(state["optimizers"][0])
         self.iteration = state["iteration"]
         self.trace.load_state_dict(state["trace"])

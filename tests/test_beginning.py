@@ -264,6 +264,8 @@ def test_a_policy_that_reads_less_begins_with_what_it_reads(
     monkeypatch.chdir(tmp_path)
     run = begun(told, "--agent.actor-obs", "policy", "--init.take", "policy", "--init.freeze", "policy")
     assert "inputs there and not here, dynamics: 0 from now on" in capsys.readouterr().out
+    begun(told, "--agent.actor-obs", "policy", "--init.take", "policy.head")
+    assert "inputs there" not in capsys.readouterr().out  # none of what reads them was taken
     teacher, student = (restore_policy(r / "checkpoints" / "best.pt")[0] for r in (told, run))
     student.normalizer.load_state_dict(  # which went on
         {name: x[..., 1:] for name, x in teacher.normalizer.state_dict().items()}

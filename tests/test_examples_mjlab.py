@@ -45,6 +45,8 @@ def test_it_trains_and_logs_each_term(name: str, folder: Path) -> None:
     words += ["--eval-envs", "2", "--agent.num-steps", "8", "--agent.num-minibatches", "2", "--log-interval", "1"]
     assert main([*words, "--env.episode_length_s", "0.4", "--device", "cpu"]) == 0
     (run,) = folder.glob("runs/*/ppo/*")
+    play = next(line for line in (sys.modules[name].__doc__ or "").splitlines() if "rlcore play" in line)
+    assert [*folder.glob(play.split("--run ")[1].split()[0])] == [run]  # what the file says to look at
     assert (run / "export" / "policy.onnx").is_file()
     module = sys.modules[name]
     terms = (module.humanoid if name == "humanoid" else module.lift_cube)().rewards

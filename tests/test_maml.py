@@ -317,6 +317,12 @@ def test_a_run_in_two_halves_is_the_same(device: torch.device, context: int) -> 
     assert torch.equal(run(True), run(False))
 
 
+def test_a_state_of_another_number_of_steps_is_refused() -> None:
+    state = agent_on().state_dict()
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        agent_on(config=replace(SMALL, adapt_steps=3)).load_state_dict(state)
+
+
 def test_the_loop_begins_new_episodes_for_it_and_counts_those_that_it_cut() -> None:
     agent, reports = agent_on(config=replace(SMALL, num_steps=4)), []
     learn(agent.env, agent, 1, seed=1, on_report=reports.append)

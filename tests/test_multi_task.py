@@ -435,6 +435,10 @@ def test_one_of_the_tasks_of_a_file_is_trained_alone(tmp_path: Path, capsys: pyt
     assert (config.task, config.num_envs) == ("Pendulum", 2)
     assert config.env == {"trial_episodes": 2, "action_history": 2, "max_episode_length": 9}
     assert (config.agent.gamma, config.agent.num_epochs, config.agent.balance) == (0.9, 3, "none")
+    dotted = tmp_path / "dotted.yaml"
+    dotted.write_text('tasks: ["python:a.b:One", Pendulum]\nenv: {"python:a.b:One.size": 3}\n')
+    assert run_settings(dotted, "Pendulum")["env"] == {}
+    assert run_settings(dotted, "python:a.b:One")["env"] == {"size": 3}
     assert main(["train", "--config", str(file), "--task", "Reach-UR5e-JointPos"]) == 2
     assert f"{file} is of CartPole, Pendulum; name one of these, or leave --task out" in capsys.readouterr().err
 

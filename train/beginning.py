@@ -104,7 +104,7 @@ def take_weights(agent: Any, config: TrainConfig) -> list[str]:
     if hasattr(agent, "replay") and not any(line.startswith("policy.") for line in left):
         act_by_policy(agent)
     notes = [f"weights of {checkpoint}: {', '.join(_groups(taken, left)) or 'none'}"]
-    if unseen:
+    if unseen and any(name.startswith("policy.trunk.") for name in taken):
         role = "the context that adapts" if "context" in taken else "0 from now on"
         notes.append(f"inputs there and not here, {', '.join(unseen)}: {role}")
     if left:

@@ -79,7 +79,7 @@ def run_settings(path: str | Path, task: str | None = None) -> dict[str, Any]:
         names = ", ".join(tasks)
         raise ConfigError(f"--task is '{task}', and {path} is of {names}; name one of these, or leave --task out")
     if task in tasks:  # alone
-        common = {name: value for name, value in env.items() if name.partition(".")[0] not in tasks}
+        common = {k: v for k, v in env.items() if not any(k == name or k.startswith(f"{name}.") for name in tasks)}
         own = {name.removeprefix(f"{task}."): value for name, value in env.items() if name.startswith(f"{task}.")}
         options = {**common, **(env.get(task) or {}), **own, **tasks[task]}
         data["env"] = {name: value for name, value in options.items() if name != _SHARE}
