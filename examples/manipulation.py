@@ -1,6 +1,6 @@
 """An arm that lifts a cube to a place in the air: the YAM arm of mjlab, with rewards of one's own.
 
-    PYTHONPATH=examples rlcore train --task mjlab:manipulation:Example-Lift-Cube --num-iterations 1500
+    PYTHONPATH=examples rlcore train --task mjlab:manipulation:Example-Lift-Cube --num-iterations 800
     PYTHONPATH=examples rlcore play --run runs/*Example-Lift-Cube/ppo/* --output lift.gif
 
 It needs mjlab (``pip install '.[mjlab]'``) and a GPU; on a CPU ``--num-envs 4 --num-iterations 2`` shows that it runs.

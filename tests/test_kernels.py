@@ -124,9 +124,10 @@ def test_mlp_is_as_right_on_gpus_that_copy_no_tiles_by_themselves(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", LIMITS)
-def test_mlp_differentiates_its_input_where_asked(precision: str) -> None:
-    parameters = network((48, 40, 24), 0, "elu", CUDA)
-    x, g = torch.randn(5, 60, 48, device=CUDA), torch.randn(5, 60, 24, device=CUDA)
+@pytest.mark.parametrize("inputs", [48, 67])
+def test_mlp_differentiates_its_input_where_asked(inputs: int, precision: str) -> None:
+    parameters = network((inputs, 40, 24), 0, "elu", CUDA)
+    x, g = torch.randn(5, 60, inputs, device=CUDA), torch.randn(5, 60, 24, device=CUDA)
     got = run_mlp(fused(precision), x.clone().requires_grad_(), parameters, 0, "elu", g)
     x = x.double().requires_grad_()
     expected = run_mlp(plain(mlp), x, [p.double() for p in parameters], 0, "elu", g.double())

@@ -116,8 +116,12 @@ class _MLP(torch.autograd.Function):
             rounded = [torch.empty_like(w, dtype=kind) for w in weights]
             torch._foreach_copy_(rounded, weights)  # in one launch
             weights = rounded
-        outputs = [x.detach().to(kind).contiguous()]
         rows, result = x.shape[0], x
+        # Rows that begin at multiples of 16 bytes are copied faster, above all for the weight gradient.
+        spare = -x.shape[1] % (8 if half else 4) if x.shape[1] > _FIRST else 0
+        if spare:
+            x, weights[0] = F.pad(x, (0, spare)), F.pad(weights[0], (0, spare))
+        outputs = [x.detach().to(kind).contiguous()]
         large = rows > _LARGE and shared_memory(x.device) > _ROOM
         for i, (w, b) in enumerate(zip(weights, layers[1::2], strict=True)):
             n, k = w.shape
@@ -137,7 +141,7 @@ class _MLP(torch.autograd.Function):
         if head and result is outputs[-1]:  # too wide to be made along the way
             result = F.linear(result, *parameters[-2:])
         ctx.save_for_backward(*outputs, *weights, *((parameters[-2],) if head else ()))
-        ctx.activation, ctx.half, ctx.count, ctx.head = activation, half, len(weights), head
+        ctx.activation, ctx.half, ctx.count, ctx.head, ctx.spare = activation, half, len(weights), head, spare
         return result
 
     @staticmethod
@@ -172,7 +176,9 @@ class _MLP(torch.autograd.Function):
                 y, dy = outputs[i], torch.empty_like(outputs[i])
                 _backward(dz, weights[i], y, None, dy, bias_parts[i - 1 - fused], head_part, act, int(turned))
                 dz = dy
-        dx = product(dz, weights[0]) if ctx.needs_input_grad[0] else None
+        own = widths[0] - ctx.spare  # inputs that are not padding
+        dx = product(dz, weights[0])[:, :own] if ctx.needs_input_grad[0] else None
+        products[0] = products[0] if products[0] is None else products[0][:, :own]
         if not learned:
             return dx, None, None, None, *[None] * (2 * (count + ctx.head))
         *biases, head_w, head_b = torch.split(sums.sum(0)[: sum(parts)], parts)
