@@ -9,7 +9,7 @@ file's, and the gripper begins open: half open, as mjlab has it, it is narrower 
 other: reach the cube, have it between the fingers, hold it, have it off the table, bring it near its goal, and there
 exactly. The penalties begin at a tenth, because an arm that has to be quiet from the start stops exploring before it
 has found the cube. Settings of PPO are those that mjlab ships for the arm, converted; in a run's log
-``env/Metrics/lift_height/episode_success`` is the share of goals that the cube was brought to within 5 cm.
+``env/Metrics/lift_height/episode_success`` is the share of episodes whose last goal the cube came within 5 cm of.
 
 mjlab multiplies each term by its weight and by the length of a step (0.02 s), so that a weight is a rate per second.
 Each function maps an env to ``[N]``.
