@@ -116,12 +116,12 @@ class _MLP(torch.autograd.Function):
             rounded = [torch.empty_like(w, dtype=kind) for w in weights]
             torch._foreach_copy_(rounded, weights)  # in one launch
             weights = rounded
-        rows, result = x.shape[0], x
+        rows, result, read = x.shape[0], x, x.detach().to(kind)
         # Rows that begin at multiples of 16 bytes are copied faster, above all for the weight gradient.
         spare = -x.shape[1] % (8 if half else 4) if x.shape[1] > _FIRST else 0
         if spare:
-            x, weights[0] = F.pad(x, (0, spare)), F.pad(weights[0], (0, spare))
-        outputs = [x.detach().to(kind).contiguous()]
+            read, weights[0] = F.pad(read, (0, spare)), F.pad(weights[0], (0, spare))
+        outputs = [read.contiguous()]
         large = rows > _LARGE and shared_memory(x.device) > _ROOM
         for i, (w, b) in enumerate(zip(weights, layers[1::2], strict=True)):
             n, k = w.shape
