@@ -217,7 +217,8 @@ def archive_with(target: Path, source: str, **data: Any) -> Path:
 def test_envs_and_the_ratio_of_updates_are_those_of_the_archive(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     frequency = b"\x80\x02cstable_baselines3.common.type_aliases\nTrainFreq\nK\x08"
-    frequency += b"cstable_baselines3.common.type_aliases\nTrainFrequencyUnit\nX\x04\x00\x00\x00step\x85R\x86R."  # TrainFreq(8, TrainFrequencyUnit("step"))
+    # TrainFreq(8, TrainFrequencyUnit("step"))
+    frequency += b"cstable_baselines3.common.type_aliases\nTrainFrequencyUnit\nX\x04\x00\x00\x00step\x85R\x86R."
     text = {":serialized:": base64.b64encode(frequency).decode()}
     file = archive_with(tmp_path / "a.zip", "sb3_sac.zip", n_envs=1, train_freq=text, gradient_steps=4)
     run, _, _ = import_checkpoint(file, "Pendulum", device="cpu")
@@ -310,6 +311,11 @@ def test_statistics_of_the_actor_alone_are_taken_in_by_the_critic(tmp_path: Path
     first = seen @ theirs["mlp.0.weight"].T + theirs["mlp.0.bias"]
     here = policy.normalizer(obs) @ own["trunk.mlp.layers.0.weight"].T + own["trunk.mlp.layers.0.bias"]
     torch.testing.assert_close(here, first, rtol=1e-5, atol=1e-5)
+
+
+def test_an_archive_without_its_ending_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"sb3_ppo' does not exist; did you mean '.*sb3_ppo\.zip'\?"):
+        read_weights(PEERS / "sb3_ppo")
 
 
 def test_commands_say_what_makes_a_run_of_it(capsys: pytest.CaptureFixture[str]) -> None:

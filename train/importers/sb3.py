@@ -49,7 +49,7 @@ def convert(t: Translation) -> None:
 
 
 def choose_task(t: Translation) -> None:
-    """Go into the task's section: the zoo's files hold one for each task, by gymnasium id.
+    """Go into the task's section, or the only one: the zoo's files hold one for each task, by gymnasium id.
 
     Raises:
         ConfigError: there is none for the task.
@@ -58,6 +58,8 @@ def choose_task(t: Translation) -> None:
     if "n_timesteps" in t.source or not sections:
         return
     name = (t.task or "").removeprefix("gym:")
+    if not name and len(sections) == 1:
+        (name,) = sections
     if name not in sections:
         none = "" if name == "" else f", but none for the task '{name}'"
         raise ConfigError(
