@@ -787,6 +787,7 @@ def test_sb3_zoo_layout() -> None:
     assert (ours["learning_rate"], ours["lr_schedule"]) == (0.001, "linear")
     assert ours["clip_range"] == 0.2
     assert row(conversion, "clip_range").status == "changed", "ours does not decline"
+    assert row(conversion, "clip_range").note.endswith("see agent.schedules")
     assert ours["num_minibatches"] == 1
     assert conversion.config["num_iterations"] == math.ceil(1e5 / 256)
 

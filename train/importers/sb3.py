@@ -90,7 +90,7 @@ def _algorithm(t: Translation) -> None:
     t.use("vf_coef", "agent.value_coef", 0.5, number)
     t.use("max_grad_norm", "agent.max_grad_norm", 0.5, number)
     t.use("normalize_advantage", "agent.normalize_advantage", True, one_of({True: "minibatch", False: "none"}))
-    declining = "it declines in SB3, and stays in rlcore"
+    declining = "it declines in SB3, and stays in rlcore; see agent.schedules"
     start, linear = schedule(t.get("clip_range", 0.2))
     t.use("clip_range", "agent.clip_range", 0.2, lambda _: number(start), declining if linear else "", linear)
     limit, _ = schedule(t.get("clip_range_vf"))
