@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from rlcore.agent import Agent
 from rlcore.checkpoint import fitting
@@ -33,6 +34,8 @@ class Progress:
     """The actor's recurrent state for that."""
     episodes: EpisodeStatistics = field(repr=False)
     """Returns and lengths so far of the episodes in flight."""
+    recording: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    """What stands for the agent's recording before it has one, as in a run that was imported."""
     underway: Stopwatch | None = field(default=None, repr=False)
     """Of the latest iteration, while its time is not yet part of ``seconds``."""
     broken_off: Literal["", "rollout", "update"] = ""
@@ -106,6 +109,7 @@ def restore(env: VecEnv, agent: Agent, content: dict[str, Any]) -> tuple[Progres
         env.load_state_dict(content["env"])  # its generator and what a reset may read
     progress = begin(env, agent, stage=None if exact else saved_stage(env, content))
     agent.load_state_dict(content["agent"])
+    progress.recording = {} if saved["iteration"] else content.get("recording", {})
     progress.iteration, progress.env_steps, progress.seconds = saved["iteration"], saved["env_steps"], saved["seconds"]
     if exact and is_stateful(env):
         env.load_state_dict(content["env"])
@@ -140,7 +144,7 @@ def snapshot(env: VecEnv, agent: Agent, progress: Progress) -> dict[str, Any]:
         "agent": agent.state_dict(),
         "progress": progress.state_dict(),
         **_state_of(env, progress),
-        "recording": agent.recording(),
+        "recording": agent.recording() or progress.recording,
         "rng": rng,
     }
 

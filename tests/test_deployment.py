@@ -156,6 +156,9 @@ def test_history_clip_and_scale_are_those_of_the_file(tmp_path: Path) -> None:
     assert first["position"] == pytest.approx([np.nan, -0.5 + 0.03], nan_ok=True)
     assert second["position"] == pytest.approx([np.nan, -3.0 + 0.05], nan_ok=True)
     assert first["velocity"] == pytest.approx([6.8, np.nan], nan_ok=True)
+    with pytest.raises(ValueError, match=r"'q' is \[ 0\. nan\]: let the robot rest"):  # else the clip's low
+        controller.step({"joint_position": [np.nan, 0.0], "mine": [2.0]})
+    assert len(seen) == 2
 
 
 # The schema. ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ The files in ``data/peers`` were written by each library itself, see ``make_chec
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import math
 import pickle
 import random
@@ -19,7 +21,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore.checkpoint import load_checkpoint
+from rlcore.checkpoint import load_checkpoint, save_checkpoint
 from rlcore.config import ConfigError
 from rlcore.policies import ActorPolicy
 from rlcore.train.cli import main
@@ -195,6 +197,53 @@ def test_adam_goes_on_as_it_stood() -> None:
     assert weights.learning_rate == content["optimizer_state_dict"]["param_groups"][0]["lr"]
 
 
+# Training on
+
+
+def serialized(value: Any) -> dict[str, str]:
+    """An object as archives of Stable-Baselines3 have it."""
+    return {":serialized:": base64.b64encode(pickle.dumps(value)).decode()}
+
+
+def archive_with(target: Path, source: str, **data: Any) -> Path:
+    """A copy of an archive whose settings are others."""
+    with zipfile.ZipFile(PEERS / source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, json.dumps(json.loads(content) | data) if name == "data" else content)
+    return target
+
+
+def test_envs_and_the_ratio_of_updates_are_those_of_the_archive(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    frequency = b"\x80\x02cstable_baselines3.common.type_aliases\nTrainFreq\nK\x08"
+    # TrainFreq(8, TrainFrequencyUnit("step"))
+    frequency += b"cstable_baselines3.common.type_aliases\nTrainFrequencyUnit\nX\x04\x00\x00\x00step\x85R\x86R."
+    text = {":serialized:": base64.b64encode(frequency).decode()}
+    file = archive_with(tmp_path / "a.zip", "sb3_sac.zip", n_envs=1, train_freq=text, gradient_steps=4)
+    run, _, _ = import_checkpoint(file, "Pendulum", device="cpu")
+    config = run.read_config()
+    assert (config.num_envs, config.agent.num_steps, config.agent.update_ratio) == (1, 8, 0.5)
+    run, _, _ = import_checkpoint(file, "Pendulum", num_envs=2, device="cpu")
+    assert run.read_config().num_envs == 2 and run.read_config().agent.update_ratio == 0.25
+    target = tmp_path / "touched"
+    file = archive_with(tmp_path / "b.zip", "sb3_sac.zip", train_freq=serialized(Hostile(target)))
+    assert "train_freq" not in read_weights(file).source and not target.exists()
+    assert read_weights(PEERS / "sb3_sac.zip").source["train_freq"] == [1, "step"]
+
+
+def test_an_imported_policy_is_kept_where_training_on_does_worse(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, _, _ = import_checkpoint(PEERS / "sb3_cartpole.zip", "CartPole", device="cpu")
+    content = load_checkpoint(run.checkpoint("last"))
+    content["agent"]["learning_rate"].fill_(0.1)  # which loses all that was learned
+    save_checkpoint(run.checkpoint("last"), content)
+    words = ["train", "--resume", str(run.path), "--num-iterations", "2", "--eval-envs", "10"]
+    assert main(words) == 0
+    assert load_checkpoint(run.best)["progress"]["iteration"] == 0
+    assert "iteration 0: " in capsys.readouterr().out
+
+
 # What does not fit
 
 
@@ -262,6 +311,11 @@ def test_statistics_of_the_actor_alone_are_taken_in_by_the_critic(tmp_path: Path
     first = seen @ theirs["mlp.0.weight"].T + theirs["mlp.0.bias"]
     here = policy.normalizer(obs) @ own["trunk.mlp.layers.0.weight"].T + own["trunk.mlp.layers.0.bias"]
     torch.testing.assert_close(here, first, rtol=1e-5, atol=1e-5)
+
+
+def test_an_archive_without_its_ending_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"sb3_ppo' does not exist; did you mean '.*sb3_ppo\.zip'\?"):
+        read_weights(PEERS / "sb3_ppo")
 
 
 def test_commands_say_what_makes_a_run_of_it(capsys: pytest.CaptureFixture[str]) -> None:

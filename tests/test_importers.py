@@ -773,6 +773,13 @@ def test_sb3_defaults_are_filled_in() -> None:
     assert conversion.config["num_iterations"] == 16
 
 
+def test_the_only_section_of_the_zoo_needs_no_name() -> None:
+    source = {"Pendulum-v1": {"n_envs": 4, "n_timesteps": 1e5, "policy": "MlpPolicy", "gamma": 0.9}}
+    assert agent(convert(source, "sb3", num_envs=None))["gamma"] == 0.9
+    with pytest.raises(ConfigError, match="none for the task 'Hopper-v5'"):
+        convert(source, "sb3", num_envs=None, task="gym:Hopper-v5")
+
+
 def test_sb3_zoo_layout() -> None:
     conversion = convert_file(DATA / "sb3_zoo.yaml", num_envs=8, task="gym:CartPole-v1")
     ours = agent(conversion)
@@ -780,6 +787,7 @@ def test_sb3_zoo_layout() -> None:
     assert (ours["learning_rate"], ours["lr_schedule"]) == (0.001, "linear")
     assert ours["clip_range"] == 0.2
     assert row(conversion, "clip_range").status == "changed", "ours does not decline"
+    assert row(conversion, "clip_range").note.endswith("see agent.schedules")
     assert ours["num_minibatches"] == 1
     assert conversion.config["num_iterations"] == math.ceil(1e5 / 256)
 

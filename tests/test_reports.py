@@ -237,6 +237,12 @@ def test_runs_are_put_together_by_all_but_their_seed(tmp_path: Path) -> None:
     assert "12.5 (12.5 to 12.5)" in page.text
 
 
+def test_a_seed_that_comes_twice_is_named(tmp_path: Path) -> None:
+    runs = [read_run(make_run(tmp_path / name, seed)) for name, seed in (("a", 1), ("b", 2), ("c", 1))]
+    assert "A seed comes twice in CartPole, ppo" in Page(comparison_page(runs)).text
+    assert "comes twice" not in Page(comparison_page(runs[:2])).text
+
+
 def test_the_interval_over_seeds_is_students() -> None:
     mean, low, high = mean_interval(np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]))
     half = 4.302653 / math.sqrt(3)  # t quantile of two degrees of freedom

@@ -60,7 +60,8 @@ def import_checkpoint(
             the task is registered with, else the library's defaults.
         normalizer: the pickle of SB3's VecNormalize; None: the one beside the file.
         nonlinearity: of the hidden layers, which no tensor tells.
-        num_envs: copies of the task with which training would go on.
+        num_envs: copies of the task with which training would go on; None: by the configuration or the archive of SB3,
+            else 64.
         device: where the env is.
         seed: of what follows.
         name: of the run.
@@ -95,6 +96,7 @@ def import_checkpoint(
         progress = begin(env, agent, seed)
         content = snapshot(env, agent, progress) | {"recording": recording, "spec": dataclasses.asdict(spec_of(env))}
         content |= {"config": to_dict(train), "imported": {"library": weights.library, "file": str(file)}}
+        content["owed"] = True  # its evaluation: training on may do worse, and then it is the best
         if "replay" in content["agent"]:
             content["agent"]["replay"] = None  # there is nothing in it
         run = RunFolder.create(train)
@@ -134,7 +136,8 @@ def _settings(
             print(f"note         {error}", file=sys.stderr)
     known = own is not None
     if own is None:
-        own = dict(convert(weights.source, library, num_envs=num_envs or 64, task=task, algo=weights.algo).config)
+        number = num_envs or (None if "n_envs" in weights.source else 64)
+        own = dict(convert(weights.source, library, num_envs=number, task=task, algo=weights.algo).config)
         notes.append(_unknown_settings(library))
     if simulated:
         own["env"] = {**env_options(weights.algo), **own.get("env", {})}

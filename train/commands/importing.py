@@ -30,7 +30,8 @@ class ImportArguments:
     activation: str | None = None
     """Activation of the hidden layers, which no tensor tells; None: by the configuration, else the library's usual."""
     num_envs: int | None = None
-    """Copies of the task with which training goes on; None: by the configuration, else 64."""
+    """Copies of the task with which training goes on; None: by the configuration, or as many as an archive of
+    Stable-Baselines3 was trained with; else 64."""
     seed: int = 1
     """Seed of what follows."""
     device: str = "auto"

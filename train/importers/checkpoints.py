@@ -30,6 +30,8 @@ def read_weights(path: Path, normalizer: Path | None = None) -> Weights:
     """
     if not path.is_file():
         what = "is a folder; name a file in it" if path.is_dir() else "does not exist; check the path"
+        if (archive := Path(f"{path}.zip")).is_file():  # as Stable-Baselines3's load() takes it
+            what = f"does not exist; did you mean '{archive}'?"
         raise ConfigError(f"'{path}' {what}")
     if weights_sb3.known(path):
         weights = Weights("sb3", str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import pickle
@@ -27,10 +28,18 @@ _KNOWN = ("numpy", "gymnasium", "gym", "stable_baselines3", "collections")
 class StandIn:
     """What a pickle wants to build, as what it was to be built from: ``args``, ``state``, ``items``."""
 
-    def __init__(self, *args: Any, **_: Any) -> None:
-        self.args: tuple[Any, ...] = args
-        self.state: Any = None
-        self.items: dict[Any, Any] = {}
+    args: tuple[Any, ...]
+    state: Any
+    items: dict[Any, Any]
+
+    def __new__(cls, *args: Any, **_: Any) -> StandIn:
+        """Keep what it is given; pickles of tuples by name call this alone."""
+        self = super().__new__(cls)
+        self.args, self.state, self.items = args, None, {}
+        return self
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
 
     def __setstate__(self, state: Any) -> None:
         """Keep it."""
@@ -78,6 +87,19 @@ def read_pickle(path: Path) -> Any:
             f"'{path}' is no pickle of Stable-Baselines3's VecNormalize, or a damaged one ({shown(str(error))}); "
             "nothing of it was run"
         ) from None
+
+
+def read_call(text: str) -> tuple[Any, ...]:
+    """What an object was built from, whose pickle is given in base64, each part that is an object a stand-in.
+
+    Returns:
+        Nothing where it is damaged or names anything that ``read_pickle`` refuses; nothing of it was run.
+    """
+    try:
+        value = _Unpickler(io.BytesIO(base64.b64decode(text))).load()
+    except Exception:  # as above
+        return ()
+    return value.args if isinstance(value, StandIn) else ()
 
 
 def fields(value: Any) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ def convert(t: Translation) -> None:
 
 
 def choose_task(t: Translation) -> None:
-    """Go into the task's section: the zoo's files hold one for each task, by gymnasium id.
+    """Go into the task's section, or the only one: the zoo's files hold one for each task, by gymnasium id.
 
     Raises:
         ConfigError: there is none for the task.
@@ -58,6 +58,8 @@ def choose_task(t: Translation) -> None:
     if "n_timesteps" in t.source or not sections:
         return
     name = (t.task or "").removeprefix("gym:")
+    if not name and len(sections) == 1:
+        (name,) = sections
     if name not in sections:
         none = "" if name == "" else f", but none for the task '{name}'"
         raise ConfigError(
@@ -88,7 +90,7 @@ def _algorithm(t: Translation) -> None:
     t.use("vf_coef", "agent.value_coef", 0.5, number)
     t.use("max_grad_norm", "agent.max_grad_norm", 0.5, number)
     t.use("normalize_advantage", "agent.normalize_advantage", True, one_of({True: "minibatch", False: "none"}))
-    declining = "it declines in SB3, and stays in rlcore"
+    declining = "it declines in SB3, and stays in rlcore; see agent.schedules"
     start, linear = schedule(t.get("clip_range", 0.2))
     t.use("clip_range", "agent.clip_range", 0.2, lambda _: number(start), declining if linear else "", linear)
     limit, _ = schedule(t.get("clip_range_vf"))

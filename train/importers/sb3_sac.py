@@ -110,7 +110,7 @@ def _length(t: Translation) -> None:
 def _learning(t: Translation, algorithm: str) -> None:
     default = 3e-4 if algorithm == "sac" else 1e-3
     start, linear = schedule(t.get("learning_rate", default))
-    note = "it declines in SB3, and stays in rlcore; see agent.lr_schedule" if linear else ""
+    note = "it declines in SB3, and stays in rlcore; see agent.schedules" if linear else ""
     t.use("learning_rate", "agent.learning_rate", default, lambda _: number(start), note, changed=linear)
     t.use("buffer_size", "agent.buffer_size", 1_000_000, positive)
     t.use("learning_starts", "agent.learning_starts", 100, whole)

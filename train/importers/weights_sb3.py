@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from rlcore.config import ConfigError
-from rlcore.train.importers.pickles import array, fields, read_member, read_pickle, read_torch
+from rlcore.train.importers.pickles import StandIn, array, fields, read_call, read_member, read_pickle, read_torch
 from rlcore.train.importers.weights import (
     Moments,
     Piece,
@@ -101,6 +101,11 @@ def _source(data: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(data.get(key), dict):
             number = re.search(r"val(?:ue)?=([0-9.eE+-]+)", str(data[key].get("value_schedule", "")))
             found |= {} if number is None else {key: float(number[1])}
+    frequency = data.get("train_freq")  # TrainFreq(4, TrainFrequencyUnit("step"))
+    if isinstance(frequency, dict):
+        match read_call(str(frequency.get(":serialized:", ""))):
+            case (int() as steps, StandIn(args=(("step" | "episode") as unit,))) if steps > 0:
+                found["train_freq"] = [steps, unit]
     return found
 
 

@@ -75,6 +75,9 @@ def _groups(groups: Sequence[Group]) -> Html:
             _over_seeds(group, "success", "eval/success", share=True),
         ])  # fmt: skip
     about = "Of eval.json, else the last evaluation of the training; in brackets 95% intervals over seeds, Student's t."
+    twice = [group.label for group in groups if len({run.config.get("seed") for run in group.runs}) < len(group.runs)]
+    if twice:
+        about += f" A seed comes twice in {'; '.join(twice)}: such runs are not independent, and intervals too narrow."
     head = ["", "runs", "seeds", "evaluated return", "evaluated success"]
     return joined([table(head, rows), tag("p", about, class_="soft")])
 
