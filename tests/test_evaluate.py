@@ -352,7 +352,8 @@ def test_the_best_policy_is_within_the_limits_on_costs() -> None:
     for value, cost in ((90.0, 30.0), (80.0, 20.0), (99.0, 25.0), (40.0, 9.0), (60.0, 10.0), (95.0, 11.0), (50.0, 2.0)):
         taken.append(best.replaced_by(len(taken), result(value, cost), None, policy))  # type: ignore[arg-type]
         if len(taken) == 3:
-            least = "the least over the limits on costs (cost 20, at most 10 an episode), of 3 policies evaluated"
-            assert best.why() == f"iteration 1: return 80, {least}"
+            least = "the least over the limits on costs (cost 20, at most 10 an episode; heat 0, at most 0.5 a step)"
+            assert best.why() == f"iteration 1: return 80, {least}, of 3 policies evaluated"
     assert taken == [True, True, False, True, True, False, False]
-    assert best.why() == "iteration 4: return 60, the highest within the limits, of 7 policies evaluated"
+    within = "the highest within the limits (cost 10, at most 10 an episode; heat 0, at most 0.5 a step)"
+    assert best.why() == f"iteration 4: return 60, {within}, of 7 policies evaluated"

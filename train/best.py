@@ -122,10 +122,9 @@ class Best:
         most = "the only one evaluated" if count == 1 else f"the highest of {count} policies evaluated"
         of = f", of {count} policies evaluated" * (count > 1)
         if self._costs:
-            measured = spent(self.result, self._costs).items()
-            over = [f"{k} {x:.4g}, {self._costs[k].text}" for k, x in measured if x > self._costs[k].limit]
-            least = f"the least over the limits on costs ({'; '.join(over)})"
-            most = (least if over else "the highest within the limits") + of
+            told = [f"{k} {x:.4g}, {self._costs[k].text}" for k, x in spent(self.result, self._costs).items()]
+            most = "the least over the limits on costs" if self.excess > 0 else "the highest within the limits"
+            most += f" ({'; '.join(told)}){of}" if told else of
         if self.result.tasks:
             kind, value = f"score over {len(self.result.tasks)} tasks", self.score
         text = f"iteration {self.iteration}: {kind} {value:.4g}, {most}"
