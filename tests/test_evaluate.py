@@ -330,8 +330,9 @@ def test_the_wilson_interval_is_that_of_a_worked_example() -> None:
     low, high = wilson_interval(0.75, 20)
     assert low == pytest.approx(0.5313, abs=1e-4)
     assert high == pytest.approx(0.8881, abs=1e-4)
-    assert wilson_interval(1.0, 50)[1] == 1.0
-    assert wilson_interval(0.0, 50)[0] == 0.0
+    for n in (10, 50, 100):
+        assert wilson_interval(1.0, n)[1] == 1.0
+        assert wilson_interval(0.0, n)[0] == 0.0
 
 
 def test_the_best_policy_is_within_the_limits_on_costs() -> None:
