@@ -41,10 +41,11 @@ def _head(metadata: Mapping[str, Any]) -> str:
 def _gate(gate: Any) -> str:
     if not isinstance(gate, Mapping):
         return f"{gate}; nothing keeps the file from risky actions"
-    risk = f"a risk above {_text(gate['threshold'])} of a violation within {gate['horizon']} steps"
+    threshold, horizon = _text(gate["threshold"]), _text(gate["horizon"])
     if gate["acts"]:
+        risk = f"a risk above {threshold} of a violation within {horizon} steps"
         return f"replaces actions of {risk} ({gate['fallback']})"
-    return f"tells the risk, and replaces nothing (threshold {_text(gate['threshold'])}, {gate['horizon']} steps)"
+    return f"tells the risk, and replaces nothing (threshold {threshold}, {horizon} steps)"
 
 
 def _joints(metadata: Mapping[str, Any]) -> str:

@@ -408,7 +408,7 @@ def test_what_is_told_of_an_export_is_what_its_file_tells(tmp_path: Path) -> Non
 
 
 def test_show_tells_what_the_gate_in_a_file_does() -> None:
-    gate = {"threshold": 0.1, "fallback": "recovery", "horizon": 7, "acts": True}
+    gate = {"threshold": 0.1, "fallback": "recovery", "horizon": 7.0, "acts": True}
     acting = "replaces actions of a risk above 0.1 of a violation within 7 steps (recovery)"
     for told, text in (
         (gate, acting),
