@@ -31,10 +31,21 @@ def _head(metadata: Mapping[str, Any]) -> str:
         shapes = (f"{key} {list(shape)}" for key, shape in (metadata.get(name) or {}).items())
         if metadata.get(name):
             rows.append([name, ", ".join(shapes)])
+    rows += [["gate", _gate(metadata["gate"])]] if metadata.get("gate") else []
     rows += [[key, str(metadata[key])] for key in ("frame", "quaternions") if key in metadata]
     if "parity_max_abs_error" in metadata:
         rows.append(["parity", f"{metadata['parity_max_abs_error']:.2g} at most"])
     return _table(rows)
+
+
+def _gate(gate: Any) -> str:
+    if not isinstance(gate, Mapping):
+        return f"{gate}; nothing keeps the file from risky actions"
+    threshold, horizon = _text(gate["threshold"]), _text(gate["horizon"])
+    if gate["acts"]:
+        risk = f"a risk above {threshold} of a violation within {horizon} steps"
+        return f"replaces actions of {risk} ({gate['fallback']})"
+    return f"tells the risk, and replaces nothing (threshold {threshold}, {horizon} steps)"
 
 
 def _joints(metadata: Mapping[str, Any]) -> str:

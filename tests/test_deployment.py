@@ -410,6 +410,19 @@ def test_what_is_told_of_an_export_is_what_its_file_tells(tmp_path: Path) -> Non
     assert build_metadata(spec, policy)["action_scale"] == "0.5,0.25"
 
 
+def test_show_tells_what_the_gate_in_a_file_does() -> None:
+    gate = {"threshold": 0.1, "fallback": "recovery", "horizon": 7.0, "acts": True}
+    acting = "replaces actions of a risk above 0.1 of a violation within 7 steps (recovery)"
+    for told, text in (
+        (gate, acting),
+        (gate | {"acts": False}, "tells the risk, and replaces nothing (threshold 0.1, 7 steps)"),
+        ("left out", "left out; nothing keeps the file from risky actions"),
+    ):
+        (line,) = [line for line in shown({"gate": told}).splitlines() if line.strip().startswith("gate")]
+        assert line.split(maxsplit=1)[1] == text
+    assert "gate" not in shown({"task": "Bare"})
+
+
 def test_show_of_a_file_that_tells_little(tmp_path: Path) -> None:
     spec = EnvSpec(task="Bare", observation_sizes={"policy": 3}, discrete=True, action_size=2)
     export_onnx(build_policy(spec, PPOConfig()), spec, tmp_path / "policy.onnx", recording=None)

@@ -308,6 +308,7 @@ FAULTY_RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "run.evaluation": ({"eval/return": lambda x: 10.0}, {}),
     "run.dropped": ({"rollout/dropped": lambda x: 100.0}, {}),
     "run.skipped": ({"policy/skipped_minibatches": lambda x: 3.0}, {}),
+    "run.limit": ({"safety/heat_cost": lambda x: 40 - 10 * x, "safety/heat_limit": lambda x: 6.0}, {}),
     "run.nan": ({"loss/policy": lambda x: math.nan if x > 0.5 else 0.1}, {}),
     "run.replay_lost": ({"replay/lost": lambda x: 0.2}, {}),
 }
@@ -317,6 +318,11 @@ FAULTY_RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def test_what_is_wrong_with_a_run_is_found_and_nothing_else(check: str, tmp_path: Path) -> None:
     curves, settings = FAULTY_RUNS[check]
     assert wrong(examine_run(make_run(tmp_path / "run", curves, **settings))) == {check}
+
+
+def test_a_cost_that_came_to_its_limit_is_healthy(tmp_path: Path) -> None:
+    cost = {"safety/heat_cost": lambda x: 60 * 0.01**x + 6, "safety/heat_limit": lambda x: 6.0}
+    assert wrong(examine_run(make_run(tmp_path / "run", cost))) == set()
 
 
 def test_a_healthy_run_is_healthy_and_no_env_is_made(

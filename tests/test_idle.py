@@ -129,3 +129,18 @@ def test_a_file_is_told_of_like_flags_and_a_converted_one_of_nothing_that_it_has
     config, _ = default_config("Pendulum")
     off = replace(config, agent=replace(config.agent, normalize_obs=False, clip_obs=None))
     assert idle_settings(off, spec_of(make_env("Pendulum", 2))) == []
+
+
+def test_convolutions_of_who_reads_no_image_are_named() -> None:
+    usual, _ = default_config("Pendulum")
+    spec = replace(spec_of(make_env("Pendulum", 2)), image_shapes={"camera": (1, 24, 24)})
+    cnn = {"actor.cnn.channels": [8], "critic.cnn.channels": [8]}
+
+    def told(**groups: Any) -> list[str]:
+        return idle_settings(replace(usual, agent=with_settings(usual.agent, cnn | groups)), spec)
+
+    why = "reads no image; agent.critic_obs names what it reads"
+    assert told()[1] == f"agent.critic.cnn.channels [8] has no effect: the critic {why}"
+    assert [line.split()[0] for line in told()] == ["agent.actor.cnn.channels", "agent.critic.cnn.channels"]
+    assert [line.split()[0] for line in told(critic_obs=["policy", "camera"])] == ["agent.actor.cnn.channels"]
+    assert told(actor_obs=["policy", "camera"]) == []

@@ -387,3 +387,18 @@ def test_where_no_run_is_the_nearest_and_the_newest_of_its_task_are_named(
     assert "no checkpoint '7' in" in (text := said(str(folder / "checkpoints" / "7.pt"))) and "there is 20" in text
     monkeypatch.chdir(tmp_path.parent)
     assert "give a run folder (it has a config.yaml and checkpoints/)" in said("nowhere")
+
+
+def test_limits_on_costs_and_the_gate_are_told_beside_what_they_were(tmp_path: Path) -> None:
+    limits = {"safety/heat_cost": 25.5, "safety/heat_limit": 6.0, "safety/heat_multiplier": 1.25}
+    screen = io.StringIO()
+    with RunLogger(tmp_path, total=3, log_interval=1, console=Console(file=screen)) as logger:
+        logger.report(Report(1, 10, {"rollout/reward": 1.0, **limits}), {})
+        waiting = {"safety/heat_limit": 6.0, "safety/heat_multiplier": 0.0}  # no episode ended
+        logger.report(Report(2, 20, {"rollout/reward": 1.0, **waiting}), {})
+        gate = {"safety/violations": 0.5, "safety/gate_share": 0.25}
+        logger.report(Report(3, 30, {"rollout/reward": 1.0, **gate}), {})
+    first, second, third = (line.split("reward 1")[1] for line in screen.getvalue().splitlines())
+    assert first == "  heat cost 25.5 of 6  heat multiplier 1.25"
+    assert second == "  heat multiplier 0"
+    assert third == "  violations 0.5  gate acted 0.25"

@@ -25,6 +25,7 @@ from rlcore.signals import SignalConfig
 from rlcore.train.algorithms import find
 from rlcore.train.arguments import UsageError, parse, split_words
 from rlcore.train.cli import main
+from rlcore.train.commands.eval import eval_command
 from rlcore.train.config import TrainConfig, config_class
 from rlcore.train.defaults import default_config
 
@@ -722,6 +723,9 @@ def test_algorithms_without_limits_say_which_have_them() -> None:
         from_dict(find(own).config, {"safety": {}}, "file")
     for algo in ("ppo", "sac", "ddpg"):
         split_words(words, config_class(algo), free="env")
+    match = r"unknown setting --agent\.safety\.costs\.cost\.limit; those of the agent are the run's, as it was trained$"
+    with pytest.raises(UsageError, match=match):
+        eval_command(words)
 
 
 # Learning

@@ -332,16 +332,16 @@ def _unknown(shown: str, key: str, settings: dict[str, Any], free: str | None) -
         return f"--{shown} is a group of settings; write --{shown}.NAME VALUE"
     if key == free or _is_dict(settings.get(key)):
         return f"--{shown} needs the name of an option; write --{shown}.OPTION VALUE"
+    if key.startswith("agent.") and "agent" not in {name.partition(".")[0] for name in settings}:
+        return f"unknown setting --{shown}; those of the agent are the run's, as it was trained"
     group = key.removeprefix("agent.").partition(".")[0]
     if group in ALONE and not any(name.startswith(f"agent.{group}.") for name in settings):
         return f"unknown setting --{shown}; {ALONE[group]}"
     last = key.rpartition(".")[2]
     if "algo" in settings and last in INSTEAD:
         return f"unknown setting --{shown}; {INSTEAD[last]}"
-    if last in ELSEWHERE:
-        match = next((name for name in ELSEWHERE[last].split() if name in settings), None)
-    else:
-        match = _nearest_setting(key, settings)
+    there = (name for name in ELSEWHERE.get(last, "").split() if name in settings)
+    match = next(there, None) if last in ELSEWHERE else _nearest_setting(key, settings)
     hint = f"did you mean {flag_of(match)}?" if match else "--help lists the settings"
     return f"unknown setting --{shown}; {hint}"
 

@@ -122,7 +122,9 @@ class Best:
         most = "the only one evaluated" if count == 1 else f"the highest of {count} policies evaluated"
         of = f", of {count} policies evaluated" * (count > 1)
         if self._costs:
-            most = ("the least over the limits on costs" if self.excess > 0 else "the highest within the limits") + of
+            told = [f"{k} {x:.4g}, {self._costs[k].text}" for k, x in spent(self.result, self._costs).items()]
+            most = "the least over the limits on costs" if self.excess > 0 else "the highest within the limits"
+            most += f" ({'; '.join(told)}){of}" if told else of
         if self.result.tasks:
             kind, value = f"score over {len(self.result.tasks)} tasks", self.score
         text = f"iteration {self.iteration}: {kind} {value:.4g}, {most}"
@@ -177,18 +179,23 @@ def wider(ranges: Mapping[str, tuple[float, float]], result: Evaluation) -> dict
     return found
 
 
-def excess(result: Evaluation, costs: Mapping[str, CostConfig]) -> float:
-    """By how much an evaluation is over limits on costs, each in multiples of its scale; 0 where it is within all."""
-    total = 0.0
+def spent(result: Evaluation, costs: Mapping[str, CostConfig]) -> dict[str, float]:
+    """What an evaluation cost, by name, as the kinds of the limits measure it; without what no episode tells."""
+    found = {}
     for name, cost in costs.items():
         sums = result.signals.get(name, result.returns[:0])
         known = sums.isfinite()
         if known.any():
-            spent = sums[known]
-            spent = (spent > 0).double() if cost.kind == "probability" else spent  # costs are not negative
+            of = sums[known]
+            of = (of > 0).double() if cost.kind == "probability" else of  # costs are not negative
             number = result.lengths[known].sum() if cost.kind == "per_step" else known.sum()
-            total += max(0.0, float(spent.sum() / number) - cost.limit) / cost.unit
-    return total
+            found[name] = float(of.sum() / number)
+    return found
+
+
+def excess(result: Evaluation, costs: Mapping[str, CostConfig]) -> float:
+    """By how much an evaluation is over limits on costs, each in multiples of its scale; 0 where it is within all."""
+    return sum(max(0.0, value - costs[k].limit) / costs[k].unit for k, value in spent(result, costs).items())
 
 
 def told_of_stages(first: Stage | None, which: str) -> list[str]:

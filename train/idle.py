@@ -10,6 +10,7 @@ from rlcore.config import ConfigError, shown, to_dict
 from rlcore.ddpg import DDPGConfig
 from rlcore.env import EnvSpec
 from rlcore.networks import KINDS
+from rlcore.observations import choose_groups, groups_of, images
 from rlcore.off_policy_config import OffPolicyConfig
 from rlcore.ppo_config import PPOConfig
 from rlcore.sac import SACConfig
@@ -48,6 +49,12 @@ def _remembers(agent: Any) -> bool:
     return agent.classifier.type != "none" or any(n.rnn.type != "none" or n.kind not in KINDS for n in networks)
 
 
+def _sees(name: str, agent: Any, spec: EnvSpec) -> bool:
+    """Whether the actor, or the critic, reads an image."""
+    actor, critic = choose_groups(groups_of(spec), agent.actor_obs, agent.critic_obs)
+    return bool(images(spec, actor if name == "actor" else critic))
+
+
 def _network(name: str) -> tuple[Rule, ...]:
     return (
         Rule(
@@ -60,6 +67,10 @@ def _network(name: str) -> tuple[Rule, ...]:
             f"agent.{name}.kind is mlp, and residual blocks alone have it",
         ),
         Rule(_BOTH, f"{name}.cnn", lambda _, spec: not spec.image_shapes, "the env gives no images"),
+        Rule(
+            _BOTH, f"{name}.cnn", lambda agent, spec: bool(spec.image_shapes) and not _sees(name, agent, spec),
+            f"the {name} reads no image; agent.{name}_obs names what it reads",
+        ),
     )  # fmt: skip
 
 

@@ -61,4 +61,5 @@ def wilson_interval(fraction: float, n: int, confidence: float = 0.95) -> tuple[
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     center = (fraction + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
-    return max(0.0, center - half), min(1.0, center + half)
+    # At none and at all an end is exact, which the difference of the two is not.
+    return 0.0 if fraction == 0 else max(0.0, center - half), 1.0 if fraction == 1 else min(1.0, center + half)

@@ -61,6 +61,12 @@ SHORT = {
 }
 """What a printed line has, in this order: metrics, and what they are called there."""
 
+LIMITED = {
+    "safety/violations": "violations",
+    "safety/gate_share": "gate acted",
+}
+"""Rows of a run that has a gate, in the table and in a line, behind those of its limits on costs."""
+
 
 class Average:
     """Means over a few iterations, in which episode figures count by their number, and steps a second by seconds."""
@@ -304,7 +310,7 @@ class Display:
             self._live.refresh()
             return
         width = len(str(self._total))
-        figures = "  ".join(f"{name} {_figure(metrics[key])}" for key, name in SHORT.items() if key in metrics)
+        figures = "  ".join(f"{name} {figure}" for name, figure in _told(metrics, SHORT))
         # A plain write: rich would wrap at the 80 columns that it assumes where there is no terminal.
         print(
             f"[{report.iteration:>{width}}/{self._total}] {report.env_steps:,} steps  "
@@ -315,13 +321,27 @@ class Display:
 
     def _picture(self) -> Group:
         table = Table(show_header=False, box=None, padding=(0, 2))
-        shown = [(name, _figure(self._latest[key])) for key, name in SHOWN.items() if key in self._latest]
+        shown = _told(self._latest, SHOWN)
         half = (len(shown) + 1) // 2
         for i in range(half):
             right = shown[half + i] if half + i < len(shown) else ("", "")
             table.add_row(*shown[i], *right)
         lines = [(self._doing, ""), (self._hint, "bold yellow")]
         return Group(self._progress, table, *(Text(text, style) for text, style in lines if text))
+
+
+def _told(metrics: Mapping[str, float], names: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Names and figures of what is shown: what ``names`` has, each cost beside its limit, and what a gate did."""
+    found = [(name, _figure(metrics[key])) for key, name in names.items() if key in metrics]
+    for key in metrics:
+        if not (key.startswith("safety/") and key.endswith("_limit")):
+            continue
+        cost = key.removeprefix("safety/").removesuffix("_limit")
+        if f"safety/{cost}_cost" in metrics:  # else no episode has ended
+            found.append((f"{cost} cost", f"{_figure(metrics[f'safety/{cost}_cost'])} of {_figure(metrics[key])}"))
+        if f"safety/{cost}_multiplier" in metrics:
+            found.append((f"{cost} multiplier", _figure(metrics[f"safety/{cost}_multiplier"])))
+    return found + [(name, _figure(metrics[key])) for key, name in LIMITED.items() if key in metrics]
 
 
 def _figure(value: float) -> str:

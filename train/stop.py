@@ -22,6 +22,9 @@ EVALUATED = ("eval/return", "eval/score", "eval/length", "eval/success")
 OF_PARTS = ("eval/return_", "eval/success_", "eval/signal_")
 """What evaluations tell: these, and of each task or signal what begins so."""
 
+ANEW = "; a run that is resumed wants --stop-at anew, or none"
+"""Behind a refusal of what a run has in its settings, and would meet again when it goes on."""
+
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 _CONDITION = re.compile(r"\s*([^\s<>=,]+)\s*(>=|<=|>|<)\s*([^\s<>=,]+)\s*,?")
@@ -159,7 +162,7 @@ class Stop:
         for condition in () if none_ended else self._conditions:
             if condition.metric.startswith("eval/") and condition.metric not in self._seen:
                 hint = nearest(condition.metric, self._seen)
-                raise ConfigError(f"stop_at: evaluations of this run do not tell '{condition.metric}'; {hint}")
+                raise ConfigError(f"stop_at: evaluations of this run do not tell '{condition.metric}'; {hint}{ANEW}")
         self._test(figures, of_evaluations=True)
         self._without = 0 if better else self._without + 1
         if self._patience is not None and self._without >= self._patience:
@@ -180,7 +183,7 @@ class Stop:
             due = self._ended(condition.metric) if family in _AFTER_EPISODES else learning or not slash
             if family != "eval" and due and condition.metric not in self._seen:
                 hint = nearest(condition.metric, {*self._seen, *EVALUATED})
-                raise ConfigError(f"stop_at: no metric of this run is called '{condition.metric}'; {hint}")
+                raise ConfigError(f"stop_at: no metric of this run is called '{condition.metric}'; {hint}{ANEW}")
 
     def _ended(self, metric: str) -> bool:
         """Whether an episode has ended of what a metric is of: of all, or of one of several tasks."""

@@ -226,7 +226,7 @@ def _job(folder: Path, plan: SweepPlan, notes: Sequence[str] = ()) -> Job:
             for note in notes:
                 say(console, f"note         {note}")
             if study.begun:
-                say(console, f"resumed      after {study.begun} trials")
+                say(console, f"resumed      after {study.begun} trial{'s' * (study.begun > 1)}")
             runner = Runner(folder, plan, study, console)
             runner.on_end = lambda: write_table(folder / TABLE_FILE, study.trials(), plan)
             stopped = runner.train()

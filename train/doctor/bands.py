@@ -105,5 +105,8 @@ EVALUATED_LESS = 0.5
 """Shortfall of evaluations against the returns of training, as a part of the range of the latter."""
 LOST = 0.01
 """Share of samples of the replay memory that count for nothing; the training warns of the same."""
+OVER_LIMIT = 1.5
+"""A cost in multiples of its limit, in the median of the second half of a run: a PID controller swings about the limit
+(Stooke et al. 2020, arXiv:2007.03964), and by then by less."""
 FEWEST_ROWS = 8
 """Rows of metrics.csv without which nothing is said of trends."""

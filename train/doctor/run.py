@@ -40,7 +40,7 @@ def examine_run(path: Path) -> Examination:
             )
         )
         return into
-    for check in (_returns, _updates, _critic, _exploration, _rates, _replay):
+    for check in (_returns, _updates, _critic, _exploration, _rates, _replay, _limits):
         into.add(check(curves))
     return into
 
@@ -370,4 +370,19 @@ def _replay(curves: Curves) -> Iterator[Finding]:
                 value=drawn,
                 why="the classic settings for one env; with many envs the learner takes nearly all the time",
                 remedy="none is needed with one or a few envs; else --preset gpu, or less --agent.update-ratio",
+            )
+
+
+def _limits(curves: Curves) -> Iterator[Finding]:
+    for key in [key for key in curves.columns if key.startswith("safety/") and key.endswith("_limit")]:
+        name = key.removeprefix("safety/").removesuffix("_limit")
+        cost, limit = curves.late(f"safety/{name}_cost"), curves.late(key)
+        if cost is not None and limit is not None and limit > 0 and cost > bands.OVER_LIMIT * limit:
+            yield Finding(
+                severity="warning",
+                check="run.limit",
+                what=f"the cost {name} is {cost:.4g}, {cost / limit:.3g} times its limit of {limit:g}",
+                value=cost,
+                why="no policy with this noise meets the limit, or the multiplier has outgrown the reward",
+                remedy="a limit that can be met, or limits on a policy that was trained without: --init-from RUN",
             )
