@@ -1,4 +1,4 @@
-"""What MAML's policy is worth on tasks that it has not seen, beside learning them anew from as many episodes.
+"""What MAML's policy is worth on tasks that it has not seen, beside learning others, drawn alike, from as many episodes.
 
     python benchmarks/adaptation.py --run runs/Navigation-2D/maml/RUN
 
