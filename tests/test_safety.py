@@ -167,11 +167,11 @@ def test_costs_are_those_of_a_loop_over_episodes(skips: bool) -> None:
 # The multipliers
 
 
-@pytest.mark.parametrize("most", [math.inf, 0.5])
-def test_pid_is_a_float64_loop(most: float) -> None:
+@pytest.mark.parametrize(("most", "ceiling"), [(math.inf, 100.0), (0.5, 100.0), (math.inf, 0.5)])
+def test_pid_is_a_float64_loop(most: float, ceiling: float) -> None:
     """Two costs, of which one is not measured now and then; its controller waits."""
     costs = {"a": CostConfig(limit=25.0), "b": CostConfig(limit=0.0, scale=0.1)}
-    config = SafetyConfig(costs=costs, excess_max=most)
+    config = SafetyConfig(costs=costs, excess_max=most, multiplier_max=ceiling)
     safety = Safety(config, 1, True)
     draw = torch.Generator().manual_seed(0)
     limits, scales = (25.0, 0.0), (25.0, 0.1)
@@ -192,14 +192,14 @@ def test_pid_is_a_float64_loop(most: float) -> None:
                 continue
             s, excess = state[k], min((cost - limits[k]) / scales[k], most)
             s["error"] = 0.95 * s["error"] + 0.05 * excess
-            s["total"] = min(max(s["total"] + 0.25 * excess, 0.0), 100.0)
+            s["total"] = min(max(s["total"] + 0.25 * excess, 0.0), ceiling)
             s["smooth"] = 0.95 * s["smooth"] + 0.05 * cost / scales[k]
             rise = min(max(s["smooth"] - s["past"].pop(0), 0.0), most)
             s["past"].append(s["smooth"])
-            expected[k] = min(max(2.5 * s["error"] + s["total"] + 0.25 * rise, 0.0), 100.0)
-            reached.add(expected[k] > 0)
+            expected[k] = min(max(2.5 * s["error"] + s["total"] + 0.25 * rise, 0.0), ceiling)
+            reached.add("none" if expected[k] == 0 else "most" if expected[k] == ceiling else "some")
         assert safety.multiplier.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert reached == {True, False}
+    assert reached == {"none", "some"} | ({"most"} if ceiling < 100 else set())
 
 
 def test_at_a_limit_of_25_the_gains_are_those_of_omnisafe() -> None:

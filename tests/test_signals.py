@@ -99,6 +99,15 @@ def test_sums_of_episodes_in_flight_go_on_after_a_resume() -> None:
     assert any("signal/effort_episode" in row for row in whole[20:])
 
 
+def test_a_restart_forgets_the_sums_of_episodes_in_flight() -> None:
+    agent = PPO(Priced(4, seed=1), CONFIG, seed=1)
+    progress = agent.learn(1)
+    assert set(progress.episodes.signals) == {"effort", "height"}
+    assert all(sums.all() for sums in progress.episodes.signals.values())
+    progress.restart(agent.env, agent)
+    assert not any(sums.any() for sums in progress.episodes.signals.values())
+
+
 WRONG = {
     "shape": ({"a": torch.zeros(4, 1)}, r"the signal 'a' is torch.float32 of shape \(4, 1\).*of shape \(4,\)"),
     "type": ({"a": torch.zeros(4, dtype=torch.float64)}, "the signal 'a' is torch.float64.*return torch.float32"),
