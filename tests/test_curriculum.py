@@ -330,6 +330,10 @@ def test_returns_of_whole_episodes_are_a_success_where_nothing_else_is() -> None
     assert env._own.tolist() == [1, 1, 0, 0] and ended(env) == (4, 2)
     played(env, torch.tensor([[0.0], [1.0], [0.0], [0.0]]))  # from 0 anew
     assert env._own.tolist() == [2, 0, 1, 1]
+    env.step(torch.zeros(4, 1))
+    assert env._returns.all()
+    env.reset()  # no episode has what another one earned
+    assert not env._returns.any()
 
 
 class Goals(Ladder):

@@ -311,6 +311,10 @@ def test_the_return_decides_where_the_env_does_not_tell_success() -> None:
         total += env.step(torch.zeros(4, 1)).reward
     assert float(env.adapt()["randomize/success"]) == float((total >= -30).float().mean())
     assert (env._return == 0).all() and math.isnan(float(env.adapt()["randomize/success"]))
+    env.step(torch.zeros(4, 1))
+    assert env._return.all()
+    env.reset()  # no episode has what another one earned
+    assert not env._return.any()
 
 
 class ToldLate(Threshold):
