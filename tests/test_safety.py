@@ -228,6 +228,32 @@ def test_lagrange_is_adam_on_the_multiplier() -> None:
     assert positive > 20 and reference.item() < 0.9
 
 
+@pytest.mark.parametrize("method", ["pid", "lagrange"])
+def test_a_multiplier_waits_for_an_episode_to_end(method: Any) -> None:
+    """The same excess, counted again and again, would wind it up; a cost by step is measured in every rollout."""
+    costs = {"episode": CostConfig(limit=1.0), "step": CostConfig(limit=0.5, kind="per_step")}
+    safety = Safety(SafetyConfig(method=method, costs=costs), 3, True)
+    data = {f"signal_{name}": torch.ones(4, 3) for name in costs}
+    data |= {name: torch.zeros(4, 3, dtype=torch.bool) for name in ("terminated", "truncated")}
+    advantages, learned = torch.randn(3, 4, 3), torch.ones(4, 3, dtype=torch.bool)
+
+    def state() -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in safety.named_buffers() if name != "running"}
+
+    def moved() -> list[bool]:
+        """Of each cost, whether anything that its multiplier goes by has changed over a rollout."""
+        before = state()
+        metrics = safety.weigh(data, advantages[0], advantages[1:], learned, (0.99, 0.99))[2]
+        assert metrics["safety/episode_cost"].isnan() != data["truncated"].any()
+        return [any(not torch.equal(old[..., k], state()[n][..., k]) for n, old in before.items()) for k in range(2)]
+
+    assert moved() == [False, True]
+    data["truncated"][2] = True
+    assert moved() == [True, True]
+    data["truncated"][2] = False
+    assert moved() == [False, True]
+
+
 # Advantages and targets
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore import PPO, SAC, ConfigError, PPOConfig, SACConfig, Step
+from rlcore import PPO, SAC, ConfigError, NetworkConfig, PPOConfig, SACConfig, Step
 from rlcore.config import from_dict
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.null import Null
@@ -229,10 +229,10 @@ def test_advantages_and_returns_by_column_are_those_of_a_float64_loop(case: str)
 
 def test_a_priced_signal_is_avoided() -> None:
     """Torque costs more than standing upright is worth: the pendulum is left to hang."""
-    efforts = []
+    efforts, net = [], NetworkConfig(hidden_dims=(32, 32))
     for weight in (0.0, -20.0):
         signals = {"effort": SignalConfig(weight=weight)}
-        config = PPOConfig(num_steps=16, num_minibatches=4, learning_rate=3e-3, signals=signals)
+        config = PPOConfig(num_steps=16, num_minibatches=4, learning_rate=3e-3, signals=signals, actor=net, critic=net)
         reports: list[Report] = []
         PPO(Priced(64, seed=1), config, seed=1).learn(15, on_report=reports.append)
         efforts.append(sum(report.metrics["signal/effort"] for report in reports[-5:]) / 5)
