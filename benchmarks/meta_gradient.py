@@ -44,7 +44,7 @@ SHOWN = {
 
 
 def measured(config: MAMLConfig, num_envs: int, steps: int, device: torch.device, count: int) -> dict[str, Any]:
-    """Milliseconds of an update (median, quartiles) and, on CUDA, seconds to record it and MiB allocated at most and reserved."""
+    """Milliseconds of an update, and its quartiles; on CUDA also seconds to record it, MiB at most and reserved."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
