@@ -251,6 +251,34 @@ def test_a_difference_that_may_be_rounding_is_refused_with_what_to_do(tmp_path: 
     assert "rounding" not in str(error.value)
 
 
+class BrokenAt(Controller):
+    """The traced graph is another where the first number of ``goal`` is above a limit: there all actions differ."""
+
+    def __init__(self, limit: float, by: float) -> None:
+        super().__init__()
+        self.limit, self.by = limit, by
+
+    def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
+        action, state = super().forward(obs, state)
+        if torch.onnx.is_in_onnx_export():
+            action = torch.where(obs["goal"][:, :1] > self.limit, action + self.by, action)
+        return action, state
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(("limit", "by"), [(15.0, 0.5), (1.5, float("nan"))], ids=["far out", "no number"])
+def test_a_file_that_differs_far_out_or_gives_no_number_is_refused(
+    limit: float, by: float, recorded: bool, tmp_path: Path
+) -> None:
+    """Random observations as far as 15 are ten times as far out as usual: those of a fault, or of a fall."""
+    recording = make_recording() if recorded else None
+    assert recording is None or recording["goal"].max() < 15
+    size = r"0\.0\d+" if by == 0.5 else "inf"  # of ten times the usual, a tenth
+    with pytest.raises(ExportError, match=rf"largest difference {size} in output 'actions\[\d\]', above the tolerance"):
+        export_onnx(BrokenAt(limit, by), make_spec(), tmp_path / "policy.onnx", recording=recording)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_difference_on_recorded_observations_alone_is_found(tmp_path: Path) -> None:
     class BrokenFarOut(Controller):
         def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
