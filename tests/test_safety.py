@@ -208,12 +208,13 @@ def test_at_a_limit_of_25_the_gains_are_those_of_omnisafe() -> None:
     assert [gain / 25 for gain in (config.proportional, config.integral, config.derivative)] == [0.1, 0.01, 0.01]
 
 
-def test_lagrange_is_adam_on_the_multiplier() -> None:
-    config = SafetyConfig(method="lagrange", costs={"a": CostConfig(limit=25.0)})
+@pytest.mark.parametrize("ceiling", [100.0, 0.4])
+def test_lagrange_is_adam_on_the_multiplier(ceiling: float) -> None:
+    config = SafetyConfig(method="lagrange", costs={"a": CostConfig(limit=25.0)}, multiplier_max=ceiling)
     safety = Safety(config, 1, True)
     reference = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([reference], lr=0.035)
-    draw, positive = torch.Generator().manual_seed(0), 0
+    draw, positive, highest = torch.Generator().manual_seed(0), 0, 0.0
     for update in range(80):
         cost = (80.0 if update < 30 else 25.0) * torch.rand(1, generator=draw)
         for name, value in safety.controller(safety.multiplier, cost).items():
@@ -222,10 +223,12 @@ def test_lagrange_is_adam_on_the_multiplier() -> None:
         (-reference * (cost.double() - 25)).sum().backward()
         adam.step()
         with torch.no_grad():
-            reference.clamp_(min=0)
+            reference.clamp_(0, ceiling)
         assert safety.multiplier.item() == pytest.approx(reference.item(), rel=1e-3, abs=1e-4)
         positive += reference.item() > 0.1
-    assert positive > 20 and reference.item() < 0.9
+        highest = max(highest, reference.item())
+    assert positive > 20 and reference.item() < 0.9 * min(1.0, highest)
+    assert (highest == pytest.approx(ceiling)) == (ceiling < 1)
 
 
 @pytest.mark.parametrize("method", ["pid", "lagrange"])
