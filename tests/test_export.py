@@ -20,6 +20,7 @@ from rlcore.agent import Policy
 from rlcore.env import EnvSpec, spec_of
 from rlcore.envs import make_env
 from rlcore.export import ExportError, OnnxPolicy, ParityReport, config_hash, export_onnx, read_metadata, verify
+from rlcore.export.onnx import _check_graph
 from rlcore.export.parity import _decided
 from rlcore.gate import Gated
 from rlcore.train.run import RunFolder
@@ -249,6 +250,18 @@ def test_a_difference_that_may_be_rounding_is_refused_with_what_to_do(tmp_path: 
     with pytest.raises(ExportError) as error:
         export_onnx(Broken(), make_spec(), tmp_path / "policy.onnx", **options)  # type: ignore[arg-type]
     assert "rounding" not in str(error.value)
+
+
+def test_what_an_exporter_writes_beside_the_file_or_in_another_opset_is_refused(tmp_path: Path) -> None:
+    export_onnx(Controller(), make_spec(), tmp_path / "policy.onnx", recording=None)
+    model = onnx.load(str(tmp_path / "policy.onnx"))
+    _check_graph(model)
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    with pytest.raises(ExportError, match=rf"put weights \['{model.graph.initializer[0].name}'\] into another file"):
+        _check_graph(model)
+    model.opset_import[0].version = 18
+    with pytest.raises(ExportError, match=r"wrote opsets \{'': 18\}; only the standard opset 11 is allowed"):
+        _check_graph(model)
 
 
 class BrokenAt(Controller):
