@@ -228,6 +228,20 @@ def test_a_bound_moves_from_the_limits_of_its_success_on(end: int, successes: in
     assert ranges.stage() == [expected]
 
 
+def test_what_a_reset_breaks_off_takes_its_cohort_with_it() -> None:
+    """Else the short episodes of it, which have ended, would stand for all."""
+    row = Row("load", 0.5, False)
+    ranges = AutomaticRanges([row], 10, torch.device("cpu"), step=0.125, low=0.5, high=0.8, episodes=12)
+    ranges.played.fill_(1)  # all are at the upper bound, where four have ended before
+    ranges.tally[:, 1, :4] = 1.0
+    ranges.adapt()
+    assert ranges.cohorts.sums.tolist() == [[0.0, 4.0], [0.0, 4.0]]
+    ranges.broken_off()
+    ranges.played.fill_(2)  # what begins is at no bound
+    ranges.adapt()
+    assert not ranges.cohorts.sums.any() and ranges.stage() == [[0.5, 0.5]]
+
+
 def test_adr_does_not_count_episodes_of_a_bound_that_has_moved() -> None:
     env = of(Threshold(64), "adr", load=True, boundary_episodes=5)
     env.reset(0)
