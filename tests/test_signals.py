@@ -99,6 +99,17 @@ def test_sums_of_episodes_in_flight_go_on_after_a_resume() -> None:
     assert any("signal/effort_episode" in row for row in whole[20:])
 
 
+def test_where_a_rollout_was_broken_off_new_episodes_begin_as_the_env_would_have_begun_them() -> None:
+    agent = PPO(Priced(4, seed=1), CONFIG, seed=1)
+    progress = agent.learn(2)
+    progress.broken_off = "rollout"
+    content = snapshot(agent.env, agent, progress)
+    env, other = Priced(4, seed=9), Priced(4, seed=5)
+    progress, exact = resume(env, PPO(env, CONFIG, seed=1), content)
+    other.load_state_dict(content["env"])
+    assert not exact and torch.equal(progress.obs["policy"], other.reset()["policy"])
+
+
 def test_a_restart_forgets_the_sums_of_episodes_in_flight() -> None:
     agent = PPO(Priced(4, seed=1), CONFIG, seed=1)
     progress = agent.learn(1)
