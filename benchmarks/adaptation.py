@@ -1,10 +1,10 @@
-"""What MAML's policy is worth on tasks that it has not seen, beside learning them anew from as many episodes.
+"""What MAML's policy is worth on tasks that it has not seen, beside learning from as many episodes on others like them.
 
     python benchmarks/adaptation.py --run runs/Navigation-2D/maml/RUN
 
 It prints the mean return before adaptation and after each step of it, of the run's policy and of an untrained one that
-takes the same steps, and of PPO that begins anew on each task and updates after the same episodes, by the best of
-several learning rates.
+takes the same steps, and of PPO that begins anew on each of a few tasks, drawn the same way, and updates after as many
+episodes, by the best of several learning rates.
 """
 
 from __future__ import annotations

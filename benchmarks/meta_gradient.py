@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from timing import spread
 
 from rlcore.envs import make_env
 from rlcore.maml import MAML, MAMLConfig
@@ -35,6 +35,7 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
 
 SHOWN = {
     "update_ms": "{:.1f} ms",
+    "quartiles_ms": "{0[0]:.1f} to {0[1]:.1f}",
     "record_s": "{:.2f} s",
     "allocated_mib": "{:,.0f} MiB",
     "reserved_mib": "{:,.0f} MiB",
@@ -42,8 +43,8 @@ SHOWN = {
 """How what is measured is told."""
 
 
-def measured(config: MAMLConfig, num_envs: int, steps: int, device: torch.device, count: int) -> dict[str, float]:
-    """Milliseconds of an update (median) and, on CUDA, seconds to record it and MiB allocated at most and reserved."""
+def measured(config: MAMLConfig, num_envs: int, steps: int, device: torch.device, count: int) -> dict[str, Any]:
+    """Milliseconds of an update, and its quartiles; on CUDA also seconds to record it, MiB at most and reserved."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -52,10 +53,10 @@ def measured(config: MAMLConfig, num_envs: int, steps: int, device: torch.device
     agent = MAML(env, config, seed=1)
     agent.learn(1)  # a rollout, and the first of three calls, the third of which records
     second_and_third = [seconds(agent.update, device) for _ in range(2)]
-    later = statistics.median(seconds(agent.update, device) for _ in range(count))
-    found = {"update_ms": 1e3 * later}
+    later = spread([1e3 * seconds(agent.update, device) for _ in range(count)])
+    found: dict[str, Any] = {"update_ms": later["median"], "quartiles_ms": (later["q25"], later["q75"])}
     if device.type == "cuda":
-        found["record_s"] = second_and_third[1] - later if agent.config.mode == "graph" else 0.0
+        found["record_s"] = second_and_third[1] - later["median"] / 1e3 if agent.config.mode == "graph" else 0.0
         found["allocated_mib"] = torch.cuda.max_memory_allocated(device) / 2**20
         found["reserved_mib"] = torch.cuda.memory_reserved(device) / 2**20
     return found
@@ -78,7 +79,8 @@ def main(words: Sequence[str] | None = None) -> None:
     samples = args.num_envs * args.steps * (args.adapt_steps + 1)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, 1 thread"
     print(f"{name}, torch {torch.__version__}: {args.epochs} gradients of {samples:,} samples, {args.num_tasks} tasks")
-    print("| derivatives | mode | update | to record | allocated at most | reserved |\n|---|---|--:|--:|--:|--:|")
+    print("| derivatives | mode | update | quartiles | to record | allocated at most | reserved |")
+    print("|---|---|--:|--:|--:|--:|--:|")
     modes: tuple[Mode, ...] = ("eager", "graph") if device.type == "cuda" else ("eager",)
     for first_order in (False, True):
         for mode in modes:

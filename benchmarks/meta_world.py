@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import signal
 import statistics
@@ -130,15 +131,19 @@ def table(joint: dict[str, Evaluation], alone: dict[str, Evaluation], steps: int
         "|---|---|---|",
     ]
     means: tuple[list[float], list[float]] = ([], [])
+    spreads: tuple[list[float], list[float]] = ([], [])  # variance of each share, by the goals that were drawn
     for task in MT10:
         texts = []
-        for column, found in zip(means, (joint[name_of(task)], alone[name_of(task)]), strict=True):
+        for column, own, found in zip(means, spreads, (joint[name_of(task)], alone[name_of(task)]), strict=True):
             share, goals = found.success or 0.0, found.goals or 1
             low, high = wilson_interval(share, goals)
             column.append(share)
+            own.append(share * (1 - share) / goals)
             texts.append(f"{100 * share:.0f} ({100 * low:.0f} to {100 * high:.0f}), return {found.mean_return:.0f}")
         lines.append(f"| {task} | {texts[0]} | {texts[1]} |")
-    lines.append("| mean | " + " | ".join(f"**{100 * statistics.fmean(column):.1f}**" for column in means) + " |")
+    halves = [1.96 * math.sqrt(sum(own)) / len(own) for own in spreads]  # of a 95 % interval; training is one seed
+    texts = [f"**{100 * statistics.fmean(x):.1f}** ± {100 * half:.1f}" for x, half in zip(means, halves, strict=True)]
+    lines.append(f"| mean | {' | '.join(texts)} |")
     return [*lines, "", "| published, 2,000,000 steps of each task | |", "|---|---|"] + [
         f"| {name} | {value} |" for name, value in PUBLISHED.items()
     ]

@@ -74,14 +74,14 @@ def main(words: Sequence[str] | None = None) -> None:
     for _ in range(args.rounds):
         for name, agent in made.items():
             times[name].append(1e3 * seconds(agent.update, device))
-    joint = spread(times["one policy"])["median"]
     where = torch.cuda.get_device_name() if cuda else "CPU, 1 thread"
     print(f"{where}, torch {torch.__version__}: an update of {args.num_envs:,} envs x 24 steps, {args.rounds} rounds")
-    print("| | ms | quartiles | one policy / this |\n|---|--:|---|--:|")
+    print("| | ms | quartiles | one policy / this (quartiles) |\n|---|--:|---|--:|")
     for name, values in times.items():
         own = spread(values)
-        ratio = joint / own["median"]
-        print(f"| {name} | {own['median']:.2f} | {own['q25']:.2f} to {own['q75']:.2f} | {ratio:.2f} |")
+        ratio = spread([joint / alone for joint, alone in zip(times["one policy"], values, strict=True)])  # by round
+        texts = [f"{part['q25']:.2f} to {part['q75']:.2f}" for part in (own, ratio)]
+        print(f"| {name} | {own['median']:.2f} | {texts[0]} | {ratio['median']:.2f} ({texts[1]}) |")
     for name in ("one policy", "G1") if args.kernels and cuda else ():
         print(f"\n{name}:", *costliest(made[name], args.kernels), sep="\n")
 

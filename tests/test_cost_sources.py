@@ -88,6 +88,19 @@ def test_terms_have_names_and_hidden_observations_count_nothing() -> None:
         assert torch.equal(signals_of(step)["turn"], over * step.obs["policy"][:, :2].abs().amax(1))
 
 
+def test_what_is_no_step_costs_nothing() -> None:
+    class Resetting(Pendulum):
+        """Whose first two envs spend a step on their reset."""
+
+        def step(self, action: Tensor) -> Step:
+            return super().step(action)._replace(valid=torch.tensor([False, False, True, True]))
+
+    env = WithSignals(Resetting(4, seed=0), {"cost": CostSource(observation="policy")})
+    env.reset()
+    for _ in range(3):
+        assert (signals_of(env.step(torch.ones(4, 1)))["cost"] > 0).tolist() == [False, False, True, True]
+
+
 def test_what_is_set_on_the_wrapper_reaches_the_env() -> None:
     inner: Any = Named(2)
     assert not is_staggered(WithSignals(inner, {})) and not is_selective(WithSignals(inner, {}))

@@ -330,6 +330,10 @@ def test_returns_of_whole_episodes_are_a_success_where_nothing_else_is() -> None
     assert env._own.tolist() == [1, 1, 0, 0] and ended(env) == (4, 2)
     played(env, torch.tensor([[0.0], [1.0], [0.0], [0.0]]))  # from 0 anew
     assert env._own.tolist() == [2, 0, 1, 1]
+    env.step(torch.zeros(4, 1))
+    assert env._returns.all()
+    env.reset()  # no episode has what another one earned
+    assert not env._returns.any()
 
 
 class Goals(Ladder):
@@ -389,6 +393,28 @@ def test_the_threshold_needs_its_episodes_and_finds_its_way_back() -> None:
     for name in ("level_top", "level_entropy"):
         assert env.adapt()[f"curriculum/{name}"] == 0
     assert env.adapt()["curriculum/success"].isnan()
+
+
+def test_a_share_of_successes_at_its_limit_goes_up_and_does_not_go_down() -> None:
+    """From 0.8 on the next level follows, and below 0.4 the one before, as the settings say."""
+    env = of(Ladder(10, seed=0, length=1), levels=3, uniform=0.0, episodes=10)  # heights of 0, 0.5 and 1
+    env.reset(1)
+
+    def levels(successes: int) -> list[int]:
+        """Where the curriculum stands over ten rounds of one episode in each env, or until it moves."""
+        found = [int(env._reached)]
+        while len(found) < 10 and found[-1] == found[0]:
+            action = torch.full((10, 1), -1.0)  # which misses all
+            action[:successes] = found[-1] / 2
+            env.step(action)
+            env.adapt()
+            found.append(int(env._reached))
+        return found
+
+    assert levels(7) == [0] * 10
+    assert levels(8)[-1] == 1
+    assert levels(4) == levels(7) == [1] * 10
+    assert levels(3)[-1] == 0
 
 
 def test_the_floor_plays_every_level_at_its_share() -> None:

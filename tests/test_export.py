@@ -20,6 +20,7 @@ from rlcore.agent import Policy
 from rlcore.env import EnvSpec, spec_of
 from rlcore.envs import make_env
 from rlcore.export import ExportError, OnnxPolicy, ParityReport, config_hash, export_onnx, read_metadata, verify
+from rlcore.export.onnx import _check_graph
 from rlcore.export.parity import _decided
 from rlcore.gate import Gated
 from rlcore.train.run import RunFolder
@@ -249,6 +250,46 @@ def test_a_difference_that_may_be_rounding_is_refused_with_what_to_do(tmp_path: 
     with pytest.raises(ExportError) as error:
         export_onnx(Broken(), make_spec(), tmp_path / "policy.onnx", **options)  # type: ignore[arg-type]
     assert "rounding" not in str(error.value)
+
+
+def test_what_an_exporter_writes_beside_the_file_or_in_another_opset_is_refused(tmp_path: Path) -> None:
+    export_onnx(Controller(), make_spec(), tmp_path / "policy.onnx", recording=None)
+    model = onnx.load(str(tmp_path / "policy.onnx"))
+    _check_graph(model)
+    model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
+    with pytest.raises(ExportError, match=rf"put weights \['{model.graph.initializer[0].name}'\] into another file"):
+        _check_graph(model)
+    model.opset_import[0].version = 18
+    with pytest.raises(ExportError, match=r"wrote opsets \{'': 18\}; only the standard opset 11 is allowed"):
+        _check_graph(model)
+
+
+class BrokenAt(Controller):
+    """The traced graph is another where the first number of ``goal`` is above a limit: there all actions differ."""
+
+    def __init__(self, limit: float, by: float) -> None:
+        super().__init__()
+        self.limit, self.by = limit, by
+
+    def forward(self, obs: Obs, state: State = ()) -> tuple[Tensor, State]:
+        action, state = super().forward(obs, state)
+        if torch.onnx.is_in_onnx_export():
+            action = torch.where(obs["goal"][:, :1] > self.limit, action + self.by, action)
+        return action, state
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize(("limit", "by"), [(15.0, 0.5), (1.5, float("nan"))], ids=["far out", "no number"])
+def test_a_file_that_differs_far_out_or_gives_no_number_is_refused(
+    limit: float, by: float, recorded: bool, tmp_path: Path
+) -> None:
+    """Random observations as far as 15 are ten times as far out as usual: those of a fault, or of a fall."""
+    recording = make_recording() if recorded else None
+    assert recording is None or recording["goal"].max() < 15
+    size = r"0\.0\d+" if by == 0.5 else "inf"  # of ten times the usual, a tenth
+    with pytest.raises(ExportError, match=rf"largest difference {size} in output 'actions\[\d\]', above the tolerance"):
+        export_onnx(BrokenAt(limit, by), make_spec(), tmp_path / "policy.onnx", recording=recording)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_difference_on_recorded_observations_alone_is_found(tmp_path: Path) -> None:

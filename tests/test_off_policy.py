@@ -213,6 +213,26 @@ def test_samples_whose_last_observation_is_lost_are_counted_and_told_of(
     assert not lost or "more than 1 % of the samples count for nothing" in warnings[0]
 
 
+def test_what_is_no_step_is_in_no_window() -> None:
+    class Resetting(Null):
+        """Whose env 1 spends its third step on a reset."""
+
+        count = 0
+
+        def step(self, action: Tensor) -> Step:
+            self.count += 1
+            valid = torch.ones(4, dtype=torch.bool)
+            valid[1] = self.count != 3
+            return super().step(action)._replace(valid=valid)
+
+    learner = agent(env=Resetting(4, obs_size=3, action_size=2, episode_length=100))
+    learner.learn(6)
+    for n_step, expected in ((1, [1, 1, 0, 1, 1]), (2, [1, 0, 0, 1])):
+        start = torch.arange(len(expected))
+        found = [learner.replay.window(start, torch.full_like(start, n), 0.9, n_step).weight.tolist() for n in (0, 1)]
+        assert found == [[1] * len(expected), expected]
+
+
 def test_samples_that_are_left_out_are_not_said_to_have_lost_their_last_observation(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

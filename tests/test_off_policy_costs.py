@@ -279,6 +279,19 @@ def test_scales_of_costs_and_rewards_do_not_matter(kind: Any, preset: str) -> No
     assert prices[0] == 1 or preset == "classic"
 
 
+def test_the_size_of_a_cost_is_the_root_mean_square_of_its_discounted_sums_anew_in_each_episode() -> None:
+    costs: CostCritics = learner(gamma=0.9).costs
+    sums, squares = torch.zeros(2, 4, dtype=torch.float64), []
+    for _ in range(50):
+        cost, over, none = torch.rand(2, 4), torch.rand(4) < 0.2, torch.zeros(4, dtype=torch.bool)
+        signals = dict(zip(costs.safety.names, cost.unbind(), strict=True))
+        costs.record(Step({}, torch.zeros(4), over, none, None, {}, None, signals), over, torch.ones(()))
+        sums = 0.9 * sums + cost.double()
+        squares.append(sums.square().mean(1))
+        sums[:, over] = 0.0
+    torch.testing.assert_close(costs.square.double(), torch.stack(squares).mean(0), rtol=1e-5, atol=1e-6)
+
+
 def test_a_cost_that_has_hardly_occurred_counts_as_at_its_limit() -> None:
     agent = learner()
     costs: CostCritics = agent.costs

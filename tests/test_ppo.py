@@ -25,6 +25,7 @@ from rlcore.observations import choose_groups
 from rlcore.optimizer import FlatAdam
 from rlcore.ppo_config import rate_by_kl
 from rlcore.recurrent import RNNConfig, cleared
+from rlcore.returns import scaled_reward
 from rlcore.rollout import Samples
 from rlcore.train.evaluate import evaluate
 from rlcore.types import Obs
@@ -299,7 +300,7 @@ def test_skipped_minibatches_leave_the_learning_rate() -> None:
 
 
 class Broken(Scripted):
-    """Env 2 sends NaN in one step of the second rollout and ends its episode in the next."""
+    """Env 2 sends NaN (or an infinite reward) in one step of the second rollout and ends its episode in the next."""
 
     def __init__(self, what: str) -> None:
         super().__init__()
@@ -309,7 +310,8 @@ class Broken(Scripted):
         step = super().step(action)
         self.count += 1
         if self.count == 9:
-            (step.reward if self.what == "reward" else step.obs["policy"])[2] = math.nan
+            value = step.obs["policy"] if self.what == "observation" else step.reward
+            value[2] = math.inf if self.what == "infinite reward" else math.nan
         if self.count == 10:
             step.terminated[2] = True
         return step
@@ -726,6 +728,16 @@ def test_reward_scale_scales_returns_and_clip_limits_rewards() -> None:
     reward = torch.stack([s.reward for s in steps])
     torch.testing.assert_close(scaled.rollout.data["reward"], (3 * reward).clamp(-1.5, 1.5))
     torch.testing.assert_close(plain.rollout.data["reward"], reward)
+
+
+def test_a_limit_of_rewards_makes_no_sound_reward_of_a_broken_one() -> None:
+    broken = torch.tensor([math.nan, math.inf, -math.inf])
+    assert scaled_reward(broken, 2.0, 1.5).isnan().all()
+    assert scaled_reward(torch.tensor([1.0, -0.5, -9.0]), 2.0, 1.5).tolist() == [1.5, -1.0, -1.5]
+    agent = PPO(Broken("infinite reward"), config(reward_clip=1.0), seed=0)
+    dropped: list[float] = []
+    agent.learn(4, on_report=lambda report: dropped.append(report.metrics["rollout/dropped"]))
+    assert dropped == [0, 1, 0, 0]
 
 
 def test_normalized_values_predict_the_same_returns() -> None:

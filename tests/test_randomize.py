@@ -24,6 +24,7 @@ from rlcore.envs import make_env
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.disturb import Disturbed
 from rlcore.envs.randomize import ParameterRange, RandomizeConfig, Randomized, randomized, split_randomize
+from rlcore.envs.ranges import AutomaticRanges, Row
 from rlcore.envs.torch_env import TorchEnv
 from rlcore.networks import NetworkConfig
 from rlcore.observations import choose_groups
@@ -211,6 +212,36 @@ def test_adr_plays_bounds_in_half_of_the_episodes_and_never_passes_nominal() -> 
     assert low == high == pytest.approx(0.05 / 0.6)
 
 
+@pytest.mark.parametrize(("successes", "steps"), [(10, 1), (8, 1), (7, 0), (6, 0), (5, -1), (0, -1)])
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_bound_moves_from_the_limits_of_its_success_on(end: int, successes: int, steps: int) -> None:
+    """Out where it is at least ``high``, and back where it is at most ``low``; algorithm 1 of arXiv:1910.07113."""
+    row = Row("load", 0.5, False)
+    ranges = AutomaticRanges([row], 10, torch.device("cpu"), step=0.125, low=0.5, high=0.8, episodes=10)
+    ranges.load_stage([[0.25, 0.75]])
+    ranges.tally[0, end] = 1.0  # an episode of each env has ended at this bound, and none goes on
+    ranges.tally[1, end, :successes] = 1.0
+    told = ranges.adapt()
+    assert float(told["randomize/success"]) == pytest.approx(successes / 10)
+    expected = [0.25, 0.75]
+    expected[end] += 0.125 * steps * (1 if end else -1)
+    assert ranges.stage() == [expected]
+
+
+def test_what_a_reset_breaks_off_takes_its_cohort_with_it() -> None:
+    """Else the short episodes of it, which have ended, would stand for all."""
+    row = Row("load", 0.5, False)
+    ranges = AutomaticRanges([row], 10, torch.device("cpu"), step=0.125, low=0.5, high=0.8, episodes=12)
+    ranges.played.fill_(1)  # all are at the upper bound, where four have ended before
+    ranges.tally[:, 1, :4] = 1.0
+    ranges.adapt()
+    assert ranges.cohorts.sums.tolist() == [[0.0, 4.0], [0.0, 4.0]]
+    ranges.broken_off()
+    ranges.played.fill_(2)  # what begins is at no bound
+    ranges.adapt()
+    assert not ranges.cohorts.sums.any() and ranges.stage() == [[0.5, 0.5]]
+
+
 def test_adr_does_not_count_episodes_of_a_bound_that_has_moved() -> None:
     env = of(Threshold(64), "adr", load=True, boundary_episodes=5)
     env.reset(0)
@@ -311,6 +342,10 @@ def test_the_return_decides_where_the_env_does_not_tell_success() -> None:
         total += env.step(torch.zeros(4, 1)).reward
     assert float(env.adapt()["randomize/success"]) == float((total >= -30).float().mean())
     assert (env._return == 0).all() and math.isnan(float(env.adapt()["randomize/success"]))
+    env.step(torch.zeros(4, 1))
+    assert env._return.all()
+    env.reset()  # no episode has what another one earned
+    assert not env._return.any()
 
 
 class ToldLate(Threshold):

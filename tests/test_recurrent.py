@@ -187,6 +187,33 @@ def test_no_state_leaks_into_the_next_episode() -> None:
     assert (after.mean[:5] - agent.policy.distribution(x[:5], agent.policy.initial_state(4))[0].mean).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_broken_observation_empties_the_memory_of_actor_and_critic(kind: str) -> None:
+    """It goes on as from an episode's beginning: what came before the break is known to neither, nor learned from."""
+    agent = PPO(make_env("Pendulum", 4, seed=0), config(kind, sequence_length=4, num_minibatches=1), seed=0)
+    obs, state, broken, env = agent.env.reset(3), agent.initial_state(), 2, 1
+    for t in range(8):
+        if t == broken:
+            obs["policy"][env, 0] = torch.nan
+        action, state = agent.act(obs, state)
+        step = agent.env.step(action)
+        agent.record(obs, action, state, step)
+        obs = step.obs
+    batch, _ = agent._targets(agent.next_obs)
+    assert batch.keep is not None
+    assert (batch.keep == 0).nonzero().tolist() == [[broken + 1, env, 0]]
+    assert (batch.weight == 0).nonzero().tolist() == [[broken - 1, env], [broken, env], [broken + 1, env]]
+    assert batch.actor_obs[broken, env, 0] == 0
+    # The second sequence of this env begins with what was seen after the break alone, that of others with all of it.
+    for read, states in ((agent.policy.distribution, batch.actor_state), (agent.critic, batch.critic_state)):
+        fresh = read(batch.actor_obs[broken + 1 :, env : env + 1], agent.policy.initial_state(1))[1]
+        whole = read(batch.actor_obs[:, :4], agent.policy.initial_state(4))[1]
+        for saved, after, all_of_it in zip(states, fresh, whole, strict=True):
+            torch.testing.assert_close(saved[:, 4 + env], after[:, 0])
+            assert not torch.allclose(saved[:, 4 + env], all_of_it[:, env], atol=1e-3)
+            torch.testing.assert_close(saved[:, 4], all_of_it[:, 0])
+
+
 def test_the_training_loop_clears_the_state_of_ended_episodes() -> None:
     agent = PPO(make_env("Pendulum", 4, seed=0, max_episode_length=8), config(num_minibatches=1), seed=0)
     progress = agent.learn(1)  # 8 steps: every episode has just ended

@@ -168,11 +168,11 @@ def test_costs_are_those_of_a_loop_over_episodes(skips: bool) -> None:
 # The multipliers
 
 
-@pytest.mark.parametrize("most", [math.inf, 0.5])
-def test_pid_is_a_float64_loop(most: float) -> None:
+@pytest.mark.parametrize(("most", "ceiling"), [(math.inf, 100.0), (0.5, 100.0), (math.inf, 0.5)])
+def test_pid_is_a_float64_loop(most: float, ceiling: float) -> None:
     """Two costs, of which one is not measured now and then; its controller waits."""
     costs = {"a": CostConfig(limit=25.0), "b": CostConfig(limit=0.0, scale=0.1)}
-    config = SafetyConfig(costs=costs, excess_max=most)
+    config = SafetyConfig(costs=costs, excess_max=most, multiplier_max=ceiling)
     safety = Safety(config, 1, True)
     draw = torch.Generator().manual_seed(0)
     limits, scales = (25.0, 0.0), (25.0, 0.1)
@@ -193,14 +193,14 @@ def test_pid_is_a_float64_loop(most: float) -> None:
                 continue
             s, excess = state[k], min((cost - limits[k]) / scales[k], most)
             s["error"] = 0.95 * s["error"] + 0.05 * excess
-            s["total"] = min(max(s["total"] + 0.25 * excess, 0.0), 100.0)
+            s["total"] = min(max(s["total"] + 0.25 * excess, 0.0), ceiling)
             s["smooth"] = 0.95 * s["smooth"] + 0.05 * cost / scales[k]
             rise = min(max(s["smooth"] - s["past"].pop(0), 0.0), most)
             s["past"].append(s["smooth"])
-            expected[k] = min(max(2.5 * s["error"] + s["total"] + 0.25 * rise, 0.0), 100.0)
-            reached.add(expected[k] > 0)
+            expected[k] = min(max(2.5 * s["error"] + s["total"] + 0.25 * rise, 0.0), ceiling)
+            reached.add("none" if expected[k] == 0 else "most" if expected[k] == ceiling else "some")
         assert safety.multiplier.tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert reached == {True, False}
+    assert reached == {"none", "some"} | ({"most"} if ceiling < 100 else set())
 
 
 def test_at_a_limit_of_25_the_gains_are_those_of_omnisafe() -> None:
@@ -209,12 +209,13 @@ def test_at_a_limit_of_25_the_gains_are_those_of_omnisafe() -> None:
     assert [gain / 25 for gain in (config.proportional, config.integral, config.derivative)] == [0.1, 0.01, 0.01]
 
 
-def test_lagrange_is_adam_on_the_multiplier() -> None:
-    config = SafetyConfig(method="lagrange", costs={"a": CostConfig(limit=25.0)})
+@pytest.mark.parametrize("ceiling", [100.0, 0.4])
+def test_lagrange_is_adam_on_the_multiplier(ceiling: float) -> None:
+    config = SafetyConfig(method="lagrange", costs={"a": CostConfig(limit=25.0)}, multiplier_max=ceiling)
     safety = Safety(config, 1, True)
     reference = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([reference], lr=0.035)
-    draw, positive = torch.Generator().manual_seed(0), 0
+    draw, positive, highest = torch.Generator().manual_seed(0), 0, 0.0
     for update in range(80):
         cost = (80.0 if update < 30 else 25.0) * torch.rand(1, generator=draw)
         for name, value in safety.controller(safety.multiplier, cost).items():
@@ -223,10 +224,38 @@ def test_lagrange_is_adam_on_the_multiplier() -> None:
         (-reference * (cost.double() - 25)).sum().backward()
         adam.step()
         with torch.no_grad():
-            reference.clamp_(min=0)
+            reference.clamp_(0, ceiling)
         assert safety.multiplier.item() == pytest.approx(reference.item(), rel=1e-3, abs=1e-4)
         positive += reference.item() > 0.1
-    assert positive > 20 and reference.item() < 0.9
+        highest = max(highest, reference.item())
+    assert positive > 20 and reference.item() < 0.9 * min(1.0, highest)
+    assert (highest == pytest.approx(ceiling)) == (ceiling < 1)
+
+
+@pytest.mark.parametrize("method", ["pid", "lagrange"])
+def test_a_multiplier_waits_for_an_episode_to_end(method: Any) -> None:
+    """The same excess, counted again and again, would wind it up; a cost by step is measured in every rollout."""
+    costs = {"episode": CostConfig(limit=1.0), "step": CostConfig(limit=0.5, kind="per_step")}
+    safety = Safety(SafetyConfig(method=method, costs=costs), 3, True)
+    data = {f"signal_{name}": torch.ones(4, 3) for name in costs}
+    data |= {name: torch.zeros(4, 3, dtype=torch.bool) for name in ("terminated", "truncated")}
+    advantages, learned = torch.randn(3, 4, 3), torch.ones(4, 3, dtype=torch.bool)
+
+    def state() -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in safety.named_buffers() if name != "running"}
+
+    def moved() -> list[bool]:
+        """Of each cost, whether anything that its multiplier goes by has changed over a rollout."""
+        before = state()
+        metrics = safety.weigh(data, advantages[0], advantages[1:], learned, (0.99, 0.99))[2]
+        assert metrics["safety/episode_cost"].isnan() != data["truncated"].any()
+        return [any(not torch.equal(old[..., k], state()[n][..., k]) for n, old in before.items()) for k in range(2)]
+
+    assert moved() == [False, True]
+    data["truncated"][2] = True
+    assert moved() == [True, True]
+    data["truncated"][2] = False
+    assert moved() == [False, True]
 
 
 # Advantages and targets

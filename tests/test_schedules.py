@@ -266,6 +266,19 @@ def test_two_halves_are_one_whole_to_the_bit(name: str) -> None:
     assert all(map(torch.equal, whole.policy.parameters(), other.policy.parameters()))
 
 
+@pytest.mark.parametrize("name", ["ddpg", "sac"])
+def test_a_second_run_of_an_agent_is_resumed_where_its_schedules_were(name: str) -> None:
+    half = SCHEDULED[name](8)
+    half.learn(8)
+    progress = half.learn(8, should_stop=lambda: half.iteration == 12)  # half of its own eight
+    other = SCHEDULED[name](8)
+    resume(other.env, other, snapshot(half.env, half, progress))
+    assert other.schedules.values.keys() == half.schedules.values.keys() != set()
+    for key, value in half.schedules.values.items():
+        assert torch.equal(value, other.schedules.values[key]), key
+        assert value > half.config.schedules[key].end
+
+
 def test_a_run_whose_actor_was_taken_from_elsewhere_goes_on_where_its_schedules_were() -> None:
     def build() -> Any:
         return off_policy(DDPG, 8, schedules={"noise_std": ScheduleConfig(end=0.01)})

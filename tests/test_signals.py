@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlcore import PPO, SAC, ConfigError, PPOConfig, SACConfig, Step
+from rlcore import PPO, SAC, ConfigError, NetworkConfig, PPOConfig, SACConfig, Step
 from rlcore.config import from_dict
 from rlcore.envs.classic import Pendulum
 from rlcore.envs.null import Null
@@ -97,6 +97,26 @@ def test_sums_of_episodes_in_flight_go_on_after_a_resume() -> None:
     keys = [key for key in whole[-1] if key.startswith("signal/")]
     assert exact and [row.get(k) for row in whole for k in keys] == [row.get(k) for row in halves for k in keys]
     assert any("signal/effort_episode" in row for row in whole[20:])
+
+
+def test_where_a_rollout_was_broken_off_new_episodes_begin_as_the_env_would_have_begun_them() -> None:
+    agent = PPO(Priced(4, seed=1), CONFIG, seed=1)
+    progress = agent.learn(2)
+    progress.broken_off = "rollout"
+    content = snapshot(agent.env, agent, progress)
+    env, other = Priced(4, seed=9), Priced(4, seed=5)
+    progress, exact = resume(env, PPO(env, CONFIG, seed=1), content)
+    other.load_state_dict(content["env"])
+    assert not exact and torch.equal(progress.obs["policy"], other.reset()["policy"])
+
+
+def test_a_restart_forgets_the_sums_of_episodes_in_flight() -> None:
+    agent = PPO(Priced(4, seed=1), CONFIG, seed=1)
+    progress = agent.learn(1)
+    assert set(progress.episodes.signals) == {"effort", "height"}
+    assert all(sums.all() for sums in progress.episodes.signals.values())
+    progress.restart(agent.env, agent)
+    assert not any(sums.any() for sums in progress.episodes.signals.values())
 
 
 WRONG = {
@@ -220,10 +240,10 @@ def test_advantages_and_returns_by_column_are_those_of_a_float64_loop(case: str)
 
 def test_a_priced_signal_is_avoided() -> None:
     """Torque costs more than standing upright is worth: the pendulum is left to hang."""
-    efforts = []
+    efforts, net = [], NetworkConfig(hidden_dims=(32, 32))
     for weight in (0.0, -20.0):
         signals = {"effort": SignalConfig(weight=weight)}
-        config = PPOConfig(num_steps=16, num_minibatches=4, learning_rate=3e-3, signals=signals)
+        config = PPOConfig(num_steps=16, num_minibatches=4, learning_rate=3e-3, signals=signals, actor=net, critic=net)
         reports: list[Report] = []
         PPO(Priced(64, seed=1), config, seed=1).learn(15, on_report=reports.append)
         efforts.append(sum(report.metrics["signal/effort"] for report in reports[-5:]) / 5)

@@ -326,9 +326,9 @@ def test_a_sweep_that_is_interrupted_goes_on_with_the_same_runs(times: int, stan
     while len(list(stand_in.glob("runs/*/*/*/checkpoints/000001.pt"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.02)
-    for _ in range(times):
+    for number in range(times):
+        time.sleep(1.2 * number)
         process.send_signal(signal.SIGINT)
-        time.sleep(1.2)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
     assert "to go on: rlcore sweep --resume sweeps/s" in out
