@@ -178,7 +178,8 @@ class _MLP(torch.autograd.Function):
                 dz = dy
         own = widths[0] - ctx.spare  # inputs that are not padding
         dx = product(dz, weights[0])[:, :own] if ctx.needs_input_grad[0] else None
-        products[0] = products[0] if products[0] is None else products[0][:, :own]
+        if products[0] is not None:
+            products[0] = products[0][:, :own]
         if not learned:
             return dx, None, None, None, *[None] * (2 * (count + ctx.head))
         *biases, head_w, head_b = torch.split(sums.sum(0)[: sum(parts)], parts)
